@@ -116,7 +116,7 @@ class GPT(nn.Module):
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         table = nn.Embed(self.vocabulary, self.width, name="wte")
         positions = nn.Embed(self.context, self.width, name="wpe")
-        x = table(tokens) + positions(jnp.arange(tokens.shape[1]))
+        x = table(tokens) + positions(jnp.arange(tokens.shape[1]))[None]
         mask = nn.make_causal_mask(tokens, dtype=bool)
         for _ in range(self.layers):
             x = Block(self.heads, self.hidden, self.fused, self.dropout)(x, mask, train)
