@@ -1,0 +1,330 @@
+"""Whom to cite: the papers behind the methods that jprune implements.
+
+`REFERENCES`, at the end of this file, is the only place where they are written. `cite`
+prints them as BibTeX; the `references:` of CITATION.cff are the same entries in another
+notation, and a test holds the two together. To add a paper, append a `Reference` and
+run `python tests/test_cite.py`, which rewrites CITATION.cff.
+"""
+
+import difflib
+from typing import NamedTuple
+
+from jprune._errors import value_error
+from jprune._version import __version__
+
+
+class Reference(NamedTuple):
+    """One paper.
+
+    Attributes:
+      key: BibTeX key, author-year-word.
+      methods: every name `cite` finds it under: short names and public functions.
+      kind: BibTeX entry type, "inproceedings", "article" or "misc".
+      title: as published.
+      authors: each as "Family, Given", in the paper's order.
+      year: of the publication named in `venue`.
+      venue: proceedings or journal; for "misc", the preprint.
+      arxiv: arXiv number, without version.
+      volume: of the venue, or "".
+      pages: first and last as "1--2", or the article number, or "".
+      doi: or "".
+    """
+
+    key: str
+    methods: tuple[str, ...]
+    kind: str
+    title: str
+    authors: tuple[str, ...]
+    year: int
+    venue: str
+    arxiv: str
+    volume: str = ""
+    pages: str = ""
+    doi: str = ""
+
+
+def cite(name: str | None = None) -> str:
+    """BibTeX for jprune, or for the papers behind one of its methods.
+
+    Args:
+      name: a method's short name ("swd", "lamp") or the public function that implements
+        it ("add_selective_decay"); letter case is ignored. None: jprune itself.
+
+    Returns:
+      One or more BibTeX entries, separated by blank lines.
+
+    Raises:
+      ValueError: if no method has that name; the message lists near ones and all.
+
+    Examples:
+      >>> print(cite("lamp").splitlines()[0])
+      @inproceedings{lee2021layer,
+    """
+    if name is None:
+        return _SOFTWARE
+    wanted = name.lower()
+    found = [ref for ref in REFERENCES if wanted in ref.methods]
+    if not found:
+        raise value_error(_unknown(name))
+    return "\n\n".join(map(_bibtex, found))
+
+
+def cited_names() -> tuple[str, ...]:
+    """Every name that `cite` knows, sorted."""
+    return tuple(sorted({name for ref in REFERENCES for name in ref.methods}))
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), cited_names(), n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return (
+        f"`name` must be the name of a method that jprune implements, got {name!r}."
+        f"{hint} Known: {', '.join(cited_names())}."
+    )
+
+
+def _bibtex(ref: Reference) -> str:
+    where = {"article": "journal", "inproceedings": "booktitle"}.get(ref.kind)
+    fields = {
+        # Braces keep the capitals of names and acronyms whatever the BibTeX style.
+        "title": f"{{{ref.title}}}",
+        "author": " and ".join(ref.authors),
+        where or "howpublished": ref.venue,
+        "volume": ref.volume,
+        "pages": ref.pages,
+        "year": str(ref.year),
+        "doi": ref.doi,
+        "eprint": ref.arxiv,
+        "archivePrefix": "arXiv",
+    }
+    body = "".join(f"  {k} = {{{v}}},\n" for k, v in fields.items() if v)
+    return f"@{ref.kind}{{{ref.key},\n{body}}}"
+
+
+_SOFTWARE = f"""@software{{jprune,
+  title = {{{{jprune: pruning for JAX}}}},
+  author = {{{{The jprune authors}}}},
+  year = {{2026}},
+  version = {{{__version__}}},
+}}"""
+
+_NEURIPS = "Advances in Neural Information Processing Systems"
+_ICLR = "International Conference on Learning Representations"
+
+REFERENCES: tuple[Reference, ...] = (
+    Reference(
+        key="han2015learning",
+        methods=("magnitude", "prune_once"),
+        kind="inproceedings",
+        title="Learning both Weights and Connections for Efficient Neural Network",
+        authors=("Han, Song", "Pool, Jeff", "Tran, John", "Dally, William J."),
+        year=2015,
+        venue=_NEURIPS,
+        arxiv="1506.02626",
+        volume="28",
+        pages="1135--1143",
+    ),
+    Reference(
+        key="li2017pruning",
+        methods=("channel_norm", "channels"),
+        kind="inproceedings",
+        title="Pruning Filters for Efficient ConvNets",
+        authors=(
+            "Li, Hao",
+            "Kadav, Asim",
+            "Durdanovic, Igor",
+            "Samet, Hanan",
+            "Graf, Hans Peter",
+        ),
+        year=2017,
+        venue=_ICLR,
+        arxiv="1608.08710",
+    ),
+    Reference(
+        key="zhu2018prune",
+        methods=("gradual", "prune_gradually"),
+        kind="inproceedings",
+        title=(
+            "To prune, or not to prune: exploring the efficacy of pruning for model "
+            "compression"
+        ),
+        authors=("Zhu, Michael", "Gupta, Suyog"),
+        year=2018,
+        venue=f"{_ICLR}, Workshop Track",
+        arxiv="1710.01878",
+    ),
+    Reference(
+        key="mocanu2018scalable",
+        methods=("erdos_renyi",),
+        kind="article",
+        title=(
+            "Scalable training of artificial neural networks with adaptive sparse "
+            "connectivity inspired by network science"
+        ),
+        authors=(
+            "Mocanu, Decebal Constantin",
+            "Mocanu, Elena",
+            "Stone, Peter",
+            "Nguyen, Phuong H.",
+            "Gibescu, Madeleine",
+            "Liotta, Antonio",
+        ),
+        year=2018,
+        venue="Nature Communications",
+        arxiv="1707.04780",
+        volume="9",
+        pages="2383",
+        doi="10.1038/s41467-018-04316-3",
+    ),
+    Reference(
+        key="ding2019global",
+        methods=("gsm", "mask_by_saliency"),
+        kind="inproceedings",
+        title="Global Sparse Momentum SGD for Pruning Very Deep Neural Networks",
+        authors=(
+            "Ding, Xiaohan",
+            "Ding, Guiguang",
+            "Zhou, Xiangxin",
+            "Guo, Yuchen",
+            "Han, Jungong",
+            "Liu, Ji",
+        ),
+        year=2019,
+        venue=_NEURIPS,
+        arxiv="1909.12778",
+        volume="32",
+        pages="6382--6394",
+    ),
+    Reference(
+        key="lee2019snip",
+        methods=("snip", "saliency"),
+        kind="inproceedings",
+        title=("SNIP: Single-shot Network Pruning based on Connection Sensitivity"),
+        authors=("Lee, Namhoon", "Ajanthan, Thalaiyasingam", "Torr, Philip H. S."),
+        year=2019,
+        venue=_ICLR,
+        arxiv="1810.02340",
+    ),
+    Reference(
+        key="molchanov2019importance",
+        methods=("saliency",),
+        kind="inproceedings",
+        title="Importance Estimation for Neural Network Pruning",
+        authors=(
+            "Molchanov, Pavlo",
+            "Mallya, Arun",
+            "Tyree, Stephen",
+            "Frosio, Iuri",
+            "Kautz, Jan",
+        ),
+        year=2019,
+        venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+        arxiv="1906.10771",
+        pages="11264--11272",
+    ),
+    Reference(
+        key="evci2020rigging",
+        methods=("erk",),
+        kind="inproceedings",
+        title="Rigging the Lottery: Making All Tickets Winners",
+        authors=(
+            "Evci, Utku",
+            "Gale, Trevor",
+            "Menick, Jacob",
+            "Castro, Pablo Samuel",
+            "Elsen, Erich",
+        ),
+        year=2020,
+        venue="International Conference on Machine Learning",
+        arxiv="1911.11134",
+        volume="119",
+        pages="2943--2952",
+    ),
+    Reference(
+        key="renda2020comparing",
+        methods=("rewinding",),
+        kind="inproceedings",
+        title="Comparing Rewinding and Fine-tuning in Neural Network Pruning",
+        authors=("Renda, Alex", "Frankle, Jonathan", "Carbin, Michael"),
+        year=2020,
+        venue=_ICLR,
+        arxiv="2003.02389",
+    ),
+    Reference(
+        key="sanh2020movement",
+        methods=("movement",),
+        kind="inproceedings",
+        title="Movement Pruning: Adaptive Sparsity by Fine-Tuning",
+        authors=("Sanh, Victor", "Wolf, Thomas", "Rush, Alexander M."),
+        year=2020,
+        venue=_NEURIPS,
+        arxiv="2005.07683",
+        volume="33",
+        pages="20378--20389",
+    ),
+    Reference(
+        key="lee2021layer",
+        methods=("lamp",),
+        kind="inproceedings",
+        title="Layer-adaptive Sparsity for the Magnitude-based Pruning",
+        authors=(
+            "Lee, Jaeho",
+            "Park, Sejun",
+            "Mo, Sangwoo",
+            "Ahn, Sungsoo",
+            "Shin, Jinwoo",
+        ),
+        year=2021,
+        venue=_ICLR,
+        arxiv="2010.07611",
+    ),
+    Reference(
+        key="mishra2021accelerating",
+        methods=("n_of_m",),
+        kind="misc",
+        title="Accelerating Sparse Deep Neural Networks",
+        authors=(
+            "Mishra, Asit",
+            "Latorre, Jorge Albericio",
+            "Pool, Jeff",
+            "Stosic, Darko",
+            "Stosic, Dusan",
+            "Venkatesh, Ganesh",
+            "Yu, Chong",
+            "Micikevicius, Paulius",
+        ),
+        year=2021,
+        venue="arXiv preprint",
+        arxiv="2104.08378",
+    ),
+    Reference(
+        key="tessier2022rethinking",
+        methods=("swd", "add_selective_decay"),
+        kind="article",
+        title="Rethinking Weight Decay for Efficient Neural Network Pruning",
+        authors=(
+            "Tessier, Hugo",
+            "Gripon, Vincent",
+            "Léonardon, Mathieu",
+            "Arzel, Matthieu",
+            "Hannagan, Thomas",
+            "Bertrand, David",
+        ),
+        year=2022,
+        venue="Journal of Imaging",
+        arxiv="2011.10520",
+        volume="8",
+        pages="64",
+        doi="10.3390/jimaging8030064",
+    ),
+    Reference(
+        key="sun2024simple",
+        methods=("wanda",),
+        kind="inproceedings",
+        title="A Simple and Effective Pruning Approach for Large Language Models",
+        authors=("Sun, Mingjie", "Liu, Zhuang", "Bair, Anna", "Kolter, J. Zico"),
+        year=2024,
+        venue=_ICLR,
+        arxiv="2306.11695",
+    ),
+)

@@ -1,0 +1,7 @@
+"""Read-only looks at a network: what is left of it, what it costs, how a run went."""
+
+from jprune.analysis._plots import plot_history as plot_history
+from jprune.analysis._plots import plot_sparsity as plot_sparsity
+from jprune.analysis._report import LeafReport as LeafReport
+from jprune.analysis._report import Report as Report
+from jprune.analysis._report import report as report

@@ -1,0 +1,48 @@
+"""Settings and fixtures of every test.
+
+Four host CPU devices, so that sharding is exercised on any machine; a silent rank
+promotion is an error (a mask broadcast against the wrong axis would otherwise pass);
+warnings are errors (pyproject.toml).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def getkey() -> Callable[[], jax.Array]:
+    """A function that returns a fresh PRNG key at each call, the same in every run."""
+    keys = iter(range(1 << 20))
+    return lambda: jax.random.fold_in(jax.random.key(5678), next(keys))
+
+
+@pytest.fixture
+def strict_promotion() -> Iterator[None]:
+    """Implicit dtype promotion is an error within the test.
+
+    Not set for all tests: several Optax schedules and Flax layers promote on purpose.
+    """
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder named by TFDS_DATA_DIR; the `data` marker skips where it is absent."""
+    return Path(os.environ["TFDS_DATA_DIR"])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test marked `data` where the data sets are not."""
+    if item.get_closest_marker("data") is None:
+        return
+    folder = os.environ.get("TFDS_DATA_DIR")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip(f"needs the data sets: TFDS_DATA_DIR={folder!r} is not a folder")
