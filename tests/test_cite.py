@@ -22,21 +22,18 @@ def as_cff(ref: Reference) -> str:
     """The entry of CITATION.cff that says the same as `ref`."""
     kind = {"article": "article", "inproceedings": "conference-paper"}
     where = {"article": "journal", "inproceedings": "collection-title"}
+    first, _, last = ref.pages.partition("--")
     fields = {
         "type": kind.get(ref.kind, "generic"),
         "title": json.dumps(ref.title, ensure_ascii=False),
-        where.get(ref.kind, "publisher"): json.dumps(ref.venue),
+        where.get(ref.kind, "medium"): json.dumps(ref.venue),
         "volume": ref.volume,
+        "start": first,
+        "end": last,
         "year": str(ref.year),
         "doi": ref.doi,
         "url": f"https://arxiv.org/abs/{ref.arxiv}",
     }
-    if ref.kind == "misc":
-        fields["publisher"] = f"\n      name: {json.dumps(ref.venue)}"
-    if "--" in ref.pages:
-        fields["start"], fields["end"] = ref.pages.split("--")
-    elif ref.pages:
-        fields["start"] = ref.pages
     lines = [f"{name}: {value}" for name, value in fields.items() if value]
     lines.append("authors:")
     for author in ref.authors:

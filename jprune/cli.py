@@ -1,0 +1,164 @@
+"""The command line: look at saved parameters, and cite.
+
+    jprune report params.npz                      what is left, leaf by leaf
+    jprune report params.npz --mask mask.npz      by a mask instead of by zeros
+    jprune cite swd                               BibTeX of a method's papers
+
+`report` reads `.npz` archives whose keys are leaf paths, single `.npy` files, and
+folders of `.npy` files (paths as names). Nothing is unpickled. `jprune report --help`
+shows how to write such an archive from any pytree with one call of `numpy.savez`.
+
+Each sub-command is one `_add_...` function, which declares its arguments, and one
+function from the parsed arguments to the text that is printed. There is no training
+here: that is `python -m experiments.train`.
+"""
+
+import argparse
+import re
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jprune._cite import cite, cited_names
+from jprune._errors import listing, type_error, value_error
+from jprune._version import __version__
+from jprune.analysis import report
+
+Tree = dict[str, np.ndarray]
+
+_SAVING = """To write such an archive from any pytree:
+
+  numpy.savez("params.npz", **{
+      jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(params)})
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command and prints what it returns.
+
+    Args:
+      argv: the arguments after the program's name; None: those of the process.
+
+    Returns:
+      0, or 1 after an error, whose message goes to standard error. Wrong usage leaves
+      through argparse with status 2.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        text = args.run(args)
+    except (ValueError, TypeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jprune", description="Pruning for JAX.")
+    parser.add_argument("--version", action="version", version=f"jprune {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_report(commands)
+    _add_cite(commands)
+    return parser
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="kept scalars, sparsity and bytes of saved parameters",
+        epilog=_SAVING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", help=".npz (keys = paths), .npy, or a folder of .npy")
+    parser.add_argument("--mask", metavar="FILE", help="mask with the same paths")
+    parser.add_argument(
+        "--scope", metavar="REGEX", help="leaves that take part, searched in the path"
+    )
+    parser.set_defaults(run=_report)
+
+
+def _report(args: argparse.Namespace) -> str:
+    params = _load(args.file)
+    mask = None if args.mask is None else _load(args.mask)
+    scope = None if args.scope is None else _matching(args.scope, params)
+    return str(report(params, mask, scope=scope))
+
+
+def _add_cite(commands: Any) -> None:
+    parser = commands.add_parser("cite", help="BibTeX of a method's papers")
+    parser.add_argument("name", nargs="*", help="methods; none: jprune itself")
+    parser.add_argument("--list", action="store_true", help="the names it knows")
+    parser.set_defaults(run=_cite)
+
+
+def _cite(args: argparse.Namespace) -> str:
+    if args.list:
+        return "\n".join(cited_names())
+    return "\n\n".join(map(cite, args.name)) if args.name else cite()
+
+
+def _matching(pattern: str, params: Tree) -> dict[str, bool]:
+    """The scope of the leaves whose path matches `pattern`."""
+    try:
+        found = {path: re.search(pattern, path) is not None for path in params}
+    except re.error as error:
+        raise value_error(
+            f"`--scope` must be a regular expression, got {pattern!r}: {error}."
+        ) from error
+    if not any(found.values()):
+        raise value_error(
+            f"`--scope` {pattern!r} matches no leaf; the leaves are:"
+            f"{listing(list(params))}"
+        )
+    return found
+
+
+def _load(name: str) -> Tree:
+    """The arrays of a file or folder, by path."""
+    file = Path(name)
+    if file.is_dir():
+        arrays = {
+            part.relative_to(file).with_suffix("").as_posix(): _read(part)
+            for part in sorted(file.rglob("*.npy"))
+        }
+    elif file.suffix == ".npz":
+        arrays = dict(_read(file))
+    elif file.suffix == ".npy":
+        arrays = {file.stem: _read(file)}
+    else:
+        raise value_error(
+            f"{name!r} must be an .npz archive, an .npy file or a folder of .npy "
+            "files; `jprune report --help` shows how to write one from any pytree."
+        )
+    if not arrays:
+        raise value_error(f"{name!r} holds no array.")
+    return {path: _typed(name, path, array) for path, array in arrays.items()}
+
+
+def _read(file: Path) -> Any:
+    """`numpy.load` without pickles, its errors naming the file."""
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except FileNotFoundError as error:
+        raise value_error(f"There is no file {str(file)!r}.") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise value_error(f"{str(file)!r} cannot be read: {error}") from error
+
+
+def _typed(name: str, path: str, array: np.ndarray) -> np.ndarray:
+    """The array with its data type; NumPy writes bfloat16 as two untyped bytes."""
+    if array.dtype.kind != "V":
+        return array
+    if array.dtype.itemsize == 2:
+        return array.view(jnp.bfloat16)
+    raise type_error(
+        f"{name!r}: leaf {path} has the data type {array.dtype}, which NumPy did not "
+        "keep. Save it as float32."
+    )

@@ -1,0 +1,161 @@
+"""`analysis.report`: exact counts, sizes, the table, and its errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune.analysis import report
+from jprune.analysis._table import byte_size, percent
+
+
+@pytest.fixture
+def params():
+    kernel = np.zeros((3, 3, 1, 16), np.float32)
+    kernel.reshape(-1)[:14] = 1.0
+    return {
+        "conv": {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(16)},
+        "dense": {"kernel": jnp.ones((16, 10), jnp.bfloat16)},
+    }
+
+
+SCOPE = {"conv": {"kernel": True, "bias": False}, "dense": {"kernel": True}}
+
+
+def test_counts_non_zero_entries_of_parameters(params):
+    result = report(params)
+    assert [(r.path, r.shape, r.size, r.kept) for r in result.rows] == [
+        ("conv/bias", (16,), 16, 0),
+        ("conv/kernel", (3, 3, 1, 16), 144, 14),
+        ("dense/kernel", (16, 10), 160, 160),
+    ]
+    assert (result.total.size, result.total.kept) == (320, 174)
+    assert result.total.sparsity == 146 / 320
+    assert result.in_scope._replace(path="total") == result.total
+
+
+def test_a_leaf_out_of_scope_counts_as_kept_whole(params):
+    result = report(params, scope=SCOPE)
+    bias = result.rows[0]
+    assert not bias.in_scope and bias.kept == 16
+    assert (result.in_scope.kept, result.in_scope.size) == (174, 304)
+    assert (result.total.kept, result.total.size) == (190, 320)
+
+
+def test_a_mask_decides_whatever_the_values_are(params):
+    mask = {
+        "conv": {"kernel": np.zeros((3, 3, 1, 16), bool), "bias": np.array(True)},
+        "dense": {"kernel": np.eye(16, 10, dtype=bool)},
+    }
+    result = report(params, mask)
+    assert [r.kept for r in result.rows] == [16, 0, 10]
+    assert [r.in_scope for r in result.rows] == [False, True, True]
+    abstract = jax.eval_shape(lambda: params)
+    assert report(abstract, mask) == result
+
+
+def test_a_bare_mask_has_no_bytes_and_no_row_out_of_scope():
+    result = report({"a": np.array([[True, False]]), "b": np.array(True)})
+    assert [(r.path, r.kept, r.size) for r in result.rows] == [("a", 1, 2)]
+    assert result.total.bytes_dense is None and result.total.bytes_stored is None
+    assert " -" in str(result).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "kept", "dense", "stored"),
+    [
+        (np.float32, 1000, 20, 4000, 20 * 4 + 125),  # 98 %: 19.5 times less
+        (np.float32, 1001, 0, 4004, 126),  # the bits of positions, rounded up
+        (np.float32, 1000, 1000, 4000, 4000),  # dense: no bits are needed
+        (np.float32, 1000, 970, 4000, 4000),  # positions would cost more than zeros
+        (np.float32, 1000, 968, 4000, 968 * 4 + 125),
+        (np.float16, 1000, 500, 2000, 500 * 2 + 125),
+        (np.float32, 0, 0, 0, 0),
+    ],
+)
+def test_stored_bytes_by_hand(dtype, size, kept, dense, stored):
+    leaf = np.zeros(size, dtype)
+    leaf[:kept] = 1
+    row = report([leaf]).rows[0]
+    assert (row.bytes_dense, row.bytes_stored) == (dense, stored)
+
+
+def test_special_values_and_dtypes_count_as_numpy_counts_them():
+    values = np.array([0.0, -0.0, np.nan, np.inf, 1e-45, 2.0], np.float32)
+    trees = (values, jnp.asarray(values), values.astype(jnp.bfloat16))
+    # -0.0 is zero; NaN is not. The smallest float32 is lost in bfloat16; on a device
+    # that flushes subnormals it may be lost there too.
+    assert report(trees).rows[0].kept == 4
+    assert report(trees).rows[1].kept in (3, 4)
+    assert report(trees).rows[2].kept == np.count_nonzero(trees[2])
+    assert report([np.array([0, 3, 0])]).rows[0].kept == 1
+    assert report([np.array([0, 1j])]).rows[0].kept == 1
+
+
+def test_sharded_leaves_are_counted_where_they_are():
+    mesh = jax.make_mesh((4,), ("x",))
+    leaf = jax.device_put(
+        jnp.arange(32.0) % 4, jax.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    )
+    assert report({"w": leaf}).total.kept == 24
+
+
+def test_the_table(params):
+    assert str(report(params, scope=SCOPE)).splitlines() == [
+        "leaf          shape     dtype     kept   of  sparsity %  dense  stored",
+        "----------------------------------------------------------------------",
+        "conv/bias     16        float32     16   16           -   64 B    64 B",
+        "conv/kernel   3x3x1x16  float32     14  144       90.28  576 B    74 B",
+        "dense/kernel  16x10     bfloat16   160  160        0.00  320 B   320 B",
+        "----------------------------------------------------------------------",
+        "in scope                           174  304       42.76  896 B   394 B",
+        "total                              190  320       40.62  960 B   458 B",
+    ]
+    assert "in scope" not in str(report(params))
+
+
+def test_percent_never_rounds_to_all_or_nothing():
+    assert percent(99_999, 100_000) == ">99.99"
+    assert percent(1, 100_000) == "<0.01"
+    assert (percent(0, 9), percent(9, 9), percent(0, 0)) == ("0.00", "100.00", "-")
+    assert percent(69_365, 77_072) == "90.00"
+
+
+def test_byte_sizes():
+    sizes = [0, 999, 1000, 308_288, 999_949, 999_950, 102_400_000, 5 * 10**9, 10**15]
+    assert [byte_size(n) for n in sizes] == [
+        *("0 B", "999 B", "1.0 kB", "308.3 kB", "999.9 kB", "1.0 MB", "102.4 MB"),
+        *("5.0 GB", "1000.0 TB"),
+    ]
+
+
+def test_leaves_that_are_not_arrays_are_named():
+    with pytest.raises(TypeError, match=r"eqx\.filter(.|\n)*layer/act: function"):
+        report({"layer": {"act": lambda x: x, "w": np.ones(2)}})
+    with pytest.raises(TypeError, match=r"rng: "):
+        report({"rng": jax.random.key(0)})
+    with pytest.raises(TypeError, match=r"only with `mask`(.|\n)*w: ShapeDtypeStruct"):
+        report({"w": jax.ShapeDtypeStruct((2,), np.float32)})
+
+
+def test_empty_tree_is_an_error():
+    with pytest.raises(ValueError, match=r"at least one leaf, got an empty tree"):
+        report({})
+
+
+def test_a_mask_that_does_not_fit_is_an_error(params):
+    with pytest.raises(ValueError, match=r"`mask` must have exactly(.|\n)*conv/bias"):
+        report(params, {"conv": {"kernel": np.array(True)}, "dense": SCOPE["dense"]})
+    wrong = jax.tree.map(lambda p: np.ones(3, bool), params)
+    with pytest.raises(ValueError, match=r"conv/bias: bool\[3\] for .* \[16\]"):
+        report(params, wrong)
+    floats = jax.tree.map(jnp.ones_like, params)
+    with pytest.raises(ValueError, match=r"`mask` must hold bool arrays(.|\n)*float32"):
+        report(params, floats)
+
+
+def test_a_scope_that_does_not_fit_is_an_error(params):
+    with pytest.raises(ValueError, match=r"`scope` must have exactly"):
+        report(params, scope={"conv": True})
+    with pytest.raises(TypeError, match=r"`scope` must be a tree of Python bools"):
+        report(params, scope=jax.tree.map(jnp.ones_like, params))

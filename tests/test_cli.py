@@ -1,0 +1,139 @@
+"""`jprune report` and `jprune cite`: what is printed, and each error."""
+
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune
+from jprune.cli import main
+
+
+@pytest.fixture
+def tree():
+    return {
+        "params": {
+            "Conv_0": {"kernel": jnp.eye(4), "bias": jnp.zeros(4)},
+            "Dense_0": {"kernel": jnp.ones((4, 2), jnp.bfloat16)},
+        }
+    }
+
+
+def save(file, tree):
+    """The call that `jprune report --help` shows."""
+    np.savez(
+        file,
+        **{
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        },
+    )
+    return str(file)
+
+
+def test_report_of_an_archive_is_the_report_of_the_tree(tree, tmp_path, capsys):
+    file = save(tmp_path / "params.npz", tree)
+    assert main(["report", file]) == 0
+    assert capsys.readouterr().out == f"{jprune.analysis.report(tree)}\n"
+
+
+def test_report_with_a_scope(tree, tmp_path, capsys):
+    file = save(tmp_path / "params.npz", tree)
+    assert main(["report", file, "--scope", "Conv.*kernel$"]) == 0
+    in_scope = capsys.readouterr().out.splitlines()[-2].split()
+    assert in_scope[:5] == ["in", "scope", "4", "16", "75.00"]
+
+
+def test_report_with_a_mask(tree, tmp_path, capsys):
+    file = save(tmp_path / "params.npz", tree)
+    mask = jax.tree.map(lambda p: jnp.ones(p.shape, bool).at[0].set(False), tree)
+    assert main(["report", file, "--mask", save(tmp_path / "m.npz", mask)]) == 0
+    assert capsys.readouterr().out == f"{jprune.analysis.report(tree, mask)}\n"
+
+
+def test_report_of_files_and_folders(tmp_path, capsys):
+    (tmp_path / "net" / "deep").mkdir(parents=True)
+    np.save(tmp_path / "net" / "deep" / "w.npy", np.eye(3))
+    np.save(tmp_path / "net" / "b.npy", np.zeros(2))
+    assert main(["report", str(tmp_path / "net")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:4]] == ["b", "deep/w"]
+    assert main(["report", str(tmp_path / "net" / "b.npy")]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[:4] == [
+        *("b", "2", "float64", "0")
+    ]
+
+
+def test_cite(capsys):
+    assert main(["cite", "swd", "gsm"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == f"{jprune.cite('swd')}\n\n{jprune.cite('gsm')}\n"
+    assert main(["cite"]) == 0
+    assert capsys.readouterr().out == f"{jprune.cite()}\n"
+    assert main(["cite", "--list"]) == 0
+    assert "lamp" in capsys.readouterr().out.splitlines()
+
+
+def failure(capsys, *argv):
+    assert main(argv) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err
+
+
+def test_errors_name_the_file_and_the_cure(tree, tmp_path, capsys):
+    file = save(tmp_path / "params.npz", tree)
+    assert "Did you mean 'lamp'" in failure(capsys, "cite", "lampp")
+    assert "no file" in failure(capsys, "report", str(tmp_path / "absent.npz"))
+    assert "must be an .npz archive" in failure(capsys, "report", "params.msgpack")
+    (tmp_path / "empty").mkdir()
+    assert "holds no array" in failure(capsys, "report", str(tmp_path / "empty"))
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    assert "cannot be read" in failure(capsys, "report", str(tmp_path / "broken.npz"))
+    message = failure(capsys, "report", file, "--scope", "Conv_1")
+    assert "matches no leaf" in message and "params/Conv_0/kernel" in message
+    assert "regular expression" in failure(capsys, "report", file, "--scope", "(")
+    other = save(tmp_path / "m.npz", {"a": np.ones(2, bool)})
+    message = failure(capsys, "report", file, "--mask", other)
+    assert "unexpected: a" in message and "missing: params/Conv_0/bias" in message
+
+
+def test_pickles_are_refused(tmp_path, capsys):
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    message = failure(capsys, "report", str(tmp_path / "objects.npz"))
+    assert "cannot be read" in message and "allow_pickle" in message
+
+
+def test_a_lost_data_type_is_an_error(tmp_path, capsys):
+    np.savez(tmp_path / "f8.npz", w=np.ones(2, jnp.float8_e4m3fn))
+    message = failure(capsys, "report", str(tmp_path / "f8.npz"))
+    assert "leaf w" in message and "Save it as float32" in message
+
+
+def test_help_shows_how_to_save(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "--help"])
+    assert "numpy.savez(" in capsys.readouterr().out
+
+
+def test_usage_errors_leave_with_status_2(capsys):
+    for argv in ([], ["prune"], ["report"]):
+        with pytest.raises(SystemExit) as caught:
+            main(argv)
+        assert caught.value.code == 2
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"jprune {jprune.__version__}\n"
+
+
+@pytest.mark.slow
+def test_the_installed_command():
+    command = shutil.which("jprune")
+    if command is None:
+        pytest.skip("jprune is not installed as a command here")
+    done = subprocess.run([command, "cite", "swd"], capture_output=True, text=True)
+    assert done.stdout.strip() == jprune.cite("swd"), done.stderr
