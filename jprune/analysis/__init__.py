@@ -1,5 +1,8 @@
 """Read-only looks at a network: what is left of it, what it costs, how a run went."""
 
+from jprune.analysis._latency import Latency as Latency
+from jprune.analysis._latency import latencies as latencies
+from jprune.analysis._latency import latency as latency
 from jprune.analysis._plots import plot_history as plot_history
 from jprune.analysis._plots import plot_sparsity as plot_sparsity
 from jprune.analysis._report import LeafReport as LeafReport

@@ -77,7 +77,7 @@ def _haiku(train: bool = False, batch: int = 2) -> Case:
     return Case(apply, variables, (x,), "state" if train else None)
 
 
-# As the NNX network. Eval mode does not read the counters (4) and the hidden averages (40).
+# As the NNX network. Eval mode does not read the counters (4) and hidden averages (40).
 HAIKU = Net("Haiku: convolutions, keys with '/'", _haiku, 2, 4 + 4 + 40, train=True)
 
 

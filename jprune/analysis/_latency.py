@@ -1,0 +1,111 @@
+"""Wall-clock time of functions, measured so that they can be compared.
+
+A machine's speed drifts: clocks change, caches warm, other work comes and goes. Timing
+one function after the other mixes that drift into their ratio. Here the functions take
+turns, one call each per round, and the *median* over the rounds is reported with the
+quartiles beside it, so a reader sees how noisy the figure is. Each function is jitted,
+its arguments are put on the device, and the calls that compile are not counted.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jprune._errors import type_error, value_error
+
+
+class Latency(NamedTuple):
+    """Seconds per call; `str()` gives the median and the quartiles in milliseconds.
+
+    Attributes:
+      median: of the calls, seconds.
+      low: first quartile, seconds.
+      high: third quartile, seconds.
+      rounds: how many calls were timed.
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    def __str__(self) -> str:
+        low, high = 1e3 * self.low, 1e3 * self.high
+        return f"{1e3 * self.median:.3g} ms ({low:.3g} to {high:.3g})"
+
+
+def latency(
+    fn: Callable[..., Any], *args: Any, rounds: int = 20, warmup: int = 2
+) -> Latency:
+    """Median time of `fn(*args)`, jitted and waited for.
+
+    Args:
+      fn: a function of arrays or pytrees of arrays.
+      *args: its arguments; they are put on the default device once.
+      rounds: timed calls.
+      warmup: calls before them that are not counted; the first one compiles.
+
+    Returns:
+      The `Latency`.
+
+    Raises:
+      ValueError: if `rounds` or `warmup` is less than 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> latency(lambda x: x @ x, jnp.ones((8, 8)), rounds=5).rounds
+      5
+    """
+    return latencies({"fn": (fn, *args)}, rounds=rounds, warmup=warmup)["fn"]
+
+
+def latencies(
+    calls: Mapping[str, tuple], *, rounds: int = 20, warmup: int = 2
+) -> dict[str, Latency]:
+    """Median times of several calls that take turns, one each per round.
+
+    Args:
+      calls: name to `(fn, *args)`.
+      rounds: timed calls of each.
+      warmup: calls of each before them that are not counted; the first one compiles.
+
+    Returns:
+      Name to `Latency`, in the order of `calls`. Ratios of these are comparable;
+      figures of two separate runs are less so.
+
+    Raises:
+      TypeError: if a call is not a tuple that starts with a function.
+      ValueError: if `rounds` or `warmup` is less than 1, or `calls` is empty.
+    """
+    _check(calls, rounds, warmup)
+    jitted = {name: jax.jit(fn) for name, (fn, *_) in calls.items()}
+    args = {name: jax.device_put(tuple(rest)) for name, (_, *rest) in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warmup + rounds):
+        for name, fn in jitted.items():
+            start = time.perf_counter()
+            jax.block_until_ready(fn(*args[name]))
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _summary(times) for name, times in seconds.items()}
+
+
+def _summary(times: list[float]) -> Latency:
+    low, median, high = np.quantile(times, (0.25, 0.5, 0.75))
+    return Latency(float(median), float(low), float(high), len(times))
+
+
+def _check(calls: Mapping[str, tuple], rounds: int, warmup: int) -> None:
+    if not calls:
+        raise value_error("`calls` is empty: pass name to `(fn, *args)`.")
+    for name, call in calls.items():
+        if not isinstance(call, tuple) or not call or not callable(call[0]):
+            raise type_error(
+                f"`calls[{name!r}]` must be a tuple `(fn, *args)`, got {type(call)}."
+            )
+    for name, value in (("rounds", rounds), ("warmup", warmup)):
+        if value < 1:
+            raise value_error(f"`{name}` must be at least 1, got {value}.")

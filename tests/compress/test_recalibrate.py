@@ -1,0 +1,101 @@
+"""Statistics from data: against NumPy, in Flax and Haiku."""
+
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune import compress
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(3)(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(x)
+        return nn.Dense(2)(nn.relu(x))
+
+
+@pytest.fixture(scope="module")
+def flax_case():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(2.0, 3.0, (6, 4)).astype(np.float32) for _ in range(5)]
+    model = Net()
+    variables = model.init(jax.random.key(0), batches[0])
+    kernel = variables["params"]["Dense_0"]["kernel"]
+    hidden = [batch @ np.asarray(kernel, np.float64) for batch in batches]
+    expected = {
+        "mean": np.mean([h.mean(0) for h in hidden], 0),
+        "var": np.mean([h.var(0) for h in hidden], 0),
+    }
+
+    def update(stats, x):
+        given = {"params": variables["params"], "batch_stats": stats}
+        return model.apply(given, x, True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    return update, variables["batch_stats"], batches, expected
+
+
+def test_mean_over_the_batches_whatever_came_before(flax_case):
+    update, stats, batches, expected = flax_case
+    for scale in (1.0, 1e3):
+        stale = jax.tree.map(lambda s, c=scale: c * s + c, stats)
+        new = compress.recalibrate(update, stale, batches, momentum=0.8)
+        for name, value in expected.items():
+            np.testing.assert_allclose(new["BatchNorm_0"][name], value, rtol=2e-5)
+
+
+def test_without_momentum_the_layers_own_average_runs(flax_case):
+    update, stats, batches, _ = flax_case
+    expected = stats
+    for batch in batches:
+        expected = update(expected, batch)
+    new = compress.recalibrate(update, stats, batches)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new, expected
+    )
+
+
+def test_haiku_state_with_counters():
+    def net(x):
+        return hk.BatchNorm(True, True, 0.9)(x, True)
+
+    model = hk.transform_with_state(net)
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(1.0, 2.0, (50, 3)).astype(np.float32) for _ in range(60)]
+    params, state = model.init(jax.random.key(0), batches[0])
+
+    def update(state, x):
+        return model.apply(params, state, None, x)[1]
+
+    new = compress.recalibrate(update, state, batches)
+    average = new["batch_norm/~/mean_ema"]["average"]
+    np.testing.assert_allclose(average.ravel(), np.ones(3), atol=0.15)
+    assert new["batch_norm/~/mean_ema"]["counter"] == 60
+
+
+def test_integer_leaves_are_kept_with_momentum():
+    def update(stats, x):
+        return {
+            "mean": 0.5 * stats["mean"] + 0.5 * x.mean(),
+            "count": stats["count"] + 1,
+        }
+
+    old = {"mean": jnp.float32(9), "count": jnp.int32(4)}
+    new = compress.recalibrate(update, old, [jnp.ones(2)], momentum=0.5)
+    assert new["count"] == 4 and new["count"].dtype == jnp.int32
+    assert new["mean"] == 1.0
+
+
+def test_errors():
+    stats = {"mean": jnp.zeros(2)}
+    with pytest.raises(ValueError, match=r"\[jprune\] `batches` is empty"):
+        compress.recalibrate(lambda s, x: s, stats, [])
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        compress.recalibrate(lambda s, x: s, stats, [], momentum=0.9)
+    with pytest.raises(ValueError, match=r"`momentum` must be in \[0, 1\).*got 1"):
+        compress.recalibrate(lambda s, x: s, stats, [1], momentum=1.0)
+    with pytest.raises(ValueError, match=r"exactly the structure[^$]*missing: mean"):
+        compress.recalibrate(lambda s, x: {"m": s["mean"]}, stats, [jnp.ones(1)])
