@@ -5,6 +5,7 @@ Equinox (combine arrays with static parts), jraph (graph networks by `segment_su
 """
 
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import haiku as hk
@@ -139,7 +140,7 @@ EQUINOX = Net("Equinox: transformer, two-pass LayerNorm", _equinox, 5, 3)
 def _graph(batch: int) -> jraph.GraphsTuple:
     nodes, edges = 4 * batch, 9 * batch
     rng = np.random.default_rng(3)
-    return jraph.GraphsTuple(
+    features: dict[str, Any] = dict(
         nodes=rng.standard_normal((nodes, 5)),
         edges=rng.standard_normal((edges, 3)),
         senders=rng.integers(0, nodes, edges).astype(np.int32),
@@ -148,6 +149,7 @@ def _graph(batch: int) -> jraph.GraphsTuple:
         n_edge=np.full(batch, 9, np.int32),
         globals=rng.standard_normal((batch, 2)),
     )
+    return jraph.GraphsTuple(**features)
 
 
 def _mlp(variables, *features):

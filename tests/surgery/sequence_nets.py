@@ -1,29 +1,31 @@
 """Transformers and recurrent networks, with the minima derived beside each."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.models.transformer import GPT, ViT
 from tests.surgery.flax_nets import linen, vectors
 from tests.surgery.nets import Case, Net, fill, images, tokens
 
-_VIT = dict(layers=2, width=12, heads=3, hidden=20, patch=4, classes=5, dropout=0.1)
-_GPT = dict(layers=2, width=12, heads=3, hidden=20, vocabulary=13, context=8)
+_vit = partial(
+    ViT, layers=2, width=12, heads=3, hidden=20, patch=4, classes=5, dropout=0.1
+)
+_gpt = partial(GPT, layers=2, width=12, heads=3, hidden=20, vocabulary=13, context=8)
 _TEXT = partial(tokens, length=6, vocabulary=13)
 
 # The residual width; per layer the heads (shared by q, k, v and the output), the head
 # dimension of q and k, that of v, and the hidden width.
-VIT = Net(
-    "ViT (Flax attention)", linen(ViT(**_VIT), partial(images, side=8)), 9, 5, True
-)
+VIT = Net("ViT (Flax attention)", linen(_vit(), partial(images, side=8)), 9, 5, True)
 
 # One kernel for q, k, v has one head dimension: three groups per layer.
 VIT_FUSED = Net(
     "ViT (fused qkv)",
-    linen(ViT(**_VIT, fused=True), partial(images, side=8)),
+    linen(_vit(fused=True), partial(images, side=8)),
     7,
     5,
     True,
@@ -31,10 +33,10 @@ VIT_FUSED = Net(
 
 # As ViT. The logits go through the token table, whose rows are indexed: no bias, and
 # the residual width reaches every parameter.
-GPT_FUSED = Net("GPT (fused, tied embedding)", linen(GPT(**_GPT), _TEXT), 7, 0)
+GPT_FUSED = Net("GPT (fused, tied embedding)", linen(_gpt(), _TEXT), 7, 0)
 GPT_FLAX = Net(
     "GPT (Flax attention)",
-    linen(GPT(**_GPT, fused=False, dropout=0.1), _TEXT),
+    linen(_gpt(fused=False, dropout=0.1), _TEXT),
     9,
     0,
     True,
@@ -44,18 +46,18 @@ GPT_FLAX = Net(
 class Recurrent(nn.Module):
     """One recurrent layer over time, a dense layer on its last state."""
 
-    cell: type[nn.RNNCellBase]
+    cell: Any
 
     @nn.compact
     def __call__(self, x):
         cell = self.cell(8)
         carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
         carry = jax.tree.map(lambda leaf: leaf.astype(x.dtype), carry)
-        hidden = nn.RNN(cell)(x, initial_carry=carry)
+        hidden: Any = nn.RNN(cell)(x, initial_carry=carry)
         return nn.Dense(3)(hidden[:, -1])
 
 
-def sequences(batch: int) -> jax.Array:
+def sequences(batch: int) -> np.ndarray:
     """Random sequences. [batch, 5, 4]"""
     return vectors(batch * 5, 4).reshape(batch, 5, 4)
 
