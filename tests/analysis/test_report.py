@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune.analysis import report
+from jprune.analysis import LeafReport, Report, report
 from jprune.analysis._table import byte_size, percent
 
 
@@ -24,6 +24,7 @@ SCOPE = {"conv": {"kernel": True, "bias": False}, "dense": {"kernel": True}}
 
 def test_counts_non_zero_entries_of_parameters(params):
     result = report(params)
+    assert isinstance(result, Report) and isinstance(result.total, LeafReport)
     assert [(r.path, r.shape, r.size, r.kept) for r in result.rows] == [
         ("conv/bias", (16,), 16, 0),
         ("conv/kernel", (3, 3, 1, 16), 144, 14),

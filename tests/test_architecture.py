@@ -1,0 +1,302 @@
+"""The shape of the code, held by its syntax trees: layers, sizes, public names.
+
+A layer imports only layers below it and its own package. What may not hold everywhere
+is listed in `EXCEPTIONS`, each with its reason.
+"""
+
+import ast
+import graphlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "jprune"
+
+LAYERS = {
+    **dict.fromkeys(("selection", "_jaxpr"), 1),
+    **dict.fromkeys(("scores", "masks"), 2),
+    **dict.fromkeys(("transforms", "reparam", "at_init", "surgery"), 3),
+    **dict.fromkeys(("compress", "analysis"), 4),
+    **dict.fromkeys(("", "cli"), 5),
+}
+"""Layer of each package or module; "" is the root, any `_file.py` beside it is 0."""
+
+THIRD_PARTY = {
+    0: {"jax", "numpy"},
+    1: {"jax", "numpy"},
+    2: {"jax", "numpy"},
+    3: {"jax", "numpy", "optax"},
+    4: {"jax", "numpy", "optax", "scipy"},
+    5: {"jax", "numpy"},
+}
+"""What each layer may import beside the standard library."""
+
+EXCEPTIONS: dict[str, str] = {
+    "import matplotlib in analysis/_plots.py": "inside the functions that draw",
+}
+"""Allowed departures, each with its reason. Keys are written as the tests report them:
+`import NAME in FILE`, `lines FILE`, `function FILE:NAME`."""
+
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 60
+
+
+def sources(*folders: str) -> list[Path]:
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    return sorted(f for f in files if "runs" not in f.relative_to(ROOT).parts)
+
+
+MODULES = {
+    ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f
+    for f in sources("jprune")
+}
+TREES = {name: ast.parse(file.read_text()) for name, file in MODULES.items()}
+
+
+def imports(
+    name: str, tree: ast.AST
+) -> Iterator[tuple[ast.Import | ast.ImportFrom, str]]:
+    """The modules imported anywhere in a file, in full, with the importing node."""
+    package = name if MODULES.get(name, Path()).name == "__init__.py" else None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = (package or name.rpartition(".")[0]).split(".")
+            start = base[: len(base) - node.level + 1] if node.level else []
+            source = ".".join([*start, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{source}.{alias.name}"
+                yield node, full if full in MODULES else source
+
+
+def part(module: str) -> str:
+    """`selection` of `jprune.selection._kth`, "" of `jprune`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def layer(module: str) -> int:
+    top = part(module)
+    if top not in LAYERS and not (LIBRARY / f"{top}.py").exists():
+        pytest.fail(f"jprune/{top} has no layer: add it to LAYERS.")
+    return LAYERS.get(top, 0)
+
+
+def short(module: str) -> str:
+    return MODULES[module].relative_to(LIBRARY).as_posix()
+
+
+def test_a_layer_imports_only_what_lies_below():
+    bad = []
+    for name, tree in TREES.items():
+        for node, target in imports(name, tree):
+            if target.partition(".")[0] != "jprune":
+                continue
+            own = part(name) == part(target) or layer(name) == layer(target) == 0
+            if not own and layer(target) >= layer(name):
+                bad.append(f"{short(name)}:{node.lineno} imports {target}")
+    assert not bad, "\n".join(bad)
+
+
+def test_no_import_cycles():
+    graph = {
+        name: {
+            target
+            for node, target in imports(name, tree)
+            if node in tree.body and target in MODULES and target != name
+        }
+        for name, tree in TREES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_third_parties_are_those_of_the_layer():
+    bad = []
+    for name, tree in TREES.items():
+        allowed = THIRD_PARTY[layer(name)] | sys.stdlib_module_names | {"jprune"}
+        for node, target in imports(name, tree):
+            root = target.partition(".")[0]
+            if root in allowed or f"import {root} in {short(name)}" in EXCEPTIONS:
+                continue
+            bad.append(f"import {root} in {short(name)}:{node.lineno}")
+    assert not bad, "\n".join(bad)
+
+
+def test_matplotlib_is_imported_inside_functions_only():
+    for name, tree in TREES.items():
+        top = [t for node, t in imports(name, tree) if node in tree.body]
+        assert not any(t.startswith("matplotlib") for t in top), short(name)
+
+
+def test_jax_internals_only_in_the_adapter():
+    internal = re.compile(r"\bjax\.(_src|extend)\b|from jax import (_src|extend)\b")
+    bad = []
+    for name, tree in TREES.items():
+        if name == "jprune._jaxpr._compat":
+            continue
+        code = ast.unparse(_without_docstrings(tree))
+        bad += [f"{short(name)}: {m.group()}" for m in internal.finditer(code)]
+    assert not bad, "\n".join(bad)
+
+
+def test_experiments_use_public_names_only():
+    bad = []
+    for file in sources("experiments"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                if re.match(r"jprune\b.*\._(?!_version__)", name):
+                    bad.append(f"{file.relative_to(ROOT)}: {name}")
+    assert not bad, "\n".join(bad)
+
+
+def test_file_and_function_sizes():
+    bad = []
+    for file in sources("jprune", "experiments", "tests"):
+        path, text = file.relative_to(ROOT).as_posix(), file.read_text()
+        if (
+            len(text.splitlines()) > MAX_FILE_LINES
+            and f"lines {path}" not in EXCEPTIONS
+        ):
+            bad.append(f"lines {path}: {len(text.splitlines())}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                key = f"function {path}:{node.name}"
+                if _bare_lines(node) > MAX_FUNCTION_LINES and key not in EXCEPTIONS:
+                    bad.append(f"{key}: {_bare_lines(node)}")
+    assert not bad, "\n".join(bad)
+
+
+def test_every_exception_is_still_needed():
+    existing = {f"lines {f.relative_to(ROOT).as_posix()}" for f in _all_sources()}
+    for key, reason in EXCEPTIONS.items():
+        kind, _, rest = key.partition(" ")
+        assert reason and kind in ("import", "lines", "function"), key
+        if kind == "lines":
+            assert key in existing, f"{key}: the file is gone"
+        if kind == "function":
+            assert f"lines {rest.partition(':')[0]}" in existing, f"{key}: file is gone"
+
+
+def test_no_file_of_mixed_helpers():
+    names = {"utils", "util", "helpers", "misc", "common"}
+    assert not [f for f in _all_sources() if f.stem.strip("_") in names]
+
+
+PUBLIC = [name for name, f in MODULES.items() if f.name == "__init__.py"]
+PUBLIC = [name for name in PUBLIC if not part(name).startswith("_")]
+
+
+def exported(package: str) -> list[str]:
+    """The names an `__init__.py` re-exports, all written `import name as name`."""
+    names = []
+    for node in TREES[package].body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name, f"{short(package)}: {alias.name}"
+                names.append(alias.name)
+        else:
+            assert isinstance(node, ast.Expr), f"{short(package)}:{node.lineno} is code"
+    return names
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_resolve_and_are_documented(package: str):
+    module = importlib.import_module(package)
+    assert module.__doc__, package
+    bad = []
+    for name in exported(package):
+        value = getattr(module, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            bad += [f"{package}.{name}: {what}" for what in _undocumented(name, value)]
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_are_tested(package: str):
+    tests = (f for f in sources("tests") if f != Path(__file__).resolve())
+    words = {w for f in tests for w in re.findall(r"\w+", f.read_text())}
+    assert not [name for name in exported(package) if name not in words]
+
+
+def test_no_machine_paths():
+    # An absolute path after a blank, quote or bracket; those of every machine may pass.
+    path = re.compile(r"(?<=[\s\"'`(=])/(?!usr/bin/env|dev/null)[a-z]{2,}/[a-z]")
+    outside = re.compile(r"\.\.(?:/[a-z]+)+")
+    kinds = {".py", ".md", ".toml", ".cff", ".yaml", ".yml", ".json", ".jsonl", ""}
+    bad = []
+    for file in _text_files():
+        if file.suffix not in kinds or file == Path(__file__).resolve():
+            continue
+        for match in [
+            *path.finditer(text := file.read_text()),
+            *outside.finditer(text),
+        ]:
+            line = text.count("\n", 0, match.start()) + 1
+            bad.append(f"{file.relative_to(ROOT)}:{line}: {match.group()}")
+    assert not bad, "\n".join(bad)
+
+
+def _all_sources() -> list[Path]:
+    return sources("jprune", "experiments", "tests")
+
+
+def _text_files() -> Iterator[Path]:
+    folders = ("jprune", "experiments", "tests", "docs", ".ci")
+    skipped = {"runs", "__pycache__"}
+    for folder in folders:
+        for file in (ROOT / folder).rglob("*"):
+            if file.is_file() and not skipped & set(file.relative_to(ROOT).parts):
+                yield file
+    yield from (f for f in ROOT.glob("*") if f.is_file())
+
+
+def _docstring(node: ast.AST) -> ast.Expr | None:
+    body = getattr(node, "body", None)
+    first = body[0] if isinstance(body, list) and body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        return first if isinstance(first.value.value, str) else None
+    return None
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    tree = ast.parse(ast.unparse(tree))
+    for node in ast.walk(tree):
+        if (doc := _docstring(node)) is not None:
+            doc.value = ast.Constant("")
+    return tree
+
+
+def _bare_lines(node: ast.FunctionDef) -> int:
+    """Lines from `def` to the end, without the docstrings of it and its closures."""
+    docs = [doc for n in ast.walk(node) if (doc := _docstring(n)) is not None]
+    spans = [(doc.end_lineno or 0) - doc.lineno + 1 for doc in docs]
+    return (node.end_lineno or 0) - node.lineno + 1 - sum(spans)
+
+
+def _undocumented(name: str, value: object) -> list[str]:
+    """What the docstring of a public function or class leaves out."""
+    doc = inspect.getdoc(value) or ""
+    if not doc or doc.startswith(f"{name}("):
+        return ["no docstring"]
+    if inspect.isclass(value):
+        fields = getattr(value, "_fields", getattr(value, "__dataclass_fields__", ()))
+        return [f"field {f}" for f in fields if f not in doc and f[0] != "_"]
+    signature = inspect.signature(value)  # pyright: ignore[reportArgumentType]
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    names = [p.name for p in signature.parameters.values() if p.kind not in variadic]
+    missing = [f"argument {n}" for n in names if not re.search(rf"\b{n}\b.*:", doc)]
+    silent = signature.return_annotation in (None, "None")
+    if not (silent or "Returns:" in doc or "Yields:" in doc):
+        missing.append("no Returns")
+    return missing
