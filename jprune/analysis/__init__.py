@@ -1,5 +1,9 @@
 """Read-only looks at a network: what is left of it, what it costs, how a run went."""
 
+from jprune.analysis._compare import Comparison as Comparison
+from jprune.analysis._compare import Measures as Measures
+from jprune.analysis._compare import compare as compare
+from jprune.analysis._flops import flops as flops
 from jprune.analysis._latency import Latency as Latency
 from jprune.analysis._latency import latencies as latencies
 from jprune.analysis._latency import latency as latency

@@ -1,0 +1,49 @@
+"""The five measures side by side, by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune import analysis
+
+
+def mlp(params, x):
+    return jnp.tanh(x @ params["a"]) @ params["b"]
+
+
+def test_measures_by_hand():
+    rng = np.random.default_rng(0)
+    dense = {"a": rng.normal(size=(8, 6)).astype("f"), "b": np.ones((6, 4), "f")}
+    dense["a"][:, 2:] = 0  # 32 of 72 scalars
+    compact = {"a": dense["a"][:, :2], "b": dense["b"][:2]}
+    x = jnp.ones((3, 8))
+    both = analysis.compare((mlp, dense), (mlp, compact), x, rounds=3)
+    assert both.dense.parameters == 72 and both.compact.parameters == 24
+    assert both.dense.sparsity == pytest.approx(32 / 72)
+    assert both.compact.sparsity == 0.0
+    assert both.dense.flops == 2 * 3 * (8 * 6 + 6 * 4)
+    assert both.compact.flops == both.dense.flops // 3
+    # a: 16 floats and 48 bits; b and the compact arrays as they are.
+    assert both.dense.stored_bytes == 4 * 16 + 48 // 8 + 4 * 24
+    assert both.compact.stored_bytes == 4 * 24
+    assert both.dense.latency.rounds == 3 and both.compact.latency.median > 0
+
+
+def test_text_shows_every_measure_with_its_ratio():
+    time = analysis.Latency(0.004, 0.003, 0.005, 9)
+    dense = analysis.Measures(2_000_000, 0.5, 4_000_000, 10**9, time)
+    quick = time._replace(median=0.001)
+    compact = analysis.Measures(1_000_000, 0.0, 2_000_000, 25 * 10**7, quick)
+    lines = str(analysis.Comparison(dense, compact)).splitlines()
+    cells = [line.rsplit(maxsplit=3) for line in lines]
+    assert lines[0].split() == ["dense", "compact", "dense/compact"]
+    assert cells[2][-3:] == ["2,000,000", "1,000,000", "2.00x"]
+    assert cells[3][-3:] == ["50.0%", "0.0%", "-"]
+    assert lines[4].split()[-5:] == ["4.0", "MB", "2.0", "MB", "2.00x"]
+    assert cells[5][-3:] == ["1e+09", "2.5e+08", "4.00x"]
+    assert cells[6][-3:] == ["4", "1", "4.00x"]
+
+
+def test_errors():
+    with pytest.raises(TypeError, match=r"\[jprune\] `compact` must be a pair `\(app"):
+        analysis.compare((mlp, {}), mlp, jnp.ones(3))  # type: ignore[arg-type]
