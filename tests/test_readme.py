@@ -1,0 +1,56 @@
+"""README.md: its example runs as printed, and its commands are what they claim."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def test_the_example_prints_what_the_readme_shows(capsys):
+    (code,), (shown,) = blocks("python"), blocks("text")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert capsys.readouterr().out == shown
+    # The promise of the paragraph above it: exactly 90 % of 336, and still a fit.
+    kernels = [names["params"][layer]["kernel"] for layer in ("hidden", "out")]
+    zeros = sum(int((kernel == 0).sum()) for kernel in kernels)
+    assert zeros == int(0.9 * 336 + 0.5)
+    assert names["loss"](names["params"]) < 0.05
+
+
+def test_both_commands_are_one_line_from_nothing():
+    main, tests = blocks("sh")
+    for command in (main, tests):
+        assert command.count("\n") == 1
+        assert command.startswith('python3 -m venv .venv && .venv/bin/pip install -e "')
+    assert "experiments.train digits" in main and "-m pytest" in tests
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extra in re.findall(r'-e "\.\[(\w+)\]"', main + tests):
+        assert extra in extras["optional-dependencies"]
+
+
+def test_links_to_files_resolve():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\|.*`transforms\..*$", TEXT, re.MULTILINE))
+def test_rows_of_the_methods_table_exist(row: str):
+    import jprune.transforms
+
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    for name in re.findall(r"`transforms\.(\w+)`", row):
+        assert hasattr(jprune.transforms, name)
+    for config in re.findall(r"`(\w+)`", cells[3]):
+        assert (ROOT / "experiments" / "configs" / f"{config}.py").exists()
+    if number := re.search(r"\d", cells[4]):
+        files = re.findall(r"\((experiments/results/[^)]+)\)", cells[4])
+        assert files, f"{row}: {number.group()}... names no result file"
