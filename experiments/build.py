@@ -1,0 +1,124 @@
+"""Where the strings of a configuration become functions: the only registry."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from experiments.config import Config, ConfigError, unknown
+from experiments.data import augment, digits, graphs, images
+from experiments.data.dataset import Dataset
+from experiments.journal import Journal
+from experiments.lab import Augment, Lab, make_lab
+from experiments.methods import dense, gradual, gsm, one_shot, swd
+from experiments.models import digits_resnet, lenet, resnet
+
+DATA: dict[str, Callable[[str | None], Dataset]] = {
+    "cifar10": images.load_cifar10,
+    "citeseer": lambda folder: graphs.load_graph("citeseer", folder),
+    "cora": lambda folder: graphs.load_graph("cora", folder),
+    "digits": lambda folder: digits.load_digits(),
+    "mnist": images.load_mnist,
+}
+
+
+def _gcn(classes: int) -> nn.Module:
+    from experiments.models import gcn  # jraph comes with the extra `data`
+
+    return gcn.GCN(classes)
+
+
+def _cifar_resnet(depth: int, classes: int) -> nn.Module:
+    stages = ((depth - 2) // 6,) * 3
+    return resnet.ResNet(
+        stages, 16, classes, bottleneck=False, shortcut="pad", stem="small"
+    )
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "digits_resnet": digits_resnet.DigitsResNet,
+    "gcn": _gcn,
+    "lenet300": lenet.LeNet300,
+    "lenet5": lenet.LeNet5,
+    "resnet20": lambda classes: _cifar_resnet(20, classes),
+    "resnet56": lambda classes: _cifar_resnet(56, classes),
+}
+
+AUGMENT: dict[str, Augment] = {"crop_flip": augment.crop_flip, "none": augment.keep}
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "gradual": gradual.gradual,
+    "gsm": gsm.gsm,
+    "one_shot": one_shot.one_shot,
+    "swd": swd.swd,
+}
+
+
+def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
+    """`known[name]`, or an error with the nearest names."""
+    if name not in known:
+        raise unknown(kind, name, known)
+    return known[name]
+
+
+def check(config: Config) -> None:
+    """Refuses a configuration that names something unknown, before anything runs.
+
+    Raises:
+      ConfigError: naming the field or the run.
+    """
+    pick("data set", config.data, DATA)
+    pick("model", config.model, MODELS)
+    pick("augmentation", config.augment, AUGMENT)
+    _check_keywords("dense", dense.train_dense, config.dense)
+    for label, run in config.runs.items():
+        if "method" not in run:
+            raise ConfigError(f"run `{label}` has no `method`: {', '.join(METHODS)}.")
+        _check_keywords(label, pick("method", run["method"], METHODS), keywords(run))
+
+
+def open_lab(
+    config: Config,
+    *,
+    seed: int,
+    data_dir: str | None,
+    journal: Journal,
+    checkpoints: Callable[[str], Any],
+) -> Lab:
+    """Loads the data and builds the network that the configuration names.
+
+    Raises:
+      ConfigError: if the batch does not fit the training set or the devices.
+      DataError: if the data is not there.
+    """
+    dataset = DATA[config.data](data_dir)
+    model = MODELS[config.model](dataset.classes)
+    return make_lab(
+        config,
+        dataset,
+        model,
+        AUGMENT[config.augment],
+        seed=seed,
+        journal=journal,
+        checkpoints=checkpoints,
+    )
+
+
+def keywords(run: dict[str, Any]) -> dict[str, Any]:
+    """What a run passes to its method: all but the method's name."""
+    return {key: value for key, value in run.items() if key != "method"}
+
+
+def _check_keywords(label: str, method: Callable, given: dict[str, Any]) -> None:
+    wanted = [
+        parameter.name
+        for parameter in inspect.signature(method).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for key in given:
+        if key not in wanted:
+            raise unknown(f"setting of run `{label}`", key, wanted)
+    missing = [key for key in wanted if key not in given]
+    if missing:
+        raise ConfigError(f"run `{label}` lacks {', '.join(missing)}.")

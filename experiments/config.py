@@ -1,0 +1,173 @@
+"""Configurations: found by name, changed by `--set`, refused when anything is unknown.
+
+A configuration is `experiments/configs/<name>.py`. Its docstring is the document
+(paper, what is expected, what we got, cost, command) and `get_config()` returns a
+`Config` of literals, with every setting of every run written out: there are no hidden
+defaults.
+"""
+
+import ast
+import copy
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import experiments.configs
+
+
+class ConfigError(ValueError):
+    """An unknown configuration, key or name, or a value of the wrong kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A sentence that the rows must bear out.
+
+    Attributes:
+      text: the sentence.
+      runs: labels of the rows it speaks of; without one of them it is left out.
+      holds: from those rows to whether it is true.
+    """
+
+    text: str
+    runs: tuple[str, ...]
+    holds: Callable[..., bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment.
+
+    Attributes:
+      data: data set, a key of `experiments.build.DATA`.
+      model: network, a key of `experiments.build.MODELS`.
+      batch: examples in a step, over all devices; 0 for the whole training set.
+      dense: keywords of `experiments.methods.dense.train_dense`.
+      runs: for each row or rows of the table, the "method" (a key of
+        `experiments.build.METHODS`) and the keywords of that function.
+      augment: a key of `experiments.build.AUGMENT`.
+      steps_per_dispatch: training steps in one compiled call; 0 chooses: an epoch, but
+        1 for a network with convolutions on CPU, where XLA runs a convolution
+        inside a loop many times slower.
+      checkpoint_every: epochs between checkpoints; 0 for none but the last.
+      claims: what the rows should show; checked and printed at the end.
+    """
+
+    data: str
+    model: str
+    batch: int
+    dense: dict[str, Any]
+    runs: dict[str, dict[str, Any]]
+    augment: str = "none"
+    steps_per_dispatch: int = 0
+    checkpoint_every: int = 10
+    claims: tuple[Claim, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the claims, as a fresh tree of dicts and literals."""
+        fields = (field.name for field in dataclasses.fields(self))
+        values = {name: getattr(self, name) for name in fields if name != "claims"}
+        return copy.deepcopy(values)
+
+
+def names() -> list[str]:
+    """Every configuration there is."""
+    found = pkgutil.iter_modules(experiments.configs.__path__)
+    return sorted(module.name for module in found)
+
+
+def load(name: str) -> Config:
+    """The configuration called `name`.
+
+    Raises:
+      ConfigError: if there is none; lists the nearest names.
+    """
+    if name not in names():
+        raise unknown("configuration", name, names())
+    return importlib.import_module(f"experiments.configs.{name}").get_config()
+
+
+def override(config: Config, settings: Iterable[str]) -> Config:
+    """The configuration with each `key=value` put in.
+
+    A key is a field (`batch`), a setting of the dense run (`dense.epochs`) or of a run
+    (`runs.swd.mu`, or shorter `swd.mu`). A value is a Python literal of the kind that
+    stands there; text needs no quotes.
+
+    Raises:
+      ConfigError: for a key that is not there, with the nearest ones, or a value of
+        another kind.
+    """
+    tree = config.settings()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"`--set {setting}`: expected key=value.")
+        node, last = _find(tree, key)
+        node[last] = _parse(key, text, node[last])
+    return Config(**tree, claims=config.claims)
+
+
+def only(config: Config, labels: Iterable[str]) -> Config:
+    """The configuration with these runs alone (the dense one always stays)."""
+    for label in labels:
+        if label not in config.runs:
+            raise unknown("run", label, config.runs)
+    kept = {label: run for label, run in config.runs.items() if label in set(labels)}
+    return dataclasses.replace(config, runs=kept)
+
+
+def unknown(kind: str, got: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among the known ones: says which are near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(got, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ConfigError(f"unknown {kind} `{got}`: {hint}known: {', '.join(known)}.")
+
+
+def _find(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    parts = key.split(".")
+    if parts[0] in tree["runs"]:
+        parts = ["runs", *parts]
+    node: Any = tree
+    for part in parts[:-1]:
+        if not isinstance(node, dict) or not isinstance(node.get(part), dict):
+            raise unknown("key", key, _keys(tree))
+        node = node[part]
+    if parts[-1] not in node or isinstance(node[parts[-1]], dict):
+        raise unknown("key", key, _keys(tree))
+    return node, parts[-1]
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            keys += _keys(value, "" if name == "runs" else f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _parse(key: str, text: str, old: Any) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        new = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        new = text
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if isinstance(old, tuple) and isinstance(new, int | float):
+        new = (new,)
+    if isinstance(old, tuple) and isinstance(new, list):
+        new = tuple(new)
+    if old is not None and type(new) is not type(old):
+        raise ConfigError(
+            f"`{key}` is {old!r}: expected a value of type {type(old).__name__}, "
+            f"got {text!r}."
+        )
+    return new

@@ -1,0 +1,1 @@
+"""Data sets as arrays: embedded digits, TFDS images, citation graphs."""

@@ -1,0 +1,60 @@
+"""The figure of a job: accuracy over epochs, vanishing weights, cost of removal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.results import Row
+
+_GREY = "0.6"
+
+
+def draw(
+    path: Path, rows: Sequence[Row], history: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Writes the figure.
+
+    Args:
+      path: of the image.
+      rows: the table.
+      history: the epochs of each run, as `results.history` reads them.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    _curves(axes[0], history, "test_accuracy", 100)
+    axes[0].set(xlabel="epoch", ylabel="test accuracy, %")
+    axes[0].legend(fontsize=8)
+    _curves(axes[1], history, "largest_targeted", 1)
+    axes[1].set(xlabel="epoch", ylabel="largest weight marked for removal")
+    axes[1].set_yscale("log")
+    if axes[1].lines:
+        axes[1].legend(fontsize=8)
+    _removal(axes[2], rows)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _curves(axis: Any, history: dict, name: str, scale: float) -> None:
+    for index, (run, epochs) in enumerate(history.items()):
+        points = [(e["epoch"], scale * e[name]) for e in epochs if name in e]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=run, color=f"C{index}")
+    axis.grid(alpha=0.3)
+
+
+def _removal(axis: Any, rows: Sequence[Row]) -> None:
+    """Before (ring) and after (dot) removal, one line of the table a line."""
+    for y, row in enumerate(rows):
+        if row.before is not None:
+            axis.plot([100 * row.before, 100 * row.after], [y, y], color=_GREY)
+            axis.plot(100 * row.before, y, "o", color=_GREY, fillstyle="none", ms=9)
+        axis.plot(100 * row.after, y, "o", color="C0")
+    labels = [f"{row.run}  ({row.nonzero:,})" for row in rows]
+    axis.set_yticks(range(len(rows)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel="test accuracy before (ring) and after removal (dot), %")
+    axis.grid(alpha=0.3)

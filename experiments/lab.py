@@ -1,0 +1,238 @@
+"""What every method of one experiment shares: data on the device, network, mesh, test.
+
+The arrays lie on the devices from the start. A batch is a slice of the epoch's order,
+gathered inside the compiled step and sharded over the mesh; parameters are replicated.
+The order of epoch e is a function of the seed and e alone, so a resumed run needs no
+iterator state and an epoch has one shape whatever the length of the run.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from experiments.config import Config, ConfigError
+from experiments.data.dataset import Dataset
+from experiments.journal import Journal
+
+Forward = Callable[..., tuple[jax.Array, Any]]
+"""`forward(params, stats, inputs, index, train=, key=)` -> logits, stats.
+
+`stats` are the other variables (batch statistics), `index` which examples, logits are
+[batch, classes].
+"""
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+"""`augment(key, images)` -> images of the same shape."""
+
+_EVAL_BATCH = 1000
+
+
+class Lab(NamedTuple):
+    """The shared part of one experiment.
+
+    Attributes:
+      config: the configuration.
+      dataset: the data on the host.
+      seed: of initialization, batch order and dropout.
+      mesh: all devices, one axis "batch".
+      inputs: the dataset's inputs, replicated on the devices.
+      labels: [n] its labels, likewise.
+      forward: the network as a pure function.
+      logits: `logits(params, stats)`, the network on the test set, compiled once.
+      batch: examples in a step.
+      per_epoch: steps in an epoch; a last partial batch is dropped.
+      per_dispatch: steps in one compiled call.
+      init: `init()` -> parameters and statistics of this seed.
+      journal: log and progress.
+      checkpoints: opens the checkpoints of one run; see `experiments.checkpoints`.
+    """
+
+    config: Config
+    dataset: Dataset
+    seed: int
+    mesh: Mesh
+    inputs: Any
+    labels: jax.Array
+    forward: Forward
+    logits: Callable[[Any, Any], jax.Array]
+    batch: int
+    per_epoch: int
+    per_dispatch: int
+    init: Callable[[], tuple[Any, Any]]
+    journal: Journal
+    checkpoints: Callable[[str], Any]
+
+    def replicated(self, tree: Any) -> Any:
+        """Host or device arrays, a whole copy on every device of the mesh."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def count(self, number: int) -> jax.Array:
+        """An integer as a traced hyper-parameter, int32."""
+        return self.replicated(np.int32(number))
+
+    def order(self, epoch: int) -> jax.Array:
+        """Training examples of an epoch in their order, [per_epoch * batch] int32."""
+        shuffle = np.random.default_rng([self.seed, epoch])
+        train = shuffle.permutation(self.dataset.train)
+        return self.replicated(train[: self.per_epoch * self.batch])
+
+    def key(self, name: str) -> jax.Array:
+        """The random key of the run called `name`."""
+        return jax.random.fold_in(jax.random.key(self.seed), crc32(name.encode()))
+
+
+def make_lab(
+    config: Config,
+    dataset: Dataset,
+    model: nn.Module,
+    augment: Augment,
+    *,
+    seed: int,
+    journal: Journal,
+    checkpoints: Callable[[str], Any],
+) -> Lab:
+    """Puts the data on the devices and the network beside it.
+
+    Args:
+      config: the configuration.
+      dataset: the data on the host.
+      model: a Flax module, `__call__(x, train=False)`.
+      augment: `(key, images)` -> images, in training.
+      seed: of everything random.
+      journal: log and progress.
+      checkpoints: opens the checkpoints of one run.
+
+    Raises:
+      ConfigError: if the batch does not fit the training set or the devices.
+    """
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), (AxisType.Auto,))
+    batch = config.batch or len(dataset.train)
+    _check_batch(batch, dataset, mesh)
+    inputs, labels = jax.device_put(
+        (dataset.inputs, dataset.labels), NamedSharding(mesh, PartitionSpec())
+    )
+    init = partial(_init, model, dataset, seed, mesh)
+    forward = _forward(model, dataset, augment, mesh)
+    per_epoch = len(dataset.train) // batch
+    return Lab(
+        config=config,
+        dataset=dataset,
+        seed=seed,
+        mesh=mesh,
+        inputs=inputs,
+        labels=labels,
+        forward=forward,
+        logits=test_logits(forward, dataset, inputs, mesh),
+        batch=batch,
+        per_epoch=per_epoch,
+        per_dispatch=config.steps_per_dispatch or _dispatch(init, mesh, per_epoch),
+        init=init,
+        journal=journal,
+        checkpoints=checkpoints,
+    )
+
+
+def test_logits(
+    forward: Forward, dataset: Dataset, inputs: Any, mesh: Mesh
+) -> Callable[[Any, Any], jax.Array]:
+    """`logits(params, stats)` of the whole test set, [test, classes], not waited for.
+
+    Args:
+      forward: the network, dense or compact.
+      dataset: whose test examples.
+      inputs: its inputs on the devices.
+      mesh: the devices; a chunk of test examples divides among them.
+    """
+    test = dataset.test
+    devices = mesh.size
+    chunk = min(-(-len(test) // devices) * devices, _EVAL_BATCH * devices)
+    padded = np.resize(test, -(-len(test) // chunk) * chunk)
+    chunks = jax.device_put(
+        padded.reshape(-1, chunk), NamedSharding(mesh, PartitionSpec())
+    )
+
+    @jax.jit
+    def one(params: Any, stats: Any, inputs: Any, index: jax.Array) -> jax.Array:
+        key = jax.random.key(0)  # nothing is random in evaluation
+        return forward(params, stats, inputs, index, train=False, key=key)[0]
+
+    def logits(params: Any, stats: Any) -> jax.Array:
+        parts = [one(params, stats, inputs, index) for index in chunks]
+        return jnp.concatenate(parts)[: len(test)]
+
+    return logits
+
+
+def _forward(
+    model: nn.Module, dataset: Dataset, augment: Augment, mesh: Mesh
+) -> Forward:
+    """A Flax module as a pure function of the whole inputs and an index."""
+    sharded = NamedSharding(mesh, PartitionSpec("batch"))
+
+    def examples(inputs: jax.Array, index: jax.Array, train: bool, key: jax.Array):
+        index = jax.lax.with_sharding_constraint(index, sharded)
+        x = (inputs[index].astype(jnp.float32) - dataset.mean) / dataset.std
+        return augment(key, x) if train else x
+
+    def forward(params, stats, inputs, index, *, train: bool, key: jax.Array):
+        nodes = dataset.kind == "nodes"
+        x = inputs if nodes else examples(inputs, index, train, key)
+        variables = {"params": params, **stats}
+        if train:
+            logits, stats = model.apply(
+                variables,
+                x,
+                train=True,
+                rngs={"dropout": key},
+                mutable=list(stats),
+            )
+        else:
+            logits = model.apply(variables, x)
+        return (logits[index] if nodes else logits), stats
+
+    return forward
+
+
+def _init(model: nn.Module, dataset: Dataset, seed: int, mesh: Mesh):
+    """Parameters and other variables, initialized in one compiled call.
+
+    The generator is XLA's own: many small kernels compile three times faster with it
+    than with JAX's default, which costs seconds on CPU.
+    """
+
+    @partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def build(key: jax.Array, x: Any):
+        variables = dict(model.init(key, x))
+        return variables.pop("params"), variables
+
+    nodes = dataset.kind == "nodes"
+    x = dataset.inputs if nodes else np.zeros_like(dataset.inputs[:1], np.float32)
+    return build(jax.random.key(seed, impl="rbg"), x)
+
+
+def _dispatch(init: Callable[[], Any], mesh: Mesh, per_epoch: int) -> int:
+    """An epoch in one call, except for convolutions on CPU."""
+    params, _ = jax.eval_shape(init)
+    convolves = any(leaf.ndim > 2 for leaf in jax.tree.leaves(params))
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return 1 if convolves and on_cpu else per_epoch
+
+
+def _check_batch(batch: int, dataset: Dataset, mesh: Mesh) -> None:
+    if not 0 < batch <= len(dataset.train):
+        raise ConfigError(
+            f"`batch` is {batch}: {dataset.name} has {len(dataset.train)} training "
+            "examples."
+        )
+    if dataset.kind == "examples" and batch % mesh.size:
+        raise ConfigError(
+            f"`batch` is {batch}: it must divide among {mesh.size} devices, e.g. "
+            f"{max(batch // mesh.size, 1) * mesh.size}."
+        )

@@ -1,0 +1,59 @@
+"""Global sparse momentum: from the dense network, by saliency, one removal."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from experiments.lab import Lab
+from experiments.loop import Fit, compile_program, fit
+from experiments.methods.removal import largest, remove
+from experiments.results import Row
+from experiments.schedules import warmup_cosine
+from jprune import masks, transforms
+
+
+def gsm(
+    lab: Lab,
+    dense: Fit,
+    *,
+    compression: int,
+    epochs: int,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> Iterator[Row]:
+    """One run at `compression` times fewer weights.
+
+    The paper's two counts differ by the rounding: floor(n / compression) weights are
+    active in each step, n - floor(n (1 - 1 / compression)) are kept at the end.
+
+    Args:
+      lab: the shared part.
+      dense: the dense run, from which it starts.
+      compression: how many times fewer weights.
+      epochs: length of the run.
+      lr: where the cosine starts.
+      momentum: of heavy ball.
+      nesterov: whether it looks ahead.
+      weight_decay: of the kernels; what shrinks the passive weights.
+    """
+    size, steps = masks.size(dense.params), epochs * lab.per_epoch
+    active = size // compression
+    kept = size - int(size * (1 - Fraction(1, compression)))
+
+    def transform(_: Any):
+        return transforms.gsm(
+            warmup_cosine(lr, steps),
+            keep=active,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+        )
+
+    program = compile_program(
+        lab, transform, select=lambda params, _: largest(kept)(params)
+    )
+    run = f"gsm {compression}x"
+    done = fit(lab, program, run, epochs, start=(dense.params, dense.stats))
+    yield remove(lab, done, largest(kept), run=run, method="gsm", kept=kept)

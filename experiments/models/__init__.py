@@ -1,0 +1,1 @@
+"""Flax networks that the experiments and the benchmarks train and prune."""

@@ -1,0 +1,66 @@
+"""Tables and figures again, from the files that jobs left.
+
+    python -m experiments.report RUN [RUN ...]
+
+A `RUN` is a job's folder or a result file. With several runs of one configuration
+(other seeds) a last table gives the mean and the range of every row.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import figures, results
+from experiments.results import Row
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the tables; returns 2 when there is nothing to read."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.report")
+    parser.add_argument("run", nargs="+", type=Path, help="folder or result file")
+    found = []
+    for run in parser.parse_args(argv).run:
+        path = run / "result.json" if run.is_dir() else run
+        if not path.is_file():
+            print(f"no result in {run}: the job writes {path.name} when it is done.")
+            return 2
+        facts, rows = results.load(path)
+        found.append((facts, rows))
+        print(text(facts, rows), end="\n\n")
+        if run.is_dir():
+            log = results.history(run / "log.jsonl")
+            figures.draw(run / "figure.png", rows, log)
+    if len(found) > 1 and len({facts["config"] for facts, _ in found}) == 1:
+        print(spread([rows for _, rows in found]))
+    return 0
+
+
+def text(facts: dict[str, Any], rows: Sequence[Row]) -> str:
+    """One job: its heading, table and claims."""
+    device = facts["device"]
+    heading = (
+        f"{facts['config']}, seed {facts['seed']}, {device['count']} x "
+        f"{device['kind']}, {facts['seconds']:.0f} s\n{facts['command']}"
+    )
+    parts = [heading, results.table(rows), results.verdict_text(facts["claims"])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def spread(runs: Sequence[Sequence[Row]]) -> str:
+    """Accuracy after removal over seeds: mean, least and greatest, in percent."""
+    lines = [f"accuracy after removal, % of {len(runs)} seeds: mean [least, greatest]"]
+    by_run: dict[str, list[float]] = {}
+    for row in (row for rows in runs for row in rows):
+        by_run.setdefault(row.run, []).append(100 * row.after)
+    width = max(map(len, by_run))
+    for run, values in by_run.items():
+        mean = sum(values) / len(values)
+        lines.append(
+            f"{run:{width}}  {mean:6.2f}  [{min(values):.2f}, {max(values):.2f}]"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

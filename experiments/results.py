@@ -1,0 +1,144 @@
+"""What a job leaves behind: the rows, the table, the file `result.json`."""
+
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.config import Claim
+
+_PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax")
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+      run: its label.
+      method: its name in the configuration.
+      asked: the sparsity asked for, over the prunable weights.
+      got: the sparsity there is.
+      kept: how many weights were to be kept.
+      nonzero: how many there are that are not zero.
+      after: test accuracy after removal, a fraction.
+      before: before removal; None where there is no such moment.
+      changed: test predictions that removal changed; None likewise.
+      logit_change: the largest change of a logit; None likewise.
+      seconds: wall time of the run, compilation included.
+      extra: further numbers of this method, by name.
+    """
+
+    run: str
+    method: str
+    asked: float
+    got: float
+    kept: int
+    nonzero: int
+    after: float
+    before: float | None = None
+    changed: int | None = None
+    logit_change: float | None = None
+    seconds: float = 0.0
+    extra: Mapping[str, float] | None = None
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "run": ("run", str),
+    "asked %": ("asked", _percent),
+    "got %": ("got", _percent),
+    "before %": ("before", _percent),
+    "after %": ("after", _percent),
+    "changed": ("changed", str),
+    "logit change": ("logit_change", lambda value: f"{value:.2g}"),
+    "weights": ("nonzero", lambda value: f"{value:,}"),
+    "seconds": ("seconds", lambda value: f"{value:.1f}"),
+}
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows in plain text, numbers to the right, a dash where there is none.
+
+    Columns: sparsity asked and got; test accuracy before and after removal; test
+    predictions that removal changed; its largest change of a logit; weights that are
+    not zero; wall seconds. Numbers of one method alone follow in a line of their own.
+    """
+    lines = [list(_COLUMNS)]
+    notes = []
+    for row in rows:
+        values = ((getattr(row, field), show) for field, show in _COLUMNS.values())
+        lines.append(["-" if value is None else show(value) for value, show in values])
+        if row.extra:
+            numbers = ", ".join(f"{name} {x:.4g}" for name, x in row.extra.items())
+            notes.append(f"{row.run}: {numbers}")
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:], *notes])
+
+
+def _aligned(line: list[str], widths: list[int]) -> list[str]:
+    first, *rest = zip(line, widths, strict=True)
+    return [first[0].ljust(first[1])] + [cell.rjust(width) for cell, width in rest]
+
+
+def verdicts(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[str, bool]:
+    """For each claim whose rows are there, whether they bear it out."""
+    by_run = {row.run: row for row in rows}
+    return {
+        claim.text: bool(claim.holds(*[by_run[run] for run in claim.runs]))
+        for claim in claims
+        if all(run in by_run for run in claim.runs)
+    }
+
+
+def verdict_text(found: Mapping[str, bool]) -> str:
+    """One line per claim."""
+    return "\n".join(
+        f"{'holds' if ok else 'FAILS'}  {text}" for text, ok in found.items()
+    )
+
+
+def save(path: Path, rows: Sequence[Row], **facts: Any) -> None:
+    """Writes `result.json`: facts of the job, versions, device, rows."""
+    result = {**facts, **_machine(), "rows": [row._asdict() for row in rows]}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def load(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """The facts and the rows of a `result.json`."""
+    facts = json.loads(path.read_text())
+    return facts, [Row(**row) for row in facts.pop("rows")]
+
+
+def history(log: Path) -> dict[str, list[dict[str, Any]]]:
+    """The epochs of each run from a `log.jsonl`; a repeated epoch counts once."""
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in log.read_text().splitlines():
+        entry = json.loads(line)
+        if "epoch" in entry:
+            runs.setdefault(entry["run"], {})[entry["epoch"]] = entry
+    return {run: [found[e] for e in sorted(found)] for run, found in runs.items()}
+
+
+def _machine() -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in _PACKAGES},
+        },
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+            "machine": platform.machine(),
+        },
+    }

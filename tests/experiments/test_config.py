@@ -1,0 +1,110 @@
+"""Configurations: every one is complete, every mistake in one names what is near."""
+
+import dataclasses
+
+import pytest
+
+from experiments import build, config
+from experiments.config import Claim, ConfigError
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_every_configuration_is_complete(name):
+    chosen = config.load(name)
+    build.check(chosen)
+    doc = __import__(f"experiments.configs.{name}", fromlist=["_"]).__doc__
+    assert f"python -m experiments.train {name}" in doc
+
+
+def test_unknown_configuration_names_the_near_one():
+    with pytest.raises(ConfigError, match="unknown configuration `digit`.*digits"):
+        config.load("digit")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("batch", "expected key=value"),
+        ("bach=3", "unknown key `bach`: did you mean batch"),
+        ("swd.epoch=3", "unknown key `swd.epoch`: did you mean swd.epochs"),
+        ("swd=3", "unknown key `swd`"),
+        ("dense=3", "unknown key `dense`"),
+        ("batch.size=3", "unknown key `batch.size`"),
+        ("batch=many", "`batch` is 64: expected a value of type int, got 'many'"),
+        ("batch=1.5", "expected a value of type int"),
+        ("batch=True", "expected a value of type int"),
+        ("swd.mu=None", "expected a value of type float"),
+        ("claims=()", "unknown key `claims`"),
+    ],
+)
+def test_bad_settings(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        config.override(config.load("digits"), [setting])
+
+
+def test_settings_reach_their_place_and_leave_the_original_alone():
+    before = config.load("digits")
+    settings = [
+        "batch=32",
+        "dense.epochs=2",
+        "swd.mu=1",
+        "runs.swd.a_max=1e3",
+        "swd.sparsity=0.5",
+        "gradual.sparsity=[0.5, 0.6]",
+        "model=lenet5",
+    ]
+    after = config.override(before, settings)
+    assert after.batch == 32 and after.model == "lenet5"
+    assert after.dense["epochs"] == 2
+    assert after.runs["swd"]["mu"] == 1.0 and type(after.runs["swd"]["mu"]) is float
+    assert after.runs["swd"]["a_max"] == 1e3
+    assert after.runs["swd"]["sparsity"] == (0.5,)
+    assert after.runs["gradual"]["sparsity"] == (0.5, 0.6)
+    assert after.claims == before.claims
+    assert before.runs["swd"]["a_max"] == 5e6 and before.batch == 64
+
+
+def test_only_keeps_the_named_runs():
+    chosen = config.load("digits")
+    assert list(config.only(chosen, ["swd", "gsm"]).runs) == ["gsm", "swd"]
+    with pytest.raises(ConfigError, match="unknown run `swdd`: did you mean swd"):
+        config.only(chosen, ["swdd"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "digit"}, "unknown data set `digit`: did you mean digits"),
+        ({"model": "lenet"}, "unknown model `lenet`: did you mean lenet5 or lenet300"),
+        ({"augment": "flip"}, "unknown augmentation `flip`"),
+        ({"dense": {"epochs": 1}}, "run `dense` lacks lr, momentum, weight_decay"),
+        ({"runs": {"a": {}}}, "run `a` has no `method`"),
+        ({"runs": {"a": {"method": "sdw"}}}, "unknown method `sdw`: did you mean swd"),
+        (
+            {"runs": {"a": {"method": "one_shot", "sparsitty": ()}}},
+            "unknown setting of run `a` `sparsitty`: did you mean sparsity",
+        ),
+        (
+            {"runs": {"a": {"method": "one_shot", "sparsity": ()}}},
+            "run `a` lacks stats_momentum",
+        ),
+    ],
+)
+def test_names_are_checked_before_anything_runs(change, message):
+    chosen = dataclasses.replace(config.load("digits"), **change)
+    with pytest.raises(ConfigError, match=message):
+        build.check(chosen)
+
+
+def test_claims_speak_only_of_rows_that_are_there():
+    from experiments.results import Row, verdict_text, verdicts
+
+    row = Row("a", "m", asked=0.5, got=0.5, kept=2, nonzero=2, after=0.9)
+    claims = [
+        Claim("good", ("a",), lambda a: a.after > 0.8),
+        Claim("bad", ("a",), lambda a: a.after > 0.95),
+        Claim("absent", ("a", "b"), lambda a, b: False),
+    ]
+    found = verdicts(claims, [row])
+    assert found == {"good": True, "bad": False}
+    assert verdict_text(found) == "holds  good\nFAILS  bad"

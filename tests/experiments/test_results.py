@@ -1,0 +1,88 @@
+"""The table, the result file, the log read back, the report."""
+
+import json
+
+import pytest
+
+from experiments import figures, report, results
+from experiments.results import Row
+
+DENSE = Row("dense", "dense", 0.0, 0.0, kept=100, nonzero=100, after=0.99, seconds=1.23)
+PRUNED = Row(
+    "swd 90%",
+    "swd",
+    asked=0.9,
+    got=0.9,
+    kept=10,
+    nonzero=10,
+    after=0.97,
+    before=0.975,
+    changed=1,
+    logit_change=0.0123,
+    seconds=12.0,
+    extra={"speed": 2.0},
+)
+
+
+def test_table_by_hand():
+    lines = results.table([DENSE, PRUNED]).splitlines()
+    assert lines[0].split("  ")[0] == "run" and set(lines[1]) == {"-"}
+    assert lines[2].split() == "dense 0.00 0.00 - 99.00 - - 100 1.2".split()
+    assert lines[3].split() == "swd 90% 90.00 90.00 97.50 97.00 1 0.012 10 12.0".split()
+    assert len(lines[0]) == len(lines[2]) == len(lines[3])
+    assert lines[4] == "swd 90%: speed 2"
+
+
+def test_result_file_round_trip(tmp_path):
+    path = tmp_path / "result.json"
+    results.save(path, [DENSE, PRUNED], config="digits", seed=3)
+    facts, rows = results.load(path)
+    assert rows == [DENSE, PRUNED]
+    assert facts["config"] == "digits" and facts["seed"] == 3
+    assert facts["device"]["platform"] == "cpu" and facts["device"]["count"] == 4
+    assert set(facts["versions"]) >= {"python", "jax", "jaxlib", "flax", "optax"}
+
+
+def test_history_counts_a_repeated_epoch_once(tmp_path):
+    log = tmp_path / "log.jsonl"
+    entries = [
+        {"run": "a", "epoch": 1, "loss": 3.0},
+        {"run": "a", "epoch": 2, "loss": 2.0},
+        {"row": {}},
+        {"run": "b", "epoch": 1, "loss": 9.0},
+        {"run": "a", "epoch": 2, "loss": 1.0},
+    ]
+    log.write_text("\n".join(map(json.dumps, entries)))
+    found = results.history(log)
+    assert [e["loss"] for e in found["a"]] == [3.0, 1.0] and len(found["b"]) == 1
+
+
+def _job(folder, seed, after):
+    folder.mkdir()
+    facts = {"config": "digits", "seed": seed, "command": "python -m it", "seconds": 5}
+    rows = [DENSE, PRUNED._replace(after=after)]
+    results.save(folder / "result.json", rows, **facts, claims={"a claim": True})
+    epoch = {"run": "swd 90%", "epoch": 1, "test_accuracy": 0.5, "step": 2}
+    (folder / "log.jsonl").write_text(json.dumps({**epoch, "largest_targeted": 0.1}))
+
+
+def test_report_of_two_seeds(tmp_path, capsys):
+    _job(tmp_path / "a", 0, 0.96)
+    _job(tmp_path / "b", 1, 0.98)
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b" / "result.json")]) == 0
+    text = capsys.readouterr().out
+    assert "digits, seed 0, 4 x cpu, 5 s" in text and "holds  a claim" in text
+    assert "swd 90%   97.00  [96.00, 98.00]" in text
+    assert (tmp_path / "a" / "figure.png").stat().st_size > 1000
+    assert not (tmp_path / "b" / "figure.png").exists()
+
+
+def test_report_without_a_result(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 2
+    assert "no result in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rows", [[], [DENSE]])
+def test_figure_without_epochs(rows, tmp_path):
+    figures.draw(tmp_path / "figure.png", rows, {})
+    assert (tmp_path / "figure.png").exists()
