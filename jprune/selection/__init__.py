@@ -1,0 +1,16 @@
+"""The k largest entries of a tree, exactly, every step, at full size.
+
+The only place in jprune where order statistics are computed. `kth_magnitude` finds the
+threshold by counting, `keep_mask` makes the mask, `cold` and `warm_start` carry the
+threshold from one step to the next.
+"""
+
+from jprune.selection._image import ImageKind as ImageKind
+from jprune.selection._select import keep_mask as keep_mask
+from jprune.selection._select import kth_magnitude as kth_magnitude
+from jprune.selection._threshold import Ranking as Ranking
+from jprune.selection._threshold import Threshold as Threshold
+from jprune.selection._threshold import WarmStart as WarmStart
+from jprune.selection._threshold import cold as cold
+from jprune.selection._threshold import magnitude_at as magnitude_at
+from jprune.selection._threshold import warm_start as warm_start

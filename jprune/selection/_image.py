@@ -1,0 +1,126 @@
+r"""Order-preserving integer images of floating-point numbers.
+
+IEEE numbers of one sign are ordered as their bit patterns. With `u` the pattern without
+its sign bit,
+
+- the **magnitude** image is `u`: comparing images is comparing `|x|`;
+- the **signed** image is `u` for `x >= 0` and `-u` for `x < 0`.
+
+Both send -0 and +0 to 0, and both are integers, so no comparison depends on rounding or
+on whether the hardware flushes subnormal numbers to zero. A NaN of either sign has an
+image above infinity: it counts as the largest value and is kept, where it can be seen.
+Two NaNs are ordered by payload.
+
+Every leaf of a tree is imaged in one format, float32 (float64 if any leaf is float64).
+The low bits that are zero for every dtype of the tree are shifted out, so that
+neighbouring images are neighbouring numbers: a bfloat16 tree has 15-bit images.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jprune._errors import value_error
+
+ImageKind = Literal["magnitude", "signed"]
+
+
+class Image(NamedTuple):
+    """How the floats of one tree become integers.
+
+    Attributes:
+      wide: whether the common format is float64 (images are int64), not float32
+      (int32).
+      shift: number of low bits that are zero in every pattern of the tree, shifted out.
+      signed: the signed image, not the magnitude image.
+    """
+
+    wide: bool
+    shift: int
+    signed: bool
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The integer dtype of the images."""
+        return np.dtype("int64" if self.wide else "int32")
+
+    @property
+    def float_dtype(self) -> np.dtype:
+        """The common floating format."""
+        return np.dtype("float64" if self.wide else "float32")
+
+    @property
+    def mantissa(self) -> int:
+        """Mantissa bits left in an image: `2**mantissa` images to an octave."""
+        return (52 if self.wide else 23) - self.shift
+
+    @property
+    def lowest(self) -> int:
+        """The smallest image of a number: of 0, or of minus infinity."""
+        return -self.of_float(np.inf) if self.signed else 0
+
+    @property
+    def top(self) -> int:
+        """At least every image; the open upper end of a search."""
+        return int(np.iinfo(self.dtype).max) >> self.shift
+
+    @property
+    def excluded(self) -> int:
+        """The image of an entry that takes no part: below `lowest`."""
+        return int(np.iinfo(self.dtype).min)
+
+    def of_float(self, value: float) -> int:
+        """The image of a non-negative Python float."""
+        return int(np.array(value, self.float_dtype).view(self.dtype)) >> self.shift
+
+    def of(self, x: jax.Array, within: jax.Array | None = None) -> jax.Array:
+        """The images of a leaf, element-wise; `excluded` where `within` is False."""
+        bits = lax.bitcast_convert_type(self._widen(x), self.dtype)
+        size = (bits & np.iinfo(self.dtype).max) >> self.shift
+        if self.signed:
+            number = size <= self.of_float(np.inf)
+            size = jnp.where((bits < 0) & number, -size, size)
+        if within is None:
+            return size
+        return jnp.where(within, size, jnp.asarray(self.excluded, self.dtype))
+
+    def to_float(self, bits: jax.Array) -> jax.Array:
+        """The number whose image is `bits`."""
+        pattern = jnp.abs(bits) << self.shift
+        size = lax.bitcast_convert_type(pattern, self.float_dtype)
+        return jnp.where(bits < 0, -size, size)
+
+    def _widen(self, x: jax.Array) -> jax.Array:
+        if x.dtype == jnp.bfloat16 and not self.wide:
+            # Exact by construction, also for subnormals: bfloat16 is the upper half.
+            half = lax.bitcast_convert_type(x, jnp.int16).astype(jnp.int32)
+            return lax.bitcast_convert_type(half << 16, jnp.float32)
+        return x.astype(self.float_dtype)
+
+
+def common_image(dtypes: Sequence[np.dtype], kind: ImageKind) -> Image:
+    """The image that serves every dtype of a tree.
+
+    Args:
+      dtypes: the floating dtypes of the leaves; none for an empty tree.
+      kind: `"magnitude"` or `"signed"`.
+
+    Returns:
+      The image.
+
+    Raises:
+      ValueError: for another `kind`.
+    """
+    if kind not in ("magnitude", "signed"):
+        raise value_error(
+            f'`image` must be "magnitude" or "signed", got {kind!r}: ranked '
+            "by absolute value, or by signed value."
+        )
+    wide = any(dtype == np.float64 for dtype in dtypes)
+    full = 52 if wide else 23
+    used = max((int(jnp.finfo(dtype).nmant) for dtype in dtypes), default=full)
+    return Image(wide, full - used, kind == "signed")

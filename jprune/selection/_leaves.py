@@ -1,0 +1,211 @@
+r"""The leaves of a tree as the selection reads them: checked, named, placed.
+
+Nothing here copies a leaf. Under GSPMD a leaf has its global shape and XLA splits every
+element-wise operation and reduction as the leaf is split; nothing is ever flattened,
+since flattening a sharded leaf gathers it. Inside `jax.shard_map` a leaf is the local
+shard, and a `PartitionSpec` says which mesh axes split which of its dimensions, so that
+a replicated leaf is counted once and every entry knows its place in the global array.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jprune._errors import listing, type_error, value_error
+from jprune._tree import named_leaves, require_same_structure
+from jprune._typing import Mask, PyTree
+from jprune.selection._image import Image, ImageKind, common_image
+
+LIMIT = 2**31 - 1
+"""One more than the largest count: the end of a search over positions is n + 1."""
+
+
+class Leaf(NamedTuple):
+    """One leaf of the tree.
+
+    Attributes:
+      value: the (local) array.
+      within: which entries take part: bool of the same shape or 0-d; None is all.
+      split: for each dimension, the mesh axes that split it.
+      replicas: the mesh axes over which the leaf is replicated.
+      shape: the global shape.
+    """
+
+    value: jax.Array
+    within: jax.Array | None
+    split: tuple[tuple[str, ...], ...]
+    replicas: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the global array."""
+        return math.prod(self.shape)
+
+    def counted_here(self) -> jax.Array | None:
+        """Whether this device counts the leaf: the first of its replicas does."""
+        here = [lax.axis_index(name) == 0 for name in self.replicas]
+        return jnp.stack(here).all() if here else None
+
+    def strides(self, offset: int) -> jax.Array:
+        """Row-major position = strides[0] + sum of index_d * strides[d + 1]. int32"""
+        steps = [math.prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
+        base = jnp.int32(offset)
+        for length, names, step in zip(
+            self.value.shape, self.split, steps, strict=True
+        ):
+            if names:
+                base += lax.axis_index(names).astype(jnp.int32) * (length * step)
+        return jnp.stack([base, *(jnp.int32(step) for step in steps)])
+
+
+class Table(NamedTuple):
+    """All leaves that take part, in flattening order.
+
+    Attributes:
+      leaves: the leaves.
+      image: the integer image they share.
+      axis_names: mesh axes over which counts are added; empty outside `shard_map`.
+    """
+
+    leaves: tuple[Leaf, ...]
+    image: Image
+    axis_names: tuple[str, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of entries of each leaf."""
+        return tuple(leaf.size for leaf in self.leaves)
+
+
+def read(
+    tree: PyTree,
+    image: ImageKind,
+    within: Mask | None,
+    axis_name: str | Sequence[str] | None,
+    specs: PyTree | None,
+) -> Table:
+    """Checks a tree and lays it out.
+
+    Args:
+      tree: pytree of floating leaves.
+      image: `"magnitude"` or `"signed"`.
+      within: pytree of bool like `tree`, or None.
+      axis_name: mesh axes of the enclosing `shard_map`, or None.
+      specs: pytree prefix of `PartitionSpec`, or None.
+
+    Returns:
+      The table.
+
+    Raises:
+      TypeError: a leaf that is not floating, or a `within` leaf that is not bool.
+      ValueError: structure, shape or specs that do not fit, or a whole of 2**31 - 1
+        entries or more.
+    """
+    named = named_leaves(tree)
+    values = [jnp.asarray(value) for _, value in named]
+    bad = [
+        f"{name}: {value.dtype}"
+        for (name, _), value in zip(named, values, strict=True)
+        if not jnp.issubdtype(value.dtype, jnp.floating)
+    ]
+    if bad:
+        raise type_error(
+            "`tree` must have floating leaves only; pass the leaves in scope, or the "
+            f"magnitude of complex ones. Got:{listing(bad)}"
+        )
+    axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    masks = _within(tree, named, values, within)
+    placed = _specs(tree, named, values, axes, specs)
+    leaves = tuple(
+        _leaf(lax.stop_gradient(value), mask, spec, axes)
+        for value, mask, spec in zip(values, masks, placed, strict=True)
+    )
+    total = sum(leaf.size for leaf in leaves)
+    if total >= LIMIT:
+        raise value_error(
+            f"`tree` has {total} entries; counts are int32, so one selection takes fewer "
+            f"than {LIMIT}. Rank leaves (or parts of the tree) separately."
+        )
+    kind = common_image([value.dtype for value in values], image)
+    return Table(leaves, kind, axes)
+
+
+def _within(
+    tree: PyTree, named: list, values: list[jax.Array], within: Mask | None
+) -> list[jax.Array | None]:
+    if within is None:
+        return [None] * len(values)
+    require_same_structure("within", within, tree)
+    masks: list[jax.Array | None] = []
+    for (name, _), value, mask in zip(
+        named, values, jax.tree.leaves(within), strict=True
+    ):
+        dtype = getattr(mask, "dtype", np.dtype(type(mask)))
+        if dtype != np.bool_:
+            raise type_error(f"`within` must be a tree of bool, got {dtype} at {name}.")
+        if np.shape(mask) not in ((), value.shape):
+            raise value_error(
+                f"`within` must have the shape of its leaf, or be 0-d: at {name} "
+                f"expected {value.shape}, got {np.shape(mask)}."
+            )
+        everything = isinstance(mask, (bool, np.bool_)) and bool(mask)
+        masks.append(None if everything else jnp.asarray(mask))
+    return masks
+
+
+def _specs(
+    tree: PyTree,
+    named: list,
+    values: list[jax.Array],
+    axes: tuple[str, ...],
+    specs: PyTree | None,
+) -> list[PartitionSpec]:
+    """One spec for each leaf; without `specs` a leaf is split along its first axis."""
+    if not axes:
+        if specs is not None:
+            raise value_error(
+                "`specs` describes the shards inside `jax.shard_map`: give `axis_name` "
+                "too, or leave both out (arrays under `jit` carry their own sharding)."
+            )
+        return [PartitionSpec()] * len(values)
+    if specs is None:
+        return [PartitionSpec(axes) if v.ndim else PartitionSpec() for v in values]
+    is_spec = lambda s: isinstance(s, PartitionSpec)  # noqa: E731
+    full = jax.tree.broadcast(specs, tree, is_leaf=is_spec)
+    placed = jax.tree.leaves(full, is_leaf=is_spec)
+    for (name, _), value, spec in zip(named, values, placed, strict=True):
+        if not is_spec(spec) or len(spec) > value.ndim:
+            raise value_error(
+                f"`specs` must give each leaf a PartitionSpec of at most its rank: at "
+                f"{name} (rank {value.ndim}) got {spec!r}."
+            )
+    return placed
+
+
+def _leaf(
+    value: jax.Array, within: Any, spec: PartitionSpec, axes: tuple[str, ...]
+) -> Leaf:
+    split = tuple(
+        tuple(name for name in _names(entry) if name in axes)
+        for entry in (*spec, *([None] * (value.ndim - len(spec))))
+    )
+    used = {name for names in split for name in names}
+    shape = tuple(
+        length * math.prod(lax.axis_size(name) for name in names)
+        for length, names in zip(value.shape, split, strict=True)
+    )
+    replicas = tuple(name for name in axes if name not in used)
+    return Leaf(value, within, split, replicas, shape)
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
