@@ -1,0 +1,114 @@
+"""Groups as data: axes of several parameters that must shrink together.
+
+`jprune.surgery` discovers groups; transforms, masks and scores receive them as plain
+frozen data and never ask where they come from. A group has `size` coordinates
+(channels, heads, units). Each member says where those coordinates lie on one axis of
+one parameter.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jprune._errors import value_error
+from jprune._tree import KeyTuple, keyed_leaves
+from jprune._typing import PyTree
+
+Role = Literal["out", "in", "bias", "scale", "stat", "table", "other"]
+Kind = Literal["coupled", "consumer", "producer", "unused", "pad"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisRef:
+    """Where a group's coordinates lie on one axis of one parameter.
+
+    Attributes:
+      path: key tuple of the leaf, e.g. `("params", "Conv_0", "kernel")`.
+      axis: index of the axis, counted from 0.
+      role: what the parameter does with the coordinates: produces them ("out"), reads
+        them ("in"), shifts ("bias") or scales them, holds their statistics or a table.
+      labels: for each position of the axis, the group coordinate that lives there, or
+        -1 where the position belongs to something else. None when the axis is the group
+        itself (position i is coordinate i). A flattened `(H, W, C)` axis has the labels
+        `0..C-1` repeated `H*W` times.
+    """
+
+    path: KeyTuple
+    axis: int
+    role: Role = "other"
+    labels: tuple[int, ...] | None = None
+
+    def coordinates(self, size: int) -> np.ndarray:
+        """The labels as an int array, whether stored or implied. [axis length]"""
+        return np.arange(size) if self.labels is None else np.asarray(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Axes that must shrink together.
+
+    Attributes:
+      id: stable, readable name, unique within one analysis.
+      size: number of coordinates.
+      members: every parameter axis on which the coordinates lie.
+      kind: "coupled" (produced and read by parameters), "consumer" or "producer" (only
+        one of the two), "unused" (no parameter that the function reads), "pad".
+    """
+
+    id: str
+    size: int
+    members: tuple[AxisRef, ...]
+    kind: Kind = "coupled"
+
+    def __post_init__(self) -> None:
+        for ref in self.members:
+            if ref.labels is None:
+                continue
+            seen = set(ref.labels) - {-1}
+            if seen != set(range(self.size)):
+                raise value_error(
+                    f"Group {self.id!r}: the labels of {ref.path} axis {ref.axis} must "
+                    f"cover the coordinates 0..{self.size - 1} (and -1 elsewhere)."
+                )
+
+
+def member_leaves(
+    tree: PyTree, groups: Sequence[Group]
+) -> list[tuple[Group, list[tuple[AxisRef, int, Any]]]]:
+    """Each group with those of its members that `tree` holds: (ref, leaf number, leaf).
+
+    A tree may be a sub-tree of what the groups were found on (the `params` of a Flax
+    variables dict): a member is then found by the unique leaf whose path ends its own.
+
+    Raises:
+      ValueError: a leaf too short for the group it should carry.
+    """
+    leaves = keyed_leaves(tree)
+    number = {path: i for i, (path, _) in enumerate(leaves)}
+    found = []
+    for group in groups:
+        members = []
+        for ref in group.members:
+            i = _find(number, ref.path)
+            if i is None:
+                continue
+            leaf = leaves[i][1]
+            length = np.shape(leaf)[ref.axis] if ref.axis < np.ndim(leaf) else None
+            if length != (group.size if ref.labels is None else len(ref.labels)):
+                raise value_error(
+                    f"Group {group.id!r} of {group.size} coordinates does not fit axis "
+                    f"{ref.axis} of {'/'.join(map(str, ref.path))}, shape "
+                    f"{np.shape(leaf)}: the groups belong to another model."
+                )
+            members.append((ref, i, leaf))
+        found.append((group, members))
+    return found
+
+
+def _find(number: dict[KeyTuple, int], path: KeyTuple) -> int | None:
+    for start in range(len(path)):
+        if path[start:] in number:
+            return number[path[start:]]
+    return None

@@ -1,0 +1,74 @@
+"""Leaf paths: how jprune names a leaf in reports and errors, and finds it again.
+
+A path has two forms. The *text* `params/Conv_0/kernel` is for people and for regular
+expressions. The *key tuple* `("params", "Conv_0", "kernel")` is for programs: it is
+never split out of the text, since a key may itself contain "/" (Haiku's do).
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+
+from jprune._errors import listing, value_error
+from jprune._typing import PyTree
+
+KeyTuple = tuple[Hashable, ...]
+
+
+def path_text(path: Any) -> str:
+    """`a/b/0` for a JAX key path, as `jax.tree_util.keystr(simple=True)` writes it."""
+    return jtu.keystr(path, simple=True, separator="/")
+
+
+def path_keys(path: Any) -> KeyTuple:
+    """One plain key (a str or an int) for each level of a JAX key path."""
+    return tuple(_plain_key(entry) for entry in path)
+
+
+def _plain_key(entry: Any) -> Hashable:
+    for name in ("key", "idx", "name"):
+        if hasattr(entry, name):
+            return getattr(entry, name)
+    return str(entry)
+
+
+def named_leaves(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """The leaves in flattening order, each with its path text."""
+    pairs = jtu.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return [(path_text(path), leaf) for path, leaf in pairs]
+
+
+def keyed_leaves(tree: PyTree) -> list[tuple[KeyTuple, Any]]:
+    """The leaves in flattening order, each with its key tuple."""
+    return [(path_keys(path), leaf) for path, leaf in jtu.tree_leaves_with_path(tree)]
+
+
+def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """`jax.tree.map` whose function also receives the path text, first."""
+    return jtu.tree_map_with_path(
+        lambda path, *leaves: fn(path_text(path), *leaves), tree, *rest
+    )
+
+
+def require_same_structure(what: str, tree: PyTree, like: PyTree) -> None:
+    """Raises unless `tree` has the tree structure of `like` (the parameters).
+
+    Raises:
+      ValueError: naming `what` and the leaf paths only one of the two has.
+    """
+    if jax.tree.structure(tree) == jax.tree.structure(like):
+        return
+    have = {name for name, _ in named_leaves(tree)}
+    want = {name for name, _ in named_leaves(like)}
+    lines = [f"missing: {name}" for name in sorted(want - have)]
+    lines += [f"unexpected: {name}" for name in sorted(have - want)]
+    if not lines:
+        lines = [f"{jax.tree.structure(tree)} against {jax.tree.structure(like)}"]
+    raise value_error(
+        f"`{what}` must have exactly the structure of the parameters (a leaf out of "
+        f"scope is a 0-d True, not None).{listing(lines)}"
+    )
