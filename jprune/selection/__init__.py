@@ -5,6 +5,8 @@ threshold by counting, `keep_mask` makes the mask, `cold` and `warm_start` carry
 threshold from one step to the next.
 """
 
+from jprune.selection._count import counts_above as counts_above
+from jprune.selection._count import image_of as image_of
 from jprune.selection._image import ImageKind as ImageKind
 from jprune.selection._select import keep_mask as keep_mask
 from jprune.selection._select import kth_magnitude as kth_magnitude
