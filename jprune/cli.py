@@ -3,10 +3,14 @@
     jprune report params.npz                      what is left, leaf by leaf
     jprune report params.npz --mask mask.npz      by a mask instead of by zeros
     jprune cite swd                               BibTeX of a method's papers
+    jprune flops models:small_vit                 operations of one call
 
 `report` reads `.npz` archives whose keys are leaf paths, single `.npy` files, and
 folders of `.npy` files (paths as names). Nothing is unpickled. `jprune report --help`
 shows how to write such an archive from any pytree with one call of `numpy.savez`.
+
+`flops` takes `module:callable`, a function without arguments that returns
+`(fn, variables, *args)`; arrays may be `jax.ShapeDtypeStruct`s, nothing is computed.
 
 Each sub-command is one `_add_...` function, which declares its arguments, and one
 function from the parsed arguments to the text that is printed. There is no training
@@ -14,6 +18,8 @@ here: that is `python -m experiments.train`.
 """
 
 import argparse
+import importlib
+import math
 import re
 import sys
 import zipfile
@@ -21,13 +27,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jprune._cite import cite, cited_names
-from jprune._errors import listing, type_error, value_error
+from jprune._errors import type_error, value_error
 from jprune._version import __version__
-from jprune.analysis import report
+from jprune.analysis import flops, report
 
 Tree = dict[str, np.ndarray]
 
@@ -65,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_report(commands)
     _add_cite(commands)
+    _add_flops(commands)
     return parser
 
 
@@ -86,8 +94,12 @@ def _add_report(commands: Any) -> None:
 def _report(args: argparse.Namespace) -> str:
     params = _load(args.file)
     mask = None if args.mask is None else _load(args.mask)
-    scope = None if args.scope is None else _matching(args.scope, params)
-    return str(report(params, mask, scope=scope))
+    try:
+        return str(report(params, mask, scope=args.scope))
+    except re.error as error:
+        raise value_error(
+            f"`--scope` must be a regular expression, got {args.scope!r}: {error}."
+        ) from error
 
 
 def _add_cite(commands: Any) -> None:
@@ -103,20 +115,53 @@ def _cite(args: argparse.Namespace) -> str:
     return "\n\n".join(map(cite, args.name)) if args.name else cite()
 
 
-def _matching(pattern: str, params: Tree) -> dict[str, bool]:
-    """The scope of the leaves whose path matches `pattern`."""
+_MODEL = """MODEL is module:callable, a function without arguments that returns
+(fn, variables, *args). Modules are looked for in the working directory too. Arrays may
+be jax.ShapeDtypeStruct, for example from jax.eval_shape(model.init, key, x).
+"""
+
+
+def _add_flops(commands: Any) -> None:
+    parser = _add_model_command(commands, "flops", "operations of one call")
+    parser.set_defaults(run=_flops)
+
+
+def _flops(args: argparse.Namespace) -> str:
+    fn, variables, *rest = _model(args.model)
+    scalars = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+    return f"{flops(fn)(variables, *rest):,} FLOPs (2 per MAC)\n{scalars:,} scalars"
+
+
+def _add_model_command(commands: Any, name: str, text: str) -> Any:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        epilog=_MODEL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="module:callable")
+    return parser
+
+
+def _model(spec: str) -> tuple[Any, ...]:
+    """What the named callable returns: a function and its arguments."""
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise value_error(f"`MODEL` must be module:callable, got {spec!r}.")
+    sys.path.insert(0, str(Path.cwd()))
     try:
-        found = {path: re.search(pattern, path) is not None for path in params}
-    except re.error as error:
-        raise value_error(
-            f"`--scope` must be a regular expression, got {pattern!r}: {error}."
-        ) from error
-    if not any(found.values()):
-        raise value_error(
-            f"`--scope` {pattern!r} matches no leaf; the leaves are:"
-            f"{listing(list(params))}"
+        made = getattr(importlib.import_module(module), name)()
+    except ModuleNotFoundError as error:
+        raise value_error(f"`MODEL` {spec!r}: {error}.") from error
+    except AttributeError as error:
+        raise value_error(f"`MODEL` {spec!r}: {error}.") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not isinstance(made, tuple) or len(made) < 2 or not callable(made[0]):
+        raise type_error(
+            f"`MODEL` {spec!r} must return `(fn, variables, *args)`, got {type(made)}."
         )
-    return found
+    return made
 
 
 def _load(name: str) -> Tree:

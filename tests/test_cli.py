@@ -137,3 +137,53 @@ def test_the_installed_command():
         pytest.skip("jprune is not installed as a command here")
     done = subprocess.run([command, "cite", "swd"], capture_output=True, text=True)
     assert done.stdout.strip() == jprune.cite("swd"), done.stderr
+
+
+MODULE = """
+import jax
+import jax.numpy as jnp
+
+
+def mlp(params, x):
+    return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+
+def net():
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    return mlp, {"a": shape(8, 16), "b": shape(16, 4)}, shape(2, 8)
+
+
+def bare():
+    return mlp
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the working directory, under a name of its own."""
+    name = f"jprune_cli_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_flops_of_a_module(module, capsys):
+    assert main(["flops", f"{module}:net"]) == 0
+    expected = 2 * 2 * (8 * 16 + 16 * 4)
+    assert capsys.readouterr().out == (
+        f"{expected:,} FLOPs (2 per MAC)\n{8 * 16 + 16 * 4} scalars\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("no_colon", "`MODEL` must be module:callable, got 'no_colon'"),
+        ("not_there_at_all:net", "No module named 'not_there_at_all'"),
+        ("{module}:nothing", "has no attribute 'nothing'"),
+        ("{module}:bare", "must return `(fn, variables, *args)`"),
+    ],
+)
+def test_errors_of_models(spec, message, module, capsys):
+    assert main(["flops", spec.format(module=module)]) == 1
+    assert message in capsys.readouterr().err
