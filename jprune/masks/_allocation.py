@@ -1,0 +1,146 @@
+r"""Allocations: how a global sparsity is spread over the leaves.
+
+Each function returns a tree of Python floats, the sparsity of each leaf, ready for the
+`sparsity` argument of a pattern. The real-valued allocation of the paper is turned into
+integers by largest remainders, so the counts add up to the global count exactly.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+from math import floor
+from typing import Any
+
+import jax
+import numpy as np
+
+from jprune._errors import value_error
+from jprune._typing import Params, PyTree
+from jprune.masks._count import exact, kept_count, require_sparsity
+from jprune.masks._scope import in_scope, resolve_scope
+
+Shape = tuple[int, ...]
+
+
+def uniform(params: Params, sparsity: float, scope: Any = None) -> PyTree:
+    """The same sparsity in every leaf, with an exact total.
+
+    (`ranking="leaf"` with a plain number rounds each leaf by itself instead.)
+
+    Args:
+      params: gives the shapes.
+      sparsity: global sparsity in [0, 1).
+      scope: see `masks.unstructured`.
+
+    Returns:
+      A tree of floats; 0.0 for leaves out of scope.
+    """
+    return _allocate(params, sparsity, scope, lambda shape: 1.0)
+
+
+def erdos_renyi(params: Params, sparsity: float, scope: Any = None) -> PyTree:
+    r"""Erdos-Renyi: density $\propto (n_{in} + n_{out}) / (n_{in} n_{out})$.
+
+    $n_{in}, n_{out}$ are the last two axes; the spatial axes of a convolution do not
+    count. A leaf whose density would pass 1 stays dense and the others make up for it.
+
+    Args:
+      params: gives the shapes; leaves in scope need two axes.
+      sparsity: global sparsity in [0, 1).
+      scope: see `masks.unstructured`.
+
+    Returns:
+      A tree of floats.
+
+    Raises:
+      ValueError: a leaf in scope with fewer than two axes.
+
+    References:
+      Mocanu et al., "Scalable Training of Artificial Neural Networks with Adaptive
+      Sparse Connectivity inspired by Network Science", Nature Communications 2018, eq.
+      (3).
+    """
+    return _allocate(params, sparsity, scope, lambda shape: _raw(shape[-2:]))
+
+
+def erk(
+    params: Params, sparsity: float, scope: Any = None, power: float = 1.0
+) -> PyTree:
+    r"""Erdos-Renyi-kernel: density $\propto \sum_i d_i / \prod_i d_i$ over all axes.
+
+    Args:
+      params: gives the shapes; leaves in scope need two axes.
+      sparsity: global sparsity in [0, 1).
+      scope: see `masks.unstructured`.
+      power: exponent of the ratio; 1 in the paper.
+
+    Returns:
+      A tree of floats.
+
+    Raises:
+      ValueError: a leaf in scope with fewer than two axes.
+
+    References:
+      Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020, section
+      3 (1). The reference code floors each leaf's zeros; here the total is exact.
+    """
+    return _allocate(params, sparsity, scope, lambda shape: _raw(shape) ** power)
+
+
+def _raw(shape: Shape) -> float:
+    return sum(shape) / float(np.prod(shape))
+
+
+def _allocate(
+    params: Params, sparsity: float, scope: Any, raw: Callable[[Shape], float]
+) -> PyTree:
+    require_sparsity(sparsity)
+    scope = resolve_scope(scope, params)
+    shapes = [tuple(np.shape(x)) for x in in_scope(params, scope)]
+    if any(len(shape) < 2 for shape in shapes):
+        raise value_error(
+            "An allocation needs leaves with two or more axes, got the shapes "
+            f"{[s for s in shapes if len(s) < 2]} in scope."
+        )
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    wanted = densities(sizes, [raw(shape) for shape in shapes], sparsity)
+    kept = largest_remainder(wanted, sizes, kept_count(sum(sizes), sparsity))
+    # Read back by the counting rule, 1 - k/n gives exactly k again.
+    rest = iter([1.0 - k / n for k, n in zip(kept, sizes, strict=True)])
+    return jax.tree.map(lambda taken: next(rest) if taken else 0.0, scope)
+
+
+def densities(sizes: list[int], raw: list[float], sparsity: float) -> list[Fraction]:
+    r"""$d_l = \min(1, \epsilon r_l)$ with $\sum_l d_l N_l = (1 - S) \sum_l N_l$.
+
+    Whenever the largest density passes 1, the leaves that attain it become dense and
+    $\epsilon$ is solved again for the rest.
+    """
+    share = 1 - exact(sparsity)
+    ratio = [Fraction(r) for r in raw]
+    dense: set[int] = set()
+    while True:
+        rest = [i for i in range(len(sizes)) if i not in dense]
+        weight = sum(ratio[i] * sizes[i] for i in rest)
+        if not weight:
+            break
+        left = share * sum(sizes) - sum(sizes[i] for i in dense)
+        epsilon = left / weight
+        largest = max(epsilon * ratio[i] for i in rest)
+        if largest <= 1:
+            break
+        dense |= {i for i in rest if epsilon * ratio[i] == largest}
+    return [
+        Fraction(1) if i in dense else epsilon * ratio[i] for i in range(len(sizes))
+    ]
+
+
+def largest_remainder(
+    wanted: list[Fraction], sizes: list[int], total: int
+) -> list[int]:
+    """Integers near `wanted[i] * sizes[i]` that add up to `total`; ties by position."""
+    real = [d * n for d, n in zip(wanted, sizes, strict=True)]
+    kept = [floor(x) for x in real]
+    by_remainder = sorted(range(len(real)), key=lambda i: kept[i] - real[i])
+    for i in by_remainder[: total - sum(kept)]:
+        kept[i] += 1
+    return kept

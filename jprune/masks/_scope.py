@@ -1,0 +1,158 @@
+"""Scopes: which leaves of a parameter tree take part in pruning.
+
+A scope is a tree of Python bools, the form `optax.masked` takes. It is static: it
+decides the program, never a value.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jprune._errors import listing, type_error, value_error
+from jprune._tree import map_named, named_leaves, require_same_structure
+from jprune._typing import Params, PyTree, Scope
+
+NOT_WEIGHTS = (
+    "bias scale gamma beta mean var offset embedding".split()  # last path entry
+)
+
+Pattern = str | Callable[[str, Any], bool]
+
+
+def prunable(
+    params: Params,
+    include: Pattern | None = None,
+    exclude: Pattern | None = None,
+    verbose: bool = False,
+) -> Scope:
+    r"""The leaves that pruning should rank, as a tree of Python bools.
+
+    By default every floating leaf with at least two axes whose last path entry is not
+    bias, scale, gamma, beta, mean, var, offset or embedding (attention biases and
+    stacked norm scales have two axes, so the number of axes alone does not tell).
+
+    Args:
+      params: the parameters.
+      include: a regular expression searched in the leaf path `a/b/kernel`, or a
+      predicate
+        `(path, leaf) -> bool`; it replaces the default rule (a leaf must still be
+        floating).
+      exclude: likewise; leaves it matches are left out.
+      verbose: print each leaf with what was decided.
+
+    Returns:
+      A tree of bools with the structure of `params`; the tree itself if it has no
+      leaves (as `optax.masked` and `optax.tree.map_params` hand over).
+
+    Raises:
+      ValueError: `params` has leaves and none of them is in scope, or `include` or
+        `exclude` matches no leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import masks
+      >>> masks.prunable({"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
+      {'a': {'bias': False, 'kernel': True}}
+    """
+    if not jax.tree.leaves(params):
+        return params
+    for name, pattern in (("include", include), ("exclude", exclude)):
+        if pattern is not None and not any(
+            _matches(pattern, path, leaf) for path, leaf in named_leaves(params)
+        ):
+            raise value_error(
+                f"`{name}`={pattern!r} matches no leaf. The leaves are:"
+                + listing([path for path, _ in named_leaves(params)])
+            )
+
+    def takes_part(path: str, leaf: Any) -> bool:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return False
+        if exclude is not None and _matches(exclude, path, leaf):
+            return False
+        if include is not None:
+            return _matches(include, path, leaf)
+        return jnp.ndim(leaf) >= 2 and path.split("/")[-1] not in NOT_WEIGHTS
+
+    scope = map_named(takes_part, params)
+    if verbose:
+        for path, taken in named_leaves(scope):
+            print(f"{'prune' if taken else 'leave'}  {path}")
+    if not any(jax.tree.leaves(scope)):
+        raise value_error(
+            "No leaf is prunable: by default floating leaves with two or more axes not "
+            f"named {', '.join(NOT_WEIGHTS)}. Pass `include` or a `scope`. The leaves:"
+            + listing([f"{p} {jnp.shape(w)}" for p, w in named_leaves(params)])
+        )
+    return scope
+
+
+def resolve_scope(scope: Any, params: Params) -> Scope:
+    """The scope a `scope` argument means for these parameters.
+
+    Args:
+      scope: None for `prunable(params)`; a regular expression for
+        `prunable(params, include=scope)`; a function of the parameters; or a tree of
+        bools with exactly their structure.
+      params: the parameters.
+
+    Returns:
+      A tree of Python bools.
+
+    Raises:
+      ValueError: another structure than `params`, or no leaf in scope.
+      TypeError: a leaf that is not a Python bool, or an integer or complex leaf in
+      scope.
+    """
+    if not jax.tree.leaves(params):
+        return params
+    if scope is None:
+        return prunable(params)
+    if isinstance(scope, str):
+        return prunable(params, include=scope)
+    tree = scope(params) if callable(scope) else scope
+    require_same_structure("scope", tree, params)
+    pairs = zip(named_leaves(tree), jax.tree.leaves(params), strict=True)
+    for (path, taken), leaf in pairs:
+        if not isinstance(taken, bool):
+            raise type_error(
+                f"`scope` must hold Python bools, got {type(taken).__name__} at {path}."
+            )
+        if taken and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise type_error(
+                f"Only floating leaves can be pruned, got {jnp.result_type(leaf)} at "
+                f"{path}. Leave it out of `scope`."
+            )
+    if not any(jax.tree.leaves(tree)):
+        raise value_error("`scope` takes no leaf at all; nothing would be pruned.")
+    return tree
+
+
+def _matches(pattern: Pattern, path: str, leaf: Any) -> bool:
+    if isinstance(pattern, str):
+        return re.search(pattern, path) is not None
+    return bool(pattern(path, leaf))
+
+
+def in_scope(tree: PyTree, scope: Scope) -> list[Any]:
+    """The leaves of `tree` that take part, in flattening order."""
+    return in_scope_list(jax.tree.leaves(tree), scope)
+
+
+def in_scope_list(values: list[Any], scope: Scope) -> list[Any]:
+    """Of one value for each leaf, those of the leaves that take part."""
+    return [x for x, t in zip(values, jax.tree.leaves(scope), strict=True) if t]
+
+
+def scoped_names(tree: PyTree, scope: Scope) -> list[str]:
+    """The path texts of the leaves that take part, in flattening order."""
+    return in_scope_list([name for name, _ in named_leaves(tree)], scope)
+
+
+def from_scope(scope: Scope, keeps: list[Any]) -> PyTree:
+    """A mask: `keeps` in order at the leaves in scope, a 0-d True at the others."""
+    rest = iter(keeps)
+    return jax.tree.map(lambda t: next(rest) if t else jnp.array(True), scope)

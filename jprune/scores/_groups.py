@@ -1,0 +1,74 @@
+"""Scores of groups: what one channel, head or unit is worth over all its parameters."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune._errors import value_error
+from jprune._groups import AxisRef, Group, Role, member_leaves
+from jprune._typing import Scores
+
+
+def over_groups(
+    scores: Scores,
+    groups: Sequence[Group],
+    *,
+    roles: Sequence[Role] | None = None,
+    order: int = 1,
+    reduce: Literal["mean", "sum", "max"] = "mean",
+) -> tuple[jax.Array, ...]:
+    r"""One vector of scores for each group.
+
+    A member contributes, for each coordinate, the norm of everything that lives at it:
+    $(\sum |s|^p)^{1/p}$ over the coordinate's positions and all other axes. Members are
+    then reduced.
+
+    Args:
+      scores: non-negative scores with the structure of the parameters, or of a sub-tree
+        of the variables the groups were found on.
+      groups: the groups, as data.
+      roles: count only members in these roles, e.g. `("scale",)` for BatchNorm scales
+        or `("out",)` for the producing kernels; None counts all.
+      order: p, 1 or 2.
+      reduce: how a group's members combine.
+
+    Returns:
+      A tuple of arrays, `[group.size]` each, in the order of `groups`.
+
+    Raises:
+      ValueError: a group with no member of the given roles in the tree.
+    """
+    combine = {"mean": jnp.mean, "sum": jnp.sum, "max": jnp.max}
+    if reduce not in combine or order not in (1, 2):
+        raise value_error(
+            f"`reduce` must be mean, sum or max and `order` 1 or 2; got {reduce!r}, "
+            f"{order!r}."
+        )
+    vectors = []
+    for group, members in member_leaves(scores, groups):
+        rows = [
+            _member(leaf, ref, group.size, order)
+            for ref, _, leaf in members
+            if roles is None or ref.role in roles
+        ]
+        if not rows:
+            raise value_error(
+                f"Group {group.id!r} has no member in the roles {roles} among the "
+                "leaves of `scores`; its members are "
+                f"{[(ref.path, ref.role) for ref in group.members]}."
+            )
+        vectors.append(combine[reduce](jnp.stack(rows), axis=0))
+    return tuple(vectors)
+
+
+def _member(leaf: jax.Array, ref: AxisRef, size: int, order: int) -> jax.Array:
+    others = tuple(i for i in range(leaf.ndim) if i != ref.axis)
+    total = jnp.sum(jnp.abs(leaf) ** order, axis=others)  # [axis length]
+    if ref.labels is not None:
+        labels = np.asarray(ref.labels)
+        at = np.flatnonzero(labels >= 0)
+        total = jnp.zeros(size, total.dtype).at[labels[at]].add(total[at])
+    return total if order == 1 else jnp.sqrt(total)
