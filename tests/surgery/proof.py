@@ -14,7 +14,7 @@ import numpy as np
 
 from jprune import surgery
 from jprune._tree import path_keys
-from tests.surgery.nets import Case
+from tests.surgery.nets import Case, Net
 
 FRACTION = 0.4
 
@@ -124,6 +124,24 @@ def errors(case: Case, plan: Any, dtype: Any = np.float64) -> Errors:
         difference(compact[2], plan.pack(dense[2])),
         state,
     )
+
+
+def other_batch_and_ensemble(net: Net, case: Case, plan: Any) -> float:
+    """Worst difference on another batch size, and under `vmap` over two sets."""
+    dense, small = jax.jit(case.apply), jax.jit(surgery.shrink(case.apply, plan))
+    args = net.make(batch=3).args
+    zeroed, packed = plan.zero(case.variables), plan.pack(case.variables)
+    worst = difference(small(packed, *args), dense(zeroed, *args))
+    other = jax.tree.map(lambda leaf: 1.125 * leaf, case.variables)
+    other = jax.tree.map(lambda a, b: a.astype(b.dtype), other, case.variables)
+    variants = [case.variables, other]
+    stacked = jax.tree.map(lambda *v: np.stack(v), *map(plan.pack, variants))
+    several = jax.vmap(small, (0,) + (None,) * len(case.args))(stacked, *case.args)
+    for index, variables in enumerate(variants):
+        one = jax.tree.map(lambda leaf, i=index: leaf[i], several)
+        expected = dense(plan.zero(variables), *case.args)
+        worst = max(worst, difference(one, expected))
+    return worst
 
 
 def difference(tree: Any, reference: Any) -> float:

@@ -17,6 +17,7 @@ from tests.surgery.proof import (
     coupled,
     difference,
     errors,
+    other_batch_and_ensemble,
     random_plan,
     reached,
 )
@@ -82,20 +83,7 @@ def test_other_batch_and_ensembles(net: Net):
     case = net.make()
     deps = surgery.groups(case.apply)(case.variables, *case.args)
     plan = random_plan(deps)
-    small = jax.jit(surgery.shrink(case.apply, plan))
-    zeroed, packed = plan.zero(case.variables), plan.pack(case.variables)
-    args = net.make(batch=3).args
-    dense = jax.jit(case.apply)
-    assert difference(small(packed, *args), dense(zeroed, *args)) <= 1e-10
-
-    other = jax.tree.map(lambda leaf: (1.125 * leaf).astype(leaf.dtype), case.variables)
-    variants = [case.variables, other]
-    stacked = jax.tree.map(lambda *v: np.stack(v), *map(plan.pack, variants))
-    several = jax.vmap(small, (0,) + (None,) * len(case.args))(stacked, *case.args)
-    for index, variables in enumerate(variants):
-        one = jax.tree.map(lambda leaf, i=index: leaf[i], several)
-        expected = dense(plan.zero(variables), *case.args)
-        assert difference(one, expected) <= 1e-10
+    assert other_batch_and_ensemble(net, case, plan) <= 1e-10
 
 
 def test_difference_can_fail():

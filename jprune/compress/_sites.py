@@ -1,0 +1,271 @@
+"""Where a program reads removed coordinates, and what absorbs a constant there.
+
+The program is run once, equation by equation. Two facts travel with the values:
+
+* an `Origin`: the value is a parameter, seen through casts, transposes and unit axes;
+* a `Pending` constant: some contraction upstream read removed coordinates, and whatever
+  that added to its result is still a plain summand of this value.
+
+A *site* opens at a contraction of a parameter over an axis on which the plan removes
+something. The same equation, bound once more with only the removed rows of the
+parameter, gives what they contribute. The site closes at the first addition of a
+parameter (a bias) or subtraction of one (a running mean), which can absorb a constant.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune._jaxpr import _compat
+from jprune._tree import KeyTuple
+
+Dims = tuple[int | None, ...]
+
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
+_CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+_SAME_AXES = {"convert_element_type", "copy", "copy_p", "reduce_precision", "name"}
+_UNIT_AXES = {"reshape", "squeeze", "expand_dims"}
+
+
+class Origin(NamedTuple):
+    """A parameter of rank `ndim`; `dims[i]` is its axis behind axis i of the value."""
+
+    path: KeyTuple
+    dims: Dims
+    ndim: int
+
+
+class Pending(NamedTuple):
+    """A summand of a value; `dims[i]` is its axis behind axis i of the value."""
+
+    site: int
+    dims: Dims
+
+
+class Reading(NamedTuple):
+    """What the removed rows contribute at a site.
+
+    Attributes:
+      constant: mean of the contribution over examples and positions.
+      spread: largest deviation from it.
+      unsteady: largest deviation from the mean over examples at the same position.
+      scale: largest magnitude of the result at the site.
+    """
+
+    constant: jax.Array
+    spread: jax.Array
+    unsteady: jax.Array
+    scale: jax.Array
+
+
+class Sink(NamedTuple):
+    """The parameter that absorbs a site's constant, or why there is none.
+
+    Attributes:
+      path: the parameter, None if there is none.
+      dims: for each axis of the constant, the axis of the parameter.
+      ndim: rank of the parameter.
+      sign: +1 if the constant is to be added, -1 if subtracted.
+      why: the reason if there is none.
+    """
+
+    path: KeyTuple | None
+    dims: tuple[int, ...] = ()
+    ndim: int = 0
+    sign: int = 1
+    why: str = ""
+
+
+class Walk:
+    """One run of a jaxpr that collects sites, readings and sinks.
+
+    Args:
+      removed: `removed(path, axis)` gives the bool mask of removed positions of a
+        parameter's axis, or None if nothing is removed there.
+    """
+
+    def __init__(self, removed: Callable[[KeyTuple, int], np.ndarray | None]) -> None:
+        self.removed = removed
+        self.sites: list[KeyTuple] = []
+        self.readings: list[Reading] = []
+        self.sinks: dict[int, Sink] = {}
+
+    def run(self, jaxpr: Any, values: Sequence[Any], tags: Sequence[Any]) -> tuple:
+        """Evaluates an open or closed jaxpr; gives its results and their tags."""
+        consts = []
+        if isinstance(jaxpr, _compat.ClosedJaxpr):
+            jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
+        env: dict[Any, tuple[Any, Any]] = {}
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = (value, None)
+        for var, value, tag in zip(jaxpr.invars, values, tags, strict=True):
+            env[var] = (value, tag)
+
+        def read(v: Any) -> tuple[Any, Any]:
+            return (v.val, None) if isinstance(v, _compat.Literal) else env[v]
+
+        reads = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
+        uses = Counter(v for v in reads if not isinstance(v, _compat.Literal))
+        for eqn in jaxpr.eqns:
+            pairs = [read(v) for v in eqn.invars]
+            for v, (_, tag) in zip(eqn.invars, pairs, strict=True):
+                if isinstance(tag, Pending) and uses[v] > 1:
+                    self._refuse(tag, "its result is read in several places")
+            for var, pair in zip(eqn.outvars, self._equation(eqn, pairs), strict=True):
+                env[var] = pair
+        out = [read(v) for v in jaxpr.outvars]
+        return [value for value, _ in out], [tag for _, tag in out]
+
+    def _equation(
+        self, eqn: Any, pairs: list[tuple[Any, Any]]
+    ) -> list[tuple[Any, Any]]:
+        name = eqn.primitive.name
+        values, tags = [v for v, _ in pairs], [t for _, t in pairs]
+        if name in _CALLS or name in _CUSTOM:
+            inner = _compat.sub_jaxprs(eqn.params)
+            closed = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr", inner[0]))
+            return list(zip(*self.run(closed, values, tags), strict=True))
+        results = _compat.bind(eqn, eqn.params, values)
+        if name in ("dot_general", "conv_general_dilated"):
+            self._refuse_all(tags, "it goes into another contraction")
+            return [(results[0], self._open(eqn, values, tags, results[0]))]
+        return [(r, self._follow(eqn, tags, r)) for r in results]
+
+    def _open(self, eqn: Any, values: list, tags: list, result: jax.Array) -> Any:
+        """A site, if a parameter is contracted over removed rows."""
+        for place, tag in enumerate(tags):
+            if not isinstance(tag, Origin):
+                continue
+            contracted, free, kept_dims = _axes(eqn, place, result.ndim)
+            gone = self._gone(tag, contracted, values[place].shape)
+            if gone is None:
+                continue
+            only = list(values)
+            only[place] = jnp.where(gone, values[place], 0)
+            part = _compat.bind(eqn, eqn.params, only)[0]
+            self.sites.append(tag.path)
+            self.readings.append(_reading(part, result, free))
+            return Pending(len(self.sites) - 1, kept_dims)
+        return None
+
+    def _gone(self, tag: Origin, contracted: Sequence[int], shape: tuple) -> Any:
+        """Mask of the parameter's entries in removed rows, None if there are none."""
+        keep = np.ones((1,) * len(shape), bool)
+        for dim in contracted:
+            axis = tag.dims[dim]
+            mask = None if axis is None else self.removed(tag.path, axis)
+            if mask is not None and mask.any():
+                view = [1] * len(shape)
+                view[dim] = mask.size
+                keep = keep & ~mask.reshape(view)
+        return None if keep.all() else ~keep
+
+    def _follow(self, eqn: Any, tags: list, result: jax.Array) -> Any:
+        """The tag of a result; closes a site at a bias or a running mean."""
+        name = eqn.primitive.name
+        pending = [i for i, tag in enumerate(tags) if isinstance(tag, Pending)]
+        if not pending:
+            return _moved(eqn, tags[0], result) if len(tags) == 1 else None
+        place = pending[0]
+        other = tags[1 - place] if len(tags) == 2 else None
+        if name in ("add", "add_any") or (name == "sub" and place == 0):
+            if len(pending) == 2:
+                return self._refuse_all(tags, "two such results are added")
+            if isinstance(other, Origin):
+                self._absorb(tags[place], other, -1 if name == "sub" else 1)
+                return None
+            return tags[place]
+        moved = _moved(eqn, tags[place], result) if len(tags) == 1 else None
+        if moved is None:
+            self._refuse_all(tags, f"`{name}` comes before any bias or running mean")
+        return moved
+
+    def _absorb(self, tag: Pending, into: Origin, sign: int) -> None:
+        """Closes a site at a parameter that is added or subtracted axis by axis."""
+        pairs = {
+            s: t for s, t in zip(tag.dims, into.dims, strict=True) if s is not None
+        }
+        dims = [pairs[s] for s in sorted(pairs)]
+        if None in dims:
+            return self._refuse(tag, "the bias that follows does not span its channels")
+        sink = Sink(into.path, tuple(d for d in dims if d is not None), into.ndim, sign)
+        self.sinks.setdefault(tag.site, sink)
+
+    def close(self, tags: Sequence[Any]) -> None:
+        """Refuses the sites that are still open at the outputs."""
+        self._refuse_all(tags, "it reaches the output before any bias or running mean")
+
+    def _refuse(self, tag: Any, why: str) -> None:
+        if isinstance(tag, Pending):
+            self.sinks.setdefault(tag.site, Sink(None, why=why))
+
+    def _refuse_all(self, tags: Sequence[Any], why: str) -> None:
+        for tag in tags:
+            self._refuse(tag, why)
+
+
+def _axes(eqn: Any, place: int, ndim: int) -> tuple[list[int], list[int], Dims]:
+    """Contracted axes of the parameter; examples' and positions' axes of the result.
+
+    The third is, for each axis of the result, its number among the parameter's axes of
+    the contribution (those left after the mean over examples and positions).
+    """
+    if eqn.primitive.name == "conv_general_dilated":
+        numbers = eqn.params["dimension_numbers"]
+        contracted = [numbers.rhs_spec[1]] if place == 1 else []
+        channel = numbers.out_spec[1]
+        free = [d for d in range(ndim) if d != channel]
+    else:
+        (contract, batch) = eqn.params["dimension_numbers"]
+        contracted = list(contract[place])
+        shared = len(batch[0])
+        left = [
+            eqn.invars[i].aval.ndim - len(contract[i]) - len(batch[i]) for i in (0, 1)
+        ]
+        start = shared + (left[0] if place == 1 else 0)
+        own = [*range(shared), *range(start, start + left[place])]
+        free = [d for d in range(ndim) if d not in own]
+    rest = [d for d in range(ndim) if d not in free]
+    dims = tuple(rest.index(d) if d in rest else None for d in range(ndim))
+    return contracted, free, dims
+
+
+def _reading(part: jax.Array, result: jax.Array, free: Sequence[int]) -> Reading:
+    constant = part.mean(tuple(free), keepdims=True)
+    average = part.mean(free[0], keepdims=True) if free else part
+    return Reading(
+        constant.reshape([n for d, n in enumerate(part.shape) if d not in free]),
+        jnp.abs(part - constant).max(),
+        jnp.abs(part - average).max(),
+        jnp.abs(result).max(),
+    )
+
+
+def _moved(eqn: Any, tag: Any, result: jax.Array) -> Any:
+    """The tag of a value that was only cast, transposed or given unit axes."""
+    name = eqn.primitive.name
+    if not isinstance(tag, Origin | Pending):
+        return None
+    if name in _SAME_AXES:
+        return tag
+    dims: list[int | None] = [None] * result.ndim
+    if name == "transpose":
+        dims = [tag.dims[p] for p in eqn.params["permutation"]]
+    elif name == "broadcast_in_dim":
+        for d, place in enumerate(eqn.params["broadcast_dimensions"]):
+            dims[place] = tag.dims[d]
+    elif name in _UNIT_AXES:
+        before = eqn.invars[0].aval.shape
+        old = [tag.dims[d] for d, n in enumerate(before) if n != 1]
+        new = [d for d, n in enumerate(result.shape) if n != 1]
+        if [n for n in before if n != 1] != [result.shape[d] for d in new]:
+            return None
+        for d, source in zip(new, old, strict=True):
+            dims[d] = source
+    else:
+        return None
+    return tag._replace(dims=tuple(dims))
