@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune import masks
 from jprune._errors import listing, type_error, value_error
 from jprune._tree import named_leaves, require_same_structure
-from jprune._typing import Mask, Params, Scope
+from jprune._typing import Mask, Params
 from jprune.analysis._table import byte_size, percent, text_table
 
 
@@ -92,9 +93,7 @@ class Report(NamedTuple):
         )
 
 
-def report(
-    params: Params, mask: Mask | None = None, *, scope: Scope | None = None
-) -> Report:
+def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Report:
     """Counts what is kept, per leaf and in total.
 
     Args:
@@ -102,8 +101,9 @@ def report(
         given too, only shapes and dtypes are read, so `jax.ShapeDtypeStruct`s will do.
       mask: the mask of `params`. A leaf out of scope is a 0-d True. Without it, the
         non-zero entries of `params` count as kept.
-      scope: tree of Python bools saying which leaves take part. Without it, `mask` (or
-        `params`, if it is a mask) says so, and otherwise every leaf does.
+      scope: which leaves take part: a tree of Python bools, a regular expression
+        searched in the path, or a function of the parameters such as `masks.prunable`.
+        None: `mask` (or `params`, if it is a mask) says so; otherwise every leaf does.
 
     Returns:
       A `Report`: `.rows`, `.in_scope`, `.total`; printing it gives a table. Of a bare
@@ -190,15 +190,12 @@ def _marks(mask: Mask, params: Params) -> list[Any]:
     return jax.tree.leaves(mask)
 
 
-def _flags(scope: Scope, params: Params) -> list[bool]:
-    require_same_structure("scope", scope, params)
-    flags = jax.tree.leaves(scope)
-    if not all(isinstance(flag, bool | np.bool_) for flag in flags):
-        raise type_error(
-            "`scope` must be a tree of Python bools, as `masks.prunable(params)` "
-            "returns it; a tree of arrays is a mask: pass it as `mask`."
-        )
-    return [bool(flag) for flag in flags]
+def _flags(scope: Any, params: Params) -> list[bool]:
+    """Whether each leaf takes part; the leaves of a bare mask stand for weights."""
+    weights = jax.tree.map(
+        lambda leaf: jnp.float32(0) if _is_bool(leaf) else leaf, params
+    )
+    return jax.tree.leaves(masks.resolve_scope(scope, weights))
 
 
 def _nonzero(leaf: Any) -> Any:

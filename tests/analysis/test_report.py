@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jprune import masks
 from jprune.analysis import LeafReport, Report, report
 from jprune.analysis._table import byte_size, percent
 
@@ -155,8 +156,20 @@ def test_a_mask_that_does_not_fit_is_an_error(params):
         report(params, floats)
 
 
+def test_a_scope_is_a_tree_a_pattern_or_a_function(params):
+    tree = report(params, scope=SCOPE)
+    assert report(params, scope="kernel$") == tree
+    assert report(params, scope=masks.prunable) == tree
+    bare = jax.tree.map(lambda p: np.ones(p.shape, bool), params)
+    assert [r.in_scope for r in report(bare, scope="kernel$").rows] == [
+        *(False, True, True)
+    ]
+
+
 def test_a_scope_that_does_not_fit_is_an_error(params):
     with pytest.raises(ValueError, match=r"`scope` must have exactly"):
         report(params, scope={"conv": True})
-    with pytest.raises(TypeError, match=r"`scope` must be a tree of Python bools"):
+    with pytest.raises(TypeError, match=r"`scope` must hold Python bools"):
         report(params, scope=jax.tree.map(jnp.ones_like, params))
+    with pytest.raises(ValueError, match=r"matches no leaf(.|\n)*dense/kernel"):
+        report(params, scope="weights")
