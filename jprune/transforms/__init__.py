@@ -1,0 +1,49 @@
+"""Pruning methods as Optax gradient transformations.
+
+Four kinds, told apart by where they stand in a chain. *Gradient maps* come first, on
+the raw gradient: `mask_by_saliency`, `merge_clusters`, `mask_updates`. *Penalties* add the gradient of a
+regularizer before momentum, or decoupled before the learning rate:
+`add_selective_decay`. *Projections* come last, after the learning rate, and land
+removed weights on exactly
+zero: `keep_masked`, `prune_gradually`, `prune_once`. *Wrappers* stand around a whole
+optimizer. Beside each method is its paper's recipe, a plain `optax.chain`: `csgd`,
+`gsm`, `swd`.
+
+`check` tells whether a chain is in the right order; `finish` removes after training;
+`diagnostics` gives what to log; `state_sharding` places the state on a mesh.
+"""
+
+from jprune.transforms._check import check as check
+from jprune.transforms._clusters import even_clusters as even_clusters
+from jprune.transforms._clusters import find_clusters as find_clusters
+from jprune.transforms._clusters import imbalanced_clusters as imbalanced_clusters
+from jprune.transforms._clusters import kmeans_clusters as kmeans_clusters
+from jprune.transforms._diagnostics import diagnostics as diagnostics
+from jprune.transforms._finish import PruneOnceState as PruneOnceState
+from jprune.transforms._finish import finish as finish
+from jprune.transforms._finish import prune_once as prune_once
+from jprune.transforms._iterative import iterative_sparsities as iterative_sparsities
+from jprune.transforms._iterative import prune_iteratively as prune_iteratively
+from jprune.transforms._keep_masked import KeepMaskedState as KeepMaskedState
+from jprune.transforms._keep_masked import MaskUpdatesState as MaskUpdatesState
+from jprune.transforms._keep_masked import keep_masked as keep_masked
+from jprune.transforms._keep_masked import mask_updates as mask_updates
+from jprune.transforms._merge_clusters import MergeClustersState as MergeClustersState
+from jprune.transforms._merge_clusters import collapse_factor as collapse_factor
+from jprune.transforms._merge_clusters import csgd as csgd
+from jprune.transforms._merge_clusters import merge_clusters as merge_clusters
+from jprune.transforms._prune_gradually import (
+    PruneGraduallyState as PruneGraduallyState,
+)
+from jprune.transforms._prune_gradually import prune_gradually as prune_gradually
+from jprune.transforms._saliency import MaskBySaliencyState as MaskBySaliencyState
+from jprune.transforms._saliency import gsm as gsm
+from jprune.transforms._saliency import mask_by_saliency as mask_by_saliency
+from jprune.transforms._selective_decay import (
+    AddSelectiveDecayState as AddSelectiveDecayState,
+)
+from jprune.transforms._selective_decay import (
+    add_selective_decay as add_selective_decay,
+)
+from jprune.transforms._selective_decay import swd as swd
+from jprune.transforms._sharding import state_sharding as state_sharding

@@ -1,0 +1,114 @@
+"""Is the chain in the right order? Two dry steps tell.
+
+A projection answers `-p` where a weight is removed. Anything that changes updates after
+it (a learning rate, momentum, an averaging wrapper) makes the weight miss zero. `check`
+puts every projection of the chain into a state in which it removes something, applies
+random gradients, and looks.
+
+The state of a projection has a method `probe() -> (state, mask)`: a state whose next
+updates remove, and the mask they enforce (None where only the projection knows it).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune._errors import listing, value_error
+from jprune._tree import keyed_leaves
+from jprune._typing import Params, PyTree
+
+
+def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -> None:
+    """Raises unless weights that the chain's projections remove end at exactly 0.
+
+    Every projection of the chain is made to remove, `steps` updates with random
+    gradients are applied to a copy, and the removed weights are looked at.
+
+    Args:
+      tx: the whole chain, as it will be used.
+      params: the parameters.
+      steps: dry steps to take; more than two where a wrapper such as `optax.MultiSteps`
+        holds updates back.
+
+    Raises:
+      ValueError: a removed weight is not 0, with the leaf's path and the usual cause;
+        or the chain has no projection, so that nothing in it ends at zero.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jprune import transforms
+      >>> tx = optax.chain(optax.sgd(0.1), transforms.prune_gradually(0.5, end=9))
+      >>> transforms.check(tx, {"w": jnp.ones((4, 4))})
+    """
+    state, enforced = _probed(tx.init(params))
+    if not enforced:
+        raise value_error(
+            "`check` found no projection in the chain: nothing in it sets a weight to "
+            "zero. Add `keep_masked`, `prune_gradually` or `prune_once` last, or call "
+            "`finish` after training."
+        )
+    before = params
+    for key in jax.random.split(jax.random.key(0), steps):
+        updates, state = tx.update(_noise(key, params), state, params)
+        params = optax.apply_updates(params, updates)
+    wrong = _missed(enforced, before, params)
+    if wrong:
+        raise value_error(
+            "Removed weights do not end at exactly 0. A projection must come last in "
+            "the chain, after the learning rate and any momentum, and not inside a "
+            f"wrapper that averages or rescales updates:{listing(wrong)}"
+        )
+
+
+def _is_projection(x: Any) -> bool:
+    return hasattr(x, "probe")
+
+
+def _probed(state: PyTree) -> tuple[PyTree, list[PyTree | None]]:
+    enforced: list[PyTree | None] = []
+
+    def one(x: Any) -> Any:
+        if not _is_projection(x):
+            return x
+        probe, mask = x.probe()
+        enforced.append(mask)
+        return probe
+
+    return jax.tree.map(one, state, is_leaf=_is_projection), enforced
+
+
+def _noise(key: jax.Array, params: Params) -> PyTree:
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    drawn = [
+        jax.random.normal(k, jnp.shape(p), jnp.result_type(p))
+        for k, p in zip(keys, leaves, strict=False)
+    ]
+    return jax.tree.unflatten(treedef, drawn)
+
+
+def _missed(enforced: list[PyTree | None], before: Params, after: Params) -> list[str]:
+    """One line for each leaf with a removed weight that is not zero."""
+    lines = []
+    leaves = dict(keyed_leaves(after))
+    for mask in enforced:
+        if mask is None:
+            if _zeros(after) <= _zeros(before):
+                lines.append("`prune_once` removed nothing: no new zero anywhere")
+            continue
+        for path, keep in keyed_leaves(mask):
+            left = np.asarray(jnp.where(keep, 0, leaves[path]))
+            if np.any(left != 0):
+                name = "/".join(map(str, path))
+                lines.append(
+                    f"{name}: {np.count_nonzero(left)} not zero, e.g. "
+                    f"{left[left != 0].flat[0]:.3g}"
+                )
+    return lines
+
+
+def _zeros(params: Params) -> int:
+    return sum(int(np.sum(np.asarray(p) == 0)) for p in jax.tree.leaves(params))

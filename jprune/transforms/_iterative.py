@@ -1,0 +1,89 @@
+r"""Iterative magnitude pruning: train, remove, rewind, repeat.
+
+The recipe that one-shot methods are compared with. After round k of n the density is
+$d^{k/n}$ with d the final density, so each round removes the same share of what is
+left. Before the next round either the weights go back to an early checkpoint (*weight
+rewinding*, the lottery-ticket procedure) or they stay and only the schedule of the
+learning rate starts again (*learning-rate rewinding*).
+
+Han et al., NeurIPS 2015; Frankle et al., "Linear Mode Connectivity and the Lottery
+Ticket Hypothesis", ICML 2020 (rewinding); Renda, Frankle and Carbin, "Comparing
+Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from jprune import masks
+from jprune._errors import value_error
+from jprune._typing import Mask, Params
+
+
+def iterative_sparsities(sparsity: float, rounds: int) -> list[float]:
+    r"""The sparsities after each round: $1 - (1-s)^{k/n}$, the last exactly s.
+
+    Args:
+      sparsity: final s in [0, 1).
+      rounds: n >= 1.
+
+    Returns:
+      n floats, increasing.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1) or no round.
+    """
+    masks.require_sparsity(sparsity)
+    if rounds < 1:
+        raise value_error(f"`rounds` must be at least 1, got {rounds}.")
+    density = 1 - sparsity
+    early = [1 - density ** (k / rounds) for k in range(1, rounds)]
+    return [*early, sparsity]
+
+
+def prune_iteratively(
+    train: Callable[[Params, Mask], Params],
+    params: Params,
+    sparsities: list[float],
+    *,
+    rewind: Literal["weights", "learning_rate"] = "weights",
+    early: Params | None = None,
+    scope: Any = None,
+    ranking: masks.Ranking = "global",
+) -> tuple[Params, Mask]:
+    """Magnitude pruning in rounds, with weight or learning-rate rewinding.
+
+    Args:
+      train: a whole training run: from parameters and a mask to trained parameters
+        whose removed weights are zero (end its chain with `keep_masked(mask)`). Every
+        call runs the schedule of the learning rate from its start.
+      params: what the first round starts from, dense.
+      sparsities: sparsity after each round, increasing; see `iterative_sparsities`.
+      rewind: "weights" starts every round from `early`, "learning_rate" from the
+        trained weights.
+      early: the checkpoint to rewind to; `params` by default (the original lottery
+        ticket). Only for "weights".
+      scope: see `masks.unstructured`.
+      ranking: "global" or "leaf".
+
+    Returns:
+      The parameters of the last run, trained at the final sparsity, and its mask.
+
+    Raises:
+      ValueError: sparsities that do not increase, or an unknown `rewind`.
+    """
+    if rewind not in ("weights", "learning_rate"):
+        raise value_error(
+            f"`rewind` must be 'weights' or 'learning_rate', got {rewind!r}."
+        )
+    if sorted(sparsities) != list(sparsities):
+        raise value_error(f"`sparsities` must increase, got {sparsities}.")
+    start = params if early is None else early
+    mask = masks.full(params)
+    trained = train(params, mask)
+    for sparsity in sparsities:
+        mask = masks.unstructured(
+            trained, sparsity, scope=scope, ranking=ranking, within=mask
+        )
+        again = start if rewind == "weights" else trained
+        trained = train(masks.apply(mask, again), mask)
+    return trained, mask

@@ -1,0 +1,46 @@
+"""The step every projection takes: kept updates pass, removed weights land on zero.
+
+A projection stands last in the chain, after the learning rate. Where a weight is
+removed it answers with `-p`, so that plain `optax.apply_updates` gives `p + (-p)`,
+exactly 0 in every dtype.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jprune._typing import Mask, Params, PyTree
+
+
+def project(updates: PyTree, params: Params, mask: Mask) -> PyTree:
+    """`where(keep, u, -p)`, bit for bit `u` where kept.
+
+    The result has the wider dtype of update and parameter: neither a kept update is
+    rounded nor does `-p`, so a low-precision update leaves no residue.
+    """
+
+    def leaf(u: jax.Array, p: jax.Array, keep: jax.Array) -> jax.Array:
+        dtype = jnp.promote_types(jnp.result_type(u), jnp.result_type(p))
+        return jnp.where(keep, jnp.asarray(u, dtype), -jnp.asarray(p, dtype))
+
+    return jax.tree.map(leaf, updates, params, mask)
+
+
+def moved(params: Params, updates: PyTree) -> Params:
+    """The parameters as `optax.apply_updates` will make them, same rounding."""
+    return jax.tree.map(
+        lambda p, u: jnp.asarray(p + u).astype(jnp.result_type(p)), params, updates
+    )
+
+
+def checkerboard(mask: Mask) -> Mask:
+    """`mask` with every second scalar dropped as well: what a dry run enforces."""
+
+    def leaf(m: jax.Array) -> jax.Array:
+        if m.ndim == 0:
+            return m
+        index = sum(
+            jax.lax.broadcasted_iota(jnp.int32, m.shape, i) for i in range(m.ndim)
+        )
+        return m & (index % 2 == 0)
+
+    return jax.tree.map(leaf, mask)

@@ -1,0 +1,67 @@
+"""What a transformation ranks, as data: scope, count, floor.
+
+The transformations that rank weights share the keywords `sparsity`, `keep`, `scope`,
+`ranking` and `min_keep`; this is their one meaning.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from jprune import masks, selection
+from jprune._typing import Mask, Params, PyTree, Scope
+
+
+class Ranking(NamedTuple):
+    """The ranking keywords of a transformation, as given.
+
+    Attributes:
+      sparsity: fraction of zeros over the scope, or a tree of them.
+      keep: number kept over the scope, instead.
+      scope: which leaves are ranked, see `masks.unstructured`.
+      ranking: "global" or "leaf".
+      min_keep: the fewest any leaf keeps.
+    """
+
+    sparsity: Any
+    keep: Any
+    scope: Any
+    ranking: masks.Ranking = "global"
+    min_keep: int = 1
+
+    def leaves(self, params: Params) -> Scope:
+        """The scope, as the `mask` argument of Optax's own transformations."""
+        return masks.resolve_scope(self.scope, params)
+
+    def cold(self, params: Params) -> selection.WarmStart:
+        """The warm start before the first search, of the right shape and dtype."""
+        if not jax.tree.leaves(params):
+            return selection.cold()
+        _, ranking = self.counts(params)
+        return selection.cold(
+            masks.in_scope(params, self.leaves(params)), ranking=ranking
+        )
+
+    def counts(self, params: Params) -> tuple[Any, masks.Ranking]:
+        """How many are kept, in all or of each leaf, and the ranking that means."""
+        return masks.keep_counts(
+            params, self.sparsity, self.keep, scope=self.scope, ranking=self.ranking
+        )
+
+    def mask(self, params: Params) -> Mask:
+        """The mask of the largest magnitudes, from a cold start."""
+        return self.select(params, self.cold(params))[0]
+
+    def select(
+        self, params: PyTree, init: selection.WarmStart
+    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
+        """The mask, the next warm start, and the passes the threshold took."""
+        counts, ranking = self.counts(params)
+        return masks.ranked(
+            params,
+            counts,
+            ranking=ranking,
+            scope=self.scope,
+            min_keep=self.min_keep,
+            init=init,
+        )

@@ -1,0 +1,187 @@
+r"""GSM: only the Q most salient weights follow their gradient; the others just decay.
+
+With $T = |w \cdot \partial L/\partial w|$ over the whole model, $B = 1[T \ge T_{(Q)}]$:
+
+$$ z \leftarrow \beta z + \eta w + B \odot \partial L/\partial w, \qquad
+   w \leftarrow w - \alpha z. $$
+
+Passive weights shrink by about $1 - \alpha\eta/(1-\beta)$ a step, which is why the
+method asks for high momentum. The set is chosen anew from every batch, so weights can
+return.
+
+Ding et al., "Global Sparse Momentum SGD for Pruning Very Deep Neural Networks", NeurIPS
+2019 (arXiv 1909.12778), eq. (6)-(8).
+"""
+
+from math import floor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import masks, scores, selection
+from jprune._errors import no_params, value_error
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
+from jprune.transforms._finish import prune_once
+from jprune.transforms._ranking import Ranking
+
+
+class MaskBySaliencyState(NamedTuple):
+    """State of `mask_by_saliency`: a few scalars.
+
+    Attributes:
+      warm: where the last threshold was, the start of the next search.
+      passes: passes over the weights the last threshold took (read-only, for logs).
+    """
+
+    warm: selection.WarmStart
+    passes: jax.Array
+
+
+def mask_by_saliency(
+    *, sparsity: Any = None, keep: Any = None, scope: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Passes the gradient of the most salient weights only (a gradient map).
+
+    Place it first, on the raw mean gradient of the global batch (after clipping),
+    before weight decay and momentum: masking after the decay would stop the shrinking.
+
+    Args:
+      sparsity: fraction s of passive weights over the scope; of n weights
+        $\lfloor (1-s) n \rfloor$ are active, the paper's rule.
+      keep: Q, the number of active weights, instead; an int or a traced int32.
+      scope: the leaves that are ranked and masked; the others pass. See
+        `masks.unstructured`.
+
+    Returns:
+      A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.
+
+    Raises:
+      ValueError: from `init`, a bad count or scope; from `update`, no `params`.
+
+    References:
+      Ding et al., arXiv 1909.12778, eq. (6). The authors keep all ties at the
+      threshold; here exactly Q are active, ties by position.
+    """
+    _require_one(sparsity, keep)
+
+    def choose(
+        saliency: Scores, warm: selection.WarmStart
+    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
+        active = _active(masks.size(saliency, scope), sparsity, keep)
+        return masks.ranked(saliency, active, scope=scope, min_keep=0, init=warm)
+
+    def init(params: Params) -> MaskBySaliencyState:
+        warm = Ranking(None, 0, scope).cold(params)
+        if jax.tree.leaves(params):
+            jax.eval_shape(choose, params, warm)
+        return MaskBySaliencyState(warm, jnp.int32(0))
+
+    def update(
+        updates: PyTree,
+        state: MaskBySaliencyState,
+        params: Params = None,
+        **extra: Any,
+    ) -> tuple[PyTree, MaskBySaliencyState]:
+        del extra
+        if params is None:
+            raise no_params("mask_by_saliency")
+        active, warm, passes = choose(scores.saliency(params, updates), state.warm)
+        return masks.apply(active, updates), MaskBySaliencyState(warm, passes)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def gsm(
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: float,
+    sparsity: Any = None,
+    keep: Any = None,
+    final_keep: int | None = None,
+    momentum: float = 0.98,
+    nesterov: bool = False,
+    scope: Any = None,
+    total_steps: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Global sparse momentum SGD, from a trained network to a pruned one.
+
+    The paper's two counting rules are kept apart: with `sparsity` s over n weights,
+    $\lfloor (1-s) n \rfloor$ are active at each step and $n - \lfloor s n \rfloor$ stay
+    at the end (LeNet-300-100 at 60x: 4,436 and 4,437).
+
+    Args:
+      learning_rate: $\alpha$, a number or a schedule.
+      weight_decay: $\eta$, on the scope only; must be positive, or nothing shrinks.
+      sparsity: s, in place of `keep`.
+      keep: Q, active weights at each step.
+      final_keep: weights kept at the end; by default `keep`.
+      momentum: $\beta$; 0.98 to 0.99 in the paper.
+      nesterov: Nesterov's form of momentum.
+      scope: the kernels; see `masks.unstructured`. Other leaves get their full gradient
+        and no decay.
+      total_steps: when given, the chain ends with `prune_once` at step
+        `total_steps - 1`.
+
+    Returns:
+      An Optax transformation.
+
+    Raises:
+      ValueError: no positive `weight_decay`; both or neither of `sparsity` and `keep`.
+
+    References:
+      Ding et al., arXiv 1909.12778, eq. (8); counts of the authors' code.
+    """
+    if not masks.is_traced(weight_decay) and not weight_decay > 0:
+        raise value_error(
+            f"`weight_decay` must be positive, got {weight_decay}: passive weights "
+            "move by it alone."
+        )
+    _require_one(sparsity, keep)
+
+    def leaves(params: Params) -> Scope:
+        return masks.resolve_scope(scope, params)
+
+    def final(params: Params) -> Mask:
+        kept = final_keep
+        if kept is None:
+            kept = _kept(masks.size(params, scope), sparsity, keep)
+        return masks.unstructured(params, keep=kept, scope=scope, min_keep=0)
+
+    steps = [
+        mask_by_saliency(sparsity=sparsity, keep=keep, scope=scope),
+        optax.add_decayed_weights(weight_decay, mask=leaves),
+        optax.sgd(learning_rate, momentum, nesterov),
+    ]
+    if total_steps is not None:
+        steps.append(prune_once(final, step=total_steps - 1))
+    return optax.chain(*steps)
+
+
+def _active(n: int, sparsity: Any, keep: Any) -> Any:
+    """Q, the paper's rule: floor((1 - s) n)."""
+    if keep is not None:
+        return keep
+    masks.require_sparsity(sparsity)
+    if masks.is_traced(sparsity):
+        return jnp.floor((1 - sparsity) * n).astype(jnp.int32)
+    return floor((1 - masks.exact(sparsity)) * n)
+
+
+def _kept(n: int, sparsity: Any, keep: Any) -> Any:
+    """What the final cut keeps, the authors' rule: n - floor(s n)."""
+    if keep is not None:
+        return keep
+    masks.require_sparsity(sparsity)
+    if masks.is_traced(sparsity):
+        return n - jnp.floor(sparsity * n).astype(jnp.int32)
+    return n - floor(masks.exact(sparsity) * n)
+
+
+def _require_one(sparsity: Any, keep: Any) -> None:
+    if (sparsity is None) == (keep is None):
+        raise value_error(
+            "Give exactly one of `sparsity` and `keep`; got "
+            f"sparsity={sparsity}, keep={keep}."
+        )

@@ -1,0 +1,284 @@
+r"""SWD: an extra decay for exactly the weights a magnitude pruner would remove now.
+
+At step t let $m_t$ keep the largest magnitudes at the final sparsity. The loss gets
+$\frac{\mu a_t}{2} \lVert (1 - m_t) \odot w \rVert^2$, with $m_t$ a constant, so that
+
+$$ g \leftarrow g + \mu\, a_t\, (1 - m_t) \odot w. $$
+
+$a_t$ grows exponentially over training: at first the set may change freely, at the end
+the targeted weights are practically zero, and removing them changes nothing.
+
+Tessier et al., "Rethinking Weight Decay for Efficient Neural Network Pruning", Journal
+of Imaging 2022 (arXiv 2011.10520), section 3.2.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import masks, selection
+from jprune._errors import no_params, value_error
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune.transforms._finish import prune_once
+from jprune.transforms._ranking import Ranking
+
+
+class AddSelectiveDecayState(NamedTuple):
+    """State of `add_selective_decay`: a few scalars, and a mask only if `every` > 1.
+
+    Attributes:
+      count: steps taken, 0-d int32.
+      warm: where the last threshold was, the start of the next search.
+      mask: the mask in force between refreshes; `()` when every step ranks.
+      passes: passes over the weights the last threshold took (read-only, for logs).
+    """
+
+    count: jax.Array
+    warm: selection.WarmStart
+    mask: Mask
+    passes: jax.Array
+
+
+def add_selective_decay(
+    mu: float | jax.Array,
+    strength: ScalarOrSchedule,
+    *,
+    sparsity: Any = None,
+    keep: Any = None,
+    scope: Any = None,
+    ranking: masks.Ranking = "global",
+    every: int = 1,
+    min_keep: int = 1,
+    select: Callable[[Params], Mask] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds $\mu\, a_t\, w$ to the updates of the weights now targeted (a penalty).
+
+    Where it stands decides what it means. *Coupled*, before momentum, it is the
+    paper's: `chain(add_decayed_weights(mu), add_selective_decay(mu, a, ...), sgd(lr,
+    momentum))`. *Decoupled*, between an adaptive preconditioner and the learning rate,
+    it is the form for Adam, which would otherwise normalize the penalty away:
+    `chain(scale_by_adam(), add_selective_decay(...), scale_by_learning_rate(lr))`.
+
+    The set is chosen from the parameters before the update of the same step. It never
+    becomes exactly zero by decay alone: end with `prune_once`, or `finish`.
+
+    Args:
+      mu: $\mu$, the base weight decay it multiplies (give one even without base decay).
+      strength: $a$, a number or a schedule of the step.
+      sparsity: target fraction of zeros over the scope; a number, possibly traced, or a
+        tree from `masks.erk` and the like.
+      keep: number of scalars kept instead, an int or a traced int32.
+      scope: which leaves are ranked and decayed: None for `masks.prunable`, a regular
+        expression, a function of the parameters, or a tree of bools.
+      ranking: one "global" ranking, or each "leaf" by itself.
+      every: refresh the set every so many steps (1 in the paper's own code); the mask
+        is then part of the state.
+      min_keep: the fewest weights of a leaf that are never targeted.
+      select: any other choice of the set, a pure function of the parameters to a mask,
+        in place of all the keywords above. For channels:
+        `lambda p: masks.from_groups(p, groups, keeps(p), roles=("scale", "bias"))`.
+
+    Returns:
+      A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.
+
+    Raises:
+      ValueError: from `init`, a target that cannot be met or a scope that matches
+        nothing; from `update`, no `params`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jprune import transforms
+      >>> tx = transforms.add_selective_decay(0.01, 10.0, sparsity=0.5)
+      >>> params = {"w": jnp.array([[0.5, -0.1]])}
+      >>> zero = {"w": jnp.zeros((1, 2))}
+      >>> updates, _ = tx.update(zero, tx.init(params), params)
+      >>> updates["w"].round(4)
+      Array([[ 0.  , -0.01]], dtype=float32)
+
+    References:
+      Tessier et al., arXiv 2011.10520, section 3.2. The authors' threshold
+      `sorted[int(tau n)]` keeps all ties; ours keeps exactly
+      `n - floor(tau n + 1/2)`, ties by position. Their code also decays batch-norm
+      leaves and biases; here only the scope is.
+    """
+    chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
+    _require_one_choice(select, sparsity, keep)
+    if every < 1:
+        raise value_error(f"`every` must be at least 1, got {every}.")
+
+    def refresh(
+        params: Params, warm: selection.WarmStart
+    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
+        if select is not None:
+            return select(params), warm, jnp.int32(0)
+        return chosen.select(params, warm)
+
+    def init(params: Params) -> AddSelectiveDecayState:
+        warm = selection.cold() if select is not None else chosen.cold(params)
+        kept = params if every > 1 else ()
+        if jax.tree.leaves(params):
+            shapes = jax.eval_shape(refresh, params, warm)[0]
+            if every > 1:
+                kept = jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
+        return AddSelectiveDecayState(jnp.int32(0), warm, kept, jnp.int32(0))
+
+    def update(
+        updates: PyTree,
+        state: AddSelectiveDecayState,
+        params: Params = None,
+        **extra: Any,
+    ) -> tuple[PyTree, AddSelectiveDecayState]:
+        del extra
+        if params is None:
+            raise no_params("add_selective_decay")
+        if every == 1:
+            kept, warm, passes = refresh(params, state.warm)
+        else:
+            kept, warm, passes = jax.lax.cond(
+                state.count % every == 0,
+                lambda: refresh(params, state.warm),
+                lambda: (state.mask, state.warm, state.passes),
+            )
+        a = strength(state.count) if callable(strength) else strength
+        decay = jnp.asarray(mu * a)
+
+        def leaf(u: jax.Array, p: jax.Array, m: jax.Array) -> jax.Array:
+            return jnp.where(m, u, u + decay.astype(p.dtype) * p)
+
+        added = jax.tree.map(leaf, updates, params, kept)
+        count = optax.safe_increment(state.count)
+        stored = kept if every > 1 else ()
+        return added, AddSelectiveDecayState(count, warm, stored, passes)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def swd(
+    learning_rate: ScalarOrSchedule,
+    *,
+    mu: float,
+    total_steps: int,
+    a_min: float = 0.1,
+    a_max: float = 1e5,
+    sparsity: Any = None,
+    keep: Any = None,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    scope: Any = None,
+    ranking: masks.Ranking = "global",
+    every: int = 1,
+    min_keep: int = 1,
+    select: Callable[[Params], Mask] | None = None,
+    remove: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGD with selective weight decay: the paper's recipe, ending pruned.
+
+    Base decay $\mu$ on the scope, selective decay $\mu a_t$ with
+    $a_t = a_{min} (a_{max}/a_{min})^{t/T}$, heavy-ball momentum, and at the last of
+    `total_steps` updates the removal itself.
+
+    Args:
+      learning_rate: a number or a schedule.
+      mu: base weight decay; 5e-4 in the authors' code.
+      total_steps: T, the steps of the run.
+      a_min: strength at step 0.
+      a_max: strength the exponential reaches at step T.
+      sparsity: target fraction of zeros over the scope.
+      keep: number kept instead.
+      momentum: heavy-ball coefficient.
+      nesterov: Nesterov's form of momentum.
+      scope: see `add_selective_decay`; base decay falls on the same leaves. With
+        `select` give the leaves that carry base decay.
+      ranking: see `add_selective_decay`.
+      every: see `add_selective_decay`.
+      min_keep: see `add_selective_decay`.
+      select: see `add_selective_decay`.
+      remove: end with `prune_once` at step `total_steps - 1`, so that
+        `masks.from_zeros(params)` reads the result. Without it use `finish`.
+
+    Returns:
+      An Optax transformation.
+
+    Raises:
+      ValueError: strengths that are not positive.
+
+    Warns:
+      UserWarning: when $\eta_t \mu (1 + a_t) \ge 2 (1 + \beta)$ at some step, the bound
+        beyond which the decay of a targeted weight is unstable.
+
+    References:
+      Tessier et al., arXiv 2011.10520, section 3.2 and 4; defaults of the authors'
+      code.
+    """
+    if not 0 < a_min <= a_max:
+        raise value_error(
+            f"`a_min`, `a_max` need 0 < a_min <= a_max: {a_min}, {a_max}."
+        )
+    strength = optax.exponential_decay(a_min, total_steps, a_max / a_min)
+    _warn_if_unstable(learning_rate, mu, strength, momentum, total_steps)
+    chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
+    steps = [
+        optax.add_decayed_weights(mu, mask=chosen.leaves),
+        add_selective_decay(
+            mu,
+            strength,
+            sparsity=sparsity,
+            keep=keep,
+            scope=scope,
+            ranking=ranking,
+            every=every,
+            min_keep=min_keep,
+            select=select,
+        ),
+        optax.sgd(learning_rate, momentum, nesterov),
+    ]
+    if remove:
+        final = select if select is not None else chosen.mask
+        steps.append(prune_once(final, step=total_steps - 1))
+    return optax.chain(*steps)
+
+
+def _require_one_choice(select: Any, sparsity: Any, keep: Any) -> None:
+    given = [x is not None for x in (select, sparsity, keep)]
+    if sum(given) != 1:
+        raise value_error(
+            "Give exactly one of `sparsity`, `keep` and `select`; got "
+            f"sparsity={sparsity}, keep={keep}, select={select}."
+        )
+
+
+def _warn_if_unstable(
+    learning_rate: ScalarOrSchedule,
+    mu: float,
+    strength: optax.Schedule,
+    momentum: float,
+    total_steps: int,
+) -> None:
+    r"""Warns at the worst step of $\eta_t \mu (1 + a_t)$, the two taken together."""
+    values = (learning_rate, mu, momentum)
+    if any(masks.is_traced(x) for x in values):
+        return
+    with jax.ensure_compile_time_eval():
+        steps = jnp.arange(total_steps)
+        lr = (
+            np.asarray(jax.vmap(learning_rate)(steps), np.float64)
+            if callable(learning_rate)
+            else np.full(total_steps, float(learning_rate))
+        )
+        a = np.asarray(jax.vmap(strength)(steps), np.float64)
+    rate = lr * float(mu) * (1 + a)
+    worst = int(np.argmax(rate))
+    bound = 2 * (1 + float(momentum))
+    if rate[worst] >= bound:
+        warnings.warn(
+            f"SWD is unstable at step {worst}: learning rate {lr[worst]:.3g} * mu "
+            f"{mu:.3g} * (1 + a) {1 + a[worst]:.3g} = {rate[worst]:.3g} >= "
+            f"{bound:.3g} = 2 (1 + momentum). Lower `a_max` or decay the learning rate "
+            "faster.",
+            stacklevel=3,
+        )

@@ -1,0 +1,53 @@
+"""Shardings for optimizer states, scalars and 0-d masks included."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jprune._errors import value_error
+from jprune._typing import Params, PyTree
+
+
+def state_sharding(
+    tx: optax.GradientTransformation, params: Params, shardings: PyTree
+) -> PyTree:
+    """Where each array of `tx`'s state should live, given where the parameters live.
+
+    Momenta, masks and other parameter-shaped state follow their parameter; counters,
+    warm starts and the 0-d True of a leaf out of scope are replicated over the mesh.
+
+    Args:
+      tx: the whole chain.
+      params: the parameters, or their `jax.ShapeDtypeStruct`s.
+      shardings: a `NamedSharding` for each parameter.
+
+    Returns:
+      A tree of `NamedSharding` with the structure of `tx.init(params)`, for
+      `jax.jit(tx.init, out_shardings=...)` or `jax.device_put`.
+
+    Raises:
+      ValueError: no `NamedSharding` among `shardings`.
+    """
+    named = [s for s in jax.tree.leaves(shardings) if isinstance(s, NamedSharding)]
+    if not named:
+        raise value_error(
+            "`shardings` must hold a `jax.sharding.NamedSharding` for each parameter."
+        )
+    replicated = NamedSharding(named[0].mesh, PartitionSpec())
+    shapes = jax.eval_shape(tx.init, params)
+
+    def follow(leaf: Any, sharding: NamedSharding) -> Any:
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        return replicated if leaf.ndim < len(sharding.spec) else sharding
+
+    return optax.tree.map_params(
+        tx,
+        follow,
+        shapes,
+        shardings,
+        transform_non_params=lambda _: replicated,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )

@@ -1,0 +1,194 @@
+"""Every transformation jprune offers, as rows of the contract test.
+
+A new transformation joins here the day it is born: one `Case`, eleven tests.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import masks, transforms
+from jprune._groups import AxisRef, Group
+
+Tx = optax.GradientTransformation
+
+
+class Case(NamedTuple):
+    """One transformation under the contract.
+
+    Attributes:
+      name: the public name; a short suffix tells variants apart.
+      make: builds it; keyword arguments override the hyper-parameters in `inject`.
+      neutral: builds the setting that must be the identity; None if there is none.
+      inject: hyper-parameters `optax.inject_hyperparams` may take, with values.
+      needs_params: whether `update` without `params` must raise.
+    """
+
+    name: str
+    make: Callable[..., Tx]
+    neutral: Callable[[], Tx] | None
+    inject: dict[str, float]
+    needs_params: bool = True
+
+
+def half(params: Any) -> Any:
+    """The mask of the larger half of every tree the contract uses."""
+    return masks.unstructured(params, 0.5)
+
+
+def weights(params: Any) -> Any:
+    """A mask that keeps everything, at full size."""
+    return masks.full(params)
+
+
+GROUPS = [
+    Group(
+        "hidden",
+        4,
+        (
+            AxisRef(("one", "kernel"), 1, "out"),
+            AxisRef(("one", "bias"), 0, "bias"),
+            AxisRef(("two", "kernel"), 0, "in"),
+            AxisRef((0,), 1, "out"),
+            AxisRef((1, 1), 0, "bias"),
+            AxisRef((1, 0), 0, "in"),
+            AxisRef((), 1, "out"),
+        ),
+    )
+]
+"""The four units that each tree of `tree` has, wherever it keeps them."""
+
+
+TABLE = [
+    Case(
+        "keep_masked",
+        lambda: transforms.keep_masked(half),
+        lambda: transforms.keep_masked(weights),
+        {},
+    ),
+    Case(
+        "mask_updates",
+        lambda: transforms.mask_updates(half),
+        lambda: transforms.mask_updates(weights),
+        {},
+        needs_params=False,
+    ),
+    Case(
+        "prune_gradually",
+        lambda sparsity=0.5: transforms.prune_gradually(sparsity, end=3, every=2),
+        lambda: transforms.prune_gradually(0.0, end=3),
+        {"sparsity": 0.5},
+    ),
+    Case(
+        "prune_gradually-leaf",
+        lambda sparsity=0.5: transforms.prune_gradually(
+            sparsity, end=3, ranking="leaf"
+        ),
+        lambda: transforms.prune_gradually(0.0, end=3, ranking="leaf"),
+        {"sparsity": 0.5},
+    ),
+    Case(
+        "prune_once",
+        lambda: transforms.prune_once(half, step=1),
+        lambda: transforms.prune_once(weights, step=1),
+        {},
+    ),
+    Case(
+        "add_selective_decay",
+        lambda mu=0.01, strength=10.0, sparsity=0.5: transforms.add_selective_decay(
+            mu, strength, sparsity=sparsity
+        ),
+        lambda: transforms.add_selective_decay(0.01, 10.0, sparsity=0.0),
+        {"mu": 0.01, "strength": 10.0, "sparsity": 0.5},
+    ),
+    Case(
+        "add_selective_decay-every",
+        lambda mu=0.01, strength=10.0, sparsity=0.5: transforms.add_selective_decay(
+            mu, strength, sparsity=sparsity, every=2
+        ),
+        lambda: transforms.add_selective_decay(0.01, 0.0, sparsity=0.5, every=2),
+        {"mu": 0.01, "strength": 10.0, "sparsity": 0.5},
+    ),
+    Case(
+        "mask_by_saliency",
+        lambda sparsity=0.5: transforms.mask_by_saliency(sparsity=sparsity),
+        lambda: transforms.mask_by_saliency(sparsity=0.0),
+        {"sparsity": 0.5},
+    ),
+    Case(
+        "swd",
+        lambda learning_rate=0.1: transforms.swd(
+            learning_rate, mu=0.01, a_max=10.0, total_steps=3, sparsity=0.5
+        ),
+        None,
+        {"learning_rate": 0.1},
+    ),
+    Case(
+        "gsm",
+        lambda learning_rate=0.1, weight_decay=0.01: transforms.gsm(
+            learning_rate,
+            weight_decay=weight_decay,
+            momentum=0.9,
+            sparsity=0.5,
+            total_steps=3,
+        ),
+        None,
+        {"learning_rate": 0.1, "weight_decay": 0.01},
+    ),
+    Case(
+        "merge_clusters",
+        lambda strength=0.1, weight_decay=0.01: transforms.merge_clusters(
+            GROUPS,
+            {"hidden": [0, 1, 0, 1]},
+            strength=strength,
+            weight_decay=weight_decay,
+        ),
+        lambda: transforms.merge_clusters(
+            GROUPS, {"hidden": [0, 1, 2, 3]}, strength=0.1, weight_decay=0.0
+        ),
+        {"strength": 0.1, "weight_decay": 0.01},
+    ),
+    Case(
+        "csgd",
+        lambda learning_rate=0.1, strength=0.1, weight_decay=0.01: transforms.csgd(
+            learning_rate,
+            GROUPS,
+            {"hidden": [0, 1, 0, 1]},
+            strength=strength,
+            weight_decay=weight_decay,
+            bias_rate=2.0,
+        ),
+        None,
+        {"learning_rate": 0.1, "strength": 0.1, "weight_decay": 0.01},
+    ),
+]
+
+
+def tree(kind: str, dtype: Any = jnp.float32) -> Any:
+    """Parameters of the shapes the contract tries: a dict, a tuple, one array."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    a, b, c = (
+        jax.random.normal(k, s, dtype)
+        for k, s in zip(keys, [(8, 4), (4, 12), (4,)], strict=True)
+    )
+    return {
+        "dict": {"one": {"kernel": a, "bias": c}, "two": {"kernel": b}},
+        "tuple": (a, (b, c)),
+        "array": a,
+    }[kind]
+
+
+def gradients(params: Any, step: int = 0) -> Any:
+    """Deterministic pseudo-random gradients."""
+    leaves, treedef = jax.tree.flatten(params)
+    key = jax.random.fold_in(jax.random.key(11), step)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jax.random.normal(jax.random.fold_in(key, i), p.shape, p.dtype)
+            for i, p in enumerate(leaves)
+        ],
+    )
