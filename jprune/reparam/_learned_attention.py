@@ -1,0 +1,238 @@
+r"""ASWL: one learned attention per layer scales its output and sets its sparsity.
+
+Layer l has a scalar attention $a_l \in (0, 1]$. It prunes the fraction
+
+$$ p_l = (1 - a_l)^\alpha $$
+
+of the layer's smallest weights and multiplies what is left:
+$y_l = a_l\, f_l(x; \tilde W_l, b_l)$. The loss pushes attentions up where a layer
+matters, a penalty on the fraction that remains pushes them down,
+
+$$ J = L + \gamma\, (S - r)^2 + \lambda \sum \tilde W^2, \qquad
+   S = \sum_l (1 - p_l) n_l \Big/ \sum_l n_l, $$
+
+and the layers' sparsities are learned with the weights, from the initialization. Dense
+weights are kept: the pruned copy is used, its gradient reaches all of them
+(straight-through), and the set is chosen anew at each step. $a_l$ learns through the
+scale and through S alone; the derivative of the mask is ignored.
+
+**A norm behind the layer cancels the scale.** Batch or layer norm right after it makes
+the loss independent of $a_l$ (up to epsilon), so that only the penalty acts on it and
+it drifts to its floor, however much the layer matters. In such networks set `target` to
+the density wanted, keep `gamma` small, or give a `scope` without those layers.
+
+He, Shi, Dong, "Learning Pruned Structure and Weights Simultaneously from Scratch: an
+Attention based Approach", arXiv 2111.02399, eqs. (1) to (3). The published code sorts
+signed weights and never assigns the pruned ones; this is what the text intends.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jprune import selection
+from jprune._errors import value_error
+from jprune._tree import named_leaves
+from jprune._typing import Mask, Params
+from jprune.reparam._named import as_mask, chosen, clip, replaced, scalar, size
+from jprune.reparam._reparam import Reparam
+from jprune.reparam._straight_through import pass_through
+
+LEAST, MOST = 0.01, 0.99
+"""Least attention and largest sparsity of a layer (the published code's clips)."""
+
+_BIAS_NAMES = ("bias", "b")
+
+
+class AttentionTheta(NamedTuple):
+    """Theta of `learned_attention`.
+
+    Attributes:
+      weights: the dense parameters.
+      attention: by path of the kernel, 0-d float arrays in [0.01, 1].
+    """
+
+    weights: Params
+    attention: dict[str, jax.Array]
+
+
+def learned_attention(
+    *,
+    gamma: float = 5.0,
+    alpha: float = 1.0,
+    target: float = 0.0,
+    decay: float = 1e-4,
+    start: float = 0.5,
+    scope: Any = None,
+    biases: Mapping[str, str] | None = None,
+) -> Reparam:
+    r"""A learned attention for each kernel in scope (ASWL).
+
+    Args:
+      gamma: $\gamma$, weight of the penalty on the remaining fraction; 5 in the
+        authors' code.
+      alpha: $\alpha$; above 1 prunes milder for the same attention, below 1 harder.
+      target: r, the remaining fraction (density) at which the penalty is least. The
+        paper's 0 sets no target; r is the simplest way to a budget.
+      decay: $\lambda$, of the squared pruned weights.
+      start: attention of every layer at first, in [0.01, 1]. At 1 nothing is scaled or
+        pruned.
+      scope: which leaves are kernels; None for `masks.prunable`.
+      biases: path of the bias for the path of a kernel, which the attention scales too.
+        None: the leaf called `bias` or `b` beside the only kernel of its level.
+
+    Returns:
+      A `Reparam` whose theta is an `AttentionTheta`. `project` keeps attentions in
+      [0.01, 1]; `export` folds them into kernels and biases.
+
+    Raises:
+      ValueError: arguments out of range; two kernels beside one bias.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import reparam
+      >>> r = reparam.learned_attention(start=0.5)
+      >>> theta = r.init({"kernel": jnp.array([[0.5, -0.1, 0.3, -0.05]])})
+      >>> r.apply(theta)["kernel"]
+      Array([[0.25, 0.  , 0.15, 0.  ]], dtype=float32)
+
+    References:
+      He et al., arXiv 2111.02399. Exactly $\lfloor n_l p_l \rfloor$ weights are pruned,
+      ties by position, where the paper's threshold keeps all ties.
+    """
+    if not LEAST <= start <= 1:
+        raise value_error(f"`start` must be in [{LEAST}, 1], got {start}.")
+    if not (alpha > 0 and gamma >= 0 and decay >= 0 and 0 <= target <= 1):
+        raise value_error(
+            "Needed: `alpha` > 0, `gamma` >= 0, `decay` >= 0, `target` in [0, 1]; got "
+            f"alpha={alpha}, gamma={gamma}, decay={decay}, target={target}."
+        )
+
+    def init(params: Params) -> AttentionTheta:
+        kernels = chosen(params, scope)
+        _bias_of(params, kernels, biases)  # a bad `biases` fails here
+        return AttentionTheta(params, {name: scalar(start) for name in kernels})
+
+    def pruned(theta: AttentionTheta) -> tuple[dict[str, jax.Array], Mask]:
+        kernels = chosen(theta.weights, scope)
+        kept = _kept(kernels, theta.attention, alpha)
+        cut = {
+            name: pass_through(jnp.where(kept[name], w, 0), w)
+            for name, w in kernels.items()
+        }
+        return cut, kept
+
+    def apply(theta: AttentionTheta, key: Any = None) -> Params:
+        del key
+        used, _ = pruned(theta)
+        leaves = dict(named_leaves(theta.weights))
+        for kernel, bias in _bias_of(theta.weights, used, biases).items():
+            used[bias] = _scaled(leaves[bias], theta.attention[kernel])
+        for kernel, a in theta.attention.items():
+            used[kernel] = _scaled(used[kernel], a)
+        return replaced(theta.weights, used)
+
+    def penalty(theta: AttentionTheta) -> jax.Array:
+        sizes = {n: size(w) for n, w in chosen(theta.weights, scope).items()}
+        left = remaining(theta.attention, sizes, alpha=alpha)
+        price = gamma * (left - target) ** 2
+        if decay == 0:
+            return price
+        return price + decay * sum(jnp.sum(w**2) for w in pruned(theta)[0].values())
+
+    def project(
+        new: AttentionTheta, old: AttentionTheta, step: jax.Array
+    ) -> AttentionTheta:
+        del old, step
+        held = {n: jnp.clip(a, LEAST, 1) for n, a in new.attention.items()}
+        return AttentionTheta(new.weights, held)
+
+    def export(theta: AttentionTheta) -> tuple[Params, Mask]:
+        _, kept = pruned(theta)
+        return apply(theta), as_mask(theta.weights, kept)
+
+    return Reparam(init, apply, penalty, project, export)
+
+
+def pruning_ratio(attention: jax.Array, alpha: float = 1.0) -> jax.Array:
+    r"""$p = \operatorname{clip}((1 - a)^\alpha, 0, 0.99)$, differentiable.
+
+    Args:
+      attention: a, any shape.
+      alpha: $\alpha$.
+
+    Returns:
+      The fraction pruned. At a = 1 with $\alpha < 1$, where the derivative is infinite,
+      it is taken as 0.
+    """
+    rest = 1 - clip(attention, LEAST, 1)
+    if alpha < 1:
+        safe = jnp.where(rest > 0, rest, 1)
+        return clip(jnp.where(rest > 0, safe**alpha, 0), 0, MOST)
+    return clip(rest ** (int(alpha) if alpha == int(alpha) else alpha), 0, MOST)
+
+
+def remaining(
+    attention: Mapping[str, jax.Array], sizes: Mapping[str, int], alpha: float = 1.0
+) -> jax.Array:
+    r"""$S = \sum_l (1 - p_l) n_l / \sum_l n_l$, the fraction of weights that remains.
+
+    Args:
+      attention: $a_l$ by path.
+      sizes: $n_l$ by path.
+      alpha: $\alpha$.
+
+    Returns:
+      A 0-d array in [0.01, 1].
+    """
+    left = [(1 - pruning_ratio(a, alpha)) * sizes[n] for n, a in attention.items()]
+    return sum(left[1:], left[0]) / sum(sizes.values())
+
+
+def _kept(
+    kernels: Mapping[str, jax.Array], attention: Mapping[str, jax.Array], alpha: float
+) -> dict[str, jax.Array]:
+    """The masks of now: all but the floor(n p) smallest of each kernel."""
+    counts = []
+    for name, w in kernels.items():
+        share = jax.lax.stop_gradient(pruning_ratio(attention[name], alpha))
+        removed = jnp.floor(share * size(w)).astype(jnp.int32)
+        counts.append(size(w) - jnp.clip(removed, 0, size(w) - 1))
+    leaves = [jax.lax.stop_gradient(w) for w in kernels.values()]
+    found = selection.kth_magnitude(leaves, counts, ranking="leaf")
+    kept = selection.keep_mask(leaves, found, counts)
+    return dict(zip(kernels, kept, strict=True))
+
+
+def _scaled(x: jax.Array, a: jax.Array) -> jax.Array:
+    return a.astype(x.dtype) * x
+
+
+def _bias_of(
+    params: Params, kernels: Mapping[str, Any], given: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Which bias goes with which kernel, by path."""
+    names = {name for name, _ in named_leaves(params)}
+    if given is not None:
+        wrong = [
+            f"{k}: {b}" for k, b in given.items() if k not in kernels or b not in names
+        ]
+        if wrong:
+            raise value_error(
+                f"`biases` must lead from a kernel in scope to a leaf: {wrong[0]!r}."
+            )
+        return dict(given)
+    found: dict[str, str] = {}
+    for kernel in kernels:
+        level, slash, _ = kernel.rpartition("/")
+        beside = [level + slash + name for name in _BIAS_NAMES]
+        for bias in (b for b in beside if b in names and b not in kernels):
+            if bias in found.values():
+                raise value_error(
+                    f"Two kernels lie beside {bias}: say which it belongs to with "
+                    "`biases={kernel path: bias path}`."
+                )
+            found[kernel] = bias
+    return found

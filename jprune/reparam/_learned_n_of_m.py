@@ -1,0 +1,275 @@
+r"""SLS: every layer learns its own N of N:M, until the network meets a cost budget.
+
+In each group of M weights along the contracted axis let unit n be the n-th largest.
+Unit 1 is always there. A layer has $M - 1$ priorities k, all 1 at first, and
+
+$$ c_n = \prod_{i \le n} \operatorname{clip}(k_i, 0, 1.03), \qquad b_n = 1[c_n > 0.5],
+   \qquad W \odot \Big( U_1 + \sum_n \hat b_n U_{n+1} \Big) $$
+
+with $\hat b_n$ straight-through: $b_n$ forward, $\partial \hat b_n / \partial c_n = 1$
+backward. So $N = 1 + \sum_n b_n$. Weights that are masked get no gradient. The loss
+gets $\lambda\, a\, C / C_0$, where $C = \sum_l \frac{N_l}{M} C_l$ is the cost and $C_0$
+that of the dense network. At the first step whose cost is below `target * C_0` the
+priorities stop; the weights train on. Until then $a$ grows by a factor when two
+successive epochs have not raised the push ratio $C_0 / C$ by a threshold.
+
+**The product may rise again**, since the clip is above 1: k = (0.49, 1.03, 1.03) gives
+c = (0.49, 0.5047, 0.5198), unit 2 dropped while 3 and 4 are kept. By default a unit
+needs all earlier ones (`strict=True`), so that the mask is the N largest.
+
+Oh et al., "Attentive Fine-Grained Structured Sparsity for Image Restoration", CVPR 2022
+(arXiv 2204.12266).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jprune._axes import axis_list, contraction_axis
+from jprune._errors import listing, value_error
+from jprune._tree import named_leaves
+from jprune._typing import Mask, Params, PyTree
+from jprune.reparam._named import as_mask, chosen, cost_each, replaced, scalar, size
+from jprune.reparam._reparam import Reparam
+from jprune.reparam._straight_through import pass_through
+
+CEILING, CUT = 1.03, 0.5
+"""Largest factor of a priority, and the product above which a unit is kept."""
+
+
+class NOfMTheta(NamedTuple):
+    """Theta of `learned_n_of_m`.
+
+    Attributes:
+      weights: the parameters.
+      priorities: by path of the kernel, k. [M - 1]
+      strength: a, the annealing coefficient, 0-d; moved by `project` alone.
+      ratio: the push ratio at the end of the last odd epoch, 0-d; likewise.
+    """
+
+    weights: Params
+    priorities: dict[str, jax.Array]
+    strength: jax.Array
+    ratio: jax.Array
+
+
+def learned_n_of_m(
+    m: int,
+    *,
+    target: float,
+    weight: float,
+    costs: PyTree | None = None,
+    axis: int | PyTree | None = None,
+    scope: Any = None,
+    strict: bool = True,
+    pad: bool = False,
+    steps_per_epoch: int | None = None,
+    anneal_below: float = 0.2,
+    anneal_by: float = 1.2,
+) -> Reparam:
+    r"""A search for the N of every layer's N:M (SLS).
+
+    Args:
+      m: M, the group length.
+      target: cost at which the search stops, as a fraction of the dense cost of the
+        leaves in scope; in (1/M, 1].
+      weight: $\lambda$, of the cost relative to the dense one. The paper's
+        $\lambda = 10^{-10}$ multiplies raw multiply-adds: this one is
+        $\lambda C_0$.
+      costs: of one weight of each leaf, a tree of numbers structured as the parameters;
+        the output positions of each convolution give multiply-adds. None counts
+        parameters.
+      axis: the contracted axis; see `masks.n_of_m`.
+      scope: which leaves; None for `masks.prunable`. The paper leaves the first and the
+        last layer dense.
+      strict: a unit needs all earlier ones; False is the authors' code.
+      pad: an axis that M does not divide is filled with zeros. Without it, an error.
+      steps_per_epoch: of the annealing; None leaves a at 1.
+      anneal_below: a grows when two epochs raised the push ratio by less than this.
+      anneal_by: the factor.
+
+    Returns:
+      A `Reparam` whose theta is an `NOfMTheta`. `project` stops the priorities and
+      anneals; `export` keeps exactly the N largest of each group.
+
+    Raises:
+      ValueError: `target` not in (1/M, 1], m below 2; from `init`, an axis that M does
+        not divide, with the leaf's name.
+
+    References:
+      Oh et al., arXiv 2204.12266; the authors' code for the clip, the cut and the
+      annealing. Deviations: units are ranked at every step, there at the start of each
+      epoch; `strict`; the cost is relative; the priorities stop before the update of
+      the step that meets the target, there after it.
+    """
+    if m < 2:
+        raise value_error(f"`m` must be at least 2, got {m}.")
+    if not 1 / m < target <= 1:
+        raise value_error(
+            f"`target` must be in (1/m, 1] = ({1 / m:.4g}, 1]: one weight of each {m} "
+            f"always stays, got {target}."
+        )
+
+    def ranks(params: Params) -> dict[str, jax.Array]:
+        fixed = jax.lax.stop_gradient(params)
+        return _unit_ranks(fixed, m, axis, scope, pad)
+
+    def init(params: Params) -> NOfMTheta:
+        cost_each(costs, params)
+        found = jax.eval_shape(ranks, params)  # a bad axis fails here
+        kind = jnp.result_type(float)
+        return NOfMTheta(
+            params,
+            {name: jnp.ones(m - 1, kind) for name in found},
+            scalar(1.0),
+            scalar(1.0),
+        )
+
+    def apply(theta: NOfMTheta, key: Any = None) -> Params:
+        del key
+        used = {}
+        leaves = chosen(theta.weights, scope)
+        for name, rank in ranks(theta.weights).items():
+            factors = jnp.pad(
+                units(theta.priorities[name], strict=strict), (1, 0), constant_values=1
+            )
+            used[name] = leaves[name] * factors.astype(leaves[name].dtype)[rank]
+        return replaced(theta.weights, used)
+
+    def relative_cost(theta: NOfMTheta) -> jax.Array:
+        each = cost_each(costs, theta.weights)
+        leaves = chosen(theta.weights, scope)
+        prices = {name: each(name) * size(w) for name, w in leaves.items()}
+        return cost(theta.priorities, prices, strict=strict) / sum(prices.values())
+
+    def penalty(theta: NOfMTheta) -> jax.Array:
+        strength = jax.lax.stop_gradient(theta.strength)
+        return weight * strength * relative_cost(theta)
+
+    def project(new: NOfMTheta, old: NOfMTheta, step: jax.Array) -> NOfMTheta:
+        # Stopped priorities keep the cost below the target, so nothing else has to
+        # remember that they are stopped.
+        c = relative_cost(old)
+        stop = c < target
+        priorities = jax.tree.map(
+            lambda o, n: jnp.where(stop, o, n), old.priorities, new.priorities
+        )
+        strength, ratio = old.strength, old.ratio
+        if steps_per_epoch is not None:
+            epoch, rest = jnp.divmod(step + 1, steps_per_epoch)
+            ended = (rest == 0) & ~stop
+            grown = anneal(
+                strength, ratio, 1 / c, threshold=anneal_below, factor=anneal_by
+            )
+            strength = jnp.where(ended & (epoch % 2 == 0), grown, strength)
+            ratio = jnp.where(ended & (epoch % 2 == 1), 1 / c, ratio)
+        return NOfMTheta(new.weights, priorities, strength, ratio)
+
+    def export(theta: NOfMTheta) -> tuple[Params, Mask]:
+        kept = {}
+        for name, rank in ranks(theta.weights).items():
+            b = units(theta.priorities[name], strict=strict)
+            kept[name] = jnp.pad(b > 0, (1, 0), constant_values=True)[rank]
+        leaves = chosen(theta.weights, scope)
+        cut = {n: jnp.where(kept[n], w, jnp.zeros_like(w)) for n, w in leaves.items()}
+        return replaced(theta.weights, cut), as_mask(theta.weights, kept)
+
+    return Reparam(init, apply, penalty, project, export)
+
+
+def units(priorities: jax.Array, *, strict: bool = True) -> jax.Array:
+    r"""$\hat b$: which units beyond the first are kept, straight-through.
+
+    Args:
+      priorities: k. [M - 1]
+      strict: a unit needs all earlier ones.
+
+    Returns:
+      Zeros and ones with the derivative of the products c. [M - 1] A priority at or
+      outside the bounds of the clip gets no gradient.
+    """
+    factors = jax.lax.clamp(
+        jnp.zeros((), priorities.dtype),
+        priorities,
+        jnp.asarray(CEILING, priorities.dtype),
+    )
+    c = jnp.cumprod(factors)
+    b = (c > CUT).astype(c.dtype)
+    return pass_through(jnp.cumprod(b) if strict else b, c)
+
+
+def cost(
+    priorities: Mapping[str, jax.Array],
+    prices: Mapping[str, float],
+    *,
+    strict: bool = True,
+) -> jax.Array:
+    r"""$C = \sum_l \frac{1 + \sum_n \hat b_n}{M} C_l$.
+
+    Args:
+      priorities: k by path.
+      prices: $C_l$ by path, the cost of the dense layer.
+      strict: see `units`.
+
+    Returns:
+      A 0-d array.
+    """
+    each = [
+        (1 + jnp.sum(units(k, strict=strict))) / (k.size + 1) * prices[name]
+        for name, k in priorities.items()
+    ]
+    return sum(each[1:], each[0])
+
+
+def anneal(
+    strength: Any, before: Any, now: Any, *, threshold: float = 0.2, factor: float = 1.2
+) -> jax.Array:
+    """The next annealing coefficient, from the push ratios of two successive epochs.
+
+    Args:
+      strength: the coefficient now.
+      before: ratio at the end of the epoch before.
+      now: ratio at the end of this one.
+      threshold: least rise that leaves the coefficient alone.
+      factor: growth otherwise.
+
+    Returns:
+      A 0-d array.
+    """
+    return jnp.where(now - before < threshold, strength * factor, strength)
+
+
+def _unit_ranks(
+    params: Params, m: int, axis: Any, scope: Any, pad: bool
+) -> dict[str, jax.Array]:
+    """Place of every weight in its group: 0 the largest, ties by position."""
+    names = [name for name, _ in named_leaves(params)]
+    given = dict(zip(names, axis_list(axis, params), strict=True))
+    leaves = chosen(params, scope)
+    at = {name: contraction_axis(name, w, given[name]) for name, w in leaves.items()}
+    uneven = [
+        f"{name}: axis {at[name]} of {w.shape}"
+        for name, w in leaves.items()
+        if w.shape[at[name]] % m
+    ]
+    if uneven and not pad:
+        raise value_error(
+            f"m={m} does not divide the contracted axis of these leaves. Leave them "
+            f"out of `scope`, or pass `pad=True`.{listing(uneven)}"
+        )
+    return {name: _ranks(w, m, at[name]) for name, w in leaves.items()}
+
+
+def _ranks(w: jax.Array, m: int, axis: int) -> jax.Array:
+    moved = jnp.moveaxis(jnp.abs(w), axis, -1)
+    length = moved.shape[-1]
+    filled = jnp.pad(moved, [(0, 0)] * (w.ndim - 1) + [(0, -length % m)])
+    groups = filled.reshape(*filled.shape[:-1], -1, m)
+    mine, other = groups[..., :, None], groups[..., None, :]
+    earlier = jnp.arange(m) < jnp.arange(m)[:, None]  # [mine, other]: other comes first
+    beaten_by = (other > mine) | ((other == mine) & earlier)
+    place = jnp.sum(beaten_by, axis=-1, dtype=jnp.int32)
+    place = place.reshape(filled.shape)[..., :length]
+    return jnp.moveaxis(place, -1, axis)

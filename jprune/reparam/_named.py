@@ -1,0 +1,71 @@
+"""The leaves of a reparameterization by path: one scalar or one mask for each.
+
+Learned scalars (a threshold, an attention) are kept in a dict from leaf path to array,
+which reads well in a checkpoint and a report.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import masks
+from jprune._errors import value_error
+from jprune._tree import map_named, named_leaves, require_same_structure
+from jprune._typing import Mask, Params, PyTree
+
+
+def chosen(params: Params, scope: Any) -> dict[str, jax.Array]:
+    """The leaves in scope, by path, in flattening order.
+
+    Raises:
+      ValueError: two leaves have one path text.
+    """
+    names = [name for name, _ in named_leaves(params)]
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise value_error(f"Two leaves are called {twice[0]!r}; rename a key.")
+    taken = jax.tree.leaves(masks.resolve_scope(scope, params))
+    pairs = zip(names, jax.tree.leaves(params), taken, strict=True)
+    return {name: leaf for name, leaf, t in pairs if t}
+
+
+def replaced(params: Params, leaves: Mapping[str, Any]) -> Params:
+    """`params` with these leaves in place of its own."""
+    return map_named(lambda name, leaf: leaves.get(name, leaf), params)
+
+
+def as_mask(params: Params, keeps: Mapping[str, jax.Array]) -> Mask:
+    """A mask: `keeps` where there is one, a 0-d True elsewhere."""
+    return map_named(lambda name, _: keeps.get(name, jnp.array(True)), params)
+
+
+def cost_each(costs: PyTree | None, params: Params) -> Callable[[str], float]:
+    """What one weight of a leaf costs, by path; 1 (it counts parameters) by default.
+
+    Raises:
+      ValueError: `costs` of another structure than the parameters.
+    """
+    if costs is None:
+        return lambda name: 1.0
+    require_same_structure("costs", costs, params)
+    table = {name: float(cost) for name, cost in named_leaves(costs)}
+    return table.__getitem__
+
+
+def scalar(value: float) -> jax.Array:
+    """A 0-d array of the default float dtype that keeps its dtype under updates."""
+    return jnp.array(value, jnp.result_type(float))
+
+
+def clip(x: jax.Array, low: float, high: float) -> jax.Array:
+    """`jnp.clip` with derivative 1 on the closed interval and 0 outside."""
+    outside = jax.lax.stop_gradient(jnp.clip(x, low, high))
+    return jnp.where((x >= low) & (x <= high), x, outside)
+
+
+def size(leaf: Any) -> int:
+    """Number of scalars of an array, from its shape."""
+    return int(np.prod(np.shape(leaf)))
