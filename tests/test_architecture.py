@@ -193,8 +193,11 @@ def test_no_file_of_mixed_helpers():
     assert not [f for f in _all_sources() if f.stem.strip("_") in names]
 
 
-PUBLIC = [name for name, f in MODULES.items() if f.name == "__init__.py"]
-PUBLIC = [name for name in PUBLIC if not part(name).startswith("_")]
+PUBLIC = [
+    name
+    for name, file in MODULES.items()
+    if file.name == "__init__.py" and name.count(".") < 2 and part(name)[:1] != "_"
+]
 
 
 def exported(package: str) -> list[str]:
