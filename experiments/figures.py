@@ -27,12 +27,9 @@ def draw(
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     _curves(axes[0], history, "test_accuracy", 100)
     axes[0].set(xlabel="epoch", ylabel="test accuracy, %")
-    axes[0].legend(fontsize=8)
     _curves(axes[1], history, "largest_targeted", 1)
     axes[1].set(xlabel="epoch", ylabel="largest weight marked for removal")
     axes[1].set_yscale("log")
-    if axes[1].lines:
-        axes[1].legend(fontsize=8)
     _removal(axes[2], rows)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -44,6 +41,8 @@ def _curves(axis: Any, history: dict, name: str, scale: float) -> None:
         if points:
             axis.plot(*zip(*points, strict=True), label=run, color=f"C{index}")
     axis.grid(alpha=0.3)
+    if axis.lines:
+        axis.legend(fontsize=8)
 
 
 def _removal(axis: Any, rows: Sequence[Row]) -> None:

@@ -38,7 +38,8 @@ class Program(NamedTuple):
       begin: `(params, stats, hyper)` -> the first `State`.
       advance: `(state, totals, data, order, key, hyper, count=)` -> the state and the
         sums of the epoch, `count` steps later.
-      watch: `(params, optimizer state, hyper, previous mask)` -> mask, numbers for the log.
+      watch: `(params, optimizer state, hyper, previous mask)` -> the mask now and
+        numbers for the log.
       logits: `(params, stats)` -> the network on the test set.
     """
 
@@ -70,7 +71,8 @@ def compile_program(
     Args:
       lab: the shared part.
       transform: from the traced hyper-parameters (any pytree) to the optimizer.
-      select: `(params, hyper)` -> mask of what removal would keep now, for the log.
+      select: `(params, hyper)` -> mask of what removal would keep now, for the log;
+        compiled, and called once an epoch.
       forward: the network, where it is not the lab's (a compact one, or a
         reparameterized one).
       logits: the test pass that goes with `forward`.
@@ -118,18 +120,25 @@ def compile_program(
             return body((state, totals), None)[0]
         return jax.lax.scan(body, (state, totals), length=count)[0]
 
-    @jax.jit
     def watch(params: Any, opt: Any, hyper: Any, previous: Any):
-        zeros = masks.from_zeros(params)
-        numbers = {"sparsity": masks.sparsity(zeros)}
-        mask = select(params, hyper) if select else zeros
-        if select:
-            numbers |= transforms.diagnostics(
-                params, mask, previous=previous, state=opt
-            )
-        return mask, numbers
+        if not select:
+            mask = zeros(params)
+            return mask, {"sparsity": removed(mask)}
+        mask = select(params, hyper)
+        return mask, observe(params, mask, previous, opt)
 
     return Program(begin, advance, watch, logits or lab.logits)
+
+
+zeros = jax.jit(masks.from_zeros)
+removed = jax.jit(masks.sparsity)
+
+
+@jax.jit
+def observe(params: Any, mask: Any, previous: Any, opt: Any) -> dict[str, jax.Array]:
+    """What is zero now, and the numbers every method logs about its choice."""
+    numbers = {"sparsity": masks.sparsity(masks.from_zeros(params))}
+    return numbers | transforms.diagnostics(params, mask, previous=previous, state=opt)
 
 
 def fit(
@@ -160,7 +169,7 @@ def fit(
     done, state, earlier = keeper.restore(state) or (0, state, 0.0)
     lab.journal.begin(run, epochs * lab.per_epoch, done * lab.per_epoch)
     key, data = lab.key(run), (lab.inputs, lab.labels)
-    mask = masks.from_zeros(state.params)
+    mask = zeros(state.params)
     mask, _ = program.watch(state.params, state.opt, hyper, mask)
     waiting = []
     for epoch in range(done, epochs):
@@ -172,12 +181,11 @@ def fit(
         hits = _hits(program.logits(state.params, state.stats), lab)
         mask, numbers = program.watch(state.params, state.opt, hyper, mask)
         waiting.append((epoch + 1, totals / lab.per_epoch, hits, numbers))
-        if len(waiting) > 1:
+        saving = keeper.due(epoch + 1, epochs)
+        while len(waiting) > (0 if saving else 1):
             lab.journal.record(run, _entry(lab, *waiting.pop(0)))
-        if keeper.due(epoch + 1, epochs):
+        if saving:
             keeper.save(epoch + 1, state, earlier + time.perf_counter() - clock)
-    for last in waiting:
-        lab.journal.record(run, _entry(lab, *last))
     jax.block_until_ready(state)
     keeper.close()
     lab.journal.end()

@@ -52,8 +52,8 @@ def gsm(
         )
 
     program = compile_program(
-        lab, transform, select=lambda params, _: largest(kept)(params)
+        lab, transform, select=lambda params, _: largest(params, lab.count(kept))
     )
     run = f"gsm {compression}x"
     done = fit(lab, program, run, epochs, start=(dense.params, dense.stats))
-    yield remove(lab, done, largest(kept), run=run, method="gsm", kept=kept)
+    yield remove(lab, done, run=run, method="gsm", kept=kept)

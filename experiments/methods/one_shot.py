@@ -15,7 +15,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit
 from experiments.methods.removal import compare, largest
 from experiments.results import Row
-from jprune import compress, masks, transforms
+from jprune import compress, masks
 
 
 def one_shot(
@@ -34,7 +34,8 @@ def one_shot(
     for share in sparsity:
         clock = time.perf_counter()
         kept = masks.kept_count(masks.size(dense.params), share)
-        params, _ = transforms.finish(dense.params, largest(kept))
+        mask = largest(dense.params, lab.count(kept))
+        params = masks.apply(mask, dense.params)
         before, run = (dense.params, dense.stats), f"one-shot {share:.0%}"
         cut = compare(
             lab, before, (params, dense.stats), run=run, method="one_shot", kept=kept

@@ -1,6 +1,5 @@
 """The moment of removal: the network before it against the network after it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,33 +11,33 @@ from experiments.results import Row
 from jprune import masks, scores, transforms
 
 
-def largest(keep: Any, scope: Any = None) -> Callable[[Any], Any]:
-    """Selects the `keep` largest magnitudes over all kernels, exactly."""
-    return lambda params: masks.unstructured(
-        scores.magnitude(params), keep=keep, scope=scope
-    )
+@jax.jit
+def largest(params: Any, keep: jax.Array) -> Any:
+    """The mask of the `keep` largest magnitudes over all kernels, exactly.
+
+    Compiled once for a whole job: the count is traced.
+    """
+    return masks.unstructured(scores.magnitude(params), keep=keep)
 
 
 def remove(
     lab: Lab,
     fit: Fit,
-    select: Callable[[Any], Any],
     *,
     run: str,
     method: str,
     kept: int,
 ) -> Row:
-    """The row of a run that ends with a removal: what `select` leaves out goes to 0.
+    """The row of a run that ends with the removal of all but the largest weights.
 
     Args:
       lab: the shared part.
       fit: a finished run.
-      select: parameters -> mask.
       run: label of the row.
       method: name of the method.
       kept: how many weights were to be kept.
     """
-    params, _ = transforms.finish(fit.params, select)
+    params, _ = transforms.finish(fit.params, lambda p: largest(p, lab.count(kept)))
     before, after = (fit.params, fit.stats), (params, fit.stats)
     found = compare(lab, before, after, run=run, method=method, kept=kept)
     return found._replace(seconds=fit.seconds)

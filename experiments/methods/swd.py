@@ -50,11 +50,9 @@ def swd(
             remove=False,
         )
 
-    program = compile_program(
-        lab, transform, select=lambda params, keep: largest(keep)(params)
-    )
+    program = compile_program(lab, transform, select=largest)
     for share in sparsity:
         kept = masks.kept_count(masks.size(dense.params), share)
         run = f"swd {share:.0%}"
         done = fit(lab, program, run, epochs, hyper=lab.count(kept))
-        yield remove(lab, done, largest(kept), run=run, method="swd", kept=kept)
+        yield remove(lab, done, run=run, method="swd", kept=kept)

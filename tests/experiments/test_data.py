@@ -1,4 +1,4 @@
-"""Data sets: the split, the standardization, the graphs, and what is said when absent."""
+"""Data sets: the split, the standardization, the graphs, and the word when absent."""
 
 import pickle
 
@@ -90,7 +90,9 @@ def test_planetoid_rows_land_on_their_nodes(tmp_path):
     labels = np.where(onehot.any(1), onehot.argmax(1), -1)
     np.testing.assert_array_equal(data.labels, labels)
     assert data.train.tolist() == [0] and data.test.tolist() == [3, 5]
-    pairs = set(zip(data.inputs.senders.tolist(), data.inputs.receivers.tolist()))
+    pairs = set(
+        zip(data.inputs.senders.tolist(), data.inputs.receivers.tolist(), strict=True)
+    )
     edges = {(0, 1), (1, 0), (1, 2), (2, 1), (3, 5), (5, 3)}
     assert pairs == edges | {(node, node) for node in range(6)}
     assert data.inputs.n_edge.tolist() == [len(pairs)]

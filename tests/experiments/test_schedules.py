@@ -26,5 +26,5 @@ def test_short_runs_have_a_schedule_too(steps):
 
 def test_drops_by_hand():
     rate = drops(1.0, 10, (0.5, 0.8))
-    expected = [1.0] * 6 + [0.1] * 3 + [0.01]
+    expected = [1.0] * 5 + [0.1] * 3 + [0.01] * 2
     np.testing.assert_allclose([rate(t) for t in range(10)], expected, rtol=1e-6)

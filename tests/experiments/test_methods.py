@@ -1,0 +1,97 @@
+"""Every method of the table at toy length: exact counts, honest rows."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import build
+from experiments.methods.dense import train_dense
+from experiments.methods.one_shot import recalibration
+from experiments.methods.removal import count_nonzero
+from jprune import masks
+
+SGD = {"epochs": 2, "lr": 0.05, "momentum": 0.9}
+RUNS = {
+    "gradual": {
+        **SGD,
+        "sparsity": (0.5, 0.9),
+        "end": 0.75,
+        "every": 1,
+        "weight_decay": 5e-4,
+    },
+    "gsm": {**SGD, "compression": 7, "nesterov": True, "weight_decay": 0.01},
+    "one_shot": {"sparsity": (0.57, 0.98), "stats_momentum": None},
+    "swd": {**SGD, "sparsity": (0.9, 0.98), "mu": 1e-3, "a_min": 1.0, "a_max": 1e3},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, open_tiny, tiny):
+    lab = open_tiny(tmp_path_factory.mktemp("methods"))
+    return lab, train_dense(lab, **tiny.dense)
+
+
+def test_the_table_of_runs_names_every_method():
+    assert set(RUNS) == set(build.METHODS)
+
+
+@pytest.mark.parametrize("method", sorted(RUNS))
+def test_counts_are_exact_and_rows_consistent(method, trained):
+    lab, dense = trained
+    size = masks.size(dense.params)
+    assert size == 64 * 300 + 300 * 100 + 100 * 10
+    rows = list(build.METHODS[method](lab, dense, **RUNS[method]))
+    shares = RUNS[method].get("sparsity", (1 - 1 / 7,))
+    assert len(rows) == len(shares)
+    for row, share in zip(rows, shares, strict=True):
+        kept = size - int(share * size + 0.5) if "sparsity" in RUNS[method] else 7172
+        assert row.nonzero == row.kept == kept, row.run
+        assert row.got == row.asked == 1 - kept / size
+        assert row.method == method and 0 <= row.after <= 1
+        assert (row.before is None) == (row.changed is None) == (method == "gradual")
+
+
+def test_removal_is_measured_against_the_network_before_it(trained):
+    lab, dense = trained
+    row, _ = build.METHODS["one_shot"](lab, dense, **RUNS["one_shot"])
+    before = np.asarray(lab.logits(dense.params, dense.stats))
+    scope = masks.prunable(dense.params)
+    flat = np.concatenate(
+        [
+            np.abs(np.asarray(leaf)).ravel()
+            for leaf, on in zip(
+                jax.tree.leaves(dense.params), jax.tree.leaves(scope), strict=True
+            )
+            if on
+        ]
+    )
+    least = np.sort(flat)[-row.kept]
+    cut = jax.tree.map(
+        lambda leaf, on: np.where(np.abs(leaf) >= least, leaf, 0) if on else leaf,
+        jax.device_get(dense.params),
+        scope,
+    )
+    assert count_nonzero(cut) == row.kept
+    after = np.asarray(lab.logits(cut, dense.stats))
+    labels = lab.dataset.labels[lab.dataset.test]
+    assert row.before == np.mean(before.argmax(-1) == labels)
+    assert row.after == np.mean(after.argmax(-1) == labels)
+    assert row.changed == np.sum(after.argmax(-1) != before.argmax(-1))
+    assert row.logit_change == pytest.approx(np.abs(after - before).max(), rel=1e-5)
+
+
+def test_recalibrated_statistics_are_means_over_the_batches(tmp_path, open_tiny):
+    lab = open_tiny(tmp_path, model="digits_resnet", batch=476)
+    params, stats = lab.init()
+    fresh = recalibration(lab, 0.9)(params, stats)
+    data, means = lab.dataset, []
+    order = np.asarray(lab.order(0)).reshape(lab.per_epoch, lab.batch)
+    for index in order:
+        x = (data.inputs[index] - data.mean) / data.std
+        kernel = params["Conv_0"]["kernel"]
+        out = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        means.append(out.mean((0, 1, 2)))
+    found = fresh["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(found, np.mean(means, 0), atol=1e-4)

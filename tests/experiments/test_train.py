@@ -1,0 +1,139 @@
+"""The command: its files, its mistakes, its resumption."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from experiments import train
+from experiments.config import ConfigError, load
+
+SMALL = [
+    "digits",
+    "--set=model=lenet300",
+    "--set=batch=716",
+    "--set=dense.epochs=1",
+    "--set=one_shot.sparsity=0.98",
+    "--set=one_shot.stats_momentum=0.0",
+    "--only=one_shot",
+]
+
+
+def test_a_small_job_leaves_its_files_and_resumes(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train.main([*SMALL, f"--out={out}"]) == 0
+    said = capsys.readouterr()
+    assert "swd 98%" in said.out and "holds" in said.out
+    assert "swd 98%:" in said.err
+    result = json.loads((out / "result.json").read_text())
+    assert [row["run"] for row in result["rows"]] == ["dense", "swd 98%"]
+    assert result["rows"][1]["nonzero"] == 1004  # 50,200 - floor(49,196 + 1/2)
+    assert result["settings"]["runs"]["swd"]["epochs"] == 2
+    assert result["command"].startswith("python -m experiments.train digits --set")
+    assert (out / "figure.png").stat().st_size > 1000
+    first = (out / "log.jsonl").read_text()
+    assert train.main([*SMALL, f"--out={out}", "--resume"]) == 0
+    again = json.loads((out / "result.json").read_text())
+    for old, new in zip(result["rows"], again["rows"], strict=True):
+        assert {**old, "seconds": 0} == {**new, "seconds": 0}
+    assert (out / "log.jsonl").read_text().startswith(first)
+
+
+def test_strict_reports_a_claim_that_fails(tmp_path):
+    words = [*SMALL, f"--out={tmp_path}", "--set=dense.lr=0", "--set=swd.lr=0"]
+    assert train.main([*words, "--strict"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digit"], "unknown configuration `digit`: did you mean digits"),
+        (["digits", "--set", "bach=1"], "unknown key `bach`: did you mean batch"),
+        (["digits", "--only", "sdw"], "unknown run `sdw`: did you mean swd"),
+        (["digits", "--set", "data=cora"], "no `cora.npz` in"),
+        (["digits", "--set", "batch=63"], "among 4 devices"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(words, message, tmp_path, capsys):
+    words = [*words, "--out", str(tmp_path / "o"), "--data-dir", str(tmp_path)]
+    assert train.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+
+
+def test_a_folder_that_is_not_a_job_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="files that are no job's"):
+        train.prepare(tmp_path, load("digits"), 0, resume=False)
+    with pytest.raises(ConfigError, match="there is no job in"):
+        train.prepare(tmp_path, load("digits"), 0, resume=True)
+
+
+def test_resume_refuses_other_settings(tmp_path):
+    train.prepare(tmp_path, load("digits"), 0, resume=False)
+    train.prepare(tmp_path, load("digits"), 0, resume=True)
+    with pytest.raises(ConfigError, match=r"other settings \(seed\)"):
+        train.prepare(tmp_path, load("digits"), 1, resume=True)
+
+
+def test_the_environment_joins_the_hosts(monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    train.connect({})
+    assert calls == []
+    address = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2"}
+    train.connect({**address, "JAX_PROCESS_ID": "1"})
+    train.connect({"JAX_DISTRIBUTED": "1"})
+    assert calls == [("host:1", 2, 1), ()]
+
+
+def _command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.train", *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_the_command_as_a_process(tmp_path):
+    done = _command(*SMALL, "--only=one_shot", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "one-shot 98%" in done.stdout and "written to" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_main_job_bears_out_its_claims(tmp_path):
+    done = _command("digits", "--strict", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one(tmp_path):
+    import os
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for index in range(2):
+        environment = {
+            **os.environ,
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(index),
+        }
+        words = ["-m", "experiments.train", *SMALL, f"--out={tmp_path / 'two'}"]
+        processes.append(subprocess.Popen([sys.executable, *words], env=environment))
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert _command(*SMALL, f"--out={tmp_path / 'one'}").returncode == 0
+    one, two = (
+        json.loads((tmp_path / name / "result.json").read_text())
+        for name in ("one", "two")
+    )
+    assert two["device"]["processes"] == 2
+    for a, b in zip(one["rows"], two["rows"], strict=True):
+        assert a["nonzero"] == b["nonzero"]
+        assert a["after"] == pytest.approx(b["after"], abs=0.02)
