@@ -43,16 +43,20 @@ _DEVIATIONS = 1.5
 _CURVATURE = 0.2
 
 
+Pivots = list[jax.Array]
+"""Ascending integers, each with the shape of the batch."""
+
+
 class Counts(NamedTuple):
     """What one sweep over the data returns for ascending pivots.
 
     Attributes:
-      at: how many integers are at least each pivot. [pivots, *batch] int32
+      at: how many integers are at least each pivot; one int32 array [*batch] a pivot.
       least: the smallest integer that is at least the first pivot, or None. [*batch]
       greatest: the largest integer below the last pivot, or None. [*batch]
     """
 
-    at: jax.Array
+    at: list[jax.Array]
     least: jax.Array | None = None
     greatest: jax.Array | None = None
 
@@ -92,20 +96,20 @@ def start(lo: jax.Array, hi: jax.Array, at_lo: jax.Array, step: jax.Array) -> Br
 
 
 def search(
-    count: Callable[[jax.Array], Counts],
+    count: Callable[[Pivots], Counts],
     k: jax.Array,
     bracket: Bracket,
-    first: jax.Array,
+    first: Pivots,
     guess: jax.Array,
     octave: float,
 ) -> Bracket:
     """Narrows a bracket until it decides the k largest integers.
 
     Args:
-      count: one sweep over the data at ascending pivots [pivots, *batch].
+      count: one sweep over the data at ascending pivots.
       k: wanted count, with C(lo) >= k > C(hi) unless C(lo) = k already. [*batch] int32
       bracket: from `start`.
-      first: pivots of the first pass, ascending. [pivots, *batch]
+      first: pivots of the first pass, ascending.
       guess: the integer to stay near when several pivots decide. [*batch]
       octave: the width over which the density of the integers may change by a factor of
         about two; infinity where they are evenly spread.
@@ -118,92 +122,99 @@ def search(
         return (_width(b) > 1) & (b.at_lo != k)
 
     def body(b: Bracket) -> Bracket:
-        inner = _pivots(b, k, len(first), octave)
-        pivots = jnp.where((b.passes == 0)[None], _inside(b, first), inner)
+        later = _pivots(b, k, len(first), octave)
+        pivots = [
+            _inside(b, jnp.where(b.passes == 0, p, q))
+            for p, q in zip(first, later, strict=True)
+        ]
         new = _narrow(b, k, pivots, count(pivots), guess)
+        if not k.ndim:
+            return new
         live = undecided(b)
         return jax.tree.map(lambda x, y: jnp.where(live, x, y), new, b)
 
     return lax.while_loop(lambda b: jnp.any(undecided(b)), body, bracket)
 
 
-def around(guess: jax.Array, spread: jax.Array, b: Bracket, pivots: int) -> jax.Array:
+def around(guess: jax.Array, spread: jax.Array, b: Bracket, pivots: int) -> Pivots:
     """`pivots` integers evenly over guess -+ spread, cut to the bracket."""
-    guess = jnp.clip(guess, b.lo + 1, b.hi - 1)
+    guess = _inside(b, guess)
+    # The distance to an end may exceed the signed range; as unsigned it never does.
+    below, above = _unsigned(guess - b.lo), _unsigned(b.hi - guess)
     rows = []
     for t in np.linspace(-1.0, 1.0, pivots):
-        # The distance to the end may exceed the signed range; as unsigned it never
-        # does.
-        room = _unsigned((b.hi - guess) if t > 0 else (guess - b.lo))
-        move = _whole(spread.astype(b.step.dtype) * abs(t), room).astype(guess.dtype)
+        move = _whole(spread.astype(b.step.dtype) * abs(t), above if t > 0 else below)
+        move = move.astype(guess.dtype)
         rows.append(guess + move if t > 0 else guess - move)
-    return _inside(b, jnp.stack(rows))
+    return rows
 
 
-def _pivots(b: Bracket, k: jax.Array, pivots: int, octave: float) -> jax.Array:
-    """Pivots of a pass after the first, as offsets from `lo`. [pivots, *batch]"""
-    real = b.step.dtype
-    rows = (pivots,) + (1,) * b.lo.ndim
-    ramp = jnp.arange(1, pivots + 1, dtype=real).reshape(rows)
+def _pivots(b: Bracket, k: jax.Array, pivots: int, octave: float) -> Pivots:
+    """Pivots of a pass after the first."""
     width = _width(b)
-    w = width.astype(real)
-    even = w[None] * (ramp / (pivots + 1))
-
-    far = b.step[None] * _GROWTH**ramp
-    up, down = far, w[None] - far[::-1]
-    leap = (b.step > 0) & (b.passes < _OVERSHOOTS)
-
-    c = (b.at_lo - b.at_hi).astype(real)
-    c = jnp.maximum(c, 1)
-    f = (b.at_lo - k).astype(real) / c + 0.5 / c
+    w = width.astype(b.step.dtype)
+    c = jnp.maximum(b.at_lo - b.at_hi, 1).astype(w.dtype)
+    f = ((b.at_lo - k).astype(w.dtype) + 0.5) / c
     chance = jnp.maximum(_DEVIATIONS * jnp.sqrt(c * f * jnp.maximum(1 - f, 0)), 0.5) / c
-    margin = jnp.clip(_CURVATURE * w / octave, chance, jnp.maximum(chance, 0.25))
-    side = jnp.linspace(-1.0, 1.0, pivots, dtype=real).reshape(rows)
-    line = w[None] * (f[None] + side * margin[None])
+    curved = jnp.minimum(_CURVATURE / octave * w, 0.25)
+    margin = jnp.maximum(chance, curved)
 
-    offset = jnp.where((leap & ~b.lo_moved)[None], down, line)
-    offset = jnp.where((leap & ~b.hi_moved)[None], up, offset)
-    plain = b.bisect | (width <= pivots + 1) | (b.passes >= GUARD)
-    offset = jnp.where(plain[None], even, offset)
-    return _inside(b, b.lo[None] + _whole(offset, width[None]).astype(b.lo.dtype))
+    leap = (b.step > 0) & (b.passes < _OVERSHOOTS)
+    up, down = leap & ~b.hi_moved, leap & ~b.lo_moved
+    even = b.bisect | (width <= pivots + 1) | (b.passes >= GUARD)
+    rows = []
+    for j, side in enumerate(np.linspace(-1.0, 1.0, pivots), start=1):
+        offset = w * (f + side * margin)
+        offset = jnp.where(down, w - b.step * _GROWTH ** (pivots + 1 - j), offset)
+        offset = jnp.where(up, b.step * _GROWTH**j, offset)
+        offset = jnp.where(even, w * (j / (pivots + 1)), offset)
+        rows.append(b.lo + _whole(offset, width).astype(b.lo.dtype))
+    return rows
 
 
 def _narrow(
-    b: Bracket, k: jax.Array, pivots: jax.Array, seen: Counts, guess: jax.Array
+    b: Bracket, k: jax.Array, pivots: Pivots, seen: Counts, guess: jax.Array
 ) -> Bracket:
     """The bracket after one sweep."""
-    enough = seen.at >= k[None]
-    lo = jnp.max(jnp.where(enough, pivots, b.lo[None]), axis=0)
-    hi = jnp.min(jnp.where(enough, b.hi[None], pivots), axis=0)
-    at_lo = jnp.min(jnp.where(enough, seen.at, b.at_lo[None]), axis=0)
-    at_hi = jnp.max(jnp.where(enough, b.at_hi[None], seen.at), axis=0)
-    if seen.least is not None:
+    lo, hi, at_lo, at_hi = b.lo, b.hi, b.at_lo, b.at_hi
+    for p, c in zip(pivots, seen.at, strict=True):
+        enough = c >= k
+        lo, at_lo = jnp.where(enough, p, lo), jnp.where(enough, c, at_lo)
+    for p, c in zip(reversed(pivots), reversed(seen.at), strict=True):
+        enough = c >= k
+        hi, at_hi = jnp.where(enough, hi, p), jnp.where(enough, at_hi, c)
+    if seen.least is not None and seen.greatest is not None:
         lo = jnp.where(lo == pivots[0], seen.least, lo)
-    if seen.greatest is not None:
         hi = jnp.where(hi == pivots[-1], seen.greatest + 1, hi)
 
-    hit = seen.at == k[None]
-    away = _unsigned(jnp.where(pivots > guess[None], pivots - guess, guess - pivots))
-    nearest = jnp.min(jnp.where(hit, away, ~jnp.zeros_like(away)), axis=0)
-    chosen = jnp.max(jnp.where(hit & (away == nearest[None]), pivots, b.lo), axis=0)
-    lo = jnp.where(jnp.any(hit, axis=0), chosen, lo)
+    nearest = ~jnp.zeros_like(_unsigned(guess))
+    for p, c in zip(pivots, seen.at, strict=True):
+        away = _unsigned(jnp.where(p > guess, p - guess, guess - p))
+        better = (c == k) & (away <= nearest)
+        lo, nearest = jnp.where(better, p, lo), jnp.where(better, away, nearest)
 
-    lo_moved = b.lo_moved | jnp.any(enough, axis=0)
-    hi_moved = b.hi_moved | ~jnp.all(enough, axis=0)
-    real = b.step.dtype
-    narrower = 4 * _unsigned(hi - lo).astype(real) <= _width(b).astype(real)
-    fewer = 2 * (at_lo - at_hi).astype(real) <= (b.at_lo - b.at_hi).astype(real)
+    # The pivots of the pass were interpolated, if they neither leapt nor split evenly.
     both = (b.step == 0) | (b.lo_moved & b.hi_moved) | (b.passes >= _OVERSHOOTS)
-    stalled = both & (b.passes > 0) & ~b.bisect & ~(narrower | fewer)
-    step = b.step * jnp.where(b.passes == 0, 1.0, _GROWTH ** len(pivots))
+    drew = both & (b.passes > 0) & ~b.bisect
+    wide = _unsigned(hi - lo) > _width(b) // 4
+    many = at_lo - at_hi > (b.at_lo - b.at_hi) // 2
+    growth = jnp.where(b.passes == 0, 1.0, _GROWTH ** len(pivots))
     return Bracket(
-        lo, hi, at_lo, at_hi, step, lo_moved, hi_moved, stalled, b.passes + 1
+        lo=lo,
+        hi=hi,
+        at_lo=at_lo,
+        at_hi=at_hi,
+        step=b.step * growth,
+        lo_moved=b.lo_moved | (seen.at[0] >= k),
+        hi_moved=b.hi_moved | (seen.at[-1] < k),
+        bisect=drew & wide & many,
+        passes=b.passes + 1,
     )
 
 
-def _inside(b: Bracket, pivots: jax.Array) -> jax.Array:
-    """Pivots clipped strictly into the bracket: this alone makes the search end."""
-    return jnp.clip(pivots, b.lo[None] + 1, b.hi[None] - 1)
+def _inside(b: Bracket, pivot: jax.Array) -> jax.Array:
+    """A pivot clipped strictly into the bracket: this alone makes the search end."""
+    return jnp.clip(pivot, b.lo + 1, b.hi - 1)
 
 
 def _width(b: Bracket) -> jax.Array:
@@ -217,8 +228,7 @@ def _unsigned(x: jax.Array) -> jax.Array:
 
 def _whole(offset: jax.Array, limit: jax.Array) -> jax.Array:
     """Floats cut into [0, limit] and made unsigned; no conversion out of range."""
-    largest = np.nextafter(
-        np.array(2.0 ** (8 * limit.dtype.itemsize), offset.dtype),
-        np.array(0, offset.dtype),
-    )
+    zero = np.array(0, offset.dtype)
+    beyond = np.array(2.0 ** (8 * limit.dtype.itemsize), offset.dtype)
+    largest = np.nextafter(beyond, zero)
     return jnp.minimum(jnp.clip(offset, 0, largest).astype(limit.dtype), limit)

@@ -34,9 +34,9 @@ def counts_above(
     axis_name: str | Sequence[str] | None = None,
     specs: PyTree | None = None,
 ) -> jax.Array:
-    """How many entries of each leaf lie strictly above a global threshold, in one sweep.
+    """How many entries of each leaf lie strictly above a global threshold.
 
-    These are kept whatever happens to the ties at the threshold.
+    These are kept whatever happens to the ties at the threshold. One sweep.
 
     Args:
       tree: the tree that `kth_magnitude` saw.
@@ -50,5 +50,11 @@ def counts_above(
       [leaves] int32.
     """
     table = read(tree, image, within, axis_name, specs)
+    if not table.leaves:
+        return jnp.zeros((0,), jnp.int32)
     bits = jnp.broadcast_to(threshold.bits, (len(table.leaves),))
-    return sweep_images(table, True, False)(jnp.stack([bits + 1, bits])).at[0]
+    # What reaches `top` ties with `top - 1`; after k = 0 nothing is above.
+    last = bits >= table.image.top - 1
+    next_up = jnp.where(last, bits, bits + 1)
+    seen = sweep_images(table, True, False)([bits, next_up])
+    return jnp.where(last, 0, seen.at[1])

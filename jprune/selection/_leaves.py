@@ -35,6 +35,9 @@ class Leaf(NamedTuple):
       split: for each dimension, the mesh axes that split it.
       replicas: the mesh axes over which the leaf is replicated.
       shape: the global shape.
+      offset: entries in the leaves before this one.
+      places: the position of each entry in the whole, where strides cannot tell it.
+      int32
     """
 
     value: jax.Array
@@ -42,6 +45,8 @@ class Leaf(NamedTuple):
     split: tuple[tuple[str, ...], ...]
     replicas: tuple[str, ...]
     shape: tuple[int, ...]
+    offset: int
+    places: np.ndarray | None = None
 
     @property
     def size(self) -> int:
@@ -53,16 +58,27 @@ class Leaf(NamedTuple):
         here = [lax.axis_index(name) == 0 for name in self.replicas]
         return jnp.stack(here).all() if here else None
 
-    def strides(self, offset: int) -> jax.Array:
-        """Row-major position = strides[0] + sum of index_d * strides[d + 1]. int32"""
+    def strides(self, per_leaf: bool) -> jax.Array:
+        """Position = strides[0] + sum of index_d * strides[d + 1], row-major. int32"""
         steps = [math.prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
-        base = jnp.int32(offset)
+        base = jnp.int32(0 if per_leaf else self.offset)
         for length, names, step in zip(
             self.value.shape, self.split, steps, strict=True
         ):
             if names:
                 base += lax.axis_index(names).astype(jnp.int32) * (length * step)
         return jnp.stack([base, *(jnp.int32(step) for step in steps)])
+
+    def from_end(self, strides: jax.Array, total: int) -> jax.Array:
+        """The place total - 1 - position of each entry: the first has the largest."""
+        if self.places is not None:
+            return jnp.asarray(total - 1 - self.places)
+        shape = self.value.shape
+        place = jnp.broadcast_to(total - 1 - strides[0], shape)
+        for axis in range(len(shape)):
+            index = lax.broadcasted_iota(jnp.int32, shape, axis)
+            place -= index * strides[axis + 1]
+        return place
 
 
 class Table(NamedTuple):
@@ -123,18 +139,17 @@ def read(
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
     masks = _within(tree, named, values, within)
     placed = _specs(tree, named, values, axes, specs)
-    leaves = tuple(
-        _leaf(lax.stop_gradient(value), mask, spec, axes)
-        for value, mask, spec in zip(values, masks, placed, strict=True)
-    )
-    total = sum(leaf.size for leaf in leaves)
+    leaves, total = [], 0
+    for value, mask, spec in zip(values, masks, placed, strict=True):
+        leaves.append(_leaf(lax.stop_gradient(value), mask, spec, axes, total))
+        total += leaves[-1].size
     if total >= LIMIT:
         raise value_error(
-            f"`tree` has {total} entries; counts are int32, so one selection takes fewer "
-            f"than {LIMIT}. Rank leaves (or parts of the tree) separately."
+            f"`tree` has {total} entries; counts are int32, so one selection takes "
+            f"fewer than {LIMIT}. Rank leaves (or parts of the tree) separately."
         )
     kind = common_image([value.dtype for value in values], image)
-    return Table(leaves, kind, axes)
+    return Table(tuple(leaves), kind, axes)
 
 
 def _within(
@@ -190,7 +205,11 @@ def _specs(
 
 
 def _leaf(
-    value: jax.Array, within: Any, spec: PartitionSpec, axes: tuple[str, ...]
+    value: jax.Array,
+    within: Any,
+    spec: PartitionSpec,
+    axes: tuple[str, ...],
+    offset: int,
 ) -> Leaf:
     split = tuple(
         tuple(name for name in _names(entry) if name in axes)
@@ -202,7 +221,7 @@ def _leaf(
         for length, names in zip(value.shape, split, strict=True)
     )
     replicas = tuple(name for name in axes if name not in used)
-    return Leaf(value, within, split, replicas, shape)
+    return Leaf(value, within, split, replicas, shape, offset)
 
 
 def _names(entry: Any) -> tuple[str, ...]:

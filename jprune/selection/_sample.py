@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune.selection._leaves import Table
+from jprune.selection._pack import unsharded
 
 SAMPLE = 65_536
 LEAST_SIZE = 2**20
@@ -21,13 +22,7 @@ LEAST_SIZE = 2**20
 
 def worth_sampling(table: Table) -> bool:
     """Whether the tree is large and, as far as tracing can know, not sharded."""
-    if table.axis_names or sum(table.sizes) < LEAST_SIZE:
-        return False
-    if jax.device_count() == 1:
-        return True
-    meshes = [jax.typeof(leaf.value).sharding.mesh for leaf in table.leaves]
-    meshes.append(jax.sharding.get_abstract_mesh())
-    return all(mesh.empty or mesh.size == 1 for mesh in meshes)
+    return sum(table.sizes) >= LEAST_SIZE and unsharded(table)
 
 
 def sampled_guess(table: Table, k: jax.Array) -> tuple[jax.Array, jax.Array]:

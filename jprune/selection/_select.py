@@ -15,11 +15,10 @@ from jprune._typing import Mask, PyTree
 from jprune.selection._bracket import around, search, start
 from jprune.selection._image import ImageKind
 from jprune.selection._leaves import Table, read
+from jprune.selection._pack import pack
 from jprune.selection._sample import sampled_guess, worth_sampling
 from jprune.selection._sweep import (
     available,
-    place_from_end,
-    place_strides,
     split_at,
     sweep_images,
     sweep_positions,
@@ -137,7 +136,8 @@ def _find(
     lo = jnp.where(k > 0, jnp.asarray(kind.lowest, kind.dtype), top)
     bracket = start(lo, top, jnp.where(k > 0, total, 0), spread)
     first = around(guess, spread, bracket, pivots)
-    count = sweep_images(table, per_leaf, snap)
+    swept = table if per_leaf else pack(table)
+    count = sweep_images(swept, per_leaf, snap)
     found = search(count, k, bracket, first, guess, 2.0**kind.mantissa)
     return Threshold(found.lo, found.at_lo, found.passes)
 
@@ -187,7 +187,6 @@ def keep_mask(
     if not table.leaves:
         return tree
     last = _last_tie(table, threshold, wanted, per_leaf) if ties == "first" else None
-    strides = place_strides(table, per_leaf) if ties == "first" else []
     masks = []
     for i, leaf in enumerate(table.leaves):
         pick = (lambda x: x[i]) if per_leaf else (lambda x: x)  # noqa: B023
@@ -195,7 +194,7 @@ def keep_mask(
         above, tied = split_at(table, integers, pick(threshold.bits))
         if last is not None:
             total = leaf.size if per_leaf else sum(table.sizes)
-            tied &= place_from_end(leaf, strides[i], total) >= pick(last)
+            tied &= leaf.from_end(leaf.strides(per_leaf), total) >= pick(last)
         masks.append((above | tied) & (pick(wanted) > 0))
     return jax.tree.unflatten(jax.tree.structure(tree), masks)
 
@@ -210,9 +209,9 @@ def _last_tie(
     hi = jnp.where((threshold.count > k) & (k > 0), n + 1, 1)
     bracket = start(lo, hi, threshold.count, jnp.zeros(k.shape))
     # The place n counts the entries above the threshold; the others split the rest.
-    inner = [j * (n // PIVOTS) for j in range(1, PIVOTS)]
-    first = jnp.stack([*inner, n])
-    count = sweep_positions(table, threshold.bits, per_leaf)
+    first = [j * (n // PIVOTS) for j in range(1, PIVOTS)] + [n]
+    swept = table if per_leaf else pack(table)
+    count = sweep_positions(swept, threshold.bits, per_leaf)
     return search(count, k, bracket, first, lo, float("inf")).lo
 
 
@@ -226,8 +225,8 @@ def _kept_count(k: Any, table: Table, per_leaf: bool) -> jax.Array:
         value = value.astype(np.int32)
     if not jnp.issubdtype(value.dtype, jnp.integer):
         raise type_error(
-            "`k` must be an integer count of entries to keep (the caller turns a fraction "
-            f"into one), got {value.dtype}."
+            "`k` must be an integer count of entries to keep, got "
+            f"{value.dtype}: turn a fraction into a count first."
         )
     if value.shape != limits.shape:
         raise value_error(

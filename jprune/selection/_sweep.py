@@ -11,13 +11,14 @@ Two things make a sweep cost one read of the weights (measured on CPU, 25 M floa
 Two integers are swept over: the image of each entry, and, to break a tie, its position.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jprune.selection._bracket import Counts
+from jprune.selection._bracket import Counts, Pivots
 from jprune.selection._leaves import Leaf, Table
 
 
@@ -40,10 +41,10 @@ def available(table: Table, per_leaf: bool) -> jax.Array:
 
 def sweep_images(
     table: Table, per_leaf: bool, snap: bool
-) -> Callable[[jax.Array], Counts]:
+) -> Callable[[Pivots], Counts]:
     """The counting function of the images, for `search`."""
 
-    def count(pivots: jax.Array) -> Counts:
+    def count(pivots: Pivots) -> Counts:
         values, masks, pivots = lax.optimization_barrier(
             (
                 [leaf.value for leaf in table.leaves],
@@ -62,15 +63,15 @@ def sweep_images(
 
 def sweep_positions(
     table: Table, bits: jax.Array, per_leaf: bool
-) -> Callable[[jax.Array], Counts]:
+) -> Callable[[Pivots], Counts]:
     """The counting function of the places from the end, for `search`.
 
     An entry above the threshold has the place n, one at the threshold its distance
     n - 1 - position from the last (0..n-1), and one below it -1.
     """
-    strides = place_strides(table, per_leaf)
+    strides = [leaf.strides(per_leaf) for leaf in table.leaves]
 
-    def count(pivots: jax.Array) -> Counts:
+    def count(pivots: Pivots) -> Counts:
         values, masks, steps, pivots = lax.optimization_barrier(
             (
                 [leaf.value for leaf in table.leaves],
@@ -84,29 +85,11 @@ def sweep_positions(
             image = table.image.of(values[i], masks[i])
             above, tied = split_at(table, image, bits[i] if per_leaf else bits)
             total = leaf.size if per_leaf else sum(table.sizes)
-            place = place_from_end(leaf, steps[i], total)
+            place = leaf.from_end(steps[i], total)
             places.append(jnp.where(above, total, jnp.where(tied, place, -1)))
         return _count(table, places, pivots, per_leaf, False)
 
     return count
-
-
-def place_strides(table: Table, per_leaf: bool) -> list[jax.Array]:
-    """The strides of each leaf; ranked as one, the leaves follow one another."""
-    offset, rows = 0, []
-    for leaf in table.leaves:
-        rows.append(leaf.strides(0 if per_leaf else offset))
-        offset += leaf.size
-    return rows
-
-
-def place_from_end(leaf: Leaf, strides: jax.Array, total: int) -> jax.Array:
-    """The place n - 1 - position of each entry: the first has the largest."""
-    shape = leaf.value.shape
-    place = jnp.broadcast_to(total - 1 - strides[0], shape)
-    for axis in range(len(shape)):
-        place -= lax.broadcasted_iota(jnp.int32, shape, axis) * strides[axis + 1]
-    return place
 
 
 def split_at(
@@ -125,30 +108,28 @@ def split_at(
 def _count(
     table: Table,
     integers: list[jax.Array],
-    pivots: jax.Array,
+    pivots: Pivots,
     per_leaf: bool,
     ends: bool,
 ) -> Counts:
-    rows = len(pivots)
     seen = []
     for i, (leaf, b) in enumerate(zip(table.leaves, integers, strict=True)):
-        row = [pivots[j, i] if per_leaf else pivots[j] for j in range(rows)]
-        result = _reduce(b, row, ends)
-        seen.append([_once(leaf, c) for c in result[:rows]] + result[rows:])
+        result = _reduce(b, [p[i] if per_leaf else p for p in pivots], ends)
+        counts, rest = result[: len(pivots)], result[len(pivots) :]
+        seen.append([_once(leaf, c) for c in counts] + rest)
     columns = list(zip(*seen, strict=True))
-    if per_leaf:
-        stacked = [jnp.stack(column) for column in columns]
-    else:
-        stacked = [sum(column, jnp.int32(0)) for column in columns[:rows]]
-        if ends:
-            stacked += [jnp.stack(columns[-2]).min(), jnp.stack(columns[-1]).max()]
-    at = jnp.stack(stacked[:rows])
+    merged = [jnp.stack(column) for column in columns]
+    if not per_leaf:
+        total = functools.partial(jnp.sum, dtype=jnp.int32)
+        fold = len(pivots) * [total] + [jnp.min, jnp.max] * ends
+        merged = [f(column) for f, column in zip(fold, merged, strict=True)]
+    at, rest = merged[: len(pivots)], merged[len(pivots) :]
     names = table.axis_names
     if names:
-        at = lax.psum(at, names)
+        at = list(lax.psum(jnp.stack(at), names))
     if not ends:
         return Counts(at)
-    least, greatest = jnp.asarray(stacked[rows]), jnp.asarray(stacked[rows + 1])
+    least, greatest = rest
     if names:
         least, greatest = lax.pmin(least, names), lax.pmax(greatest, names)
     return Counts(at, least, greatest)
