@@ -13,11 +13,11 @@ addition finds it equal to another axis). Following the bindings gives the curre
 of a term (`resolve`). Sizes are the dense sizes and never change.
 
 A removal is a choice of kept coordinates for every free atom. What makes the algebra
-sound is one property, tested on random terms: after `unify(s, t)`, every choice gives `s`
-and `t` the same kept positions. `cut` and `split` have the same character: the pieces
-they return describe, for every choice, exactly the positions of the axis they came from.
-Whatever cannot be said in these words is *frozen*: its atoms may lose nothing. Coupling
-or freezing too much is always sound; only coupling too little is not.
+sound is one property, tested on random terms: after `unify(s, t)`, every choice gives
+`s` and `t` the same kept positions. `cut` and `split` have the same character: the
+pieces they return describe, for every choice, exactly the positions of the axis they
+came from. Whatever cannot be said in these words is *frozen*: its atoms may lose
+nothing. Coupling or freezing too much is always sound; only coupling too little is not.
 """
 
 import dataclasses
@@ -60,9 +60,10 @@ class Atom:
 class Sum:
     """A concatenation: `parts` one after the other."""
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("bound", "parts", "size")
 
     def __init__(self, parts: tuple["Term", ...]) -> None:
+        self.bound: Term | None = None
         self.parts = parts
         self.size = sum(p.size for p in parts)
 
@@ -70,9 +71,10 @@ class Sum:
 class Prod:
     """A row-major flattening: the last of `factors` varies fastest."""
 
-    __slots__ = ("factors", "size")
+    __slots__ = ("bound", "factors", "size")
 
     def __init__(self, factors: tuple["Term", ...]) -> None:
+        self.bound: Term | None = None
         self.factors = factors
         self.size = math.prod(f.size for f in factors)
 
@@ -112,15 +114,24 @@ def product(factors: Sequence[Term]) -> Term:
 
 def resolve(term: Term) -> Term:
     """The term with every binding followed, in normal form."""
-    if isinstance(term, Atom):
-        if term.bound is None:
-            return term
+    if term.bound is not None:
         term.bound = resolve(term.bound)  # path compression
         return term.bound
-    children = term.parts if isinstance(term, Sum) else term.factors
-    if all(isinstance(c, Atom) and c.bound is None for c in children):
+    if isinstance(term, Atom):
         return term
-    return concat(children) if isinstance(term, Sum) else product(children)
+    children = term.parts if isinstance(term, Sum) else term.factors
+    if all(c.bound is None and _settled(c) for c in children):
+        return term
+    term.bound = concat(children) if isinstance(term, Sum) else product(children)
+    return term.bound
+
+
+def _settled(term: Term) -> bool:
+    """Whether nothing inside a term has been bound since it was made."""
+    if isinstance(term, Atom):
+        return True
+    children = term.parts if isinstance(term, Sum) else term.factors
+    return all(c.bound is None and _settled(c) for c in children)
 
 
 def leaves(term: Term) -> Iterator[Atom]:
@@ -314,8 +325,8 @@ def _split_prod(factors: list[Term], sizes: list[int]) -> list[Term]:
 def _split_sum(term: Sum, outer: int) -> tuple[Term, Term]:
     """A concatenation as a grid of `outer` rows.
 
-    Parts that hold whole rows are split each, and their rows unified; otherwise the axis
-    is cut into its rows, which are all the same, and their number is fixed.
+    Parts that hold whole rows are split each, and their rows unified; otherwise the
+    axis is cut into its rows, which are all the same, and their number is fixed.
     """
     inner = term.size // outer
     if all(p.size % inner == 0 for p in term.parts):

@@ -1,22 +1,24 @@
 """What a choice of kept coordinates does to the positions of an axis.
 
-Given the kept coordinates of every free atom (a `Choice`), each axis term has a `Layout`:
+Given the kept coordinates of every free atom (a `Choice`), each axis term has a
+`Layout`:
 
 * `keep`: which dense positions stay. For a sum they are concatenated, for a product a
   position stays when all its factors do.
 * `rep`: for each position its *representative*. A kept position represents itself; the
   removed coordinates of an atom are all represented by the first of them. On a product
-  the representative of a position is the position of its factors' representatives, so an
-  axis `H.W.C` with channels removed has `H*W` classes of removed positions, and a sum of
-  two pruned parts has two. Positions of one class hold equal values in the reference
-  model (that is what `_cells` tracks and checks); `mult` counts them.
+  the representative of a position is the position of its factors' representatives, so
+  an axis `H.W.C` with channels removed has `H*W` classes of removed positions, and a
+  sum of two pruned parts has two. Positions of one class hold equal values in the
+  reference model (that is what `_cells` tracks and checks); `mult` counts them.
 
-`solve` is the inverse of `keep`: from the kept positions of an axis to the coordinates of
-its atoms, refusing what is not such a choice.
+`solve` is the inverse of `keep`: from the kept positions of an axis to the coordinates
+of its atoms, refusing what is not such a choice.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -89,12 +91,16 @@ class Choice:
         self.keep = {a: k for a, k in keep.items() if not k.all()}
         self.refined = refined
         self._memo: dict[Term, Layout] = {}
+        self._shared: dict[Any, Layout] = {}
 
     def layout(self, term: Term) -> Layout:
-        """The layout of an axis."""
-        term = resolve(term)
+        """The layout of an axis; equal structures share one object."""
         if term not in self._memo:
-            self._memo[term] = self._layout(term)
+            resolved = resolve(term)
+            key = _structure(resolved)
+            if key not in self._shared:
+                self._shared[key] = self._layout(resolved)
+            self._memo[term] = self._shared[key]
         return self._memo[term]
 
     def _layout(self, term: Term) -> Layout:
@@ -117,6 +123,15 @@ class Choice:
     def count(self, term: Term) -> int:
         """The number of kept positions."""
         return self.layout(term).kept.size
+
+
+def _structure(term: Term) -> Any:
+    """A key that equal structures over the same atoms share."""
+    term = resolve(term)
+    if isinstance(term, Atom):
+        return term
+    children = term.parts if isinstance(term, Sum) else term.factors
+    return (type(term), *map(_structure, children))
 
 
 def _atom_layout(keep: np.ndarray, refined: bool) -> Layout:

@@ -1,0 +1,84 @@
+"""The one file that touches JAX beyond its public modules.
+
+Everything that could move with a JAX release is named here and nowhere else: the jaxpr
+data types (`jax.extend.core`), how an equation is bound again, and how the pieces of a
+custom derivative rule are reached. A test relies on each name, so that a release which
+moves one of them fails in one place.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as _core
+import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr as _dce_jaxpr
+
+Jaxpr = _core.Jaxpr
+ClosedJaxpr = _core.ClosedJaxpr
+Equation = _core.JaxprEqn
+Literal = _core.Literal
+Primitive = _core.Primitive
+Var = _core.Var
+DropVar = _core.DropVar
+
+
+def closed(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> ClosedJaxpr:
+    """A jaxpr with its constants."""
+    return ClosedJaxpr(jaxpr, list(consts))
+
+
+def replaced(jaxpr: Jaxpr, **changes: Any) -> Jaxpr:
+    """The jaxpr with some of its fields changed."""
+    return jaxpr.replace(**changes)
+
+
+def bind(eqn: Equation, params: dict[str, Any], args: Sequence[Any]) -> list[Any]:
+    """Binds the equation's primitive with other parameters; always a list of results.
+
+    The context of the equation (its name scope, `compute_on`, a default precision) is
+    entered again.
+    """
+    bind_params = eqn.primitive.get_bind_params(params)
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*args, **bind_params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def as_function(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
+    """The jaxpr as a Python function of its flat inputs."""
+    return _core.jaxpr_as_fun(jaxpr)
+
+
+def sub_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:
+    """Every jaxpr among the parameters of an equation, without its constants."""
+    return list(_core.jaxprs_in_params(params))
+
+
+def literal_value(literal: Any) -> np.ndarray:
+    """The value of a literal as a NumPy array of the literal's dtype."""
+    return np.asarray(literal.val, literal.aval.dtype)
+
+
+def is_tracer(x: Any) -> bool:
+    """Whether the value of `x` cannot be looked at."""
+    return isinstance(x, jax.core.Tracer)
+
+
+def numpy_dtype(dtype: Any) -> np.dtype | None:
+    """The dtype as NumPy's, or None for a dtype NumPy has not (random keys)."""
+    return dtype if isinstance(dtype, np.dtype) else None
+
+
+def without_dead_code(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
+    """The jaxpr without equations that no output needs, recursively; inputs stay.
+
+    A slice taken only for its shape would otherwise cut an axis in two.
+    """
+    live, _ = _dce_jaxpr(jaxpr.jaxpr, True, instantiate=True)
+    return closed(live, jaxpr.consts)
+
+
+def tangent_dtype(dtype: Any) -> Any:
+    """The dtype of the tangent of a value of `dtype` (float0 for integers)."""
+    return _core.primal_dtype_to_tangent_dtype(dtype)

@@ -1,0 +1,118 @@
+"""From a function of pytrees to a jaxpr that knows which input is which parameter.
+
+`trace(fn)(params, *args, **kwargs)` is `jax.make_jaxpr` with three additions: leaves
+that are not arrays (flags, strings, functions of an Equinox module) stay Python values,
+the inputs that come from the first argument carry their key paths, and dead code is
+dropped.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+
+from jprune._jaxpr import _compat
+from jprune._tree import KeyTuple, path_keys
+from jprune._typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A function as a jaxpr, with the key paths of its inputs and outputs.
+
+    Attributes:
+      jaxpr: the closed jaxpr, dead code removed. Its inputs are the array leaves of the
+        first argument, then those of the others.
+      params: key path of each array leaf of the first argument.
+      outputs: key path of each output leaf.
+      out_tree: the tree structure of the output.
+    """
+
+    jaxpr: _compat.ClosedJaxpr
+    params: tuple[KeyTuple, ...]
+    outputs: tuple[KeyTuple, ...]
+    out_tree: Any
+
+    @property
+    def input_avals(self) -> list[Any]:
+        """Shapes and dtypes of the inputs."""
+        return list(self.jaxpr.in_avals)
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is traced; anything else is passed through as it is."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def abstract(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and weak type of an array, optionally with another shape."""
+    weak = bool(getattr(getattr(leaf, "aval", leaf), "weak_type", False))
+    shape = tuple(leaf.shape) if shape is None else shape
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=weak)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """The arguments of a call, flattened, arrays apart from the rest."""
+
+    arrays: list[Any]
+    params: tuple[KeyTuple, ...]
+    rebuild: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def flatten_call(params: PyTree, args: tuple, kwargs: dict[str, Any]) -> Flat:
+    """Flattens `(params, *args, **kwargs)`; `rebuild(arrays)` gives args and kwargs."""
+    pairs, _ = jtu.tree_flatten_with_path(params)
+    leaves, tree = jax.tree.flatten(((params, *args), kwargs))
+    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def rebuild(arrays: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        return jax.tree.unflatten(tree, filled)
+
+    names = tuple(path_keys(path) for path, leaf in pairs if is_array(leaf))
+    return Flat([leaves[i] for i in places], names, rebuild)
+
+
+def trace(
+    fn: Callable[..., Any], shapes: dict[KeyTuple, tuple[int, ...]] | None = None
+) -> Callable[..., Traced]:
+    """A function that traces `fn` at given arguments.
+
+    Args:
+      fn: `fn(params, *args, **kwargs)`, any pytrees in and out.
+      shapes: other shapes for some leaves of `params` than those given.
+
+    Returns:
+      `traced(params, *args, **kwargs) -> Traced`. Arrays may be abstract.
+    """
+    shapes = shapes or {}
+
+    def traced(params: PyTree, *args: Any, **kwargs: Any) -> Traced:
+        flat = flatten_call(params, args, kwargs)
+        paths: list[KeyTuple] = []
+        trees: list[Any] = []
+
+        def flat_fn(*arrays: Any) -> list[Any]:
+            call_args, call_kwargs = flat.rebuild(list(arrays))
+            out = fn(*call_args, **call_kwargs)
+            pairs, tree = jtu.tree_flatten_with_path(out)
+            paths.extend(path_keys(path) for path, _ in pairs)
+            trees.append(tree)
+            return [leaf for _, leaf in pairs]
+
+        names = [*flat.params, *[()] * (len(flat.arrays) - len(flat.params))]
+        avals = [
+            abstract(leaf, shapes.get(name) if name else None)
+            for name, leaf in zip(names, flat.arrays, strict=True)
+        ]
+        if len(flat.params) == 1 and flat.params[0] == ():  # params is a single array
+            avals[0] = abstract(flat.arrays[0], shapes.get(()))
+        jaxpr = _compat.without_dead_code(jax.make_jaxpr(flat_fn)(*avals))
+        return Traced(jaxpr, flat.params, tuple(paths), trees[0])
+
+    return traced

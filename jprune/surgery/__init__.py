@@ -1,0 +1,27 @@
+"""Surgery: structured removal as a function transformation.
+
+One pass over the jaxpr of any function finds which axes of its parameters are coupled
+(`groups`); a choice of coordinates is a plan (`select`, `plan_from_masks`,
+`plan_from_keep`); and `shrink` evaluates the same jaxpr at the compact shapes. No layer
+is known by name: heads, feed-forward widths, residual streams, grouped convolutions,
+concatenations and recurrent states follow from the operations themselves. What an
+operation does not let be proved is frozen, with the reason.
+
+The meaning is exact: the compact function on `plan.pack(params)` equals the dense
+function on `plan.zero(params)`, forward and gradient, because whatever a removed
+coordinate still contributes (a norm's variance, a pooled sigmoid) is carried along as a
+*ghost* (see `surgery._cells`).
+"""
+
+from jprune.surgery._groups import Frozen as Frozen
+from jprune.surgery._groups import Groups as Groups
+from jprune.surgery._groups import groups as groups
+from jprune.surgery._make import plan_from_keep as plan_from_keep
+from jprune.surgery._make import plan_from_masks as plan_from_masks
+from jprune.surgery._plan import Plan as Plan
+from jprune.surgery._plan import load_plan as load_plan
+from jprune.surgery._registry import Rule as Rule
+from jprune.surgery._registry import register_rule as register_rule
+from jprune.surgery._shrink import shrink as shrink
+from jprune.surgery.rules import elementwise_axes as elementwise_axes
+from jprune.surgery.rules import positionwise as positionwise

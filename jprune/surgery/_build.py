@@ -1,0 +1,345 @@
+"""Second pass: the same walk under a choice of kept coordinates, building cells.
+
+Each equation's rewrite rule says how the cells of its results are made of the cells of
+its operands (see `_cells`). Nothing is computed here: `Builder` only links cells, so it
+serves both the certificate (what would have to be corrected, what cannot be) and the
+compact function (emit the outputs).
+
+An equation no axis of which is pruned is bound as it is. A generator is computed at
+full size and its result indexed.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jprune._jaxpr import _compat
+from jprune.surgery import _cells as ce
+from jprune.surgery._analysis import CONST, Scope
+from jprune.surgery._axes import Atom, Term, leaves
+from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._layout import Choice, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the compact program is to be read.
+
+    Attributes:
+      removed: the meaning "as if the coordinates had never been there": no ghosts, and
+        the divisor of a mean is the kept count. Otherwise "as if they were zero".
+      compact_random: draw random bits at the compact shape.
+    """
+
+    removed: bool = False
+    compact_random: bool = False
+
+
+@dataclasses.dataclass
+class Log:
+    """What the graph had to ask for, by the atoms concerned.
+
+    Attributes:
+      leaks: a sum met a ghost that has no single value: the removal is not exact.
+      corrections: a sum met a ghost that is not zero; True when it is a constant.
+      nonfinite: the reference itself is not finite there (0 / 0, 0 * inf).
+      orders: reductions that are not sums over pruned axes: their name, the atoms, and
+        whether every ghost there is known.
+    """
+
+    leaks: list[tuple[frozenset[Atom], str]] = dataclasses.field(default_factory=list)
+    corrections: list[tuple[frozenset[Atom], bool]] = dataclasses.field(
+        default_factory=list
+    )
+    nonfinite: list[tuple[frozenset[Atom], str]] = dataclasses.field(
+        default_factory=list
+    )
+    orders: list[tuple[str, frozenset[Atom], bool]] = dataclasses.field(
+        default_factory=list
+    )
+
+
+class Builder:
+    """Builds the cells of a jaxpr at one call site.
+
+    Attributes:
+      choice: which coordinates are kept.
+      log: shared with the builders of all sub-jaxprs.
+      effects: cells of equations with side effects, which must run.
+    """
+
+    def __init__(
+        self, rules: dict[str, Any], choice: Choice, options: Options, log: Log
+    ) -> None:
+        self.rules = rules
+        self.choice = choice
+        self.options = options
+        self.log = log
+        self.effects: list[Cell] = []
+
+    def build(self, jaxpr: Any, scope: Scope, ins: Sequence[Value]) -> list[Value]:
+        """The values of the outputs of a jaxpr.
+
+        Args:
+          jaxpr: open or closed.
+          scope: what the first pass found at this call site.
+          ins: the values of its inputs.
+        """
+        consts: Sequence[Any] = ()
+        if isinstance(jaxpr, _compat.ClosedJaxpr):
+            jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
+        env = dict(zip(jaxpr.invars, ins, strict=True))
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = self.constant(const, self.layouts(scope.infos[var].axes))
+        for index, eqn in enumerate(jaxpr.eqns):
+            site = Site(self, scope, eqn, index)
+            operands = [self._read(env, scope, v) for v in eqn.invars]
+            results = self._equation(site, operands)
+            for value in results:
+                _touch(value)
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [self._read(env, scope, v) for v in jaxpr.outvars]
+
+    def sub(self) -> "Builder":
+        """A builder for a sub-jaxpr that keeps its own effects."""
+        return Builder(self.rules, self.choice, self.options, self.log)
+
+    def layouts(self, axes: Sequence[Term]) -> tuple[Layout, ...]:
+        """The layouts of some axes."""
+        return tuple(self.choice.layout(t) for t in axes)
+
+    def constant(self, const: Any, layouts: Sequence[Layout]) -> Value:
+        """The value of a closed-over constant."""
+        dtype = const.dtype if hasattr(const, "dtype") else np.asarray(const).dtype
+        if _compat.is_tracer(const) or _compat.numpy_dtype(dtype) is None:
+            dense = Cell(lambda: const)
+            dense.shape = tuple(const.shape)
+            return generated(dense, layouts, dtype)
+        array = np.asarray(const)
+        value = Value(layouts, dtype, ce.looked_at(array, layouts), ce.known(array))
+        value.dense.shape = array.shape  # type: ignore[union-attr]
+        if not value.pruned:  # keep the array itself, not a NumPy copy of it
+            value.kept.fn = lambda: const
+        return value
+
+    # -- equations ------------------------------------------------------------------
+
+    def _read(self, env: dict[Any, Value], scope: Scope, var: Any) -> Value:
+        if isinstance(var, _compat.Literal):
+            array = _compat.literal_value(var)
+            axes = scope.info(var).axes
+            value = self.constant(array, self.layouts(axes))
+            value.kept.fn = None
+            return value
+        return env[var]
+
+    def _equation(self, site: "Site", ins: list[Value]) -> list[Value]:
+        eqn = site.eqn
+        infos = [site.scope.infos[v] for v in eqn.outvars]
+        outs = [self.layouts(i.axes) for i in infos]
+        constant = all(i.source == CONST for i in infos)
+        pruned = any(v.pruned for v in ins) or any(
+            lay.pruned for o in outs for lay in o
+        )
+        if constant and all(v.dense is not None for v in ins):
+            folded = self._folded(eqn, ins, outs, pruned)
+            if folded is not None:
+                return folded
+        if site.index in site.scope.generators:
+            return self._generate(eqn, ins, outs)
+        rule = self.rules[eqn.primitive.name]
+        divisor = self.options.removed and any(v.reduced for v in ins)
+        if not pruned and not divisor:
+            values = _unchanged(eqn, ins, outs)
+        else:
+            cells = rule.rewrite(site, eqn, ins, outs)
+            values = [
+                c if isinstance(c, Value) else Value(lay, v.aval.dtype, c)
+                for c, lay, v in zip(cells, outs, eqn.outvars, strict=True)
+            ]
+        if constant and any(v.dense is None for v in values):
+            _attach_dense(eqn, ins, values)
+        if eqn.effects:
+            self.effects.extend(v.kept for v in values)
+        return values
+
+    def _folded(
+        self, eqn: Any, ins: list[Value], outs: Any, pruned: bool
+    ) -> list[Value] | None:
+        """The value of a constant equation computed now, or None if that is not known."""
+        if len(eqn.outvars) != 1 or eqn.effects:
+            return None
+        args = [v.dense.known for v in ins]  # type: ignore[union-attr]
+        rule = self.rules.get(eqn.primitive.name)
+        fold = getattr(rule.rewrite, "fold", None) if rule else None
+        shape = tuple(eqn.outvars[0].aval.shape)
+        if fold is None or any(a is None for a in args):
+            return None
+        array = fold(eqn, args)
+        if array is None or array.size > ce.FOLD_LIMIT:
+            return None
+        dense = ce.known(array)
+        dense.shape = shape
+        if array.shape != shape:
+            array = np.broadcast_to(array, shape)
+        value = Value(
+            outs[0], eqn.outvars[0].aval.dtype, ce.looked_at(array, outs[0]), dense
+        )
+        if not pruned:  # known for the ghosts, yet computed as the dense program does
+            plain = _unchanged(eqn, ins, outs)[0].kept
+            value.kept.fn, value.kept.deps = plain.fn, plain.deps
+            value.kept.loose = plain.loose
+        value.reduced = ins[0].reduced if ins else None
+        return [value]
+
+    def _generate(self, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+        """A generator: computed at full size, then indexed."""
+        name = eqn.primitive.name
+        deps = [v.dense if v.dense is not None else v.kept for v in ins]
+        if any(d.bad for d in deps) or any(
+            v.pruned for v in ins if v.dense is None
+        ):  # cannot happen: its operands are frozen or free of parameters
+            raise AssertionError(f"{name} would be computed from removed coordinates")
+        results = ce.compute(functools.partial(_compat_bind, eqn), *deps, name=name)
+        if eqn.effects:
+            self.effects.append(results)
+        cells = []
+        for i, var in enumerate(eqn.outvars):
+            dense = ce.item(results, i)
+            dense.shape = tuple(var.aval.shape)
+            cells.append(generated(dense, outs[i], var.aval.dtype))
+        return cells
+
+
+class Site:
+    """One equation at one call site: what its rewrite rule works with.
+
+    Attributes:
+      builder: of the jaxpr that the equation is in.
+      scope: what the first pass found there.
+      eqn: the equation.
+      index: its place in the jaxpr.
+    """
+
+    __slots__ = ("builder", "eqn", "index", "scope")
+
+    def __init__(self, builder: Builder, scope: Scope, eqn: Any, index: int) -> None:
+        self.builder = builder
+        self.scope = scope
+        self.eqn = eqn
+        self.index = index
+
+    @property
+    def options(self) -> Options:
+        """How the compact program is to be read."""
+        return self.builder.options
+
+    @property
+    def log(self) -> Log:
+        """Where leaks and corrections are noted."""
+        return self.builder.log
+
+    def inner(self, which: int = 0) -> Scope:
+        """The scope of a sub-jaxpr of the equation."""
+        return self.scope.inner[self.index][which]
+
+    def leak(self, place: int, dims: Sequence[int], why: str) -> None:
+        """A kept result needed a bad cell on some axes of an operand."""
+        self.log.leaks.append((self.pruned_atoms(place, dims), why))
+
+    def corrected(self, place: int, dims: Sequence[int], constant: bool) -> None:
+        """A kept result needed a ghost on some axes of an operand."""
+        self.log.corrections.append((self.pruned_atoms(place, dims), constant))
+
+    def pruned_atoms(self, place: int, dims: Sequence[int]) -> frozenset[Atom]:
+        """The atoms that lose coordinates on some axes of an operand."""
+        axes = self.scope.info(self.eqn.invars[place]).axes
+        found = (a for d in dims for a in leaves(axes[d]))
+        return frozenset(a for a in found if a in self.builder.choice.keep)
+
+    def all_pruned_atoms(self) -> frozenset[Atom]:
+        """The atoms that lose coordinates on any operand of the equation."""
+        every = range(len(self.eqn.invars))
+        sets = [
+            self.pruned_atoms(i, range(len(self.eqn.invars[i].aval.shape)))
+            for i in every
+        ]
+        return frozenset().union(*sets)
+
+
+def _touch(value: Value) -> None:
+    """Makes the cells of a value in program order.
+
+    Cells are lazy and refer back through the program; made in order, each finds those
+    it needs already made, and the depth of the recursion stays bounded.
+    """
+    pruned = [d for d, lay in enumerate(value.layouts) if lay.pruned]
+    rank = len(value.layouts)
+    value.cell((0,) * rank)
+    if len(pruned) <= 2:
+        for bits in ce.patterns(value.layouts)[1:]:
+            value.cell(bits)
+    else:
+        for d in pruned:
+            value.cell(tuple(int(i == d) for i in range(rank)))
+
+
+def generated(dense: Cell, layouts: Sequence[Layout], dtype: Any) -> Value:
+    """A value computed at full size: its cells are its positions.
+
+    A ghost exists only where every class has a single member.
+    """
+    single = all((lay.mult == 1).all() for lay in layouts if lay.pruned)
+
+    def rule(bits: Bits) -> Cell:
+        if any(bits) and not single:
+            return ce.bad("a value computed at full size differs between coordinates")
+        if not any(lay.pruned for lay in layouts):
+            return ce.compute(lambda x: x, dense)
+        return ce.compute(lambda x: ce.select(x, layouts, bits), dense)
+
+    return Value(layouts, dtype, rule, dense)
+
+
+def _compat_bind(eqn: Any, *arrays: Any) -> list[Any]:
+    return _compat.bind(eqn, eqn.params, arrays)
+
+
+def _unchanged(eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+    """The equation as it is: nothing on it is pruned."""
+    deps = [v.kept for v in ins]
+    name = eqn.primitive.name
+    results = ce.compute(
+        functools.partial(_compat_bind, eqn), *deps, loose=False, name=name
+    )
+    values = []
+    for i, var in enumerate(eqn.outvars):
+        cell = ce.item(results, i)
+        values.append(Value(outs[i], var.aval.dtype, _constantly(cell)))
+    return values
+
+
+def _constantly(cell: Cell) -> Callable[[Bits], Cell]:
+    return lambda bits: cell
+
+
+def _attach_dense(eqn: Any, ins: list[Value], values: list[Value]) -> None:
+    """The full-size results of an equation that depends on no parameter."""
+    if not any(v.pruned for v in ins) and not any(v.pruned for v in values):
+        for value in values:
+            value.dense = value.kept
+        return
+    if any(v.dense is None for v in ins):
+        return
+    results = ce.compute(
+        functools.partial(_compat_bind, eqn),
+        *[v.dense for v in ins if v.dense is not None],
+        name=eqn.primitive.name,
+    )
+    for i, (value, var) in enumerate(zip(values, eqn.outvars, strict=True)):
+        if value.dense is None:
+            value.dense = ce.item(results, i)
+            value.dense.shape = tuple(var.aval.shape)

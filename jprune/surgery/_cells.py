@@ -1,0 +1,329 @@
+"""Cells: the compact program as a lazy graph of what has to be computed.
+
+Under a choice of kept coordinates an axis has kept positions (bit 0) and classes of
+removed ones (bit 1, see `_layout`). A value of rank r therefore has one *cell* for each
+pattern of r bits: cell 00..0 is the compact array, the others are the *ghosts*, the
+values that the reference model (all parameters of removed coordinates set to zero)
+holds at the removed positions. A broadcast axis has a ghost equal to the value itself,
+a parameter's ghosts are zero, and so on: the rules say.
+
+A cell is one of
+
+* **known**: a NumPy array that depends on neither parameters nor inputs;
+* **bad**: not one value per class, so nothing can be said;
+* **dynamic**: a function of other cells.
+
+Dynamic cells only describe a computation: the graph holds no arrays and is never run as
+a whole. A reduction over a pruned axis asks for the ghosts on that axis and adds them
+unless they are known zeros; nothing else looks at a ghost. So a model whose removed
+coordinates stay zero emits exactly the equations it had, and a certificate is the graph
+itself: what it had to ask for, before anything is computed.
+
+`emit` computes some cells: it marks what they need, then evaluates once, each in an
+order in which its operands come first. A `Call` (a scan, a cond, a jitted function) is
+a graph of its own; it computes exactly the results that are asked of it.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jprune._errors import value_error
+from jprune.surgery._layout import Layout
+
+Bits = tuple[int, ...]
+FOLD_LIMIT = 1 << 14
+"""Known arrays of more elements are computed by the program instead."""
+
+
+class Cell:
+    """One cell of a value: known, bad, or a function of other cells.
+
+    Attributes:
+      known: the value, broadcastable to `shape`, or None.
+      bad: why the cell has no single value per class, or None.
+      fn: computes the array from the arrays of `deps`; None for a leaf.
+      loose: `fn` takes known operands unbroadcast.
+      shape: what the array must have, once it is known; a tuple of results has none.
+      name: the primitive, for errors.
+    """
+
+    __slots__ = ("bad", "deps", "fn", "known", "loose", "name", "shape")
+
+    def __init__(
+        self,
+        fn: Callable[..., Any] | None = None,
+        deps: Sequence["Cell"] = (),
+        *,
+        known: np.ndarray | None = None,
+        bad: str | None = None,
+        loose: bool = False,
+        name: str = "",
+    ) -> None:
+        self.fn = fn
+        self.deps = tuple(deps)
+        self.known = known
+        self.bad = bad
+        self.loose = loose
+        self.name = name
+        self.shape: tuple[int, ...] | None = None
+
+    @property
+    def zero(self) -> bool:
+        """Whether the cell is known to be 0 everywhere."""
+        return self.known is not None and not np.any(self.known)
+
+
+def known(value: Any) -> Cell:
+    """A known cell; an array of one value is stored as one element."""
+    array = np.asarray(value)
+    if array.size > 1 and (array == array.flat[0]).all():
+        array = array[(slice(0, 1),) * array.ndim]
+    return Cell(known=array)
+
+
+def bad(why: str) -> Cell:
+    """A cell that has no single value per class."""
+    return Cell(bad=why)
+
+
+def first_bad(cells: Iterable[Cell]) -> str | None:
+    """The reason of the first bad cell."""
+    return next((c.bad for c in cells if c.bad is not None), None)
+
+
+def compute(
+    fn: Callable[..., Any], *deps: Cell, loose: bool = False, name: str = ""
+) -> Cell:
+    """A dynamic cell, or bad if an operand is."""
+    why = first_bad(deps)
+    return bad(why) if why else Cell(fn, deps, loose=loose, name=name)
+
+
+def item(cells: Cell, index: int) -> Cell:
+    """One result of a cell that computes several."""
+    return compute(lambda results: results[index], cells)
+
+
+class Call(Cell):
+    """A computation with a graph of its own, whose results are asked for one by one.
+
+    Subclasses implement `want(key)`: note that a result is needed and return the outer
+    cells that it needs (in the end `deps` holds them all), and `run(*arrays)`: the
+    results by key.
+    """
+
+    __slots__ = ("wanted",)
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(self.run, (), name=name)
+        self.wanted: dict[Any, None] = {}
+
+    def want(self, key: Any) -> list[Cell]:
+        """Notes that the result `key` is needed; returns new outer cells needed."""
+        raise NotImplementedError
+
+    def run(self, *arrays: Any) -> dict[Any, Any]:
+        """Computes the wanted results from the arrays of `deps`."""
+        raise NotImplementedError
+
+
+class Item(Cell):
+    """One result of a `Call`."""
+
+    __slots__ = ("call", "key")
+
+    def __init__(self, call: Call, key: Any) -> None:
+        super().__init__(lambda results: results[key], (call,), name=call.name)
+        self.call = call
+        self.key = key
+
+
+def mark(roots: Iterable[Cell], seen: set[Cell] | None = None) -> list[Cell]:
+    """Notes everything that the roots need; returns the leaves met first here."""
+    seen = set() if seen is None else seen
+    stack, found = list(roots), []
+    while stack:
+        cell = stack.pop()
+        if cell in seen:
+            continue
+        seen.add(cell)
+        if isinstance(cell, Item) and cell.key not in cell.call.wanted:
+            stack.extend(cell.call.want(cell.key))
+        if cell.fn is None and cell.known is None:
+            found.append(cell)
+        stack.extend(cell.deps)
+    return found
+
+
+def emit(roots: Sequence[Cell], leaves: dict[Cell, Any]) -> list[Any]:
+    """The arrays of some cells, given those of the leaves. Call `mark` first."""
+    env = dict(leaves)
+    stack = list(reversed(roots))
+    while stack:
+        cell = stack[-1]
+        if cell in env:
+            stack.pop()
+            continue
+        missing = [d for d in cell.deps if d not in env]
+        if missing:
+            stack.extend(reversed(missing))
+            continue
+        env[cell] = _evaluate(cell, env)
+        stack.pop()
+    return [_exact(cell, env[cell]) for cell in roots]
+
+
+def _evaluate(cell: Cell, env: dict[Cell, Any]) -> Any:
+    if cell.bad is not None:
+        raise value_error(f"internal: a bad cell was asked for ({cell.bad}).")
+    if cell.fn is None:
+        if cell.known is None:
+            raise value_error("internal: a leaf of the compact program has no value.")
+        return cell.known
+    args = [env[d] if cell.loose else _exact(d, env[d]) for d in cell.deps]
+    out = cell.fn(*[_scalar(a) for a in args] if cell.loose else args)
+    if cell.shape is not None and tuple(out.shape) != cell.shape:
+        raise value_error(
+            f"`{cell.name}` rewritten at compact shapes gave {tuple(out.shape)}, "
+            f"expected {cell.shape}: please report this primitive."
+        )
+    return out
+
+
+def _exact(cell: Cell, array: Any) -> Any:
+    """Known values are stored broadcastable; give them the shape of the cell."""
+    if not isinstance(array, np.ndarray):
+        return array
+    shape = array.shape if cell.shape is None else cell.shape
+    if math.prod(shape) > FOLD_LIMIT:  # an equation instead of a large constant
+        return jnp.broadcast_to(array, shape)
+    return np.broadcast_to(array, shape)
+
+
+def _scalar(array: Any) -> Any:
+    if isinstance(array, np.ndarray) and array.size == 1:
+        return array.reshape(())
+    return array
+
+
+class Value:
+    """An array of the program under a choice: its layouts and its cells.
+
+    Attributes:
+      layouts: one for each dimension.
+      dtype: of the dense value.
+      dense: the cell of the full-size array, for values free of parameters.
+      reduced: dense and kept number of elements summed over, for means.
+    """
+
+    __slots__ = ("_memo", "_rule", "dense", "dtype", "layouts", "reduced")
+
+    def __init__(
+        self,
+        layouts: Sequence[Layout],
+        dtype: Any,
+        rule: Callable[[Bits], Cell],
+        dense: Cell | None = None,
+        reduced: tuple[int, int] | None = None,
+    ) -> None:
+        self.layouts = tuple(layouts)
+        self.dtype = dtype
+        self.dense = dense
+        self.reduced = reduced
+        self._rule = rule
+        self._memo: dict[Bits, Cell] = {}
+
+    @property
+    def pruned(self) -> bool:
+        """Whether any axis loses something."""
+        return any(lay.pruned for lay in self.layouts)
+
+    @property
+    def kept(self) -> Cell:
+        """The compact array."""
+        return self.cell((0,) * len(self.layouts))
+
+    def cell(self, bits: Bits) -> Cell:
+        """The cell of a pattern of bits."""
+        if bits not in self._memo:
+            cell = self._rule(bits)
+            if cell.shape is None:
+                cell.shape = self.shape(bits)
+            self._memo[bits] = cell
+        return self._memo[bits]
+
+    def shape(self, bits: Bits | None = None) -> tuple[int, ...]:
+        """The shape of a cell (of the compact array, without bits)."""
+        bits = (0,) * len(self.layouts) if bits is None else bits
+        return tuple(
+            lay.positions(b).size for lay, b in zip(self.layouts, bits, strict=True)
+        )
+
+
+def patterns(layouts: Sequence[Layout]) -> list[Bits]:
+    """Every pattern of bits over some axes, all zeros first."""
+    out: list[Bits] = [()]
+    for lay in layouts:
+        out = [p + (b,) for p in out for b in ((0, 1) if lay.pruned else (0,))]
+    return sorted(out, key=lambda p: (sum(p), p))
+
+
+def select(array: Any, layouts: Sequence[Layout], bits: Bits) -> Any:
+    """The positions of a dense array that a cell holds; NumPy in, NumPy out."""
+    for axis, (lay, bit) in enumerate(zip(layouts, bits, strict=True)):
+        if lay.pruned:
+            array = take(array, lay.positions(bit), axis)
+    return array
+
+
+def take(array: Any, positions: np.ndarray, axis: int) -> Any:
+    """`array` at static positions of one axis: a slice where they are contiguous."""
+    n = positions.size
+    if n and positions[-1] - positions[0] == n - 1 and (np.diff(positions) == 1).all():
+        if n == array.shape[axis]:
+            return array
+        start = int(positions[0])
+        if isinstance(array, np.ndarray):
+            return array[(slice(None),) * axis + (slice(start, start + n),)]
+        return lax.slice_in_dim(array, start, start + n, axis=axis)
+    if isinstance(array, np.ndarray):
+        return np.take(array, positions, axis=axis)
+    return jnp.take(array, positions, axis=axis, mode="clip")
+
+
+def looked_at(array: np.ndarray, layouts: Sequence[Layout]) -> Callable[[Bits], Cell]:
+    """The cells of an array that can be looked at: equal inside each class, or bad."""
+    uniform: list[bool] = []
+
+    def cell(bits: Bits) -> Cell:
+        chosen = known(select(array, layouts, bits))
+        if not any(bits):
+            return chosen
+        if not uniform:
+            uniform.append(_uniform(array, layouts))
+        return (
+            chosen
+            if uniform[0]
+            else bad("a constant differs between removed coordinates")
+        )
+
+    return cell
+
+
+def _uniform(array: np.ndarray, layouts: Sequence[Layout]) -> bool:
+    """Whether each position equals its representative (nan equals nan)."""
+    if array.size == 1 or (array == array.flat[0]).all():
+        return True
+    rep = array
+    for axis, lay in enumerate(layouts):
+        if lay.pruned:
+            rep = np.take(rep, lay.rep, axis=axis)
+    equal = rep == array
+    if np.issubdtype(array.dtype, np.inexact):
+        equal |= np.isnan(rep) & np.isnan(array)
+    return bool(equal.all())

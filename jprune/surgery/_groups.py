@@ -1,0 +1,358 @@
+"""Groups of a function's parameters: what must shrink together, found not declared.
+
+`groups(fn)(params, *args)` traces `fn`, relates the axes of all its values (see
+`_analysis`) and returns the free atoms on the parameters' axes as `Group`s, with the
+reason for every coordinate that may not go.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jprune._errors import value_error
+from jprune._groups import AxisRef, Group, Kind, Role
+from jprune._jaxpr import _compat
+from jprune._jaxpr._trace import trace
+from jprune._tree import KeyTuple, keyed_leaves
+from jprune._typing import PyTree
+from jprune.surgery import _certificate
+from jprune.surgery._axes import (
+    Atom,
+    Sum,
+    Term,
+    is_frozen,
+    leaves,
+    resolve,
+    why_frozen,
+)
+from jprune.surgery._cost import Contraction, Cost, total
+from jprune.surgery._layout import labels
+from jprune.surgery._program import Program, StateOutputs, analyze
+
+_PRODUCES: tuple[Role, ...] = ("out", "table")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Positions of a parameter axis that may not go.
+
+    Attributes:
+      path: key tuple of the parameter.
+      axis: the axis.
+      start: first position, counted from 0.
+      stop: one past the last.
+      why: the reason.
+      primitive: the operation that asks for it, or "".
+    """
+
+    path: KeyTuple
+    axis: int
+    start: int
+    stop: int
+    why: str
+    primitive: str
+
+
+class Groups:
+    """The groups of a function's parameters.
+
+    A sequence of `Group`s in the order of the parameters, with look-up by id. Made by
+    `surgery.groups`.
+    """
+
+    def __init__(
+        self, program: Program, shapes: dict[KeyTuple, tuple[int, ...]]
+    ) -> None:
+        self.program = program
+        self.shapes = shapes
+        self.atoms: dict[str, Atom] = {}
+        self._groups: dict[str, Group] = {}
+        for group, atom in _collect(program):
+            self._groups[group.id] = group
+            self.atoms[group.id] = atom
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups.values())
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, group_id: str) -> Group:
+        if group_id not in self._groups:
+            raise value_error(
+                f"there is no group {group_id!r}: see `deps.table()` for the ids."
+            )
+        return self._groups[group_id]
+
+    def __contains__(self, group_id: object) -> bool:
+        return group_id in self._groups
+
+    @property
+    def params(self) -> dict[KeyTuple, tuple[Term, ...]]:
+        """The axes of each parameter, for what builds on the algebra."""
+        return self.program.params
+
+    @functools.cached_property
+    def exactness(self) -> dict[str, _certificate.Exactness]:
+        """For each group whether its removal equals zeroing, and by what means."""
+        return _certificate.certify(self.program, self.atoms)
+
+    def frozen(self) -> list[Frozen]:
+        """Every run of positions of a parameter axis that may not go, with the reason."""
+        found = []
+        for path, axes in self.program.params.items():
+            for axis, term in enumerate(axes):
+                found += _frozen_runs(path, axis, term)
+        return found
+
+    def scores(
+        self,
+        tree: PyTree,
+        norm: Literal["l1", "l2"] = "l2",
+        reduce: Literal["sum", "mean", "max"] = "sum",
+        roles: Sequence[Role] | None = None,
+        at: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """One score for each coordinate of each group.
+
+        A member's score of a coordinate is the norm of the entries of its leaf at that
+        coordinate; members are then reduced.
+
+        Args:
+          tree: a tree of arrays with the parameters' paths and shapes: the parameters,
+            gradients x parameters, a Fisher estimate; or a sub-tree of it.
+          norm: over the entries of a member at a coordinate. "l2" sums squares over
+            members, too, when `reduce="sum"`.
+          reduce: over the members of a group.
+          roles: only members of these roles, e.g. `("scale",)` for norm scales.
+          at: where `tree` lies inside the parameters ("params").
+
+        Returns:
+          For each group id a float64 vector [size].
+
+        Raises:
+          ValueError: if `tree` has a leaf of another shape, or no member of a group.
+        """
+        arrays = self._arrays(tree, at)
+        return {g.id: _group_score(g, arrays, norm, reduce, roles) for g in self}
+
+    def flops(self, kept: dict[str, int] | None = None) -> int:
+        """Floating point operations with `kept` coordinates of each group.
+
+        Args:
+          kept: kept counts by group id; a group that is absent keeps all.
+        """
+        return total(self.program.ctx.costs, self._counts(kept))
+
+    def parameters(self, kept: dict[str, int] | None = None) -> int:
+        """Parameters with `kept` coordinates of each group."""
+        return total(self.parameter_costs, self._counts(kept))
+
+    @functools.cached_property
+    def parameter_costs(self) -> list[Cost]:
+        """The size of each parameter as a product over its axes."""
+        return [Contraction(1, axes) for axes in self.program.params.values()]
+
+    def table(self) -> str:
+        """The groups for people, then what is frozen and why, then what is tied."""
+        from jprune.surgery._table import table
+
+        return table(self)
+
+    def _counts(self, kept: dict[str, int] | None) -> dict[Atom, int]:
+        return {self.atoms[self[i].id]: n for i, n in (kept or {}).items()}
+
+    def _arrays(self, tree: PyTree, at: Any) -> dict[KeyTuple, np.ndarray]:
+        from jprune.surgery._plan import prefix_of
+
+        arrays = {}
+        for path, leaf in keyed_leaves(tree):
+            full = (*prefix_of(at), *path)
+            if not hasattr(leaf, "shape"):
+                continue
+            if full not in self.shapes or tuple(leaf.shape) != self.shapes[full]:
+                raise value_error(
+                    f"`tree` has the leaf {'/'.join(map(str, full))} of shape "
+                    f"{tuple(leaf.shape)}, expected {self.shapes.get(full, 'no leaf')}: "
+                    'give a tree shaped as the parameters (or a sub-tree with `at="..."`).'
+                )
+            arrays[full] = leaf
+        return arrays
+
+
+def groups(
+    fn: Callable[..., Any],
+    *,
+    reduce_max: Literal["known", "drop", "freeze"] = "known",
+    state_outputs: StateOutputs = None,
+    free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+) -> Callable[..., Groups]:
+    """Finds which coordinates of the parameters of `fn` must be removed together.
+
+    Args:
+      fn: `fn(params, *args, **kwargs)`: any apply function over any pytree.
+      reduce_max: what to do with an axis that a maximum (or minimum, product, and/or)
+        runs over. "known": it may shrink where the removed coordinates hold a constant
+        there; "freeze": never; "drop": always, the maximum then takes the removed
+        coordinates' value into account at run time.
+      state_outputs: which outputs are updated parameters and come back compact. None:
+        whole sub-trees that equal a sub-tree of the parameters in path, structure,
+        shapes and dtypes; False: none; else a predicate on output key paths, or paths.
+      free_outputs: outputs that may come back shortened (features for distillation), as
+        a predicate on output key paths, or paths.
+
+    Returns:
+      `deps(params, *args, **kwargs) -> Groups`. Arrays may be abstract
+      (`jax.ShapeDtypeStruct`).
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from jprune import surgery
+      >>> def mlp(p, x):
+      ...     return jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"]
+      >>> p = {"w1": jnp.ones((4, 8)), "b1": jnp.ones(8), "w2": jnp.ones((8, 2))}
+      >>> [g.id for g in surgery.groups(mlp)(p, jnp.ones((1, 4)))]
+      ['w1:1']
+    """
+    if reduce_max not in ("known", "drop", "freeze"):
+        raise value_error(
+            f'`reduce_max` must be "known", "drop" or "freeze", got {reduce_max!r}.'
+        )
+
+    def deps(params: PyTree, *args: Any, **kwargs: Any) -> Groups:
+        traced = trace(fn)(params, *args, **kwargs)
+        program = analyze(
+            traced,
+            reduce_max="allow" if reduce_max == "drop" else reduce_max,
+            state_outputs=state_outputs,
+            free_outputs=free_outputs,
+        )
+        _certificate.settle_reductions(program)
+        shapes = {
+            p: tuple(a.shape)
+            for p, a in zip(traced.params, traced.input_avals, strict=False)
+        }
+        return Groups(program, shapes)
+
+    return deps
+
+
+def _collect(program: Program) -> list[tuple[Group, Atom]]:
+    """The free atoms on parameter axes with their members, in order of appearance."""
+    members: dict[Atom, list[AxisRef]] = {}
+    for index, (path, axes) in enumerate(program.params.items()):
+        for axis, term in enumerate(axes):
+            role = program.ctx.roles.get((index, axis), "other")
+            for atom in dict.fromkeys(leaves(term)):
+                if atom.frozen:
+                    continue
+                where = None
+                if resolve(term) is not atom:
+                    where = tuple(labels(term, atom).tolist())
+                members.setdefault(atom, []).append(
+                    AxisRef(path, axis, role, where)  # type: ignore[arg-type]
+                )
+    used = _used(program)
+    pads = {a for t in program.ctx.pads for a in leaves(t)}
+    summed = {a for t in program.ctx.summed for a in leaves(t)}
+    out, seen = [], {}
+    for atom, refs in members.items():
+        first = next((r for r in refs if r.role == "out"), refs[0])
+        base = f"{'/'.join(map(str, first.path)) or 'params'}:{first.axis}"
+        number = seen[base] = seen.get(base, -1) + 1
+        name = base if number == 0 else f"{base}#{number}"
+        kind = _kind(refs, used, atom in summed, atom in pads)
+        out.append((Group(name, atom.size, tuple(refs), kind), atom))
+    return out
+
+
+def _used(program: Program) -> set[KeyTuple]:
+    """Paths of the parameters that the function reads."""
+    jaxpr = program.traced.jaxpr.jaxpr
+    read = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
+    read = {v for v in read if isinstance(v, _compat.Var)}
+    names = zip(jaxpr.invars, program.traced.params, strict=False)
+    return {path for var, path in names if var in read}
+
+
+def _kind(
+    refs: Sequence[AxisRef], used: set[KeyTuple], summed: bool, pad: bool
+) -> Kind:
+    """What the group is to the function. Queries and keys are summed with each other."""
+    live = [r for r in refs if r.path in used]
+    if not live:
+        return "unused"
+    consumes = summed or any(r.role == "in" for r in live)
+    produces = any(r.role != "in" for r in live)
+    if pad and not any(r.role in _PRODUCES for r in live):
+        return "pad"
+    if consumes and produces:
+        return "coupled"
+    return "consumer" if consumes else "producer"
+
+
+def _frozen_runs(path: KeyTuple, axis: int, term: Term) -> list[Frozen]:
+    """Runs of frozen positions of one axis; trivial axes (size 1) are left out."""
+    out: list[Frozen] = []
+    start = 0
+    for part in _parts(term):
+        stop = start + part.size
+        if is_frozen(part) and part.size > 1:
+            why = why_frozen(part)
+            last = out[-1] if out else None
+            if (
+                last
+                and last.stop == start
+                and (last.why, last.primitive)
+                == (
+                    why.text,
+                    why.primitive,
+                )
+            ):
+                out[-1] = dataclasses.replace(last, stop=stop)
+            else:
+                out.append(Frozen(path, axis, start, stop, why.text, why.primitive))
+        start = stop
+    return out
+
+
+def _parts(term: Term) -> Sequence[Term]:
+    term = resolve(term)
+    return term.parts if isinstance(term, Sum) else (term,)
+
+
+def _group_score(
+    group: Group,
+    arrays: dict[KeyTuple, np.ndarray],
+    norm: str,
+    reduce: str,
+    roles: Sequence[Role] | None,
+) -> np.ndarray:
+    """The score of each coordinate of a group."""
+    found = [
+        _member_score(arrays[ref.path], ref, group.size, norm)
+        for ref in group.members
+        if ref.path in arrays and (roles is None or ref.role in roles)
+    ]
+    if not found:
+        wanted = "" if roles is None else f" of roles {tuple(roles)}"
+        raise value_error(
+            f"group {group.id!r} has no member{wanted} in `tree`: score it from another "
+            "tree, or select among the other groups."
+        )
+    stacked = np.stack(found)
+    combined = {"sum": np.sum, "mean": np.mean, "max": np.max}[reduce](stacked, axis=0)
+    return np.sqrt(combined) if norm == "l2" else combined
+
+
+def _member_score(leaf: Any, ref: AxisRef, size: int, norm: str) -> np.ndarray:
+    """Sum of |x| or of x^2 over the entries at each coordinate. [size]"""
+    array = np.abs(np.asarray(leaf, np.float64))
+    array = np.moveaxis(array if norm == "l1" else array**2, ref.axis, 0)
+    per_position = array.reshape(array.shape[0], -1).sum(axis=1)
+    where = ref.coordinates(size)
+    inside = where >= 0
+    return np.bincount(where[inside], per_position[inside], minlength=size)

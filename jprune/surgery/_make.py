@@ -1,0 +1,151 @@
+"""Plans from decisions: kept coordinates of groups, or masks left by training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jprune._errors import listing, value_error
+from jprune._groups import AxisRef, Group
+from jprune._tree import KeyTuple, keyed_leaves
+from jprune._typing import Mask
+from jprune.surgery._groups import Groups
+from jprune.surgery._layout import Choice
+from jprune.surgery._plan import Plan, prefix_of
+
+
+def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
+    """A plan from the kept coordinates of some groups; the others stay whole.
+
+    Args:
+      deps: the groups.
+      keep: by group id, a bool array [size] (True = keep) or the kept indices.
+
+    Raises:
+      ValueError: for an unknown id, a wrong length or an index out of range.
+    """
+    chosen = {}
+    for name, kept in keep.items():
+        chosen[deps.atoms[deps[name].id]] = _as_mask(deps[name], kept)
+    choice = Choice(chosen)
+    axes = {
+        path: tuple(choice.layout(t).keep.copy() for t in terms)
+        for path, terms in deps.params.items()
+    }
+    return Plan(axes, deps.program.ties, deps.program.free)
+
+
+def _as_mask(group: Group, kept: Any) -> np.ndarray:
+    array = np.asarray(kept)
+    if array.dtype == bool:
+        if array.shape != (group.size,):
+            raise value_error(
+                f"`keep` of {group.id!r} must have shape ({group.size},), got "
+                f"{array.shape}."
+            )
+        return array
+    mask = np.zeros(group.size, bool)
+    index = array.astype(np.int64).reshape(-1)
+    if index.size and (index.min() < 0 or index.max() >= group.size):
+        raise value_error(
+            f"`keep` of {group.id!r} must hold indices in 0..{group.size - 1}."
+        )
+    mask[index] = True
+    return mask
+
+
+def plan_from_masks(deps: Groups, masks: Mask, at: Any = None) -> Plan:
+    """The plan that removes every coordinate which masks leave without effect.
+
+    A coordinate goes when every parameter that produces it ("out" and "table" members),
+    or every one that reads it ("in"), or every norm scale over it, is masked there
+    altogether. What else lives on a removed coordinate (a bias, running statistics)
+    goes with it: `surgery.verify` says whether that changes the function, and
+    `compress.fold_constants` keeps a constant that it leaves behind.
+
+    Args:
+      deps: the groups.
+      masks: a mask tree of the parameters, or of a sub-tree of them; a leaf out of
+        scope is a 0-d True.
+      at: where `masks` lies inside the parameters ("params"); found by itself when
+        there is only one place where it fits.
+
+    Raises:
+      ValueError: if the masks fit nowhere, would empty a group, or mask entries without
+        masking any coordinate altogether (element-wise sparsity removes nothing).
+    """
+    arrays = _located(deps, masks, at)
+    keep, touched = {}, False
+    for group in deps:
+        if group.kind == "unused":
+            continue
+        dead = _dead(group, arrays)
+        if dead.all():
+            raise value_error(
+                f"the masks remove all {group.size} coordinates of {group.id!r}: use "
+                "`masks.channels(..., min_keep=1)`, or `plan_from_keep` to empty it."
+            )
+        if dead.any():
+            keep[group.id] = ~dead
+    touched = any(not m.all() for m in arrays.values())
+    if touched and not keep:
+        raise value_error(
+            "`masks` remove entries but no coordinate of any group altogether, so "
+            "nothing can be taken out: make them with `masks.channels`."
+            f"{listing([f'{g.id}: {g.size} coordinates' for g in deps])}"
+        )
+    return plan_from_keep(deps, keep)
+
+
+def _located(deps: Groups, masks: Mask, at: Any) -> dict[KeyTuple, np.ndarray]:
+    """The in-scope masks by full parameter path."""
+    leaves = [(p, np.asarray(m)) for p, m in keyed_leaves(masks)]
+    if at is not None:
+        prefixes = [prefix_of(at)]
+    else:
+        lengths = range(max(map(len, deps.shapes)) + 1)
+        prefixes = sorted({p[:n] for p in deps.shapes for n in lengths}, key=len)
+    fits = [
+        prefix
+        for prefix in prefixes
+        if all((*prefix, *p) in deps.shapes for p, _ in leaves)
+    ]
+    if len(fits) != 1:
+        raise value_error(
+            "`masks` must have the paths of the parameters or of one sub-tree; "
+            f"{len(fits)} places fit: give `at=`."
+        )
+    arrays = {}
+    for path, mask in leaves:
+        full = (*fits[0], *path)
+        if mask.ndim == 0 and deps.shapes[full] != ():
+            continue
+        if mask.shape != deps.shapes[full]:
+            raise value_error(
+                f"the mask of {'/'.join(map(str, full))} must have shape "
+                f"{deps.shapes[full]}, got {mask.shape}."
+            )
+        arrays[full] = mask.astype(bool)
+    return arrays
+
+
+def _dead(group: Group, arrays: dict[KeyTuple, np.ndarray]) -> np.ndarray:
+    """The coordinates that some class of members masks altogether. [size]"""
+    dead = np.zeros(group.size, bool)
+    for roles in (("out", "table"), ("in",), ("scale",)):
+        members = [m for m in group.members if m.role in roles]
+        if members and all(m.path in arrays for m in members):
+            dead |= ~_alive(group, members, arrays)
+    return dead
+
+
+def _alive(
+    group: Group, members: Sequence[AxisRef], arrays: dict[KeyTuple, np.ndarray]
+) -> np.ndarray:
+    alive = np.zeros(group.size, bool)
+    for ref in members:
+        mask = np.moveaxis(arrays[ref.path], ref.axis, 0)
+        here = mask.reshape(mask.shape[0], -1).any(axis=1)
+        where = ref.coordinates(group.size)
+        alive[where[(where >= 0) & here]] = True
+    return alive

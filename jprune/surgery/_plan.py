@@ -1,0 +1,270 @@
+"""Plans: which coordinates of each parameter axis stay.
+
+A plan is plain data, one bool vector per parameter axis, and knows nothing of the
+function it was made for. It packs, unpacks and zeroes any tree that has the parameters'
+paths and shapes; it is kept as JSON of original indices.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from jprune._errors import listing, value_error
+from jprune._tree import KeyTuple, path_keys
+from jprune._typing import PyTree
+from jprune.surgery._cells import take
+
+FORMAT = "jprune-plan-1"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Which coordinates of each parameter axis stay.
+
+    Attributes:
+      keep: for each parameter path, one bool vector per axis.
+      ties: outputs of the function that are updated parameters, as (output path,
+        parameter path).
+      free: output paths that may come back shortened.
+    """
+
+    keep: Mapping[KeyTuple, tuple[np.ndarray, ...]]
+    ties: tuple[tuple[KeyTuple, KeyTuple], ...] = ()
+    free: tuple[KeyTuple, ...] = ()
+
+    @property
+    def dense_shapes(self) -> dict[KeyTuple, tuple[int, ...]]:
+        """The shape of each parameter before removal."""
+        return {p: tuple(m.size for m in masks) for p, masks in self.keep.items()}
+
+    @property
+    def compact_shapes(self) -> dict[KeyTuple, tuple[int, ...]]:
+        """The shape of each parameter after removal."""
+        return {p: tuple(int(m.sum()) for m in masks) for p, masks in self.keep.items()}
+
+    @property
+    def removed(self) -> dict[KeyTuple, dict[int, list[int]]]:
+        """The original indices that go, by path and axis; axes kept whole are absent."""
+        return {
+            path: {
+                axis: np.flatnonzero(~m).tolist()
+                for axis, m in enumerate(masks)
+                if not m.all()
+            }
+            for path, masks in self.keep.items()
+            if not all(m.all() for m in masks)
+        }
+
+    def pack(self, tree: PyTree, at: Any = None) -> PyTree:
+        """The compact tree: kept coordinates only.
+
+        Args:
+          tree: a tree with the parameters' paths and dense shapes (parameters,
+            gradients, scores, masks with full-size leaves). Leaves that are not arrays
+            pass.
+          at: where `tree` lies inside the parameters, when it is a sub-tree: a key, or
+            a tuple of keys ("params").
+
+        Raises:
+          ValueError: for a path that the plan does not have, or another shape.
+        """
+        return self._map(tree, at, self.dense_shapes, pack_leaf)
+
+    def unpack(self, tree: PyTree, at: Any = None) -> PyTree:
+        """The dense tree with zeros at removed coordinates: inverse of `pack`."""
+        return self._map(tree, at, self.compact_shapes, _unpack)
+
+    def zero(self, tree: PyTree, at: Any = None) -> PyTree:
+        """The dense tree with removed coordinates set to 0: the reference model."""
+        return self._map(tree, at, self.dense_shapes, _zero)
+
+    def masks(self, tree: PyTree, at: Any = None) -> PyTree:
+        """The mask tree of the plan: False where an entry is removed.
+
+        Args:
+          tree: as in `pack`; leaves without an axis that shrinks get a 0-d True.
+          at: as in `pack`.
+        """
+
+        def leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
+            whole = all(m.all() for m in masks)
+            return jnp.asarray(True) if whole else jnp.asarray(_outer(masks))
+
+        return self._map(tree, at, self.dense_shapes, leaf)
+
+    def then(self, other: "Plan") -> "Plan":
+        """This plan followed by a plan for its compact parameters, as one plan.
+
+        Raises:
+          ValueError: if `other` is not a plan for the shapes this one leaves.
+        """
+        if other.dense_shapes != self.compact_shapes:
+            raise value_error(
+                "`other` must be a plan for the compact parameters of this plan: its "
+                "paths or shapes differ. Make it from `groups(shrink(fn, plan))`."
+            )
+        return dataclasses.replace(
+            self,
+            keep={
+                path: tuple(map(_compose, masks, other.keep[path]))
+                for path, masks in self.keep.items()
+            },
+        )
+
+    def pack_state(self, opt_state: PyTree, params: PyTree, at: Any = None) -> PyTree:
+        """The compact optimizer state: every copy of the parameters' tree is packed.
+
+        Args:
+          opt_state: an Optax state made for the dense `params`.
+          params: the dense parameters it was made for (shapes are enough).
+          at: where `params` lies inside the parameters of the plan, as in `pack`.
+
+        Raises:
+          ValueError: for a state leaf that has a size but belongs to no copy of the
+            parameters (factored states).
+        """
+        from jprune.surgery._state import pack_state
+
+        return pack_state(self, opt_state, params, at)
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes the plan as JSON: kept original indices by path and axis."""
+        data = {
+            "format": FORMAT,
+            "leaves": [
+                {
+                    "path": list(path),
+                    "shape": [m.size for m in masks],
+                    "keep": [
+                        None if m.all() else np.flatnonzero(m).tolist() for m in masks
+                    ],
+                }
+                for path, masks in self.keep.items()
+            ],
+            "ties": [[list(a), list(b)] for a, b in self.ties],
+            "free": [list(p) for p in self.free],
+        }
+        pathlib.Path(path).write_text(json.dumps(data) + "\n")
+
+    def _map(
+        self, tree: PyTree, at: Any, shapes: Mapping[KeyTuple, Any], fn: Any
+    ) -> Any:
+        prefix = prefix_of(at)
+        wrong: list[str] = []
+
+        def leaf(path: Any, x: Any) -> Any:
+            if not hasattr(x, "shape"):
+                return x
+            key = (*prefix, *path_keys(path))
+            name = "/".join(map(str, key))
+            if key not in shapes:
+                wrong.append(f"{name}: not in the plan")
+            elif tuple(x.shape) != shapes[key]:
+                wrong.append(f"{name}: expected {shapes[key]}, got {tuple(x.shape)}")
+            else:
+                return fn(x, self.keep[key])
+            return x
+
+        out = jtu.tree_map_with_path(leaf, tree)
+        if wrong:
+            raise value_error(
+                "`tree` must have the paths and shapes that the plan was made for (a "
+                f'sub-tree is given as `at="params"`).{listing(wrong)}'
+            )
+        return out
+
+
+def prefix_of(at: Any) -> KeyTuple:
+    """The key tuple of the `at` argument."""
+    if at is None:
+        return ()
+    return tuple(at) if isinstance(at, tuple | list) else (at,)
+
+
+def pack_leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
+    """The kept coordinates of one leaf."""
+    for axis, mask in enumerate(masks):
+        if not mask.all():
+            x = _take(x, np.flatnonzero(mask), axis)
+    return x
+
+
+def _take(x: Any, positions: np.ndarray, axis: int) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        shape = (*x.shape[:axis], positions.size, *x.shape[axis + 1 :])
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+    return take(x, positions, axis)
+
+
+def _unpack(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
+    if all(m.all() for m in masks):
+        return x
+    xp = np if isinstance(x, np.ndarray) else jnp
+    if 0 in x.shape:
+        return xp.zeros([m.size for m in masks], x.dtype)
+    for axis, mask in enumerate(masks):
+        if not mask.all():
+            x = xp.take(x, np.maximum(np.cumsum(mask) - 1, 0), axis=axis)
+    return _zero(x, masks)
+
+
+def _zero(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
+    if all(m.all() for m in masks):
+        return x
+    xp = np if isinstance(x, np.ndarray) else jnp
+    return xp.where(_outer(masks), x, xp.zeros((), x.dtype))
+
+
+def _outer(masks: tuple[np.ndarray, ...]) -> np.ndarray:
+    out = np.ones((), bool)
+    for mask in masks:
+        out = np.logical_and.outer(out, mask)
+    return out
+
+
+def _compose(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    out = np.zeros_like(first)
+    out[np.flatnonzero(first)[second]] = True
+    return out
+
+
+def load_plan(path: str | pathlib.Path) -> Plan:
+    """Reads a plan written by `Plan.save`.
+
+    Raises:
+      ValueError: if the file is not a plan, or its indices do not fit its shapes.
+    """
+    try:
+        data = json.loads(pathlib.Path(path).read_text())
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']!r}")
+        keep = {}
+        for leaf in data["leaves"]:
+            pairs = zip(leaf["shape"], leaf["keep"], strict=True)
+            keep[tuple(leaf["path"])] = tuple(_indices(n, kept) for n, kept in pairs)
+        ties = tuple((tuple(a), tuple(b)) for a, b in data["ties"])
+        return Plan(keep, ties, tuple(map(tuple, data["free"])))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise value_error(
+            f"`{path}` is not a plan written by `Plan.save`: {error}."
+        ) from None
+
+
+def _indices(size: int, kept: list[int] | None) -> np.ndarray:
+    mask = np.ones(size, bool)
+    if kept is not None:
+        index = np.asarray(kept, np.int64)
+        if index.size and (index.min() < 0 or index.max() >= size):
+            raise IndexError(f"an index outside an axis of {size}")
+        if np.unique(index).size != index.size:
+            raise IndexError("a repeated index")
+        mask[:] = False
+        mask[index] = True
+    return mask

@@ -1,0 +1,187 @@
+"""A function analyzed: its jaxpr, its axes, and which outputs are state.
+
+Outputs may not shrink, except for state that comes back updated (batch statistics): an
+output *subtree* is tied to a subtree of the parameters when its key path ends with that
+subtree's path and both have the same leaves, shapes and dtypes. A single leaf is never
+tied by resemblance. What is tied is listed in the report, and `state_outputs=` declares
+or forbids it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jprune._errors import value_error
+from jprune._jaxpr._trace import Traced
+from jprune._tree import KeyTuple
+from jprune.surgery import rules
+from jprune.surgery._analysis import MANY, Context, Info, Scope, walk
+from jprune.surgery._axes import Atom, Axes, Reason, freeze, same, unify
+
+Ties = tuple[tuple[KeyTuple, KeyTuple], ...]
+"""(output path, parameter path) of every output leaf that is an updated parameter."""
+
+StateOutputs = bool | None | Callable[[KeyTuple], bool] | Sequence[KeyTuple]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """The first pass over a function.
+
+    Attributes:
+      traced: the function as a jaxpr.
+      params: the axes of each parameter leaf, in leaf order.
+      ins: what is known of each input of the jaxpr.
+      outs: what is known of each output.
+      ties: outputs that are updated parameters.
+      free: outputs that may shrink.
+      ctx: roles, costs and pending reductions found.
+    """
+
+    traced: Traced
+    params: dict[KeyTuple, Axes]
+    ins: tuple[Info, ...]
+    outs: tuple[Info, ...]
+    scope: Scope
+    ctx: Context
+    ties: Ties
+    free: tuple[KeyTuple, ...]
+
+
+def analyze(
+    traced: Traced,
+    *,
+    reduce_max: str = "known",
+    state_outputs: StateOutputs = None,
+    free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    ties: Ties | None = None,
+) -> Program:
+    """Runs the first pass.
+
+    Args:
+      traced: the function.
+      reduce_max: "known", "drop", "freeze" or "allow": see `surgery.groups`.
+      state_outputs: see `surgery.groups`.
+      free_outputs: output paths (or a predicate on them) that may shrink.
+      ties: exactly these ties, instead of looking for them.
+    """
+    count = len(traced.params)
+    ctx = Context(rules.RULES, reduce_max)
+    ins = []
+    for i, aval in enumerate(traced.input_avals):
+        if i < count:
+            dims = tuple(range(len(aval.shape)))
+            ins.append(Info(tuple(map(Atom, aval.shape)), i, dims))
+        else:
+            why = Reason("model input")
+            ins.append(Info(tuple(Atom(n, why) for n in aval.shape), MANY))
+    scope, outs = walk(ctx, traced.jaxpr, ins)
+    params = {p: ins[i].axes for i, p in enumerate(traced.params)}
+    if ties is None:
+        ties = _find_ties(traced, state_outputs, params, outs)
+    tied = dict(ties)
+    free = tuple(p for p in traced.outputs if _chosen(p, free_outputs))
+    for path, info in zip(traced.outputs, outs, strict=True):
+        if path in tied:
+            for s, t in zip(info.axes, params[tied[path]], strict=True):
+                unify(s, t, Reason("updated state of another structure"))
+        elif path not in free:
+            for term in info.axes:
+                freeze(term, Reason("model output"))
+    return Program(traced, params, tuple(ins), tuple(outs), scope, ctx, ties, free)
+
+
+def _chosen(path: KeyTuple, wanted: Any) -> bool:
+    if callable(wanted):
+        return bool(wanted(path))
+    return any(path[: len(tuple(w))] == tuple(w) for w in wanted)
+
+
+def _find_ties(
+    traced: Traced,
+    state_outputs: StateOutputs,
+    params: dict[KeyTuple, Axes],
+    outs: Sequence[Info],
+) -> Ties:
+    """Output leaves that are updated parameters."""
+    if state_outputs is False:
+        return ()
+    shapes = _signatures(traced.params, traced.input_avals)
+    results = _signatures(traced.outputs, traced.jaxpr.out_avals)
+    if state_outputs is not None and state_outputs is not True:
+        return _declared(shapes, results, state_outputs)
+    terms = dict(zip(traced.outputs, outs, strict=True))
+    ties: dict[KeyTuple, KeyTuple] = {}
+    for root in sorted(_prefixes(traced.outputs), key=len):
+        if any(path[: len(root)] == root for path in ties):
+            continue
+        leaves = [p for p in traced.outputs if p[: len(root)] == root]
+        found = _matching(root, leaves, shapes, results)
+        if found is None:
+            continue
+        if len(found) == 1:  # a resemblance of one leaf proves nothing: ask the axes
+            ((out, param),) = found
+            pairs = zip(terms[out].axes, params[param], strict=True)
+            if not all(same(s, t) for s, t in pairs):
+                continue
+        ties.update(found)
+    return tuple(ties.items())
+
+
+def _signatures(paths: Sequence[KeyTuple], avals: Sequence[Any]) -> dict[KeyTuple, Any]:
+    return {p: (a.shape, a.dtype) for p, a in zip(paths, avals, strict=False)}
+
+
+def _prefixes(paths: Sequence[KeyTuple]) -> set[KeyTuple]:
+    """The paths of all containers."""
+    return {path[:n] for path in paths for n in range(len(path))}
+
+
+def _matching(
+    root: KeyTuple,
+    leaves: Sequence[KeyTuple],
+    shapes: dict[KeyTuple, Any],
+    results: dict[KeyTuple, Any],
+) -> list[tuple[KeyTuple, KeyTuple]] | None:
+    """The parameters' subtree that an output subtree equals: longest path first."""
+    wanted = {p[len(root) :]: results[p] for p in leaves}
+    for n in range(len(root), -1, -1):
+        at = root[len(root) - n :]
+        inside = {p[n:]: s for p, s in shapes.items() if p[:n] == at and len(p) > n}
+        if inside and inside == wanted:
+            return [(p, (*at, *p[len(root) :])) for p in leaves]
+    return None
+
+
+def _declared(
+    shapes: dict[KeyTuple, Any], results: dict[KeyTuple, Any], wanted: Any
+) -> Ties:
+    """Each declared output leaf with the parameter of the longest common suffix."""
+    ties = []
+    for path, signature in results.items():
+        if not _chosen(path, wanted):
+            continue
+        fits = [p for p in shapes if path[max(len(path) - len(p), 0) :] == p]
+        fits = [p for p in fits if shapes[p] == signature] or [
+            p
+            for p in shapes
+            if p[max(len(p) - len(path), 0) :] == path and shapes[p] == signature
+        ]
+        if not fits:
+            raise value_error(
+                f"`state_outputs` declares the output {_text(path)}, but no parameter "
+                "of its path, shape and dtype exists."
+            )
+        longest = max(map(len, fits))
+        best = [p for p in fits if len(p) == longest]
+        if len(best) > 1:
+            raise value_error(
+                f"the output {_text(path)} could be any of "
+                f"{', '.join(map(_text, best))}: return it under its full path."
+            )
+        ties.append((path, best[0]))
+    return tuple(ties)
+
+
+def _text(path: KeyTuple) -> str:
+    return "/".join(map(str, path)) or "(the tree itself)"

@@ -1,0 +1,200 @@
+"""The compact function: the same signature, smaller parameters.
+
+`shrink(fn, plan)` traces `fn` at the dense shapes and evaluates it at the compact ones.
+The plan is solved again at every trace, against the axes found at that trace's argument
+shapes, so a plan that does not fit raises instead of corrupting; and the shape of every
+result is compared with the shape predicted from the axes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jprune._errors import value_error
+from jprune._jaxpr import _compat
+from jprune._jaxpr._trace import flatten_call, trace
+from jprune.surgery import _cells as ce
+from jprune.surgery import rules
+from jprune.surgery._axes import Atom
+from jprune.surgery._build import Builder, Log, Options
+from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._layout import Choice, Solver, Unsolvable
+from jprune.surgery._plan import Plan
+from jprune.surgery._program import Program, analyze
+
+
+def shrink(
+    fn: Callable[..., Any],
+    plan: Plan,
+    *,
+    mean: Literal["dense", "compact"] = "dense",
+    rng: Literal["dense", "compact"] = "dense",
+    refine: bool = False,
+) -> Callable[..., Any]:
+    """The function at the compact shapes of a plan.
+
+    It composes with `jit`, `grad`, `vmap` and `shrink`, takes other batch sizes, and
+    returns updated state (batch statistics) at compact shapes.
+
+    Args:
+      fn: `fn(params, *args, **kwargs)`. Array leaves of the arguments are traced, all
+        others (flags, strings, None) are passed on as they are.
+      plan: which coordinates stay.
+      mean: what the removed coordinates mean. "dense": they are zero; the result equals
+        `fn(plan.zero(params), ...)`, and a mean over them still divides by the dense
+        width. "compact": they were never there; the result equals the same
+        architecture built at the smaller width, and a mean divides by the kept count.
+        The two differ where a norm or a mean runs over removed coordinates.
+      rng: "dense" draws random bits at the dense shapes, so that a dropout mask is the
+        dense model's at the kept places; "compact" draws at the compact shapes, which
+        is cheaper and another stream.
+      refine: carry every removed coordinate by itself where they are not all equal (a
+        positional table before a mean). Exact, at the price of dense-width element-wise
+        work there.
+
+    Returns:
+      `small(compact_params, *args, **kwargs)`.
+
+    Raises:
+      ValueError: at trace time, if the parameters do not have the compact shapes, the
+        plan removes what may not go, or members of a group disagree.
+
+    Examples:
+      ::
+
+        deps = surgery.groups(apply)(params, x)
+        plan = surgery.select(deps, deps.scores(params), sparsity=0.5)
+        small = surgery.shrink(apply, plan)
+        y = jax.jit(small)(plan.pack(params), x)
+    """
+    for name, given in (("mean", mean), ("rng", rng)):
+        if given not in ("dense", "compact"):
+            raise value_error(f'`{name}` must be "dense" or "compact", got {given!r}.')
+    options = Options(removed=mean == "compact", compact_random=rng == "compact")
+
+    def small(params: Any, *args: Any, **kwargs: Any) -> Any:
+        flat = flatten_call(params, args, kwargs)
+        _check_shapes(plan, flat)
+        traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+        program = analyze(
+            traced, reduce_max="allow", free_outputs=plan.free, ties=plan.ties
+        )
+        graph = Graph(program, solve(plan, program), options, refine)
+        return jax.tree.unflatten(traced.out_tree, graph.emit(flat.arrays))
+
+    return small
+
+
+def _check_shapes(plan: Plan, flat: Any) -> None:
+    shapes = plan.compact_shapes
+    for path, leaf in zip(flat.params, flat.arrays, strict=False):
+        name = "/".join(map(str, path))
+        if path not in shapes:
+            raise value_error(f"`params` has the leaf {name}, which the plan has not.")
+        if tuple(leaf.shape) != shapes[path]:
+            raise value_error(
+                f"`params` at {name} must have the compact shape {shapes[path]}, got "
+                f"{tuple(leaf.shape)}: pass `plan.pack(params)`."
+            )
+    missing = set(shapes) - set(flat.params)
+    if missing:
+        names = ", ".join(sorted("/".join(map(str, p)) for p in missing))
+        raise value_error(f"`params` lacks leaves that the plan has: {names}.")
+
+
+def solve(plan: Plan, program: Program) -> dict[Atom, np.ndarray]:
+    """The kept coordinates of every atom that the plan determines.
+
+    Raises:
+      ValueError: naming the parameter axis that does not fit.
+    """
+    solver = Solver()
+    for path, axes in program.params.items():
+        for axis, (term, mask) in enumerate(zip(axes, plan.keep[path], strict=True)):
+            try:
+                solver.add(term, mask)
+            except Unsolvable as error:
+                raise value_error(
+                    f"the plan does not fit the function at {'/'.join(map(str, path))} "
+                    f"axis {axis}: {error}."
+                ) from None
+    try:
+        return solver.solve()
+    except Unsolvable as error:
+        raise value_error(f"the plan does not fit the function: {error}.") from None
+
+
+class Graph:
+    """The compact program of one trace, as cells.
+
+    Attributes:
+      outs: the values of the outputs.
+      log: what had to be corrected, and what could not be.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        keep: dict[Atom, np.ndarray],
+        options: Options,
+        refine: bool = False,
+    ) -> None:
+        self.program = program
+        self._build(Choice(keep), options)
+        if refine:
+            self._refine(keep, options)
+
+    def _refine(self, keep: dict[Atom, np.ndarray], options: Options) -> None:
+        """Gives the atoms that leak one class for each removed coordinate."""
+        refined: frozenset[Atom] = frozenset()
+        while True:
+            self.status()
+            more = frozenset().union(*(atoms for atoms, _ in self.log.leaks)) - refined
+            if not more:
+                return
+            refined |= more
+            self._build(Choice(keep, refined), options)
+
+    def _build(self, choice: Choice, options: Options) -> None:
+        self.log = Log()
+        self.leaves: list[Cell] = []
+        builder = Builder(rules.RULES, choice, options, self.log)
+        ins = [
+            self._input(builder, info, aval)
+            for info, aval in zip(
+                self.program.ins, self.program.traced.input_avals, strict=True
+            )
+        ]
+        self.outs = builder.build(self.program.traced.jaxpr, self.program.scope, ins)
+        self.effects = builder.effects
+
+    def _input(self, builder: Builder, info: Any, aval: Any) -> Value:
+        leaf = Cell(name="input")
+        layouts = builder.layouts(info.axes)
+        self.leaves.append(leaf)
+
+        def rule(bits: Bits) -> Cell:
+            if any(bits):  # the reference: parameters of removed coordinates are zero
+                dtype = _compat.numpy_dtype(aval.dtype)
+                return ce.known(np.zeros((1,) * len(bits), dtype))
+            return leaf
+
+        return Value(layouts, aval.dtype, rule)
+
+    def status(self) -> Log:
+        """What the outputs ask for, without computing anything."""
+        self._roots()
+        return self.log
+
+    def _roots(self) -> list[Cell]:
+        roots = [v.kept for v in self.outs]
+        ce.mark([*self.effects, *roots])
+        return roots
+
+    def emit(self, arrays: Sequence[Any]) -> list[Any]:
+        """The outputs, given the arrays of the inputs."""
+        roots = self._roots()
+        leaves = dict(zip(self.leaves, arrays, strict=True))
+        return ce.emit([*self.effects, *roots], leaves)[len(self.effects) :]

@@ -1,0 +1,57 @@
+"""Packing an optimizer state with the plan of its parameters.
+
+An Optax state is a tree in which some sub-trees are copies of the parameters' tree
+(moments, averages), possibly with holes (`optax.MaskedNode`) where a wrapper left
+leaves to another optimizer. Such a copy is recognized by its leaves: the paths from
+some node of the state down are paths of the parameters. Counters and other 0-d leaves
+pass.
+"""
+
+from typing import Any
+
+import jax.tree_util as jtu
+
+from jprune._errors import listing, value_error
+from jprune._tree import KeyTuple, path_keys
+from jprune._typing import PyTree
+from jprune.surgery._plan import Plan, pack_leaf, prefix_of
+
+
+def pack_state(plan: Plan, opt_state: PyTree, params: PyTree, at: Any) -> PyTree:
+    """See `Plan.pack_state`."""
+    prefix = prefix_of(at)
+    shapes = {
+        path_keys(path): tuple(leaf.shape)
+        for path, leaf in jtu.tree_leaves_with_path(params)
+        if hasattr(leaf, "shape")
+    }
+    wrong: list[str] = []
+
+    def leaf(path: Any, x: Any) -> Any:
+        keys = path_keys(path)
+        shape = tuple(getattr(x, "shape", ()))
+        if shape == ():
+            return x
+        name = "/".join(map(str, keys))
+        fits = [p for p in shapes if p == keys[len(keys) - len(p) :]]
+        if not fits and () not in shapes:
+            wrong.append(f"{name} {shape}: belongs to no parameter")
+            return x
+        found: KeyTuple = max(fits, key=len)
+        if shapes[found] != shape:
+            wrong.append(f"{name} {shape}: the parameter has {shapes[found]}")
+            return x
+        masks = plan.keep[(*prefix, *found)]
+        if tuple(m.size for m in masks) != shape:
+            wrong.append(f"{name} {shape}: the plan has {[m.size for m in masks]}")
+            return x
+        return pack_leaf(x, masks)
+
+    out = jtu.tree_map_with_path(leaf, opt_state)
+    if wrong:
+        raise value_error(
+            "`opt_state` has leaves that are not copies of parameters; a factored state "
+            "(Adafactor) cannot be sliced: start it afresh with `tx.init(plan.pack("
+            f"params))`.{listing(wrong)}"
+        )
+    return out

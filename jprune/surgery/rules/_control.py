@@ -1,0 +1,108 @@
+"""Calls and branches: `jit`, `checkpoint`, `closed_call`, `cond`.
+
+Analysis recurses. The compact program calls a compact body again, so jit wrappers,
+rematerialization and branches stay what they were; ghosts that are asked for cross the
+boundary as further arguments and results. A branch result is known only where all
+branches agree.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+from jprune.surgery._analysis import CONST, MANY, Info
+from jprune.surgery._cells import Value
+from jprune.surgery._frames import Boundary, Frame, GraphCall, jitted, plain
+from jprune.surgery._registry import Rule
+
+
+def body_of(eqn: Any) -> Any:
+    """The sub-jaxpr of a call."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in eqn.params:
+            return eqn.params[name]
+    raise NotImplementedError("a call without a jaxpr")
+
+
+def call_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
+    """The axes of the body."""
+    return ctx.walk(body_of(eqn), ins)
+
+
+def call_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+    """A call of the compact body."""
+    boundary = Boundary()
+    inside = [boundary.value(v) for v in ins]
+    frame = Frame(site.builder, body_of(eqn), site.inner(), inside)
+    call = GraphCall([frame], boundary, _wrapper(eqn), name=eqn.primitive.name)
+    return call.results(frame.outs)
+
+
+def _wrapper(eqn: Any) -> Any:
+    name = eqn.primitive.name
+    if name in ("jit", "pjit"):
+        return plain if eqn.params.get("inline") else jitted(eqn.params["name"])
+    if name in ("remat", "remat2", "checkpoint"):
+        return _checkpointed(eqn.params)
+    return plain
+
+
+def _checkpointed(params: dict[str, Any]) -> Any:
+    def run(bodies: Sequence[Any], extra: Any, arrays: Sequence[Any]) -> list[Any]:
+        body = jax.checkpoint(
+            bodies[0], prevent_cse=params["prevent_cse"], policy=params["policy"]
+        )
+        return body(*arrays)
+
+    return run
+
+
+def cond_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
+    """The index is fixed, the branches' results are equal."""
+    operands = list(ins[1:])
+    runs = [lambda b=branch: ctx.walk(b, operands) for branch in eqn.params["branches"]]
+    results = ctx.alternatives(runs)
+    for other in results[1:]:
+        for mine, theirs in zip(results[0], other, strict=True):
+            for s, t in zip(mine.axes, theirs.axes, strict=True):
+                ctx.unify(s, t)
+    constant = all(i.source == CONST for i in ins)
+    return [Info(i.axes, CONST if constant else MANY) for i in results[0]]
+
+
+def cond_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+    """One `switch` over the compact branches."""
+    index, *operands = ins
+    boundary = Boundary()
+    inside = [boundary.value(v) for v in operands]
+    frames = [
+        Frame(site.builder, branch, site.inner(i), inside)
+        for i, branch in enumerate(eqn.params["branches"])
+    ]
+    call = GraphCall(frames, boundary, _switch, [index.kept], name="cond")
+    like = [Value(v.layouts, v.dtype, v.cell) for v in frames[0].outs]
+    return call.results(like)
+
+
+def _switch(bodies: Sequence[Any], extra: Any, arrays: Sequence[Any]) -> list[Any]:
+    return lax.switch(extra[0], list(bodies), *arrays)
+
+
+_CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "call",
+    "core_closed_call",
+    "remat",
+    "remat2",
+    "checkpoint",
+)
+
+RULES: dict[str, Rule] = {
+    "cond": Rule(cond_axes, cond_cells),
+    **{name: Rule(call_axes, call_cells, True) for name in _CALLS},
+}

@@ -1,0 +1,296 @@
+"""Primitives that index at run-time positions: gather, scatter, dynamic slices, fft.
+
+An axis that a gather reads whole passes; an axis that is indexed is frozen, unless the
+slice is as long as the axis, where the only position in range is 0. Batching dimensions
+relate operand and indices. A scatter is the same picture with updates in the place of
+results. Cells go along the passing axes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jprune._jaxpr import _compat
+from jprune.surgery import _cells as ce
+from jprune.surgery._axes import Axes
+from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._registry import Rule
+
+SCATTERS = (
+    "scatter",
+    "scatter-add",
+    "scatter_add",
+    "scatter-max",
+    "scatter_max",
+    "scatter-min",
+    "scatter_min",
+    "scatter-mul",
+    "scatter_mul",
+    "scatter-sub",
+    "scatter_sub",
+)
+
+
+def gather_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+    """Whole axes pass, indexed ones freeze, the rest comes from the indices."""
+    operand, indices = ins[0].axes, ins[1].axes
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    collapsed = set(numbers.collapsed_slice_dims)
+    batching = numbers.operand_batching_dims
+    for d, i in zip(batching, numbers.start_indices_batching_dims, strict=True):
+        ctx.unify(operand[d], indices[i])
+    ctx.freeze(indices[-1], "coordinates of an index")
+    window = [
+        d for d in range(len(operand)) if d not in collapsed and d not in batching
+    ]
+    for d in collapsed:
+        ctx.freeze(operand[d], "indexed")
+    out: list[Any] = [None] * len(eqn.outvars[0].aval.shape)
+    for d, place in zip(window, numbers.offset_dims, strict=True):
+        if sizes[d] == operand[d].size:
+            out[place] = operand[d]
+        else:
+            ctx.freeze(operand[d], "indexed")
+            out[place] = ctx.fixed(sizes[d], "indexed")
+    batch = iter(indices[:-1])
+    return [tuple(next(batch) if t is None else t for t in out)]
+
+
+def gather_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+    """Slice sizes at compact shapes; each axis carries its own bit."""
+    x, indices = ins
+    numbers = eqn.params["dimension_numbers"]
+    collapsed = set(numbers.collapsed_slice_dims)
+    batching = list(numbers.operand_batching_dims)
+    rank = len(x.layouts)
+    window = [d for d in range(rank) if d not in collapsed and d not in batching]
+    batch_places = [d for d in range(len(outs[0])) if d not in numbers.offset_dims]
+
+    def cell(bits: Bits) -> Cell:
+        index_bits = [*(bits[p] for p in batch_places), 0]
+        inner = [0] * rank
+        for d, place in zip(window, numbers.offset_dims, strict=True):
+            inner[d] = bits[place]
+        for d, i in zip(batching, numbers.start_indices_batching_dims, strict=True):
+            inner[d] = index_bits[i]
+        source, where = x.cell(tuple(inner)), indices.cell(tuple(index_bits))
+        if any(bits) and source.known is not None and source.known.size == 1:
+            fills = str(eqn.params.get("mode")).endswith("FILL_OR_DROP")
+            if not fills:
+                return ce.known(source.known.reshape((1,) * len(bits)))
+            if source.zero and where.bad is None and _in_range(eqn, where):
+                return ce.known(source.known.reshape((1,) * len(bits)))
+        sizes = list(eqn.params["slice_sizes"])
+        shape = x.shape(tuple(inner))
+        for d in window:
+            if sizes[d] == x.layouts[d].size:
+                sizes[d] = shape[d]
+        params = {**eqn.params, "slice_sizes": tuple(sizes)}
+        return ce.compute(
+            lambda a, i: _compat.bind(eqn, params, [a, i])[0],
+            source,
+            where,
+            name="gather",
+        )
+
+    return [cell]
+
+
+def _in_range(eqn: Any, where: Cell) -> bool:
+    """Whether every index is known to be in range, so that nothing is filled in."""
+    if where.known is None:
+        return False
+    shape = eqn.invars[0].aval.shape
+    numbers = eqn.params["dimension_numbers"]
+    limits = [shape[d] - eqn.params["slice_sizes"][d] for d in numbers.start_index_map]
+    return bool((where.known >= 0).all() and (where.known <= np.asarray(limits)).all())
+
+
+def scatter_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+    """Axes that the update covers whole pass; scattered ones freeze."""
+    operand, indices, updates = (i.axes for i in ins)
+    numbers = eqn.params["dimension_numbers"]
+    inserted = set(numbers.inserted_window_dims)
+    batching = list(numbers.operand_batching_dims)
+    window = [d for d in range(len(operand)) if d not in inserted and d not in batching]
+    for d, i in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
+        ctx.unify(operand[d], indices[i])
+    ctx.freeze(indices[-1], "coordinates of an index")
+    for d in inserted:
+        ctx.freeze(operand[d], "scattered into")
+    for d, place in zip(window, numbers.update_window_dims, strict=True):
+        if updates[place].size == operand[d].size:
+            ctx.unify(operand[d], updates[place])
+        else:
+            ctx.freeze(operand[d], "scattered into")
+            ctx.freeze(updates[place], "scattered")
+    batch = iter(indices[:-1])
+    for place, term in enumerate(updates):
+        if place not in numbers.update_window_dims:
+            ctx.unify(term, next(batch))
+    scattered = set(numbers.scatter_dims_to_operand_dims)
+    for d in scattered - inserted:
+        ctx.freeze(operand[d], "scattered into")
+    return [operand]
+
+
+def scatter_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+    """The scatter on the cells of operand and updates with the same window bits.
+
+    Scattered positions that come along batch axes of the indices are a sum over them;
+    those axes must be whole, else the rule gives up.
+    """
+    x, indices, updates = ins
+    numbers = eqn.params["dimension_numbers"]
+    inserted = set(numbers.inserted_window_dims)
+    batching = list(numbers.operand_batching_dims)
+    rank = len(x.layouts)
+    window = [d for d in range(rank) if d not in inserted and d not in batching]
+    places = [
+        d for d in range(len(updates.layouts)) if d not in numbers.update_window_dims
+    ]
+    batch_of = dict(zip(numbers.scatter_indices_batching_dims, batching, strict=True))
+    loose = [
+        i for i in range(len(indices.layouts) - 1) if i not in batch_of
+    ]  # index axes that are summed over
+    if any(indices.layouts[i].pruned for i in loose):
+        raise NotImplementedError("scattered rows of a removed axis")
+
+    def cell(bits: Bits) -> Cell:
+        index_bits = [0] * len(indices.layouts)
+        for i, d in batch_of.items():
+            index_bits[i] = bits[d]
+        inner = [0] * len(updates.layouts)
+        for d, place in zip(window, numbers.update_window_dims, strict=True):
+            inner[place] = bits[d] if updates.layouts[place].pruned else 0
+        for i, place in enumerate(places):
+            inner[place] = index_bits[i] if updates.layouts[place].pruned else 0
+        cells = [
+            x.cell(bits),
+            indices.cell(tuple(index_bits)),
+            updates.cell(tuple(inner)),
+        ]
+        if any(bits) and cells[0].zero and cells[2].zero:
+            return ce.known(np.zeros((1,) * len(bits), x.dtype))
+        return ce.compute(
+            lambda *arrays: _compat.bind(eqn, eqn.params, arrays)[0],
+            *cells,
+            name=eqn.primitive.name,
+        )
+
+    return [cell]
+
+
+# -- dynamic slices
+# ----------------------------------------------------------------------
+
+
+def dynamic_slice_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+    """A slice as long as the axis is the axis; others freeze."""
+    out = []
+    for term, n in zip(ins[0].axes, eqn.params["slice_sizes"], strict=True):
+        if n == term.size:
+            out.append(term)
+        else:
+            ctx.freeze(term, "sliced at a run-time position")
+            out.append(ctx.fixed(n, "sliced at a run-time position"))
+    return [tuple(out)]
+
+
+def dynamic_slice_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+    """Slice sizes at compact shapes; out-of-range starts are clamped as before."""
+    x, *starts = ins
+
+    def cell(bits: Bits) -> Cell:
+        source = x.cell(bits)
+        if any(bits) and source.known is not None and source.known.size == 1:
+            return ce.known(source.known)
+        shape = x.shape(bits)
+        sizes = tuple(
+            m if n == lay.size else n
+            for n, m, lay in zip(
+                eqn.params["slice_sizes"], shape, x.layouts, strict=True
+            )
+        )
+        params = {**eqn.params, "slice_sizes": sizes}
+        return ce.compute(
+            lambda *arrays: _compat.bind(eqn, params, arrays)[0],
+            source,
+            *[s.kept for s in starts],
+        )
+
+    return [cell]
+
+
+def dynamic_update_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+    """Axes of equal size are equal; the others freeze."""
+    operand, update = ins[0].axes, ins[1].axes
+    for s, t in zip(operand, update, strict=True):
+        if s.size == t.size:
+            ctx.unify(s, t)
+        else:
+            ctx.freeze(s, "written at a run-time position")
+            ctx.freeze(t, "written at a run-time position")
+    return [operand]
+
+
+def dynamic_update_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+    """The update on the cells of both."""
+    x, update, *starts = ins
+
+    def cell(bits: Bits) -> Cell:
+        inner = tuple(
+            b if lay.pruned else 0 for b, lay in zip(bits, update.layouts, strict=True)
+        )
+        cells = [x.cell(bits), update.cell(inner)]
+        if any(bits) and cells[0].zero and cells[1].zero:
+            return ce.known(np.zeros((1,) * len(bits), x.dtype))
+        return ce.compute(
+            lambda *arrays: _compat.bind(eqn, eqn.params, arrays)[0],
+            *cells,
+            *[s.kept for s in starts],
+        )
+
+    return [cell]
+
+
+# -- fft ------------------------------------------------------------------------------
+
+
+def fft_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+    """Only the last dimensions are mixed."""
+    axes = ins[0].axes
+    mixed = len(eqn.params["fft_lengths"])
+    lead = len(axes) - mixed
+    for term in axes[lead:]:
+        ctx.freeze(term, "mixed by a Fourier transform")
+    shape = eqn.outvars[0].aval.shape
+    return [
+        (*axes[:lead], *(ctx.fixed(n, "a Fourier transform") for n in shape[lead:]))
+    ]
+
+
+def fft_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+    """The transform on each cell."""
+    (x,) = ins
+
+    def cell(bits: Bits) -> Cell:
+        source = x.cell(bits)
+        if any(bits) and source.zero:
+            dtype = eqn.outvars[0].aval.dtype
+            return ce.known(np.zeros((1,) * len(bits), dtype))
+        return ce.compute(
+            lambda a: _compat.bind(eqn, eqn.params, [a])[0], source, name="fft"
+        )
+
+    return [cell]
+
+
+RULES: dict[str, Rule] = {
+    "dynamic_slice": Rule(dynamic_slice_axes, dynamic_slice_cells),
+    "dynamic_update_slice": Rule(dynamic_update_axes, dynamic_update_cells),
+    "fft": Rule(fft_axes, fft_cells),
+    "gather": Rule(gather_axes, gather_cells),
+    **{name: Rule(scatter_axes, scatter_cells) for name in SCATTERS},
+}

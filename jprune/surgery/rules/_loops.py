@@ -1,0 +1,447 @@
+"""Loops: `scan` and `while`.
+
+A carry has the same axes going in and coming out; unification is symmetric, so one pass
+over the body couples everything. The iteration axis is fixed.
+
+For ghosts a loop is a fixpoint: what is known of a carry's ghost must hold at the start
+and after every step. Beginning with the ghosts of the initial carry, the body is built,
+the ghosts of its results are joined with the assumption (known and equal, else dynamic;
+bad above all) and the body is built again until nothing changes: two steps at most for
+each cell. Dynamic ghosts that are asked for become further carries, inputs and outputs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jprune.surgery import _cells as ce
+from jprune.surgery._analysis import CONST, MANY, Info
+from jprune.surgery._build import Builder, Log
+from jprune.surgery._cells import Bits, Call, Cell, Item, Value
+from jprune.surgery._frames import Boundary, Frame, joined, same_known
+from jprune.surgery._registry import Rule
+
+Status = dict[tuple[int, Bits], Cell | None]
+"""What is assumed of each ghost of the carry: a known or bad cell, or None: dynamic."""
+
+
+class _Carry:
+    """The carry of a loop, seen from inside one frame."""
+
+    def __init__(self, init: Sequence[Value], status: Status) -> None:
+        self.init = init
+        self.status = status
+        self.leaves: dict[Cell, tuple[int, Bits]] = {}
+
+    def value(self, index: int) -> Value:
+        """The carry as an input of the body."""
+        start = self.init[index]
+
+        def rule(bits: Bits) -> Cell:
+            assumed = self.status.get((index, bits))
+            if assumed is not None:
+                if assumed.bad is not None:
+                    return ce.bad(assumed.bad)
+                return ce.known(assumed.known)
+            leaf = Cell(name="carry")
+            leaf.shape = start.shape(bits)
+            self.leaves[leaf] = (index, bits)
+            return leaf
+
+        return Value(start.layouts, start.dtype, rule)
+
+
+def _initial(init: Sequence[Value]) -> Status:
+    status: Status = {}
+    for index, value in enumerate(init):
+        for bits in ce.patterns(value.layouts)[1:]:
+            cell = value.cell(bits)
+            fixed = cell.bad is not None or cell.known is not None
+            status[index, bits] = cell if fixed else None
+    return status
+
+
+def _fixpoint(build: Any, init: Sequence[Value]) -> tuple[Any, _Carry]:
+    """Builds the frames of a loop under statuses that the body preserves.
+
+    Args:
+      build: `(carry, log) -> (frames, values of the carry after one step)`; `log` is
+        None for the final build.
+      init: the initial carry.
+    """
+    status = _initial(init)
+    while status:
+        carry = _Carry(init, status)
+        _, after = build(carry, Log())
+        new: Status = {}
+        for (index, bits), assumed in status.items():
+            cell = after[index].cell(bits)
+            new[index, bits] = _join(assumed, cell)
+        if all(_equal(status[k], new[k]) for k in status):
+            break
+        status = new
+    carry = _Carry(init, status)
+    return build(carry, None)[0], carry
+
+
+def _join(assumed: Cell | None, cell: Cell) -> Cell | None:
+    if assumed is not None and assumed.bad is not None:
+        return assumed
+    if cell.bad is not None:
+        return cell
+    return assumed if assumed is not None and same_known(assumed, cell) else None
+
+
+def _equal(a: Cell | None, b: Cell | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return (a.bad is not None) == (b.bad is not None)
+
+
+def _builder(builder: Builder, log: Log | None) -> Builder:
+    sub = builder.sub()
+    sub.log = builder.log if log is None else log
+    return sub
+
+
+class _Loop(Call):
+    """What scan and while share: the carried cells and the boundary."""
+
+    __slots__ = ("boundary", "carried", "carry")
+
+    def __init__(self, name: str, boundary: Boundary, carry: _Carry) -> None:
+        super().__init__(name)
+        self.boundary = boundary
+        self.carry = carry
+        self.carried: dict[tuple[int, Bits], Cell] = {}
+
+    def _add(self, outer: Cell) -> list[Cell]:
+        if outer in self.deps:
+            return []
+        self.deps = (*self.deps, outer)
+        return [outer]
+
+    def _start(self, key: tuple[int, Bits]) -> Cell:
+        index, bits = key
+        return self.carry.init[index].cell(bits)
+
+    def _initials(self, given: dict[Cell, Any]) -> list[Any]:
+        out = []
+        for (index, _), cell in self.carried.items():
+            dtype = self.carry.init[index].dtype
+            array = given[cell]
+            out.append(
+                jnp.asarray(array, dtype) if not hasattr(array, "aval") else array
+            )
+        return out
+
+    def _leaves(self, given: dict[Cell, Any], values: Sequence[Any]) -> dict[Cell, Any]:
+        now = dict(zip(self.carried, values, strict=True))
+        leaves = {
+            leaf: given[cell]
+            for leaf, cell in self.boundary.outer.items()
+            if cell in given
+        }
+        leaves.update(
+            (leaf, now[key]) for leaf, key in self.carry.leaves.items() if key in now
+        )
+        return leaves
+
+
+# -- scan ----------------------------------------------------------------------------
+
+
+def scan_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
+    """Iteration axes are fixed, carries are the same before and after."""
+    p = eqn.params
+    n_const, n_carry = p["num_consts"], p["num_carry"]
+    consts, init, xs = (
+        ins[:n_const],
+        ins[n_const : n_const + n_carry],
+        ins[n_const + n_carry :],
+    )
+    for info in xs:
+        ctx.freeze(info.axes[0], "the iteration axis of a scan")
+    inner = [
+        *consts,
+        *(Info(i.axes) for i in init),
+        *(_sliced(i) for i in xs),
+    ]
+    outs = ctx.walk(p["jaxpr"], inner, times=p["length"])
+    for before, after in zip(init, outs[:n_carry], strict=True):
+        for s, t in zip(before.axes, after.axes, strict=True):
+            ctx.unify(s, t)
+    length = p["length"]
+    return [
+        *(Info(i.axes) for i in outs[:n_carry]),
+        *(
+            Info((ctx.fixed(length, "the iteration axis of a scan"), *i.axes))
+            for i in outs[n_carry:]
+        ),
+    ]
+
+
+def _sliced(info: Info) -> Info:
+    dims = None if info.dims is None else info.dims[1:]
+    source = MANY if info.source == CONST else info.source
+    return Info(info.axes[1:], source, dims)
+
+
+class _Scan(_Loop):
+    """A scan over the compact body."""
+
+    __slots__ = ("eqn", "frame", "sliced")
+
+    def __init__(
+        self,
+        eqn: Any,
+        boundary: Boundary,
+        carry: _Carry,
+        frame: Frame,
+        sliced: dict[Cell, Cell],
+    ) -> None:
+        super().__init__("scan", boundary, carry)
+        self.eqn = eqn
+        self.frame = frame
+        self.sliced = sliced
+
+    def want(self, key: Any) -> list[Cell]:
+        """A result needs body cells, which may need more carries, and so on."""
+        self.wanted[key] = None
+        kind, index, bits = key
+        new: list[Cell] = []
+        todo = [("carry", index, bits)] if kind == "carry" else []
+        if kind == "ys":
+            new += self._mark(self._after(key), todo)
+        while todo:
+            _, index, bits = todo.pop()
+            if (index, bits) in self.carried:
+                continue
+            start = self._start((index, bits))
+            self.carried[index, bits] = start
+            new += self._add(start)
+            new += self._mark(self._after(("carry", index, bits)), todo)
+        return new
+
+    def _after(self, key: Any) -> Cell:
+        kind, index, bits = key
+        n_carry = self.eqn.params["num_carry"]
+        place = index if kind == "carry" else n_carry + index
+        return self.frame.outs[place].cell(bits)
+
+    def _mark(self, cell: Cell, todo: list[Any]) -> list[Cell]:
+        new: list[Cell] = []
+        for leaf in self.frame.need([cell]):
+            if leaf in self.carry.leaves:
+                todo.append(("carry", *self.carry.leaves[leaf]))
+            elif leaf in self.sliced:
+                new += self._add(self.sliced[leaf])
+            else:
+                new += self._add(self.boundary.outer[leaf])
+        return new
+
+    def run(self, *arrays: Any) -> dict[Any, Any]:
+        """The compact scan."""
+        given = dict(zip(self.deps, arrays, strict=True))
+        rows = {leaf: cell for leaf, cell in self.sliced.items() if cell in given}
+        carried = list(self.carried)
+        ys = [k for k in self.wanted if k[0] == "ys"]
+        steps = [self._after(("carry", *k)) for k in carried]
+        outs = [self._after(k) for k in ys]
+
+        def body(values: Any, row: Any) -> Any:
+            leaves = self._leaves(given, values)
+            leaves.update(zip(rows, row, strict=True))
+            done = self.frame.compute([*steps, *outs], leaves)
+            return done[: len(steps)], done[len(steps) :]
+
+        p = self.eqn.params
+        final, stacked = lax.scan(
+            body,
+            self._initials(given),
+            [given[c] for c in rows.values()],
+            length=p["length"],
+            reverse=p["reverse"],
+            unroll=p["unroll"],
+        )
+        results: dict[Any, Any] = {
+            ("carry", *k): v for k, v in zip(carried, final, strict=True)
+        }
+        results.update(zip(ys, stacked, strict=True))
+        return results
+
+
+def scan_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+    """A fixpoint for the statuses, then one scan for whatever is asked for."""
+    p = eqn.params
+    n_const, n_carry = p["num_consts"], p["num_carry"]
+    consts, init, xs = (
+        ins[:n_const],
+        ins[n_const : n_const + n_carry],
+        ins[n_const + n_carry :],
+    )
+    boundary = Boundary()
+    fixed = [boundary.value(v) for v in consts]
+    sliced: dict[Cell, Cell] = {}
+    rows = [_row(v, sliced) for v in xs]
+    scope = site.inner()
+
+    def build(carry: _Carry, log: Log | None) -> Any:
+        values = [carry.value(i) for i in range(n_carry)]
+        frame = Frame(
+            _builder(site.builder, log), p["jaxpr"], scope, [*fixed, *values, *rows]
+        )
+        return frame, frame.outs[:n_carry]
+
+    frame, carry = _fixpoint(build, init)
+    loop = _Scan(eqn, boundary, carry, frame, sliced)
+    results = []
+    for i in range(n_carry):
+        results.append(_carry_result(loop, i, init[i]))
+    for j, value in enumerate(frame.outs[n_carry:]):
+        results.append(_ys_result(loop, j, value, outs[n_carry + j]))
+    return results
+
+
+def _carry_result(loop: Any, index: int, start: Value) -> Value:
+    def rule(bits: Bits) -> Cell:
+        assumed = loop.carry.status.get((index, bits))
+        if assumed is None:
+            return Item(loop, ("carry", index, bits))
+        return ce.bad(assumed.bad) if assumed.bad else ce.known(assumed.known)
+
+    return Value(start.layouts, start.dtype, rule)
+
+
+def _ys_result(loop: Any, index: int, value: Value, layouts: Any) -> Value:
+    def rule(bits: Bits) -> Cell:
+        cell = value.cell(bits[1:])
+        if cell.known is not None and any(bits):
+            return ce.known(cell.known[None])
+        return joined([cell], lambda: Item(loop, ("ys", index, bits[1:])), any(bits))
+
+    def strip(bits: Bits) -> Cell:
+        out = rule(bits)
+        out.known = out.known if any(bits) else None
+        return out
+
+    return Value(layouts, value.dtype, strip)
+
+
+def _row(value: Value, sliced: dict[Cell, Cell]) -> Value:
+    """An input of the body: one slice of the leading axis."""
+
+    def rule(bits: Bits) -> Cell:
+        cell = value.cell((0, *bits))
+        if cell.bad is not None:
+            return ce.bad(cell.bad)
+        if cell.known is not None and cell.known.size == 1:
+            return ce.known(cell.known.reshape((1,) * len(bits)))
+        leaf = Cell(name="row")
+        leaf.shape = value.shape((0, *bits))[1:]
+        sliced[leaf] = cell
+        return leaf
+
+    return Value(value.layouts[1:], value.dtype, rule)
+
+
+# -- while ---------------------------------------------------------------------------
+
+
+def while_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
+    """Carries are the same before and after; the condition sees them too."""
+    p = eqn.params
+    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+    cond_consts, body_consts = ins[:n_cond], ins[n_cond : n_cond + n_body]
+    init = [Info(i.axes) for i in ins[n_cond + n_body :]]
+    ctx.walk(p["cond_jaxpr"], [*cond_consts, *init])
+    outs = ctx.walk(p["body_jaxpr"], [*body_consts, *init])
+    for before, after in zip(init, outs, strict=True):
+        for s, t in zip(before.axes, after.axes, strict=True):
+            ctx.unify(s, t)
+    return [Info(i.axes) for i in outs]
+
+
+class _While(_Loop):
+    """A while loop over the compact condition and body."""
+
+    __slots__ = ("body", "cond")
+
+    def __init__(
+        self, boundary: Boundary, carry: _Carry, cond: Frame, body: Frame
+    ) -> None:
+        super().__init__("while", boundary, carry)
+        self.cond = cond
+        self.body = body
+
+    def want(self, key: Any) -> list[Cell]:
+        """The condition is always needed, and the carries that it needs."""
+        self.wanted[key] = None
+        _, index, bits = key
+        new: list[Cell] = []
+        todo = [(index, bits)]
+        new += self._mark(self.cond, self.cond.outs[0].kept, todo)
+        while todo:
+            place = todo.pop()
+            if place in self.carried:
+                continue
+            start = self._start(place)
+            self.carried[place] = start
+            new += self._add(start)
+            new += self._mark(self.body, self.body.outs[place[0]].cell(place[1]), todo)
+        return new
+
+    def _mark(self, frame: Frame, cell: Cell, todo: list[Any]) -> list[Cell]:
+        new: list[Cell] = []
+        for leaf in frame.need([cell]):
+            if leaf in self.carry.leaves:
+                todo.append(self.carry.leaves[leaf])
+            else:
+                new += self._add(self.boundary.outer[leaf])
+        return new
+
+    def run(self, *arrays: Any) -> dict[Any, Any]:
+        """The compact loop."""
+        given = dict(zip(self.deps, arrays, strict=True))
+        carried = list(self.carried)
+        steps = [self.body.outs[i].cell(bits) for i, bits in carried]
+
+        def cond(values: Any) -> Any:
+            return self.cond.compute(
+                [self.cond.outs[0].kept], self._leaves(given, values)
+            )[0]
+
+        def body(values: Any) -> Any:
+            return self.body.compute(steps, self._leaves(given, values))
+
+        final = lax.while_loop(cond, body, self._initials(given))
+        return {("carry", *k): v for k, v in zip(carried, final, strict=True)}
+
+
+def while_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+    """A fixpoint for the statuses, then one loop."""
+    p = eqn.params
+    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
+    init = ins[n_cond + n_body :]
+    boundary = Boundary()
+    consts = [boundary.value(v) for v in ins[: n_cond + n_body]]
+    scopes = site.inner(0), site.inner(1)
+
+    def build(carry: _Carry, log: Log | None) -> Any:
+        values = [carry.value(i) for i in range(len(init))]
+        sub = _builder(site.builder, log)
+        cond = Frame(sub, p["cond_jaxpr"], scopes[0], [*consts[:n_cond], *values])
+        body = Frame(sub, p["body_jaxpr"], scopes[1], [*consts[n_cond:], *values])
+        return (cond, body), body.outs
+
+    (cond, body), carry = _fixpoint(build, init)
+    loop = _While(boundary, carry, cond, body)
+    return [_carry_result(loop, i, v) for i, v in enumerate(init)]
+
+
+RULES: dict[str, Rule] = {
+    "scan": Rule(scan_axes, scan_cells),
+    "while": Rule(while_axes, while_cells),
+}
