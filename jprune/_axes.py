@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from jprune._errors import value_error
+from jprune._tree import leaf_name
+from jprune._typing import PyTree
 
 _KERNEL_NAMES = ("kernel", "w")
 
@@ -29,7 +31,7 @@ def output_axis(path: str, leaf: Any, given: int | None) -> int:
 def _axis(path: str, leaf: Any, given: int | None, default: int, what: str) -> int:
     rank = np.ndim(leaf)
     if given is None:
-        if path.split("/")[-1] not in _KERNEL_NAMES or rank not in (2, 4):
+        if leaf_name(path) not in _KERNEL_NAMES or rank not in (2, 4):
             raise value_error(
                 f"No default {what} axis for {path} of shape {np.shape(leaf)}: only "
                 "leaves named `kernel` or `w` of rank 2 or 4 have one. Pass `axis` (a "
@@ -37,19 +39,31 @@ def _axis(path: str, leaf: Any, given: int | None, default: int, what: str) -> i
             )
         given = default
     if not -rank <= given < rank:
-        raise value_error(f"`axis` {given} is out of range for {path}, rank {rank}.")
+        raise value_error(
+            f"`axis` {given} is out of range for {path} of shape {np.shape(leaf)}."
+        )
     return given % rank
 
 
-def axis_list(axis: Any, tree: Any) -> list[int | None]:
-    """`axis` for every leaf, as a list in flattening order (None = the default)."""
-    leaves = jax.tree.leaves(tree)
-    if axis is None or isinstance(axis, int):
-        return [axis] * len(leaves)
-    given = jax.tree.leaves(axis, is_leaf=lambda x: x is None)
-    if len(given) != len(leaves):
+def axis_list(axis: int | PyTree | None, tree: PyTree) -> list[int | None]:
+    """`axis` for every leaf of `tree`, in flattening order (None = the default).
+
+    Raises:
+      ValueError: `axis` is neither a number nor a tree with the structure of `tree`.
+    """
+    treedef = jax.tree.structure(tree)
+    if axis is None or isinstance(axis, int | np.integer):
+        return [axis] * treedef.num_leaves
+    try:
+        given = treedef.flatten_up_to(axis)
+    except ValueError as error:
         raise value_error(
-            f"`axis` must be a number or a tree of {len(leaves)} numbers (None for the "
-            f"default), got {len(given)} leaves."
-        )
+            "`axis` must be a number or a tree of numbers with the structure of the "
+            f"parameters (None for the default): {error}"
+        ) from error
+    for one in given:
+        if one is not None and not isinstance(one, int | np.integer):
+            raise value_error(
+                f"`axis` must hold a number or None for each leaf, got {one!r}."
+            )
     return given

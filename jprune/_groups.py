@@ -7,12 +7,13 @@ one parameter.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from jprune._errors import value_error
+from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune._typing import PyTree
 
@@ -79,19 +80,21 @@ def member_leaves(
 ) -> list[tuple[Group, list[tuple[AxisRef, int, Any]]]]:
     """Each group with those of its members that `tree` holds: (ref, leaf number, leaf).
 
-    A tree may be a sub-tree of what the groups were found on (the `params` of a Flax
-    variables dict): a member is then found by the unique leaf whose path ends its own.
+    A tree may be a part of what the groups were found on: some of its leaves under
+    their full paths, or a sub-tree such as the `params` of a Flax variables dict.
 
     Raises:
-      ValueError: a leaf too short for the group it should carry.
+      ValueError: a leaf that does not fit the group it should carry, or a tree that may
+        be either of two sub-trees.
     """
     leaves = keyed_leaves(tree)
     number = {path: i for i, (path, _) in enumerate(leaves)}
+    at = _sub_tree(number, [ref.path for group in groups for ref in group.members])
     found = []
     for group in groups:
         members = []
         for ref in group.members:
-            i = _find(number, ref.path)
+            i = number.get(ref.path[len(at) :]) if ref.path[: len(at)] == at else None
             if i is None:
                 continue
             leaf = leaves[i][1]
@@ -107,8 +110,35 @@ def member_leaves(
     return found
 
 
-def _find(number: dict[KeyTuple, int], path: KeyTuple) -> int | None:
-    for start in range(len(path)):
-        if path[start:] in number:
-            return number[path[start:]]
-    return None
+def no_member(group: Group, roles: Sequence[Role] | None) -> ValueError:
+    """The error of a group that a tree holds nothing of (in the given roles)."""
+    members = [f"{'/'.join(map(str, ref.path))} ({ref.role})" for ref in group.members]
+    which = f" in the roles {tuple(roles)}" if roles is not None else ""
+    return value_error(
+        f"Group {group.id!r} has no member{which} among the leaves given. Leave the "
+        f"group out, or pass the tree that holds one of its members:{listing(members)}"
+    )
+
+
+def _sub_tree(number: dict[KeyTuple, int], paths: Sequence[KeyTuple]) -> KeyTuple:
+    """The prefix of `paths` at which a tree with the leaves `number` sits.
+
+    Either every path under the prefix is a leaf of the tree, or no other prefix finds
+    as many. Were both a different prefix, a scalar of one layer could be taken for that
+    of another of the same name; that is an error.
+    """
+    under, hits = Counter[KeyTuple](), Counter[KeyTuple]()
+    for path in paths:
+        for i in range(len(path)):
+            under[path[:i]] += 1
+            hits[path[:i]] += path[i:] in number
+    if not any(hits.values()) or hits[()] == under[()]:
+        return ()
+    most = max(hits.values())
+    fits = [at for at, n in hits.items() if n and (n == under[at] or n == most)]
+    if len(fits) > 1:
+        raise value_error(
+            f"The tree fits the groups at each of {fits}: pass the whole tree that the "
+            "groups were found on."
+        )
+    return fits[0]

@@ -34,6 +34,16 @@ def _plain_key(entry: Any) -> Hashable:
     return str(entry)
 
 
+def leaf_name(path: str) -> str:
+    """The last entry of a path text that is a name: `kernel` of `a/b/kernel`.
+
+    Flax NNX keeps each array as the attribute `value` of a variable, which is passed
+    over: `layers/0/kernel/value` is named `kernel`.
+    """
+    entries = path.split("/")
+    return entries[-2] if len(entries) > 1 and entries[-1] == "value" else entries[-1]
+
+
 def named_leaves(
     tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
 ) -> list[tuple[str, Any]]:

@@ -7,7 +7,7 @@ integers by largest remainders, so the counts add up to the global count exactly
 
 from collections.abc import Callable
 from fractions import Fraction
-from math import floor
+from math import floor, prod
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._typing import Params, PyTree
-from jprune.masks._count import exact, kept_count, require_sparsity
+from jprune.masks._count import exact, is_traced, kept_count, require_sparsity
 from jprune.masks._scope import in_scope, resolve_scope
 
 Shape = tuple[int, ...]
@@ -28,13 +28,16 @@ def uniform(params: Params, sparsity: float, scope: Any = None) -> PyTree:
 
     Args:
       params: gives the shapes.
-      sparsity: global sparsity in [0, 1).
+      sparsity: global sparsity in [0, 1), concrete.
       scope: see `masks.unstructured`.
 
     Returns:
       A tree of floats; 0.0 for leaves out of scope.
+
+    Raises:
+      ValueError: `sparsity` outside [0, 1), or as `masks.unstructured` for `scope`.
     """
-    return _allocate(params, sparsity, scope, lambda shape: 1.0)
+    return _allocate(params, sparsity, scope, lambda shape: Fraction(1))
 
 
 def erdos_renyi(params: Params, sparsity: float, scope: Any = None) -> PyTree:
@@ -45,93 +48,95 @@ def erdos_renyi(params: Params, sparsity: float, scope: Any = None) -> PyTree:
 
     Args:
       params: gives the shapes; leaves in scope need two axes.
-      sparsity: global sparsity in [0, 1).
+      sparsity: global sparsity in [0, 1), concrete.
       scope: see `masks.unstructured`.
 
     Returns:
-      A tree of floats.
+      A tree of floats; 0.0 for leaves out of scope.
 
     Raises:
-      ValueError: a leaf in scope with fewer than two axes.
+      ValueError: a leaf in scope with fewer than two axes, or as `uniform`.
 
     References:
       Mocanu et al., "Scalable Training of Artificial Neural Networks with Adaptive
       Sparse Connectivity inspired by Network Science", Nature Communications 2018, eq.
       (3).
     """
-    return _allocate(params, sparsity, scope, lambda shape: _raw(shape[-2:]))
+    return _allocate(params, sparsity, scope, lambda shape: _ratio(shape[-2:]))
 
 
-def erk(
-    params: Params, sparsity: float, scope: Any = None, power: float = 1.0
-) -> PyTree:
+def erk(params: Params, sparsity: float, scope: Any = None, power: float = 1) -> PyTree:
     r"""Erdos-Renyi-kernel: density $\propto \sum_i d_i / \prod_i d_i$ over all axes.
 
     Args:
       params: gives the shapes; leaves in scope need two axes.
-      sparsity: global sparsity in [0, 1).
+      sparsity: global sparsity in [0, 1), concrete.
       scope: see `masks.unstructured`.
       power: exponent of the ratio; 1 in the paper.
 
     Returns:
-      A tree of floats.
+      A tree of floats; 0.0 for leaves out of scope.
 
     Raises:
-      ValueError: a leaf in scope with fewer than two axes.
+      ValueError: a leaf in scope with fewer than two axes, or as `uniform`.
 
     References:
       Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020, section
       3 (1). The reference code floors each leaf's zeros; here the total is exact.
     """
-    return _allocate(params, sparsity, scope, lambda shape: _raw(shape) ** power)
+    return _allocate(
+        params, sparsity, scope, lambda shape: Fraction(_ratio(shape) ** power)
+    )
 
 
-def _raw(shape: Shape) -> float:
-    return sum(shape) / float(np.prod(shape))
+def _ratio(shape: Shape) -> Fraction:
+    if len(shape) < 2:
+        raise value_error(
+            "An Erdos-Renyi allocation needs leaves with two or more axes, got one of "
+            f"shape {shape} in scope."
+        )
+    return Fraction(sum(shape), prod(shape)) if prod(shape) else Fraction(1)
 
 
 def _allocate(
-    params: Params, sparsity: float, scope: Any, raw: Callable[[Shape], float]
+    params: Params, sparsity: float, scope: Any, ratio: Callable[[Shape], Fraction]
 ) -> PyTree:
+    if is_traced(sparsity):
+        raise value_error(
+            "An allocation is made on the host: `sparsity` must not be traced."
+        )
     require_sparsity(sparsity)
     scope = resolve_scope(scope, params)
     shapes = [tuple(np.shape(x)) for x in in_scope(params, scope)]
-    if any(len(shape) < 2 for shape in shapes):
-        raise value_error(
-            "An allocation needs leaves with two or more axes, got the shapes "
-            f"{[s for s in shapes if len(s) < 2]} in scope."
-        )
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    wanted = densities(sizes, [raw(shape) for shape in shapes], sparsity)
+    sizes = [prod(shape) for shape in shapes]
+    wanted = densities(sizes, [ratio(shape) for shape in shapes], sparsity)
     kept = largest_remainder(wanted, sizes, kept_count(sum(sizes), sparsity))
     # Read back by the counting rule, 1 - k/n gives exactly k again.
-    rest = iter([1.0 - k / n for k, n in zip(kept, sizes, strict=True)])
+    rest = iter([1 - k / max(n, 1) for k, n in zip(kept, sizes, strict=True)])
     return jax.tree.map(lambda taken: next(rest) if taken else 0.0, scope)
 
 
-def densities(sizes: list[int], raw: list[float], sparsity: float) -> list[Fraction]:
+def densities(
+    sizes: list[int], ratio: list[Fraction], sparsity: float
+) -> list[Fraction]:
     r"""$d_l = \min(1, \epsilon r_l)$ with $\sum_l d_l N_l = (1 - S) \sum_l N_l$.
 
     Whenever the largest density passes 1, the leaves that attain it become dense and
     $\epsilon$ is solved again for the rest.
     """
-    share = 1 - exact(sparsity)
-    ratio = [Fraction(r) for r in raw]
-    dense: set[int] = set()
-    while True:
-        rest = [i for i in range(len(sizes)) if i not in dense]
-        weight = sum(ratio[i] * sizes[i] for i in rest)
-        if not weight:
+    left = (1 - exact(sparsity)) * sum(sizes)
+    rest = [i for i, n in enumerate(sizes) if n]
+    density = [Fraction(1)] * len(sizes)
+    while rest:
+        epsilon = left / sum(ratio[i] * sizes[i] for i in rest)
+        largest = max(ratio[i] for i in rest)
+        if epsilon * largest <= 1:
             break
-        left = share * sum(sizes) - sum(sizes[i] for i in dense)
-        epsilon = left / weight
-        largest = max(epsilon * ratio[i] for i in rest)
-        if largest <= 1:
-            break
-        dense |= {i for i in rest if epsilon * ratio[i] == largest}
-    return [
-        Fraction(1) if i in dense else epsilon * ratio[i] for i in range(len(sizes))
-    ]
+        left -= sum(sizes[i] for i in rest if ratio[i] == largest)
+        rest = [i for i in rest if ratio[i] < largest]
+    for i in rest:
+        density[i] = epsilon * ratio[i]
+    return density
 
 
 def largest_remainder(

@@ -2,8 +2,10 @@ r"""Counting: from an asked sparsity to the exact number of scalars kept.
 
 Of n scalars at sparsity s, $\lfloor s n + 1/2 \rfloor$ are removed. The sparsity is
 read as the decimal a person wrote (0.57 is 57/100, though no float is), so the count
-has no float hazard: `int(10000 * 0.57)` is 5699, ours is 5700. A traced sparsity is
-counted in float32 and cannot promise more than float32 does.
+has no float hazard: `int(10000 * 0.57)` is 5699, ours is 5700. A traced sparsity can
+only be counted in floating point (float32 at least): where s n is within its rounding
+of a half the count may differ by one, and from 2^24 scalars on by two. To trace an
+exact count, trace `keep`.
 """
 
 from fractions import Fraction
@@ -13,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jprune._errors import type_error, value_error
 
@@ -21,17 +24,35 @@ HALF = Fraction(1, 2)
 
 def is_traced(x: Any) -> bool:
     """True for a value that only exists while a program is traced."""
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, Tracer)
 
 
 def exact(x: Any) -> Fraction:
-    """The decimal number that the shortest text of a float names, exactly."""
-    value = np.asarray(x)
-    if value.dtype.kind in "iu":
+    """The decimal number that the shortest text of a float names, exactly.
+
+    Args:
+      x: a finite number: of Python, of NumPy, or a concrete 0-d array of any float or
+        integer dtype.
+
+    Returns:
+      A `Fraction`.
+
+    Raises:
+      ValueError: NaN or infinite.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import masks
+      >>> masks.exact(0.57), masks.exact(jnp.bfloat16(0.57))
+      (Fraction(57, 100), Fraction(57, 100))
+    """
+    value = np.asarray(x)[()]
+    if value.dtype.kind in "biu":
         return Fraction(int(value))
-    if value.dtype.name in ("bfloat16", "float16"):
-        value = value.astype(np.float32)
-    return Fraction(str(value[()]))
+    if not np.isfinite(value):
+        raise value_error(f"Expected a finite number, got {x}.")
+    texts = (f"{float(value):.{digits}g}" for digits in range(1, 18))
+    return Fraction(next(t for t in texts if value.dtype.type(float(t)) == value))
 
 
 def removed_count(n: int, sparsity: float) -> int:
@@ -59,12 +80,30 @@ def removed_count(n: int, sparsity: float) -> int:
 
 
 def kept_count(n: int, sparsity: float) -> int:
-    """`n - removed_count(n, sparsity)`."""
+    """How many of `n` scalars are kept: `n - removed_count(n, sparsity)`.
+
+    Args:
+      n: number of scalars ranked.
+      sparsity: fraction removed, in [0, 1].
+
+    Returns:
+      An int in [0, n].
+
+    Raises:
+      ValueError: `sparsity` outside [0, 1].
+    """
     return n - removed_count(n, sparsity)
 
 
 def require_sparsity(sparsity: Any) -> None:
-    """Raises unless a concrete sparsity is in [0, 1); a traced one passes."""
+    """Raises unless a concrete sparsity is one number in [0, 1); a traced one passes.
+
+    Args:
+      sparsity: what a caller gave.
+
+    Raises:
+      ValueError: not one number, or out of range.
+    """
     if is_traced(sparsity):
         return
     if np.ndim(sparsity) != 0:
@@ -88,26 +127,32 @@ def resolve_keep(n: int, sparsity: Any, keep: Any) -> Any:
       ValueError: both or neither given, or out of range.
       TypeError: `keep` is not an integer.
     """
+    require_one(sparsity, keep)
+    if keep is None:
+        require_sparsity(sparsity)
+        return share_kept(n, sparsity)
+    if np.ndim(keep) != 0 or not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
+        raise type_error(f"`keep` must be one integer, got {keep!r}.")
+    if is_traced(keep):
+        return jnp.clip(keep, 0, n).astype(jnp.int32)
+    if not 0 <= int(keep) <= n:
+        raise value_error(f"`keep` must be in [0, {n}], got {keep}.")
+    return int(keep)
+
+
+def require_one(sparsity: Any, keep: Any) -> None:
+    """Raises unless exactly one of the two targets is given."""
     if (sparsity is None) == (keep is None):
         raise value_error(
             "Give exactly one of `sparsity` (fraction of zeros) and `keep` (number "
             f"kept); got sparsity={sparsity}, keep={keep}."
         )
-    if keep is not None:
-        if not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
-            raise type_error(f"`keep` must be an integer, got {keep!r}.")
-        if is_traced(keep):
-            return jnp.clip(keep, 0, n).astype(jnp.int32)
-        if not 0 <= int(keep) <= n:
-            raise value_error(f"`keep` must be in [0, {n}], got {keep}.")
-        return int(keep)
-    require_sparsity(sparsity)
-    if is_traced(sparsity):
-        return traced_kept_count(n, sparsity)
-    return kept_count(n, sparsity)
 
 
-def traced_kept_count(n: int, sparsity: jax.Array) -> jax.Array:
-    """`kept_count` in float32, for a sparsity known only inside the program."""
-    removed = jnp.floor(jnp.asarray(sparsity, jnp.float32) * n + 0.5)
+def share_kept(n: int, sparsity: Any) -> Any:
+    """`kept_count`, also for a traced sparsity: an int, or an int32 0-d array."""
+    if not is_traced(sparsity):
+        return kept_count(n, sparsity)
+    s = sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))
+    removed = jnp.floor(s * n + 0.5)
     return n - jnp.clip(removed, 0, n).astype(jnp.int32)

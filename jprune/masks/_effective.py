@@ -11,7 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jprune._errors import value_error
+from jprune._errors import listing, value_error
+from jprune._tree import named_leaves
 from jprune._typing import Mask, Params
 from jprune.masks._count import is_traced
 
@@ -20,7 +21,8 @@ def effective(mask: Mask, flow: Callable[[Params], jax.Array]) -> Mask:
     """What of `mask` lies on an unmasked path from an input to an output.
 
     Args:
-      mask: a mask; leaves out of scope (0-d True) pass as they are.
+      mask: a mask. A leaf out of scope passes as it is, and `flow` sees it as a 0-d 1;
+        where it needs the full shape, give `masks.intersect(mask, masks.full(params))`.
       flow: the linear form of the network: weights (a tree of float32 zeros and ones
         with the structure of `mask`) to outputs for an all-ones input. For an MLP,
         `lambda w: jnp.ones(d) @ w["a"] @ w["b"]`. In a deep network divide by the
@@ -30,7 +32,14 @@ def effective(mask: Mask, flow: Callable[[Params], jax.Array]) -> Mask:
       A mask that keeps a subset of `mask`; its sparsity is the effective sparsity.
 
     Raises:
-      ValueError: `flow` overflowed.
+      ValueError: `flow` overflowed (not checked under `jit`).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import masks
+      >>> mask = {"a": jnp.array([[True, True]]), "b": jnp.array([[True], [False]])}
+      >>> masks.effective(mask, lambda w: jnp.ones(1) @ w["a"] @ w["b"])["a"]
+      Array([[ True, False]], dtype=bool)
 
     References:
       Vysogorets and Kempe, "Connectivity Matters: Neural Network Pruning Through the
@@ -38,11 +47,20 @@ def effective(mask: Mask, flow: Callable[[Params], jax.Array]) -> Mask:
     """
     weights = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), mask)
     paths = jax.grad(lambda w: jnp.sum(flow(w)))(weights)
-    finite = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(paths)]
-    if finite and not is_traced(finite[0]) and not jnp.all(jnp.stack(finite)):
-        raise value_error(
-            "`flow` overflowed float32: divide by the fan-in at each layer inside it."
-        )
+    _require_finite(paths)
     return jax.tree.map(
         lambda m, g: m if jnp.ndim(m) == 0 else m & (g > 0), mask, paths
     )
+
+
+def _require_finite(paths: Params) -> None:
+    bad = [
+        path
+        for path, g in named_leaves(paths)
+        if not is_traced(g) and not jnp.all(jnp.isfinite(g))
+    ]
+    if bad:
+        raise value_error(
+            "`flow` overflowed float32: divide by the fan-in at each layer inside it. "
+            f"Not finite at:{listing(bad)}"
+        )

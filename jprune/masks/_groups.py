@@ -9,7 +9,7 @@ import numpy as np
 
 from jprune import selection
 from jprune._errors import value_error
-from jprune._groups import AxisRef, Group, Role, member_leaves
+from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
 from jprune._typing import Mask, Params
 
 
@@ -33,8 +33,14 @@ def from_groups(
       that no group touches hold a 0-d True.
 
     Raises:
-      ValueError: a vector of the wrong length.
+      ValueError: a vector of the wrong length, or a group with no member of the given
+        roles in the tree (nothing of it would be removed).
     """
+    if len(keeps) != len(groups):
+        raise value_error(
+            f"`keeps` must have one vector for each of the {len(groups)} groups, got "
+            f"{len(keeps)}."
+        )
     leaves, treedef = jax.tree.flatten(params)
     kept = [jnp.array(True)] * len(leaves)
     found = member_leaves(params, groups)
@@ -44,9 +50,11 @@ def from_groups(
                 f"Group {group.id!r} has {group.size} coordinates, got a keep vector "
                 f"of shape {jnp.shape(keep)}."
             )
-        for ref, i, leaf in members:
-            if roles is None or ref.role in roles:
-                kept[i] = kept[i] & _along(keep, ref, jnp.shape(leaf))
+        touched = [m for m in members if roles is None or m[0].role in roles]
+        if not touched:
+            raise no_member(group, roles)
+        for ref, i, leaf in touched:
+            kept[i] = kept[i] & _along(jnp.asarray(keep), ref, jnp.shape(leaf))
     return jax.tree.unflatten(treedef, kept)
 
 
@@ -67,39 +75,65 @@ def within_budget(
     *,
     min_keep: int = 1,
 ) -> tuple[jax.Array, ...]:
-    r"""Keeps the highest-scoring coordinates of all groups that a cost allows.
+    r"""Keeps the highest-scoring coordinates of all groups, as many as a cost allows.
 
-    One threshold for all groups: the lowest one at which `cost` of the numbers kept is
-    at most `budget`. Cost may be anything that does not grow when fewer are kept, such
-    as the parameters or multiply-adds that remain. Equal scores go together.
+    All coordinates are ranked together (ties: the first group, then the lower
+    coordinate), and the longest head of that ranking whose `cost` is at most `budget`
+    is kept. Cost may be anything that does not grow when fewer are kept, such as the
+    parameters or multiply-adds that remain; it is evaluated some fifty times.
 
     Args:
       scores: one vector `[size]` of non-negative scores for each group.
-      cost: function of the kept numbers, a float array `[number of groups]`.
-      budget: the most that may remain, in the units of `cost`.
-      min_keep: fewest coordinates each group keeps, budget or not.
+      cost: function of the kept numbers, a float32 array `[number of groups]`.
+      budget: the most that may remain, in the units of `cost`; may be traced.
+      min_keep: the fewest coordinates each group keeps, budget or not.
 
     Returns:
       For each group a bool vector, True = keep.
-    """
-    bits = [selection.image_of(s, "magnitude") for s in scores]
-    floors = [jnp.sort(b)[-min(min_keep, b.size)] if min_keep else None for b in bits]
 
-    def keeps(threshold: jax.Array) -> tuple[jax.Array, ...]:
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import masks
+      >>> wide, narrow = jnp.array([0.9, 0.5]), jnp.array([0.7, 0.1])
+      >>> masks.within_budget((wide, narrow), lambda n: 10 * n[0] + n[1], 12)
+      (Array([ True, False], dtype=bool), Array([ True,  True], dtype=bool))
+    """
+    if not scores:
+        return ()
+    dtype = jnp.result_type(*scores)
+    leaves = [jnp.asarray(s, dtype) for s in scores]
+    floors = [min(min_keep, s.size) for s in leaves]
+    best = selection.kth_magnitude(leaves, floors, ranking="leaf")
+    always = selection.keep_mask(leaves, best, floors)
+    bits = [selection.image_of(s) for s in leaves]
+    ends = np.cumsum([s.size for s in leaves]).tolist()
+    place = [
+        np.arange(end - s.size, end, dtype=np.int32)
+        for s, end in zip(leaves, ends, strict=True)
+    ]
+
+    def keeps(level: jax.Array, ties: Any) -> tuple[jax.Array, ...]:
+        """What is above a level, and of what is at it the first `ties` places."""
         return tuple(
-            (b >= threshold) if f is None else (b >= threshold) | (b >= f)
-            for b, f in zip(bits, floors, strict=True)
+            f | (b > level) | ((b == level) & (p < ties))
+            for f, b, p in zip(always, bits, place, strict=True)
         )
 
-    def fits(threshold: jax.Array) -> jax.Array:
-        counts = [jnp.sum(k) for k in keeps(threshold)]
-        return cost(jnp.stack(counts).astype(jnp.float32)) <= budget
+    def fits(level: jax.Array, ties: Any) -> jax.Array:
+        counts = jnp.stack([jnp.sum(k) for k in keeps(level, ties)])
+        return jnp.asarray(cost(counts.astype(jnp.float32)) <= budget)
 
-    # The 31 bits of the lowest threshold that fits, from the most significant: `low` is
-    # always too low, so the answer is `low + 1`; a threshold of 0 keeps everything.
-    def bit(i: jax.Array, low: jax.Array) -> jax.Array:
-        higher = low + (jnp.int32(1) << (30 - i))
-        return jnp.where(fits(higher), low, higher)
+    dtype = bits[0].dtype
+    level = 1 + _last(lambda t: ~fits(t, 0), jnp.iinfo(dtype).bits - 1, dtype)
+    ties = _last(lambda n: fits(level, n), ends[-1].bit_length() + 1, jnp.int32)
+    return keeps(level, ties)
 
-    low = jax.lax.fori_loop(0, 31, bit, jnp.int32(-1))
-    return keeps(low + 1)
+
+def _last(holds: Callable[[jax.Array], jax.Array], bits: int, dtype: Any) -> jax.Array:
+    """The last x of 0..2**bits - 2 with `holds(x)`, which turns false once; else -1."""
+
+    def bit(i: jax.Array, x: jax.Array) -> jax.Array:
+        higher = x + (jnp.ones((), dtype) << (bits - 1 - i).astype(dtype))
+        return jnp.where(holds(higher), higher, x)
+
+    return jax.lax.fori_loop(0, bits, bit, jnp.asarray(-1, dtype))

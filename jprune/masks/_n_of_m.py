@@ -2,13 +2,14 @@
 
 The axis is the contracted one (the weights that meet in one dot product), since that is
 what sparse matrix units read. The ranking is local: each weight counts how many of its
-M fellows beat it.
+M fellows beat it, M comparisons a weight.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune import selection
 from jprune._axes import axis_list, contraction_axis
@@ -18,6 +19,7 @@ from jprune.masks._scope import (
     from_scope,
     in_scope,
     in_scope_list,
+    inside,
     resolve_scope,
     scoped_names,
 )
@@ -29,27 +31,35 @@ def n_of_m(
     m: int,
     axis: int | PyTree | None = None,
     *,
+    within: Mask | None = None,
     scope: Any = None,
     signed: bool = False,
 ) -> Mask:
     """Keeps the `n` largest of every `m` consecutive scores along `axis`.
 
     Args:
-      scores: non-negative scores (or signed ones with `signed=True`).
+      scores: non-negative scores, or weights (or signed scores with `signed=True`).
       n: kept of each m, 1 <= n <= m.
       m: group length; must divide the axis.
       axis: the contracted axis: a number, a tree of numbers, or None for the default of
         leaves named `kernel` or `w` of rank 2 (axis 0) or 4 (axis 2).
+      within: a mask; only what it keeps can be kept (a group then may keep fewer).
       scope: see `masks.unstructured`.
       signed: rank by value instead of magnitude.
 
     Returns:
-      A mask that keeps exactly `n` of each group; ties go to the lower index.
+      A mask that keeps exactly `n` of each group; ties go to the lower index, and NaN
+      counts as the largest.
 
     Raises:
       ValueError: `m` does not divide the axis of a leaf, no axis is known for it, or
-      not
-        1 <= n <= m.
+        not 1 <= n <= m.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import masks
+      >>> masks.n_of_m({"w": jnp.array([[1.0], [-4.0], [3.0], [2.0]])}, 2, 4)["w"].T
+      Array([[False,  True,  True, False]], dtype=bool)
 
     References:
       Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From
@@ -59,10 +69,17 @@ def n_of_m(
     scope = resolve_scope(scope, scores)
     names, leaves = scoped_names(scores, scope), in_scope(scores, scope)
     given = in_scope_list(axis_list(axis, scores), scope)
-    kept = [
-        _leaf(name, x, n, m, a, signed)
-        for name, x, a in zip(names, leaves, given, strict=True)
-    ]
+    masked = inside(within, scores, scope) or [None] * len(leaves)
+    kept = []
+    for name, x, a, allowed in zip(names, leaves, given, masked, strict=True):
+        # The integer image orders as the scores do and gives NaN a place (the top).
+        bits = selection.image_of(x, "signed" if signed else "magnitude")
+        if allowed is not None:
+            bits = jnp.where(allowed, bits, jnp.iinfo(bits.dtype).min)
+        first = _first_n(_grouped(name, bits, m, a), n)
+        at = contraction_axis(name, x, a)
+        whole = jnp.moveaxis(first.reshape(jnp.moveaxis(x, at, -1).shape), -1, at)
+        kept.append(whole if allowed is None else whole & allowed)
     return from_scope(scope, kept)
 
 
@@ -72,8 +89,8 @@ def is_n_of_m(
     """Whether every group of `m` along `axis` keeps at most `n`.
 
     Args:
-      mask: a mask or any tree of arrays (non-zero = kept).
-      n: most kept in a group.
+      mask: a mask, or any tree of arrays (non-zero = kept).
+      n: the most kept in a group.
       m: group length; must divide the axis.
       axis: see `n_of_m`.
       scope: leaves to check; None for those with two or more axes.
@@ -97,8 +114,9 @@ def is_n_of_m(
 
 
 def _require_n_m(n: int, m: int) -> None:
-    if not 1 <= n <= m:
-        raise value_error(f"N:M needs 1 <= n <= m, got n={n}, m={m}.")
+    whole = all(isinstance(x, int | np.integer) for x in (n, m))
+    if not whole or not 1 <= n <= m:
+        raise value_error(f"N:M needs integers 1 <= n <= m, got n={n}, m={m}.")
 
 
 def _grouped(name: str, x: jax.Array, m: int, axis: int | None) -> jax.Array:
@@ -110,18 +128,14 @@ def _grouped(name: str, x: jax.Array, m: int, axis: int | None) -> jax.Array:
             "another `axis` or leave the leaf out of `scope`."
         )
     moved = jnp.moveaxis(x, at, -1)
-    return moved.reshape(*moved.shape[:-1], -1, m)
+    return moved.reshape(*moved.shape[:-1], x.shape[at] // m, m)
 
 
-def _leaf(
-    name: str, x: jax.Array, n: int, m: int, axis: int | None, signed: bool
-) -> jax.Array:
-    # The integer image orders as the scores do and gives NaN a place (the top).
-    bits = selection.image_of(x, "signed" if signed else "magnitude")
-    groups = _grouped(name, bits, m, axis)
+def _first_n(groups: jax.Array, n: int) -> jax.Array:
+    """Which of the last axis are beaten by fewer than `n` others."""
+    position = np.arange(groups.shape[-1])
     mine, other = groups[..., :, None], groups[..., None, :]
-    before = jnp.arange(m) < jnp.arange(m)[:, None]  # [mine, other]: other comes first
+    before = jnp.asarray(position < position[:, None])  # [mine, other]: other is first
+    before = jnp.broadcast_to(before, (*groups.shape, groups.shape[-1]))
     beaten_by = jnp.sum((other > mine) | ((other == mine) & before), axis=-1)
-    at = contraction_axis(name, x, axis)
-    kept = (beaten_by < n).reshape(jnp.moveaxis(x, at, -1).shape)
-    return jnp.moveaxis(kept, -1, at)
+    return beaten_by < n

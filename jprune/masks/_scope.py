@@ -10,14 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
 
 from jprune._errors import listing, type_error, value_error
-from jprune._tree import map_named, named_leaves, require_same_structure
-from jprune._typing import Params, PyTree, Scope
+from jprune._tree import leaf_name, map_named, named_leaves, require_same_structure
+from jprune._typing import Mask, Params, PyTree, Scope
 
-NOT_WEIGHTS = (
-    "bias scale gamma beta mean var offset embedding".split()  # last path entry
-)
+NOT_WEIGHTS = "bias scale gamma beta mean var offset embedding embeddings".split()
+"""Names of leaves that are not ranked by default."""
 
 Pattern = str | Callable[[str, Any], bool]
 
@@ -30,16 +31,16 @@ def prunable(
 ) -> Scope:
     r"""The leaves that pruning should rank, as a tree of Python bools.
 
-    By default every floating leaf with at least two axes whose last path entry is not
-    bias, scale, gamma, beta, mean, var, offset or embedding (attention biases and
-    stacked norm scales have two axes, so the number of axes alone does not tell).
+    By default every floating leaf with at least two axes whose name is not bias, scale,
+    gamma, beta, mean, var, offset, embedding or embeddings (attention biases and
+    stacked norm scales have two axes, so the number of axes alone does not tell). The
+    name is the last entry of the path.
 
     Args:
-      params: the parameters.
+      params: the parameters, or their shapes and dtypes (`jax.ShapeDtypeStruct`).
       include: a regular expression searched in the leaf path `a/b/kernel`, or a
-      predicate
-        `(path, leaf) -> bool`; it replaces the default rule (a leaf must still be
-        floating).
+        predicate `(path, leaf) -> bool`; it replaces the default rule (a leaf must
+        still be floating).
       exclude: likewise; leaves it matches are left out.
       verbose: print each leaf with what was decided.
 
@@ -57,35 +58,38 @@ def prunable(
       >>> masks.prunable({"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
       {'a': {'bias': False, 'kernel': True}}
     """
-    if not jax.tree.leaves(params):
+    leaves = named_leaves(params)
+    if not leaves:
         return params
     for name, pattern in (("include", include), ("exclude", exclude)):
         if pattern is not None and not any(
-            _matches(pattern, path, leaf) for path, leaf in named_leaves(params)
+            _matches(pattern, path, leaf) for path, leaf in leaves
         ):
             raise value_error(
                 f"`{name}`={pattern!r} matches no leaf. The leaves are:"
-                + listing([path for path, _ in named_leaves(params)])
+                + listing([path for path, _ in leaves])
             )
 
     def takes_part(path: str, leaf: Any) -> bool:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if not _is_floating(leaf):
             return False
         if exclude is not None and _matches(exclude, path, leaf):
             return False
         if include is not None:
             return _matches(include, path, leaf)
-        return jnp.ndim(leaf) >= 2 and path.split("/")[-1] not in NOT_WEIGHTS
+        return np.ndim(leaf) >= 2 and leaf_name(path) not in NOT_WEIGHTS
 
     scope = map_named(takes_part, params)
     if verbose:
         for path, taken in named_leaves(scope):
             print(f"{'prune' if taken else 'leave'}  {path}")
     if not any(jax.tree.leaves(scope)):
+        rule = "the default rule" if include is None else f"`include`={include!r}"
         raise value_error(
-            "No leaf is prunable: by default floating leaves with two or more axes not "
-            f"named {', '.join(NOT_WEIGHTS)}. Pass `include` or a `scope`. The leaves:"
-            + listing([f"{p} {jnp.shape(w)}" for p, w in named_leaves(params)])
+            f"No leaf is prunable by {rule}: leaves must be floating, and by default "
+            f"have two axes or more and another name than {', '.join(NOT_WEIGHTS)}. "
+            "Pass another `include` or `scope`. The leaves are:"
+            + listing([f"{path} {_kind(leaf)}" for path, leaf in leaves])
         )
     return scope
 
@@ -100,12 +104,12 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
       params: the parameters.
 
     Returns:
-      A tree of Python bools.
+      A tree of Python bools; `params` itself if it has no leaves.
 
     Raises:
       ValueError: another structure than `params`, or no leaf in scope.
       TypeError: a leaf that is not a Python bool, or an integer or complex leaf in
-      scope.
+        scope.
     """
     if not jax.tree.leaves(params):
         return params
@@ -113,7 +117,9 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
         return prunable(params)
     if isinstance(scope, str):
         return prunable(params, include=scope)
-    tree = scope(params) if callable(scope) else scope
+    # A module of Equinox is both a tree and callable.
+    is_tree = not jtu.treedef_is_leaf(jax.tree.structure(scope))
+    tree = scope(params) if callable(scope) and not is_tree else scope
     require_same_structure("scope", tree, params)
     pairs = zip(named_leaves(tree), jax.tree.leaves(params), strict=True)
     for (path, taken), leaf in pairs:
@@ -121,14 +127,25 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
             raise type_error(
                 f"`scope` must hold Python bools, got {type(taken).__name__} at {path}."
             )
-        if taken and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if taken and not _is_floating(leaf):
             raise type_error(
-                f"Only floating leaves can be pruned, got {jnp.result_type(leaf)} at "
-                f"{path}. Leave it out of `scope`."
+                f"Only floating leaves can be pruned, got {_kind(leaf)} at {path}. "
+                "Leave it out of `scope`."
             )
     if not any(jax.tree.leaves(tree)):
         raise value_error("`scope` takes no leaf at all; nothing would be pruned.")
     return tree
+
+
+def _is_floating(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _kind(leaf: Any) -> str:
+    """Dtype and shape of a leaf, or its type if it is no array."""
+    if not hasattr(leaf, "dtype"):
+        return type(leaf).__name__
+    return f"{leaf.dtype}{list(np.shape(leaf))}"
 
 
 def _matches(pattern: Pattern, path: str, leaf: Any) -> bool:
@@ -156,3 +173,11 @@ def from_scope(scope: Scope, keeps: list[Any]) -> PyTree:
     """A mask: `keeps` in order at the leaves in scope, a 0-d True at the others."""
     rest = iter(keeps)
     return jax.tree.map(lambda t: next(rest) if t else jnp.array(True), scope)
+
+
+def inside(within: Mask | None, like: PyTree, scope: Scope) -> list[jax.Array] | None:
+    """The leaves of a `within` mask that take part, or None."""
+    if within is None:
+        return None
+    require_same_structure("within", within, like)
+    return [jnp.asarray(m) for m in in_scope(within, scope)]

@@ -1,13 +1,14 @@
 """Masks as values: apply, count, combine, read off zeros."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import value_error
-from jprune._tree import require_same_structure
+from jprune._errors import listing, value_error
+from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, Params, Scope
 from jprune.masks._scope import from_scope, in_scope, resolve_scope
 
@@ -17,15 +18,15 @@ def apply(mask: Mask, params: Params) -> Params:
 
     Args:
       mask: True = keep.
-      params: same structure.
+      params: same structure; a leaf has the shape of its mask, unless that is 0-d.
 
     Returns:
       Parameters with exact zeros where the mask is False (NaN and inf included).
 
     Raises:
-      ValueError: the structures differ.
+      ValueError: structures or shapes that differ.
     """
-    require_same_structure("mask", mask, params)
+    _require_fit(mask, params)
     return jax.tree.map(
         lambda m, p: jnp.where(m, p, jnp.zeros((), jnp.result_type(p))), mask, params
     )
@@ -57,29 +58,24 @@ def intersect(*masks: Mask) -> Mask:
       *masks: one or more masks of one structure.
 
     Returns:
-      A mask. A 0-d True gives way to the other mask's leaf.
+      A mask. A 0-d leaf gives way to the shape of the other mask's.
 
     Raises:
-      ValueError: no mask, or structures that differ.
+      ValueError: no mask, or structures or shapes that differ.
     """
     if not masks:
         raise value_error("`intersect` needs at least one mask.")
     for mask in masks[1:]:
         require_same_structure("mask", mask, masks[0])
-    return jax.tree.map(
-        lambda *ms: jnp.asarray(ms[0]) if len(ms) == 1 else _all(ms), *masks
-    )
+    largest = jax.tree.map(lambda *ms: max(ms, key=jnp.ndim), *masks)
+    for mask in masks:
+        _require_fit(mask, largest)
+    return jax.tree.map(lambda *ms: functools.reduce(jnp.logical_and, ms, True), *masks)
 
 
-def _all(ms: tuple[jax.Array, ...]) -> jax.Array:
-    shape = np.broadcast_shapes(*[jnp.shape(m) for m in ms])
-    kept = jnp.asarray(ms[0])
-    for m in ms[1:]:
-        kept = kept & m
-    return jnp.broadcast_to(kept, shape)
-
-
-def count(mask: Mask, params: Params | None = None, scope: Scope | None = None) -> Any:
+def count(
+    mask: Mask, params: Params | None = None, scope: Scope | None = None
+) -> jax.Array:
     """How many scalars the mask keeps.
 
     Args:
@@ -89,8 +85,14 @@ def count(mask: Mask, params: Params | None = None, scope: Scope | None = None) 
 
     Returns:
       A 0-d int32 array.
+
+    Raises:
+      ValueError: structures or shapes that differ, or 2**31 scalars or more.
     """
-    return _kept_and_size(mask, params, scope)[0]
+    removed, total = _removed_and_size(mask, params, scope)
+    if total >= 2**31:
+        raise value_error(f"{total} scalars do not fit an int32 count; use `scope`.")
+    return total - sum(removed, jnp.int32(0))
 
 
 def size(params: Params, scope: Any = None) -> int:
@@ -115,27 +117,48 @@ def sparsity(
     Args:
       mask: a mask.
       params: with it, leaves out of scope (a 0-d True) count as kept; without it they
-      do
-        not count at all, which is the sparsity methods ask for.
+        do not count at all, which is the sparsity methods ask for.
       scope: count these leaves only (a tree of bools).
 
     Returns:
       A 0-d float32 array; 0 for an empty mask.
+
+    Raises:
+      ValueError: structures or shapes that differ.
     """
-    kept, total = _kept_and_size(mask, params, scope)
-    return (total - kept) / jnp.float32(max(total, 1))
+    removed, total = _removed_and_size(mask, params, scope)
+    counts = [n.astype(jnp.float32) for n in removed]
+    return sum(counts, jnp.float32(0)) / max(total, 1)
 
 
-def _kept_and_size(
+def _removed_and_size(
     mask: Mask, params: Params | None, scope: Scope | None
-) -> tuple[jax.Array, int]:
+) -> tuple[list[jax.Array], int]:
+    """How many scalars are removed of each leaf, and how many there are in all."""
     like = mask if params is None else params
-    require_same_structure("mask", mask, like)
+    _require_fit(mask, like)
     if scope is None:
         scope = jax.tree.map(lambda m: params is not None or jnp.ndim(m) > 0, mask)
-    kept, total = jnp.int32(0), 0
+    require_same_structure("scope", scope, like)
+    removed, total = [], 0
     for m, p in zip(in_scope(mask, scope), in_scope(like, scope), strict=True):
-        n = int(np.prod(jnp.shape(p)))
-        repeats = n // max(int(np.prod(jnp.shape(m))), 1)
-        kept, total = kept + jnp.sum(m, dtype=jnp.int32) * repeats, total + n
-    return kept, total
+        each = 1 if jnp.ndim(m) else np.prod(np.shape(p), dtype=int)
+        removed.append(jnp.sum(~jnp.asarray(m, bool), dtype=jnp.int32) * int(each))
+        total += int(np.prod(np.shape(p), dtype=int))
+    return removed, total
+
+
+def _require_fit(mask: Mask, params: Params) -> None:
+    """Raises unless `mask` has the structure of `params`, and their shapes or 0-d."""
+    require_same_structure("mask", mask, params)
+    pairs = zip(named_leaves(mask), jax.tree.leaves(params), strict=True)
+    bad = [
+        f"{path}: {np.shape(m)} against {np.shape(p)}"
+        for (path, m), p in pairs
+        if np.shape(m) not in ((), np.shape(p))
+    ]
+    if bad:
+        raise value_error(
+            "`mask` must have the shape of each parameter, or be 0-d where it keeps a "
+            f"whole leaf:{listing(bad)}"
+        )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import value_error
-from jprune._groups import AxisRef, Group, Role, member_leaves
+from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
 from jprune._typing import Scores
 
 
@@ -36,7 +36,8 @@ def over_groups(
       reduce: how a group's members combine.
 
     Returns:
-      A tuple of arrays, `[group.size]` each, in the order of `groups`.
+      A tuple of arrays, `[group.size]` each, in the order of `groups`; float32 or
+      wider.
 
     Raises:
       ValueError: a group with no member of the given roles in the tree.
@@ -55,18 +56,16 @@ def over_groups(
             if roles is None or ref.role in roles
         ]
         if not rows:
-            raise value_error(
-                f"Group {group.id!r} has no member in the roles {roles} among the "
-                "leaves of `scores`; its members are "
-                f"{[(ref.path, ref.role) for ref in group.members]}."
-            )
+            raise no_member(group, roles)
         vectors.append(combine[reduce](jnp.stack(rows), axis=0))
     return tuple(vectors)
 
 
 def _member(leaf: jax.Array, ref: AxisRef, size: int, order: int) -> jax.Array:
+    """The norm of a leaf at each coordinate of the group. [size]"""
     others = tuple(i for i in range(leaf.ndim) if i != ref.axis)
-    total = jnp.sum(jnp.abs(leaf) ** order, axis=others)  # [axis length]
+    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    total = jnp.sum(jnp.abs(wide) ** order, axis=others)  # [axis length]
     if ref.labels is not None:
         labels = np.asarray(ref.labels)
         at = np.flatnonzero(labels >= 0)

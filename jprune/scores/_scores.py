@@ -1,11 +1,15 @@
-"""Element-wise scores: one line of mathematics each."""
+"""Element-wise scores: one line of mathematics each.
+
+Products and norms are taken in float32 at least: in half precision small saliencies
+underflow and many become equal, and then position would decide.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from jprune._axes import axis_list, contraction_axis
 from jprune._errors import value_error
-from jprune._tree import named_leaves, require_same_structure
+from jprune._tree import map_named, named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scores
 
 
@@ -35,34 +39,40 @@ def saliency(params: Params, grads: Params) -> Scores:
       grads: gradient of the loss, same structure.
 
     Returns:
-      Non-negative scores.
+      Non-negative scores, float32 or wider.
+
+    Raises:
+      ValueError: `grads` of another structure.
 
     References:
       Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity",
       ICLR 2019, eq. (6) without its normalization by the sum, which no ranking sees.
     """
     require_same_structure("grads", grads, params)
-    return jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
+    return jax.tree.map(lambda w, g: jnp.abs(_wide(w) * _wide(g)), params, grads)
 
 
 def movement(params: Params, grads: Params) -> Scores:
-    r"""$-w \cdot \partial L/\partial w$, **signed**: positive where w moves away from
-    0.
+    r"""$-w \cdot \partial L/\partial w$: positive where descent moves w away from 0.
 
-    Sum it over steps for movement pruning; rank with `signed=True`.
+    **Signed**: rank it with `masks.unstructured(..., signed=True)`. Movement pruning
+    sums it over steps.
 
     Args:
       params: parameters $w$.
       grads: gradient of the loss, same structure.
 
     Returns:
-      Signed scores.
+      Signed scores, float32 or wider.
+
+    Raises:
+      ValueError: `grads` of another structure.
 
     References:
       Sanh et al., "Movement Pruning: Adaptive Sparsity by Fine-Tuning", NeurIPS 2020.
     """
     require_same_structure("grads", grads, params)
-    return jax.tree.map(lambda w, g: -w * g, params, grads)
+    return jax.tree.map(lambda w, g: -_wide(w) * _wide(g), params, grads)
 
 
 def random(key: jax.Array, params: Params) -> Scores:
@@ -70,14 +80,14 @@ def random(key: jax.Array, params: Params) -> Scores:
 
     Args:
       key: a PRNG key; the leaf's position in the flattened tree is folded into it.
-      params: gives structure, shapes and dtypes.
+      params: gives structure and shapes.
 
     Returns:
-      Scores in [0, 1).
+      Scores, float32 whatever the parameters (half precision has too few numbers).
     """
     leaves, treedef = jax.tree.flatten(params)
     drawn = [
-        jax.random.uniform(jax.random.fold_in(key, i), jnp.shape(w), jnp.result_type(w))
+        jax.random.uniform(jax.random.fold_in(key, i), jnp.shape(w), jnp.float32)
         for i, w in enumerate(leaves)
     ]
     return jax.tree.unflatten(treedef, drawn)
@@ -87,15 +97,16 @@ def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
     r"""The norm of the whole channel an element belongs to, repeated over the channel.
 
     Args:
-      params: parameters; a leaf of rank 0 scores its own magnitude.
+      params: parameters. A leaf of rank 0 or 1 scores its own magnitude: each of its
+        entries is a channel.
       axis: the channel axis of every leaf; -1, the last, is the output of Flax kernels.
       order: 1 for the sum of magnitudes, 2 for the Euclidean norm.
 
     Returns:
-      Scores of the shape of `params`, constant within a channel.
+      Scores of the shape of `params`, constant within a channel; float32 or wider.
 
     Raises:
-      ValueError: for another `order`.
+      ValueError: another `order`, or `axis` out of range for a leaf of rank 2 or more.
 
     References:
       Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (order 1).
@@ -103,14 +114,19 @@ def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
     if order not in (1, 2):
         raise value_error(f"`order` must be 1 or 2, got {order!r}.")
 
-    def norm(w: jax.Array) -> jax.Array:
-        if jnp.ndim(w) == 0:
-            return jnp.abs(w)
-        others = tuple(i for i in range(w.ndim) if i != axis % w.ndim)
-        total = jnp.sum(jnp.abs(w) ** order, axis=others, keepdims=True)
-        return jnp.broadcast_to(total if order == 1 else jnp.sqrt(total), w.shape)
+    def norm(path: str, w: jax.Array) -> jax.Array:
+        size = jnp.abs(_wide(w))
+        if size.ndim < 2:
+            return size
+        if not -size.ndim <= axis < size.ndim:
+            raise value_error(
+                f"`axis` {axis} is out of range for {path} of shape {size.shape}."
+            )
+        others = tuple(i for i in range(size.ndim) if i != axis % size.ndim)
+        total = jnp.sum(size**order, axis=others, keepdims=True)
+        return jnp.broadcast_to(total if order == 1 else jnp.sqrt(total), size.shape)
 
-    return jax.tree.map(norm, params)
+    return map_named(norm, params)
 
 
 def normalized(scores: Scores) -> Scores:
@@ -122,32 +138,33 @@ def normalized(scores: Scores) -> Scores:
       scores: any scores.
 
     Returns:
-      Scores whose leaves have norm 1 (or 0).
+      Scores whose leaves have norm 1 (or 0); float32 or wider.
     """
 
     def divide(s: jax.Array) -> jax.Array:
-        norm = jnp.sqrt(jnp.sum(jnp.square(s)))
-        return jnp.where(norm > 0, s / jnp.where(norm > 0, norm, 1), 0).astype(s.dtype)
+        s = _wide(s)
+        largest = jnp.max(jnp.abs(s), initial=0)
+        # At scale 1 no square leaves the float range.
+        unit = s / jnp.where(largest > 0, largest, 1)
+        return unit / jnp.where(largest > 0, jnp.sqrt(jnp.sum(unit * unit)), 1)
 
     return jax.tree.map(divide, scores)
 
 
 def wanda(params: Params, norms: PyTree, axis: int | PyTree | None = None) -> Scores:
-    r"""$|w_{ij}| \cdot \lVert x_i \rVert_2$: magnitude times the norm of the input it
-    reads.
+    r"""$|w_{ij}| \cdot \lVert x_i \rVert_2$: a magnitude times its input's norm.
 
     Args:
       params: parameters $w$.
       norms: same structure; a leaf is `[inputs]`, the Euclidean norm over a calibration
         batch of each input feature, or 0-d for a leaf that is scored by magnitude
         alone.
-      axis: the contracted axis; needed where a leaf is not a `kernel` or `w` of rank 2
-        or
-        4. A number for all leaves, or a tree.
+      axis: the contracted axis: a number, a tree of numbers, or None for the default of
+        leaves named `kernel` or `w` of rank 2 (axis 0) or 4 (axis 2).
 
     Returns:
-      Non-negative scores. Wanda ranks them within each output: use
-      `masks.n_of_m` or rank per leaf.
+      Non-negative scores, float32 or wider. The paper ranks them within each output;
+      `masks.n_of_m` and `ranking="leaf"` are what jprune has nearest to it.
 
     Raises:
       ValueError: a `norms` leaf of the wrong length, or no default axis for a leaf.
@@ -159,24 +176,26 @@ def wanda(params: Params, norms: PyTree, axis: int | PyTree | None = None) -> Sc
     require_same_structure("norms", norms, params)
 
     def score(path: str, w: jax.Array, norm: jax.Array, given: int | None) -> jax.Array:
+        size = jnp.abs(_wide(w))
         if jnp.ndim(norm) == 0:
-            return jnp.abs(w) * norm
+            return size * _wide(norm)
         at = contraction_axis(path, w, given)
-        if jnp.shape(norm) != (w.shape[at],):
+        if jnp.shape(norm) != (size.shape[at],):
             raise value_error(
-                f"`norms` at {path} must be [{w.shape[at]}], one norm for each position"
-                f" of axis {at} of {w.shape}; got {jnp.shape(norm)}."
+                f"`norms` at {path} must be [{size.shape[at]}], one norm for each "
+                f"position of axis {at} of {size.shape}; got {jnp.shape(norm)}."
             )
-        shape = [1] * w.ndim
-        shape[at] = -1
-        return jnp.abs(w) * jnp.reshape(norm, shape)
+        column = [1] * size.ndim
+        column[at] = -1
+        return size * jnp.reshape(_wide(norm), column)
 
     treedef = jax.tree.structure(params)
-    rows = zip(
-        named_leaves(params),
-        jax.tree.leaves(norms),
-        axis_list(axis, params),
-        strict=True,
-    )
+    axes = axis_list(axis, params)
+    rows = zip(named_leaves(params), jax.tree.leaves(norms), axes, strict=True)
     scored = [score(path, w, norm, given) for (path, w), norm, given in rows]
     return jax.tree.unflatten(treedef, scored)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """`x` in float32, or in its own dtype if that is wider."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

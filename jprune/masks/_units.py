@@ -1,0 +1,222 @@
+"""Coarse patterns: whole channels, or blocks, of each leaf.
+
+The scores of a unit are reduced to one, the units are ranked, and the decision is
+spread back over the unit's scalars. Counts are in units.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune._axes import axis_list, output_axis
+from jprune._errors import value_error
+from jprune._typing import Mask, PyTree, Scope, Scores
+from jprune.masks._rank import Ranking, rank
+from jprune.masks._scope import (
+    from_scope,
+    in_scope,
+    in_scope_list,
+    inside,
+    resolve_scope,
+    scoped_names,
+)
+from jprune.masks._target import unit_counts
+
+Reduce = Literal["sum", "mean", "max"]
+Shape = tuple[int, ...]
+
+
+def channels(
+    scores: Scores,
+    sparsity: Any = None,
+    *,
+    keep: Any = None,
+    axis: int | PyTree | None = None,
+    reduce: Reduce = "sum",
+    ranking: Ranking = "leaf",
+    within: Mask | None = None,
+    scope: Any = None,
+    min_keep: int = 1,
+) -> Mask:
+    """Keeps whole channels: slices along one axis, scored by their reduced scores.
+
+    This zeroes slices of each leaf by itself. To remove channels of a network, use
+    `jprune.surgery`, which ties a channel's producers and consumers together.
+
+    Args:
+      scores: non-negative scores, or weights, which count by their magnitude.
+      sparsity: fraction of channels removed; see `unstructured`.
+      keep: number of channels kept, over all leaves of a global ranking.
+      axis: the channel axis: a number, a tree of numbers, or None for the output axis
+        (the last) of leaves named `kernel` or `w` of rank 2 or 4.
+      reduce: how a slice's scores make the channel's. Use "mean" to compare leaves of
+        unlike sizes in a global ranking.
+      ranking: "leaf" (default) or "global".
+      within: a mask; only channels it keeps something of can be kept.
+      scope: see `unstructured`.
+      min_keep: the fewest channels each leaf keeps.
+
+    Returns:
+      A mask; constant within a channel.
+
+    Raises:
+      ValueError: no axis given for a leaf that has no default; as `unstructured`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import masks
+      >>> masks.channels({"kernel": jnp.array([[3.0, 1.0], [3.0, 1.0]])}, 0.5)["kernel"]
+      Array([[ True, False],
+             [ True, False]], dtype=bool)
+    """
+    scope = resolve_scope(scope, scores)
+    names, leaves = scoped_names(scores, scope), in_scope(scores, scope)
+    given = in_scope_list(axis_list(axis, scores), scope)
+    axes = [output_axis(n, x, a) for n, x, a in zip(names, leaves, given, strict=True)]
+    others = [
+        tuple(i for i in range(x.ndim) if i != a)
+        for x, a in zip(leaves, axes, strict=True)
+    ]
+    units = [
+        _reduced(x, other, reduce, x.size // max(x.shape[a], 1))
+        for x, other, a in zip(leaves, others, axes, strict=True)
+    ]
+    masked = inside(within, scores, scope)
+    if masked is not None:
+        masked = [
+            m if m.ndim == 0 else m.any(other)
+            for m, other in zip(masked, others, strict=True)
+        ]
+    kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep)
+    spread = [
+        jnp.broadcast_to(jnp.expand_dims(k, other), x.shape)
+        for k, other, x in zip(kept, others, leaves, strict=True)
+    ]
+    return from_scope(scope, spread)
+
+
+def blocks(
+    scores: Scores,
+    block: Sequence[int],
+    sparsity: Any = None,
+    *,
+    keep: Any = None,
+    reduce: Reduce = "sum",
+    ranking: Ranking = "leaf",
+    within: Mask | None = None,
+    scope: Any = None,
+    min_keep: int = 1,
+) -> Mask:
+    """Keeps whole blocks of the trailing axes, e.g. `(4, 4)` tiles of a matrix.
+
+    Args:
+      scores: non-negative scores, or weights, which count by their magnitude.
+      block: the block's shape over the last `len(block)` axes of every leaf; 1 along
+        the others. Where it does not divide an axis the last block is smaller.
+      sparsity: fraction of blocks removed; see `unstructured`.
+      keep: number of blocks kept, over all leaves of a global ranking.
+      reduce: how a block's scores make its own; "mean" divides by its true size.
+      ranking: "leaf" (default) or "global".
+      within: a mask; only blocks it keeps something of can be kept.
+      scope: see `unstructured`.
+      min_keep: the fewest blocks each leaf keeps.
+
+    Returns:
+      A mask; constant within a block.
+
+    Raises:
+      ValueError: a block with more axes than a leaf, or not of positive integers; as
+        `unstructured`.
+
+    References:
+      Narang, Undersander and Diamos, "Block-Sparse Recurrent Neural Networks", arXiv
+      1711.02782 (which reduces with "max").
+    """
+    block = tuple(block)
+    if not block or any(not isinstance(b, int) or b < 1 for b in block):
+        raise value_error(f"`block` must be positive integers, got {block}.")
+    scope = resolve_scope(scope, scores)
+    leaves, shapes = in_scope(scores, scope), []
+    for name, x in zip(scoped_names(scores, scope), leaves, strict=True):
+        if x.ndim < len(block):
+            raise value_error(
+                f"`block` {block} has more axes than {name} of shape {x.shape}; leave "
+                "that leaf out of `scope`."
+            )
+        shapes.append((1,) * (x.ndim - len(block)) + block)
+    units = [
+        _reduced(_tiles(x, b), _inner(b), reduce, _tile_sizes(x.shape, b))
+        for x, b in zip(leaves, shapes, strict=True)
+    ]
+    masked = inside(within, scores, scope)
+    if masked is not None:
+        masked = [
+            m if m.ndim == 0 else _tiles(m, b).any(_inner(b))
+            for m, b in zip(masked, shapes, strict=True)
+        ]
+    kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep)
+    spread = [
+        _untiled(k, x.shape, b) for k, x, b in zip(kept, leaves, shapes, strict=True)
+    ]
+    return from_scope(scope, spread)
+
+
+def _rank_units(
+    units: list[jax.Array],
+    sparsity: Any,
+    keep: Any,
+    ranking: Ranking,
+    within: list[jax.Array] | None,
+    scope: Scope,
+    min_keep: int,
+) -> list[jax.Array]:
+    if not units:
+        return []
+    sizes = [u.size for u in units]
+    counts, ranking = unit_counts(sizes, sparsity, keep, scope=scope, ranking=ranking)
+    return rank(units, counts, ranking=ranking, within=within, min_keep=min_keep)[0]
+
+
+def _reduced(
+    x: jax.Array, axes: tuple[int, ...], reduce: Reduce, sizes: Any
+) -> jax.Array:
+    """One score for each unit, at least in float32; `sizes` counts its scalars."""
+    if reduce not in ("sum", "mean", "max"):
+        raise value_error(f"`reduce` must be 'sum', 'mean' or 'max', got {reduce!r}.")
+    size = jnp.abs(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+    if reduce == "max":
+        return jnp.max(size, axis=axes, initial=0)
+    total = jnp.sum(size, axis=axes)
+    return total if reduce == "sum" else total / jnp.asarray(sizes, total.dtype)
+
+
+def _tiles(x: jax.Array, block: Shape) -> jax.Array:
+    """Each axis split in (blocks, block), ragged ends filled with zeros."""
+    pads = [(0, -n % b) for n, b in zip(x.shape, block, strict=True)]
+    split = [s for n, b in zip(x.shape, block, strict=True) for s in (-(-n // b), b)]
+    return jnp.pad(x, pads).reshape(split)
+
+
+def _inner(block: Shape) -> tuple[int, ...]:
+    """The axes of `_tiles` that run within a block."""
+    return tuple(range(1, 2 * len(block), 2))
+
+
+def _tile_sizes(shape: Shape, block: Shape) -> np.ndarray:
+    """How many scalars each block has. [blocks along each axis]"""
+    lengths = [
+        np.minimum(b, n - b * np.arange(-(-n // b)))
+        for n, b in zip(shape, block, strict=True)
+    ]
+    return functools.reduce(np.multiply.outer, lengths)
+
+
+def _untiled(kept: jax.Array, shape: Shape, block: Shape) -> jax.Array:
+    """Each block's decision over its scalars. [shape]"""
+    for axis, b in enumerate(block):
+        kept = jnp.repeat(kept, b, axis=axis) if b > 1 else kept
+    return kept[tuple(slice(0, n) for n in shape)]

@@ -1,0 +1,115 @@
+"""The finest pattern: single scalars."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jprune import selection
+from jprune._typing import Mask, Scores
+from jprune.masks._rank import Ranking, rank
+from jprune.masks._scope import from_scope, in_scope, inside, resolve_scope
+from jprune.masks._target import keep_counts
+
+
+def unstructured(
+    scores: Scores,
+    sparsity: Any = None,
+    *,
+    keep: Any = None,
+    ranking: Ranking = "global",
+    within: Mask | None = None,
+    scope: Any = None,
+    min_keep: int = 1,
+    signed: bool = False,
+) -> Mask:
+    r"""Keeps the scalars with the largest scores, exactly as many as asked.
+
+    Args:
+      scores: non-negative scores (or signed ones with `signed=True`). Weights may be
+        passed as they are: without `signed` a negative number ranks by its magnitude.
+      sparsity: fraction of zeros over the scope, in [0, 1): a float, a traced scalar,
+        or a tree of floats from `masks.uniform`, `masks.erdos_renyi` or `masks.erk`
+        (each leaf is then ranked by itself).
+      keep: number kept instead, an int or a traced int32.
+      ranking: "global", one ranking over all leaves, or "leaf", the same sparsity in
+        each.
+      within: a mask; only what it keeps can be kept (monotone pruning).
+      scope: which leaves take part: None for `masks.prunable`, a regular expression, a
+        function of the tree, or a tree of bools.
+      min_keep: the fewest scalars any leaf in scope keeps. It moves budget between
+        leaves, never the total. A traced target too small for it is met without it.
+      signed: rank by value instead of magnitude (movement, GraSP).
+
+    Returns:
+      A mask with the structure of `scores`; True = keep. Leaves out of scope hold a 0-d
+      True. Ties are broken by position, so the count is exact even for constant scores.
+
+    Raises:
+      ValueError: sparsity outside [0, 1), both or neither of `sparsity` and `keep`, a
+        budget smaller than the floors, a mask or scope of another structure.
+      TypeError: an integer or complex leaf in scope.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import masks
+      >>> masks.unstructured({"w": jnp.array([[3.0, -1.0], [0.5, 2.0]])}, 0.5)["w"]
+      Array([[ True, False],
+             [False,  True]], dtype=bool)
+    """
+    scope = resolve_scope(scope, scores)
+    leaves = in_scope(scores, scope)
+    if not leaves:
+        return from_scope(scope, [])
+    counts, ranking = keep_counts(scores, sparsity, keep, scope=scope, ranking=ranking)
+    kept, _ = rank(
+        leaves,
+        counts,
+        ranking=ranking,
+        within=inside(within, scores, scope),
+        min_keep=min_keep,
+        signed=signed,
+    )
+    return from_scope(scope, kept)
+
+
+def ranked(
+    scores: Scores,
+    counts: Any,
+    *,
+    ranking: Ranking = "global",
+    scope: Any = None,
+    min_keep: int = 1,
+    within: Mask | None = None,
+    init: selection.WarmStart,
+) -> tuple[Mask, selection.WarmStart, jax.Array]:
+    """`unstructured`, for a caller that ranks at every step and carries a warm start.
+
+    Args:
+      scores: as for `unstructured`.
+      counts: what `keep_counts` gave: a number, or one for each leaf in scope.
+      ranking: what `keep_counts` gave.
+      scope: as for `unstructured`.
+      min_keep: as for `unstructured`.
+      within: as for `unstructured`.
+      init: the warm start of the step before; at first `selection.cold` of the leaves
+        in scope, for the same `ranking`.
+
+    Returns:
+      The mask, the warm start of the next step, and the passes over the weights that
+      the threshold took (0-d int32).
+    """
+    scope = resolve_scope(scope, scores)
+    leaves = in_scope(scores, scope)
+    if not leaves:
+        return from_scope(scope, []), init, jnp.int32(0)
+    kept, found = rank(
+        leaves,
+        counts,
+        ranking=ranking,
+        within=inside(within, scores, scope),
+        min_keep=min_keep,
+        init=init,
+    )
+    passes = jnp.max(found.passes).astype(jnp.int32)
+    return from_scope(scope, kept), selection.warm_start(init, found), passes
