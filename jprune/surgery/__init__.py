@@ -15,6 +15,7 @@ coordinate still contributes (a norm's variance, a pooled sigmoid) is carried al
 
 from jprune.surgery._groups import Frozen as Frozen
 from jprune.surgery._groups import Groups as Groups
+from jprune.surgery._groups import contraction_axes as contraction_axes
 from jprune.surgery._groups import groups as groups
 from jprune.surgery._make import plan_from_keep as plan_from_keep
 from jprune.surgery._make import plan_from_masks as plan_from_masks
@@ -22,6 +23,9 @@ from jprune.surgery._plan import Plan as Plan
 from jprune.surgery._plan import load_plan as load_plan
 from jprune.surgery._registry import Rule as Rule
 from jprune.surgery._registry import register_rule as register_rule
+from jprune.surgery._select import select as select
 from jprune.surgery._shrink import shrink as shrink
+from jprune.surgery._verify import Report as Report
+from jprune.surgery._verify import verify as verify
 from jprune.surgery.rules import elementwise_axes as elementwise_axes
 from jprune.surgery.rules import positionwise as positionwise

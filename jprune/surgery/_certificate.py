@@ -69,6 +69,15 @@ def certify(program: Program, atoms: dict[str, Atom]) -> dict[str, Exactness]:
     return {name: found[atom] for name, atom in atoms.items()}
 
 
+def exactness_of(log: Log) -> tuple[str, tuple[str, ...]]:
+    """The way of one plan as a whole, and the reasons if it is not exact."""
+    if log.leaks:
+        return "no", tuple(dict.fromkeys(why for _, why in log.leaks))
+    if not log.corrections:
+        return "zero", ()
+    return "constant" if all(c for _, c in log.corrections) else "ghost", ()
+
+
 def _worsen(
     found: dict[Atom, Exactness], hit: frozenset[Atom], way: Way, why: str
 ) -> None:

@@ -10,13 +10,15 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+import jax
+import jax.tree_util as jtu
 import numpy as np
 
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Kind, Role
 from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import trace
-from jprune._tree import KeyTuple, keyed_leaves
+from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune._typing import PyTree
 from jprune.surgery import _certificate
 from jprune.surgery._axes import (
@@ -64,10 +66,12 @@ class Groups:
     """
 
     def __init__(
-        self, program: Program, shapes: dict[KeyTuple, tuple[int, ...]]
+        self, program: Program, shapes: dict[KeyTuple, tuple[int, ...]], like: PyTree
     ) -> None:
         self.program = program
         self.shapes = shapes
+        pairs, self.tree = jtu.tree_flatten_with_path(like)
+        self.paths = [path_keys(path) for path, _ in pairs]
         self.atoms: dict[str, Atom] = {}
         self._groups: dict[str, Group] = {}
         for group, atom in _collect(program):
@@ -80,7 +84,9 @@ class Groups:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, group_id: str) -> Group:
+    def __getitem__(self, group_id: str | int) -> Group:
+        if isinstance(group_id, int):
+            return list(self._groups.values())[group_id]
         if group_id not in self._groups:
             raise value_error(
                 f"there is no group {group_id!r}: see `deps.table()` for the ids."
@@ -235,9 +241,32 @@ def groups(
             p: tuple(a.shape)
             for p, a in zip(traced.params, traced.input_avals, strict=False)
         }
-        return Groups(program, shapes)
+        return Groups(program, shapes, params)
 
     return deps
+
+
+def contraction_axes(deps: Groups) -> PyTree:
+    """The axis of each parameter that a product sums over, for `masks.n_of_m`.
+
+    Args:
+      deps: the groups of a function.
+
+    Returns:
+      A tree with the structure of the parameters: an axis, counted from 0, or None for
+      a leaf that no product sums over. Of several (attention output kernels sum over
+      heads and head dimension) the last.
+    """
+    axes = {}
+    for index, (path, terms) in enumerate(deps.params.items()):
+        found = [
+            axis
+            for axis in range(len(terms))
+            if deps.program.ctx.roles.get((index, axis)) == "in"
+        ]
+        axes[path] = found[-1] if found else None
+    leaves_in_order = [axes.get(path) for path in deps.paths]
+    return jax.tree.unflatten(deps.tree, leaves_in_order)
 
 
 def _collect(program: Program) -> list[tuple[Group, Atom]]:
