@@ -185,6 +185,7 @@ def _forward(
         nodes = dataset.kind == "nodes"
         x = inputs if nodes else examples(inputs, index, train, key)
         variables = {"params": params, **stats}
+        logits: Any
         if train:
             logits, stats = model.apply(
                 variables,

@@ -106,10 +106,16 @@ def run(
 def _rows(lab: Lab) -> list[Row]:
     """The dense row, then those of every run, each said as it comes."""
     dense = train_dense(lab, **lab.config.dense)
-    logits = jax.device_get(lab.logits(dense.params, dense.stats))
-    size = masks.size(dense.params)
-    first = row(lab, dense.params, logits, run="dense", method="dense", kept=size)
-    rows = [first._replace(seconds=dense.seconds)]
+    first = row(
+        lab,
+        dense.params,
+        after=lab.logits(dense.params, dense.stats),
+        run="dense",
+        method="dense",
+        kept=masks.size(dense.params),
+        seconds=dense.seconds,
+    )
+    rows = [first]
     _say(lab, rows[0])
     for settings in lab.config.runs.values():
         method = build.METHODS[settings["method"]]

@@ -38,8 +38,8 @@ class Dataset(NamedTuple):
     train: np.ndarray
     test: np.ndarray
     classes: int
-    mean: np.ndarray
-    std: np.ndarray
+    mean: np.ndarray | np.floating
+    std: np.ndarray | np.floating
     kind: Literal["examples", "nodes"] = "examples"
 
 

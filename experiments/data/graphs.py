@@ -10,7 +10,7 @@ References:
   ICLR 2017, section 2.2.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,9 +52,10 @@ def _graphs_tuple(arrays: dict[str, np.ndarray]):
             'install the extra with `pip install -e ".[experiments,data]"`.'
         ) from error
     nodes = _features(arrays)
+    graph: Any = jraph.GraphsTuple  # its fields are annotated as jax arrays
     each = np.arange(len(nodes), dtype=np.int32)
     receivers = np.repeat(each, np.diff(arrays["adj_indptr"]))
-    return jraph.GraphsTuple(
+    return graph(
         nodes=nodes,
         edges=None,
         senders=np.concatenate([arrays["adj_indices"], each]).astype(np.int32),

@@ -7,6 +7,7 @@ feeding training record by record would cost that every epoch.
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def _read(name: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
             'install the extra with `pip install -e ".[experiments,data]"`.'
         ) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # it names the image decoder
-    source = tfds.data_source(name, split=split, data_dir=folder, download=False)
+    source: Any = tfds.data_source(name, split=split, data_dir=folder, download=False)
     records = source.__getitems__(list(range(len(source))))
     images = np.stack([record["image"] for record in records])
     return images, np.array([record["label"] for record in records], np.int32)

@@ -80,7 +80,8 @@ def main(raw: str, out: str) -> None:
         raise SystemExit(f"no ind.cora.x or ind.citeseer.x in {raw}")
     for name in names:
         target = Path(out) / f"{name}.npz"
-        np.savez_compressed(target, **convert(Path(raw), name))
+        arrays: Any = convert(Path(raw), name)
+        np.savez_compressed(target, **arrays)
         print(f"wrote {target}")
 
 

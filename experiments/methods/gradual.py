@@ -54,6 +54,12 @@ def gradual(
         run = f"gradual {share:.0%}"
         start = (dense.params, dense.stats)
         done = fit(lab, program, run, epochs, start=start, hyper=np.float32(share))
-        logits = np.asarray(lab.logits(done.params, done.stats))
-        out = row(lab, done.params, logits, run=run, method="gradual", kept=kept)
-        yield out._replace(seconds=done.seconds)
+        yield row(
+            lab,
+            done.params,
+            after=lab.logits(done.params, done.stats),
+            run=run,
+            method="gradual",
+            kept=kept,
+            seconds=done.seconds,
+        )

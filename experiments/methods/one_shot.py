@@ -7,13 +7,14 @@ as they were, and measured anew on the training set.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 
 from experiments.lab import Lab
 from experiments.loop import Fit
-from experiments.methods.removal import compare, largest
+from experiments.methods.removal import largest, row
 from experiments.results import Row
 from jprune import compress, masks
 
@@ -31,21 +32,18 @@ def one_shot(
         any, and no second row.
     """
     refresh = recalibration(lab, stats_momentum)
+    make = partial(row, lab, method="one_shot", before=lab.logits(*dense[:2]))
     for share in sparsity:
         clock = time.perf_counter()
         kept = masks.kept_count(masks.size(dense.params), share)
         mask = largest(dense.params, lab.count(kept))
-        params = masks.apply(mask, dense.params)
-        before, run = (dense.params, dense.stats), f"one-shot {share:.0%}"
-        cut = compare(
-            lab, before, (params, dense.stats), run=run, method="one_shot", kept=kept
-        )
-        yield cut._replace(seconds=time.perf_counter() - clock)
+        params, run = masks.apply(mask, dense.params), f"one-shot {share:.0%}"
+        stale = make(params, after=lab.logits(params, dense.stats), run=run, kept=kept)
+        yield stale._replace(seconds=time.perf_counter() - clock)
         if stats_momentum is not None:
-            after = (params, refresh(params, dense.stats))
-            run += ", recalibrated"
-            cut = compare(lab, before, after, run=run, method="one_shot", kept=kept)
-            yield cut._replace(seconds=time.perf_counter() - clock)
+            fresh = lab.logits(params, refresh(params, dense.stats))
+            found = make(params, after=fresh, run=f"{run}, recalibrated", kept=kept)
+            yield found._replace(seconds=time.perf_counter() - clock)
 
 
 def recalibration(lab: Lab, momentum: float | None) -> Callable[[Any, Any], Any]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from experiments.lab import Lab
 from experiments.loop import Fit
@@ -38,65 +39,63 @@ def remove(
       kept: how many weights were to be kept.
     """
     params, _ = transforms.finish(fit.params, lambda p: largest(p, lab.count(kept)))
-    before, after = (fit.params, fit.stats), (params, fit.stats)
-    found = compare(lab, before, after, run=run, method=method, kept=kept)
-    return found._replace(seconds=fit.seconds)
-
-
-def compare(
-    lab: Lab,
-    before: tuple[Any, Any],
-    after: tuple[Any, Any],
-    *,
-    run: str,
-    method: str,
-    kept: int,
-) -> Row:
-    """A row on two networks: what removal changed on the test set.
-
-    Args:
-      lab: the shared part.
-      before: parameters and statistics before removal.
-      after: those after it.
-      run: label of the row.
-      method: name of the method.
-      kept: how many weights were to be kept.
-    """
-    old, new = (np.asarray(lab.logits(*variables)) for variables in (before, after))
-    return row(lab, after[0], new, run=run, method=method, kept=kept)._replace(
-        before=accuracy(lab, old),
-        changed=int(np.sum(old.argmax(-1) != new.argmax(-1))),
-        logit_change=float(np.abs(old - new).max()),
+    return row(
+        lab,
+        params,
+        after=lab.logits(params, fit.stats),
+        before=lab.logits(fit.params, fit.stats),
+        run=run,
+        method=method,
+        kept=kept,
+        seconds=fit.seconds,
     )
 
 
 def row(
-    lab: Lab, params: Any, logits: np.ndarray, *, run: str, method: str, kept: int
+    lab: Lab,
+    params: Any,
+    *,
+    after: ArrayLike,
+    run: str,
+    method: str,
+    kept: int,
+    before: ArrayLike | None = None,
+    seconds: float = 0.0,
 ) -> Row:
-    """A row on pruned parameters; what is zero is counted here, in NumPy.
+    """A row on pruned parameters; their zeros are counted here, in NumPy.
 
     Args:
       lab: the shared part.
       params: the parameters after removal.
-      logits: theirs, on the test set.
+      after: their logits on the test set, [test, classes].
       run: label of the row.
       method: name of the method.
       kept: how many weights were to be kept.
+      before: the logits just before removal, if there is such a moment.
+      seconds: wall time of the run.
     """
-    size = masks.size(params)
-    nonzero = count_nonzero(params)
-    return Row(
+    size, nonzero = masks.size(params), count_nonzero(params)
+    found = Row(
         run=run,
         method=method,
         asked=1 - kept / size,
         got=1 - nonzero / size,
         kept=kept,
         nonzero=nonzero,
-        after=accuracy(lab, logits),
+        after=accuracy(lab, after),
+        seconds=seconds,
+    )
+    if before is None:
+        return found
+    old, new = np.asarray(before), np.asarray(after)
+    return found._replace(
+        before=accuracy(lab, old),
+        changed=int(np.sum(old.argmax(-1) != new.argmax(-1))),
+        logit_change=float(np.abs(old - new).max()),
     )
 
 
-def accuracy(lab: Lab, logits: np.ndarray) -> float:
+def accuracy(lab: Lab, logits: ArrayLike) -> float:
     """Share of the test set whose largest logit is its label's."""
     wanted = lab.dataset.labels[lab.dataset.test]
     return float(np.mean(np.asarray(logits).argmax(-1) == wanted))

@@ -5,6 +5,8 @@ References:
   ICLR 2017, equation 9.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jraph
@@ -26,8 +28,8 @@ class GCN(nn.Module):
     dropout: float = 0.5
 
     @nn.compact
-    def __call__(self, graph: jraph.GraphsTuple, train: bool = False) -> jax.Array:
-        def convolve(graph: jraph.GraphsTuple, width: int) -> jraph.GraphsTuple:
+    def __call__(self, graph: Any, train: bool = False) -> jax.Array:
+        def convolve(graph: Any, width: int) -> Any:
             drop = nn.Dropout(self.dropout, deterministic=not train)
             layer = jraph.GraphConvolution(
                 update_node_fn=nn.Dense(width, use_bias=False),

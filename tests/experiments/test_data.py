@@ -1,8 +1,10 @@
 """Data sets: the split, the standardization, the graphs, and the word when absent."""
 
 import pickle
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import sparse
@@ -24,7 +26,8 @@ def test_digits_split_is_fixed_stratified_and_complete():
 
 def test_digits_are_sixteenths_with_the_moments_of_the_training_pixels():
     data = digits.load_digits()
-    raw = np.asarray(raw_digits().images)
+    digits_of_sklearn: Any = raw_digits()
+    raw = np.asarray(digits_of_sklearn.images)
     np.testing.assert_array_equal(data.inputs[..., 0] * 16, raw)
     seen = (data.inputs[data.train].astype(np.float64) - data.mean) / data.std
     assert abs(seen.mean()) < 1e-5 and abs(seen.std() - 1) < 1e-5
@@ -105,7 +108,7 @@ def test_planetoid_without_files(tmp_path):
 
 def test_crop_flip_gives_shifts_and_mirrors_of_the_image():
     image = np.arange(1.0, 10.0, dtype=np.float32).reshape(3, 3, 1)
-    batch = np.stack([image] * 64)
+    batch = jnp.stack([image] * 64)
     out = np.asarray(augment.crop_flip(jax.random.key(0), batch, pad=1))
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
     shifts = [padded[i : i + 3, j : j + 3] for i in range(3) for j in range(3)]

@@ -1,6 +1,7 @@
 """The loop against a plain one, its dispatches, its one compilation, its resumption."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +21,19 @@ def momentum_sgd(_):
     return optax.sgd(0.1, 0.9)
 
 
+def network(params: Any, x: Any) -> Any:
+    return LeNet300().apply({"params": params}, x)
+
+
 def plain_run(lab, epochs):
     """The same training in a plain Python loop on one device."""
-    model, data = LeNet300(), lab.dataset
+    data = lab.dataset
     params, _ = jax.device_get(lab.init())
     tx = momentum_sgd(None)
     opt = tx.init(params)
 
     def loss_fn(params, x, y):
-        logits = model.apply({"params": params}, x)
+        logits = network(params, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     losses = []
@@ -66,7 +71,7 @@ def test_four_devices_train_as_a_plain_loop_does(dispatch, tmp_path, open_tiny):
     assert [e["step"] for e in log] == [2, 4]
     means = np.mean([losses[:2], losses[2:]], 1)
     np.testing.assert_allclose([e["loss"] for e in log], means, rtol=1e-5)
-    logits = LeNet300().apply({"params": params}, images_of_test(lab))
+    logits = network(params, images_of_test(lab))
     right = np.mean(logits.argmax(-1) == lab.dataset.labels[lab.dataset.test])
     np.testing.assert_allclose(log[-1]["test_accuracy"], right, atol=1e-6)
 
@@ -100,7 +105,7 @@ def test_logits_are_those_of_the_test_set_in_order(tmp_path, open_tiny):
     )
     params, stats = lab.init()
     assert stats == {}
-    expected = LeNet300().apply({"params": jax.device_get(params)}, images_of_test(lab))
+    expected = network(jax.device_get(params), images_of_test(lab))
     np.testing.assert_allclose(lab.logits(params, stats), expected, atol=1e-5)
 
 

@@ -24,12 +24,13 @@ def test_a_small_job_leaves_its_files_and_resumes(tmp_path, capsys):
     out = tmp_path / "run"
     assert train.main([*SMALL, f"--out={out}"]) == 0
     said = capsys.readouterr()
-    assert "swd 98%" in said.out and "holds" in said.out
-    assert "swd 98%:" in said.err
+    assert "one-shot 98%" in said.out and "FAILS  dense reaches" in said.out
+    assert "one-shot 98%: " in said.err
     result = json.loads((out / "result.json").read_text())
-    assert [row["run"] for row in result["rows"]] == ["dense", "swd 98%"]
+    names = ["dense", "one-shot 98%", "one-shot 98%, recalibrated"]
+    assert [row["run"] for row in result["rows"]] == names
     assert result["rows"][1]["nonzero"] == 1004  # 50,200 - floor(49,196 + 1/2)
-    assert result["settings"]["runs"]["swd"]["epochs"] == 2
+    assert result["settings"]["dense"]["epochs"] == 1
     assert result["command"].startswith("python -m experiments.train digits --set")
     assert (out / "figure.png").stat().st_size > 1000
     first = (out / "log.jsonl").read_text()
@@ -41,7 +42,7 @@ def test_a_small_job_leaves_its_files_and_resumes(tmp_path, capsys):
 
 
 def test_strict_reports_a_claim_that_fails(tmp_path):
-    words = [*SMALL, f"--out={tmp_path}", "--set=dense.lr=0", "--set=swd.lr=0"]
+    words = [*SMALL, "--set=one_shot.sparsity=()", f"--out={tmp_path}"]
     assert train.main([*words, "--strict"]) == 1
 
 
@@ -98,9 +99,9 @@ def _command(*words):
 
 
 def test_the_command_as_a_process(tmp_path):
-    done = _command(*SMALL, "--only=one_shot", f"--out={tmp_path}")
+    done = _command(*SMALL, "--set=one_shot.sparsity=()", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert "one-shot 98%" in done.stdout and "written to" in done.stdout
+    assert "dense" in done.stdout and f"written to {tmp_path}" in done.stdout
 
 
 @pytest.mark.slow
