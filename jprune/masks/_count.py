@@ -12,7 +12,6 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer

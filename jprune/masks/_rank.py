@@ -1,13 +1,12 @@
 """The one ranking behind every pattern: keep the k largest, exactly.
 
-All order statistics come from `jprune.selection`. What this file adds is the floor: no
-leaf may be emptied. With `min_keep` = m under a global ranking, the best m of each leaf
-are kept first and the rest of the budget goes to the best of what is left. Nearly
-always the plain global top-k already leaves every leaf its m, so that is tried first
-and the floor costs one counting pass. In a ranking per leaf, the leaves that keep most
-above their floor give up what the others lack. Either way the total never changes.
+All order statistics come from `jprune.selection`. Under a floor (`min_keep`) no leaf may
+be emptied: the best of each leaf are kept first and the rest of the budget goes to the
+best of what is left; in a ranking per leaf, the leaves that keep most above their floor
+give up what the others lack. Either way the total never changes.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -52,55 +51,49 @@ def rank(
     Raises:
       ValueError: `keep` smaller than the sum of the floors, or a negative `min_keep`.
     """
-    image: selection.ImageKind = "signed" if signed else "magnitude"
-    leaves, inside = list(scores), None if within is None else list(within)
-    floors = _floors(leaves, min_keep)
+    floors = _floors(scores, min_keep)
     _require_room(keep, floors)
     if ranking == "leaf":
         keep = _raise_to_floors(keep, floors)
-    how: Any = {"image": image, "within": inside}
-    found = selection.kth_magnitude(leaves, keep, ranking=ranking, init=init, **how)
-    kept = selection.keep_mask(leaves, found, keep, **how)
-    if ranking == "leaf" or len(leaves) == 1 or not any(floors):
-        return kept, found
-    above = selection.counts_above(leaves, found, **how)
-    safe = jnp.all(above >= jnp.array(floors, above.dtype)) | (keep < sum(floors))
-    kept = jax.lax.cond(
-        safe, lambda: kept, lambda: _with_floors(leaves, keep, floors, found, how)
+    inside = None if within is None else list(within)
+    return _rank(
+        list(scores),
+        jnp.asarray(keep, jnp.int32),
+        inside,
+        init,
+        ranking,
+        floors,
+        signed,
     )
-    return kept, found
 
 
-def _with_floors(
+# Compiled once for all counts, so that a call outside `jit` is cheap the second time.
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _rank(
     leaves: list[jax.Array],
-    keep: Any,
-    floors: list[int],
-    near: selection.Threshold,
-    how: dict[str, Any],
-) -> list[jax.Array]:
-    """The best of each leaf first, then the best of the rest, `keep` in all."""
-    best = selection.kth_magnitude(leaves, floors, ranking="leaf", **how)
-    first = selection.keep_mask(leaves, best, floors, **how)
-    rest = [~f for f in first]
-    if how["within"] is not None:
-        rest = [r & w for r, w in zip(rest, how["within"], strict=True)]
-    taken = [jnp.sum(f, dtype=jnp.int32) for f in first]
-    left = jnp.asarray(keep, jnp.int32) - sum(taken, jnp.int32(0))
-    # Few scalars change hands, so the threshold is near the one without floors.
-    init = selection.WarmStart(near.bits, jnp.ones_like(near.bits))
-    how = how | {"within": rest}
-    found = selection.kth_magnitude(leaves, left, init=init, **how)
-    others = selection.keep_mask(leaves, found, left, **how)
-    return [jnp.logical_or(f, o) for f, o in zip(first, others, strict=True)]
+    keep: jax.Array,
+    within: list[jax.Array] | None,
+    init: selection.WarmStart | None,
+    ranking: Ranking,
+    floors: tuple[int, ...],
+    signed: bool,
+) -> tuple[list[jax.Array], selection.Threshold]:
+    how: Any = {"image": "signed" if signed else "magnitude", "within": within}
+    if ranking == "global" and len(leaves) > 1 and any(floors):
+        shares = selection.kth_with_floors(leaves, keep, floors, init=init, **how)
+        kept = selection.keep_mask(leaves, shares.leaf, shares.counts, **how)
+        return kept, shares.common
+    found = selection.kth_magnitude(leaves, keep, ranking=ranking, init=init, **how)
+    return selection.keep_mask(leaves, found, keep, **how), found
 
 
-def _floors(leaves: list[jax.Array], min_keep: int) -> list[int]:
+def _floors(leaves: Sequence[jax.Array], min_keep: int) -> tuple[int, ...]:
     if not isinstance(min_keep, int | np.integer) or min_keep < 0:
         raise value_error(f"`min_keep` must be an integer >= 0, got {min_keep!r}.")
-    return [min(int(min_keep), x.size) for x in leaves]
+    return tuple(min(int(min_keep), x.size) for x in leaves)
 
 
-def _require_room(keep: Any, floors: list[int]) -> None:
+def _require_room(keep: Any, floors: tuple[int, ...]) -> None:
     if any(is_traced(k) for k in jax.tree.leaves(keep)):
         return
     total = int(np.sum(keep, dtype=np.int64))
@@ -111,7 +104,7 @@ def _require_room(keep: Any, floors: list[int]) -> None:
         )
 
 
-def _raise_to_floors(keep: Sequence[Any], floors: list[int]) -> Any:
+def _raise_to_floors(keep: Sequence[Any], floors: tuple[int, ...]) -> Any:
     """Counts of a per-leaf ranking, none under its floor, with the total unchanged."""
     if any(is_traced(k) for k in jax.tree.leaves(keep)):
         xp, counts = jnp, jnp.stack([jnp.asarray(k, jnp.int32) for k in keep])

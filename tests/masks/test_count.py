@@ -1,0 +1,127 @@
+"""The counting rule: floor(s n + 1/2) removed, of the decimal a person wrote."""
+
+from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune import masks
+from jprune.masks._count import require_one, resolve_keep, share_kept
+
+
+def by_decimal(n: int, text: str) -> int:
+    """The rule in decimal arithmetic, from the digits themselves."""
+    exact = Decimal(text) * n + Decimal("0.5")
+    return int(exact.to_integral_value(rounding=ROUND_FLOOR))
+
+
+def test_allocation_g3_rounding_half_up():
+    counts = [(10, 0.9), (10, 0.25), (7, 0.5), (5, 0), (5, 1)]
+    assert [masks.removed_count(n, s) for n, s in counts] == [9, 3, 4, 0, 5]
+    assert [masks.kept_count(n, s) for n, s in counts] == [1, 7, 3, 5, 0]
+
+
+def test_float_hazards():
+    assert int(10000 * 0.57) == 5699  # the hazard is real
+    assert masks.removed_count(10000, 0.57) == 5700
+    assert int((1 - 0.9) * 10) == 0
+    assert masks.kept_count(10, 0.9) == 1
+
+
+@pytest.mark.parametrize("n", [1, 7, 40, 10_000, 25_557_032, 2**31 - 1])
+def test_every_percentage_of_every_size(n):
+    for i in range(100):
+        text = f"0.{i:02d}"
+        assert masks.removed_count(n, float(text)) == by_decimal(n, text), text
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16])
+def test_a_float_of_any_width_means_the_decimal_it_prints(dtype):
+    for i in range(1, 100):
+        assert masks.exact(dtype(i / 100)) == Fraction(i, 100)
+    assert masks.removed_count(10_000, dtype(0.57)) == 5700
+    assert masks.removed_count(10_000, jnp.asarray(0.57, dtype)) == 5700
+
+
+def test_exact_numbers():
+    assert masks.exact(3) == masks.exact(np.int64(3)) == masks.exact(jnp.int32(3)) == 3
+    assert masks.exact(1e-5) == Fraction(1, 100_000)
+    assert masks.exact(0.1 + 0.2) == Fraction("0.30000000000000004")
+    third = np.float64(1) / 3
+    assert float(masks.exact(third)) == third
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"Expected a finite number, got {value}"):
+            masks.exact(value)
+
+
+def test_shares_read_back_as_the_count_they_came_from():
+    rng = np.random.default_rng(0)
+    sizes = [1, 3, 7, 432, 4608, 2**31 - 1]
+    for n in sizes:
+        for k in {0, 1, n - 1, n, *rng.integers(0, n + 1, 50).tolist()}:
+            assert masks.kept_count(n, 1 - k / n) == k
+
+
+@pytest.mark.parametrize("s", [-0.1, 1.01])
+def test_removed_count_out_of_range(s):
+    with pytest.raises(ValueError, match=rf"must be in \[0, 1\], got {s}"):
+        masks.removed_count(10, s)
+
+
+@pytest.mark.parametrize("s", [1, 1.0, -0.1, 90, float("nan"), np.float32(1)])
+def test_require_sparsity_range(s):
+    with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\).*got"):
+        masks.require_sparsity(s)
+
+
+def test_require_sparsity_is_one_number():
+    with pytest.raises(ValueError, match=r"must be one number, got shape \(2,\)"):
+        masks.require_sparsity(np.array([0.1, 0.2]))
+    jax.make_jaxpr(masks.require_sparsity)(2.0)  # traced: nothing is known of it
+
+
+def test_resolve_keep_errors():
+    for given in [(None, None), (0.5, 3)]:
+        with pytest.raises(ValueError, match="exactly one of `sparsity`.*and `keep`"):
+            require_one(*given)
+    for keep in [3.0, True, np.array([1, 2]), jnp.float32(3)]:
+        with pytest.raises(TypeError, match="`keep` must be one integer"):
+            resolve_keep(5, None, keep)
+    for keep in [-1, 6]:
+        with pytest.raises(ValueError, match=rf"`keep` must be in \[0, 5\], got {keep}"):
+            resolve_keep(5, None, keep)
+    assert resolve_keep(5, None, np.int64(5)) == 5 == resolve_keep(5, None, jnp.int32(5))
+
+
+SIZES = (7, 10, 1234, 10_000, 431_080, 1_000_000)
+
+
+@jax.jit
+def traced_counts(sparsity):
+    return [share_kept(n, sparsity) for n in SIZES]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_traced_sparsity_agrees_with_the_host(dtype):
+    """Percentages have halves only where n is small, and there float32 is exact."""
+    for i in range(0, 100, 7 if dtype == jnp.float32 else 25):
+        got = traced_counts(jnp.asarray(i / 100, dtype))
+        assert [int(k) for k in got] == [masks.kept_count(n, i / 100) for n in SIZES]
+        assert {k.dtype for k in got} == {jnp.int32}
+
+
+def test_traced_counts_are_clipped():
+    assert [int(k) for k in traced_counts(jnp.float32(1.5))] == [0] * len(SIZES)
+    assert [int(k) for k in traced_counts(jnp.float32(-0.5))] == list(SIZES)
+    clipped = jax.jit(lambda k: resolve_keep(5, None, k))
+    assert [int(clipped(k)) for k in (-3, 4, 9)] == [0, 4, 5]
+
+
+def test_is_traced():
+    seen = []
+    jax.make_jaxpr(lambda x: seen.append(masks.is_traced(x)))(1.0)
+    assert seen == [True]
+    assert not masks.is_traced(1.0) and not masks.is_traced(jnp.float32(1))
