@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import experiments.configs
@@ -118,6 +118,27 @@ def only(config: Config, labels: Iterable[str]) -> Config:
             raise unknown("run", label, config.runs)
     kept = {label: run for label, run in config.runs.items() if label in set(labels)}
     return dataclasses.replace(config, runs=kept)
+
+
+def combine(parts: Sequence[Config]) -> Config:
+    """One configuration with the runs and claims of several on the same dense run.
+
+    Raises:
+      ConfigError: if two of them differ in anything else, or name a run alike.
+    """
+    runs: dict[str, dict[str, Any]] = {}
+    shared = [dataclasses.replace(part, runs={}, claims=()) for part in parts]
+    for part, rest in zip(parts, shared, strict=True):
+        if rest != shared[0]:
+            raise ConfigError(
+                f"the runs {', '.join(part.runs)} have another dense run than "
+                f"{', '.join(parts[0].runs)}: data, model, batch, `dense` must agree."
+            )
+        for label in part.runs.keys() & runs.keys():
+            raise ConfigError(f"two configurations have a run `{label}`.")
+        runs |= part.runs
+    claims = tuple(claim for part in parts for claim in part.claims)
+    return dataclasses.replace(parts[0], runs=runs, claims=claims)
 
 
 def unknown(kind: str, got: str, known: Iterable[str]) -> ConfigError:

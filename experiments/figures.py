@@ -24,7 +24,8 @@ def draw(
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    height = max(4.2, 0.2 * len(rows))
+    figure, axes = plt.subplots(1, 3, figsize=(15, height), layout="constrained")
     _curves(axes[0], history, "test_accuracy", 100)
     axes[0].set(xlabel="epoch", ylabel="test accuracy, %")
     _curves(axes[1], history, "largest_targeted", 1)
@@ -39,10 +40,10 @@ def _curves(axis: Any, history: dict, name: str, scale: float) -> None:
     for index, (run, epochs) in enumerate(history.items()):
         points = [(e["epoch"], scale * e[name]) for e in epochs if name in e]
         if points:
-            axis.plot(*zip(*points, strict=True), label=run, color=f"C{index}")
+            axis.plot(*zip(*points, strict=True), label=run, color=f"C{index}", lw=1)
     axis.grid(alpha=0.3)
     if axis.lines:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8 if len(history) < 12 else 5)
 
 
 def _removal(axis: Any, rows: Sequence[Row]) -> None:

@@ -154,11 +154,10 @@ def test_logits(
     devices = mesh.size
     chunk = min(-(-len(test) // devices) * devices, _EVAL_BATCH * devices)
     padded = np.resize(test, -(-len(test) // chunk) * chunk)
-    chunks = jax.device_put(
-        padded.reshape(-1, chunk), NamedSharding(mesh, PartitionSpec())
-    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    chunks = [jax.device_put(part, everywhere) for part in padded.reshape(-1, chunk)]
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=everywhere)
     def one(params: Any, stats: Any, inputs: Any, index: jax.Array) -> jax.Array:
         key = jax.random.key(0)  # nothing is random in evaluation
         return forward(params, stats, inputs, index, train=False, key=key)[0]

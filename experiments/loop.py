@@ -39,7 +39,7 @@ class Program(NamedTuple):
       advance: `(state, totals, data, order, key, hyper, count=)` -> the state and the
         sums of the epoch, `count` steps later.
       watch: `(params, optimizer state, hyper, previous mask)` -> the mask now and
-        numbers for the log.
+        numbers for the log; the first time the previous mask is None.
       logits: `(params, stats)` -> the network on the test set.
     """
 
@@ -125,7 +125,7 @@ def compile_program(
             mask = zeros(params)
             return mask, {"sparsity": removed(mask)}
         mask = select(params, hyper)
-        return mask, observe(params, mask, previous, opt)
+        return mask, {} if previous is None else observe(params, mask, previous, opt)
 
     return Program(begin, advance, watch, logits or lab.logits)
 
@@ -169,8 +169,7 @@ def fit(
     done, state, earlier = keeper.restore(state) or (0, state, 0.0)
     lab.journal.begin(run, epochs * lab.per_epoch, done * lab.per_epoch)
     key, data = lab.key(run), (lab.inputs, lab.labels)
-    mask = zeros(state.params)
-    mask, _ = program.watch(state.params, state.opt, hyper, mask)
+    mask, _ = program.watch(state.params, state.opt, hyper, None)
     waiting = []
     for epoch in range(done, epochs):
         order, totals = lab.order(epoch), lab.replicated(np.zeros(2, np.float32))

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.lab import Lab
 from experiments.loop import Fit
@@ -55,11 +56,11 @@ def recalibration(lab: Lab, momentum: float | None) -> Callable[[Any, Any], Any]
         return lab.forward(params, stats, inputs, index, train=True, key=key)[1]
 
     def refresh(params: Any, stats: Any) -> Any:
-        batches = lab.order(0).reshape(lab.per_epoch, lab.batch)
+        order = np.asarray(lab.order(0)).reshape(lab.per_epoch, lab.batch)
         return compress.recalibrate(
             lambda old, index: measure(params, old, lab.inputs, index),
             stats,
-            batches,
+            [lab.replicated(index) for index in order],
             momentum=momentum,
         )
 

@@ -71,6 +71,18 @@ def test_only_keeps_the_named_runs():
         config.only(chosen, ["swdd"])
 
 
+def test_combined_configurations_share_a_dense_run():
+    main = config.load("digits")
+    other = dataclasses.replace(main, runs={"again": main.runs["swd"]}, claims=())
+    both = config.combine([main, other])
+    assert list(both.runs) == [*main.runs, "again"] and both.claims == main.claims
+    with pytest.raises(ConfigError, match="two configurations have a run"):
+        config.combine([main, main])
+    with pytest.raises(ConfigError, match="the runs again have another dense run"):
+        config.combine([main, dataclasses.replace(other, batch=32)])
+    assert set(main.runs) <= set(config.load("digits_all").runs)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

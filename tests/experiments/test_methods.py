@@ -31,10 +31,6 @@ def trained(tmp_path_factory, open_tiny, tiny):
     return lab, train_dense(lab, **tiny.dense)
 
 
-def test_the_table_of_runs_names_every_method():
-    assert set(RUNS) == set(build.METHODS)
-
-
 @pytest.mark.parametrize("method", sorted(RUNS))
 def test_counts_are_exact_and_rows_consistent(method, trained):
     lab, dense = trained
