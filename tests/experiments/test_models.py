@@ -1,0 +1,56 @@
+"""The networks of the experiments: the weight counts of the papers, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.build import MODELS
+from jprune import masks
+
+IMAGES = {
+    "digits_resnet": ((8, 8, 1), 77_072),
+    "lenet300": ((28, 28, 1), 784 * 300 + 300 * 100 + 100 * 10),
+    "lenet5": ((28, 28, 1), 25 * 20 + 25 * 20 * 50 + 800 * 500 + 500 * 10),
+    "resnet20": ((32, 32, 3), 9 * (48 + 6 * 256 + 512 + 5 * 1024 + 2048 + 5 * 4096)),
+    "resnet56": ((32, 32, 3), 9 * (48 + 18 * 256 + 512 + 17 * 1024 + 2048 + 17 * 4096)),
+}
+
+
+def test_every_model_is_counted():
+    assert set(MODELS) == {*IMAGES, "gcn"}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_kernel_weights(name):
+    shape, count = IMAGES[name]
+    head = 64 * 10 if name.startswith("resnet") else 0
+    model, image = MODELS[name](10), jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert masks.size(variables["params"]) == count + head
+    logits = jax.eval_shape(model.apply, variables, image)
+    assert getattr(logits, "shape", None) == (2, 10)
+
+
+def test_gcn_is_the_renormalized_convolution():
+    jraph = pytest.importorskip("jraph")
+    edges = np.array([(0, 1), (1, 0), (1, 2), (2, 1), (0, 0), (1, 1), (2, 2)], np.int32)
+    features = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    graph = jraph.GraphsTuple(
+        nodes=features,
+        edges=None,
+        senders=edges[:, 0],
+        receivers=edges[:, 1],
+        globals=None,
+        n_node=np.array([3]),
+        n_edge=np.array([7]),
+    )
+    model = MODELS["gcn"](2)
+    variables = model.init(jax.random.key(0), graph)
+    adjacency = np.zeros((3, 3))
+    adjacency[edges[:, 0], edges[:, 1]] = 1
+    root = np.diag(adjacency.sum(1) ** -0.5)
+    mix = root @ adjacency @ root
+    first, second = (np.asarray(leaf) for leaf in jax.tree.leaves(variables))
+    expected = mix @ np.maximum(mix @ features @ first, 0) @ second
+    np.testing.assert_allclose(model.apply(variables, graph), expected, atol=1e-5)
