@@ -1,9 +1,9 @@
 """The one ranking behind every pattern: keep the k largest, exactly.
 
-All order statistics come from `jprune.selection`. Under a floor (`min_keep`) no leaf may
-be emptied: the best of each leaf are kept first and the rest of the budget goes to the
-best of what is left; in a ranking per leaf, the leaves that keep most above their floor
-give up what the others lack. Either way the total never changes.
+All order statistics come from `jprune.selection`. Under a floor (`min_keep`) no leaf
+may be emptied: the best of each leaf are kept first and the rest of the budget goes to
+the best of what is left; in a ranking per leaf, the leaves that keep most above their
+floor give up what the others lack. Either way the total never changes.
 """
 
 import functools
