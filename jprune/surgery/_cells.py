@@ -188,11 +188,20 @@ def _evaluate(cell: Cell, env: dict[Cell, Any]) -> Any:
     args = [env[d] if cell.loose else _exact(d, env[d]) for d in cell.deps]
     out = cell.fn(*[_scalar(a) for a in args] if cell.loose else args)
     if cell.shape is not None and tuple(out.shape) != cell.shape:
+        if cell.loose and _repeats(tuple(out.shape), cell.shape):
+            return jnp.broadcast_to(out, cell.shape)
         raise value_error(
             f"`{cell.name}` rewritten at compact shapes gave {tuple(out.shape)}, "
             f"expected {cell.shape}: please report this primitive."
         )
     return out
+
+
+def _repeats(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether repeating gives the wanted shape: all operands were known or repeated."""
+    same_rank = len(shape) == len(wanted)
+    pairs = zip(shape, wanted, strict=False)
+    return shape == () or (same_rank and all(a in (1, b) for a, b in pairs))
 
 
 def _exact(cell: Cell, array: Any) -> Any:

@@ -116,7 +116,9 @@ def reduce_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
                 site.corrected(0, pruned, ghost.known is not None)
             ghosts.append((pattern, ghost))
         base = x.cell(_full_bits(x, axes, bits, contributions[0]))
-        folded = _fold(name, base, ghosts, lays, axes, bits) if any(bits) else None
+        folded = (
+            _fold(name, base, ghosts, lays, axes, len(x.layouts)) if any(bits) else None
+        )
         if folded is not None:
             return ce.known(folded)
         parts = [p for p, _ in ghosts]
@@ -169,24 +171,39 @@ def _reduce(
 
 
 def _fold(
-    name: str, base: Cell, ghosts: Any, lays: Any, axes: Sequence[int], bits: Bits
+    name: str,
+    base: Cell,
+    ghosts: Any,
+    lays: Sequence[Layout],
+    axes: Sequence[int],
+    rank: int,
 ) -> np.ndarray | None:
-    """The reduction of known single values."""
+    """The reduction of known cells."""
     cells = [base, *[g for _, g in ghosts]]
     if name not in ("reduce_sum", "reduce_max", "reduce_min"):
         return None
-    if any(c.known is None or c.known.size != 1 for c in cells):
+    if any(c.known is None for c in cells):
         return None
-    counts = [math.prod(lay.kept.size for lay in lays)]
-    counts += [int(_mult(lays, p).sum()) for p, _ in ghosts]
-    dtype = base.known.dtype  # type: ignore[union-attr]
-    values = [np.asarray(c.known).item() for c in cells]
-    if name == "reduce_sum":
-        total = sum(n * v for n, v in zip(counts, values, strict=True))
-    else:
-        present = [v for n, v in zip(counts, values, strict=True) if n]
-        total = (max if name == "reduce_max" else min)(present)
-    return np.asarray(total, dtype).reshape((1,) * len(bits))
+    totals = []
+    for pattern, cell in [((0,) * len(lays), base), *ghosts]:
+        mult = _spread(_mult(lays, pattern), axes, rank)
+        value = np.asarray(cell.known)
+        if mult.size == 0:
+            continue
+        if name == "reduce_sum":  # a sum over known values repeats the single ones
+            full = np.broadcast_shapes(mult.shape, value.shape)
+            totals.append(np.broadcast_to(value * mult, full).sum(axis=tuple(axes)))
+        else:
+            totals.append(_NUMPY[name](value, axis=tuple(axes)))
+    if not totals:
+        return None
+    out = totals[0]
+    for other in totals[1:]:
+        out = out + other if name == "reduce_sum" else _PAIR[name](out, other)
+    return np.asarray(out).astype(base.known.dtype)  # type: ignore[union-attr]
+
+
+_PAIR = {"reduce_max": np.maximum, "reduce_min": np.minimum}
 
 
 def _fold_dense(eqn: Any, args: Sequence[np.ndarray]) -> np.ndarray | None:

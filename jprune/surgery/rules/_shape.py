@@ -571,20 +571,16 @@ def pad_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
         source, value = x.cell(tuple(inner)), fill.kept
         if source.bad is not None:
             return ce.bad(source.bad)
-        if any(bits) and _same_known(source, value):
-            return ce.known(np.asarray(source.known).reshape((1,) * len(bits)))
+        if any(bits) and source.known is not None and value.known is not None:
+            whole = np.broadcast_to(source.known, x.shape(tuple(inner)))
+            pairs = [(low, high) for low, high, _ in widths]
+            plain = all(a >= 0 and b >= 0 and not i for a, b, i in widths)
+            if plain and whole.size <= ce.FOLD_LIMIT:
+                filled = np.pad(whole, pairs, constant_values=value.known.item())
+                return ce.known(filled.astype(whole.dtype))
         return ce.compute(lambda a, v: lax.pad(a, v, widths), source, value)
 
     return [cell]
-
-
-def _same_known(a: Cell, b: Cell) -> bool:
-    return (
-        a.known is not None
-        and b.known is not None
-        and a.known.size == b.known.size == 1
-        and a.known.item() == b.known.item()
-    )
 
 
 def tile_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
