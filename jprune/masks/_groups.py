@@ -54,7 +54,9 @@ def from_groups(
         if not touched:
             raise no_member(group, roles)
         for ref, i, leaf in touched:
-            kept[i] = kept[i] & _along(jnp.asarray(keep), ref, jnp.shape(leaf))
+            # Laid out as the leaf is, which a mesh with explicit axes insists on.
+            like = jnp.ones_like(leaf, bool)
+            kept[i] = kept[i] & like & _along(jnp.asarray(keep), ref, like.shape)
     return jax.tree.unflatten(treedef, kept)
 
 
