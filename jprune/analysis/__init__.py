@@ -12,3 +12,5 @@ from jprune.analysis._plots import plot_sparsity as plot_sparsity
 from jprune.analysis._report import LeafReport as LeafReport
 from jprune.analysis._report import Report as Report
 from jprune.analysis._report import report as report
+from jprune.analysis._trainability import Trainability as Trainability
+from jprune.analysis._trainability import trainability as trainability

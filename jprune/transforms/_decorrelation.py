@@ -1,0 +1,408 @@
+r"""TPP: filters are made independent of those that stay, before they are cut.
+
+Cutting filters out of a trained network breaks how well it can still be trained: the
+singular values of its input-output Jacobian fall apart. What breaks is the dependence
+between filters that go and filters that stay. Let F hold a layer's r filters as
+columns, m in {0, 1} be 1 where one stays, $Q = 1 - m m^T$. Trainability preserving
+pruning adds
+
+$$ \frac{c \lambda}{r^2} \lVert F^T F \odot Q \rVert_F^2
+   + \frac{\lambda}{2} \sum_{j: m_j = 0} \big( \gamma_j^2 + \beta_j^2
+   + \lVert F_j \rVert^2 \big) $$
+
+to the loss: every entry of the Gram matrix that involves a doomed filter is driven to
+zero, and so are the doomed norm scales $\gamma$ and shifts $\beta$. Entries between
+filters that stay are free. With $A = F^T F$ the first term has the gradient
+$(4 c \lambda / r^2)\, F (A \odot Q)$, which also turns the filters that stay. $\lambda$
+grows linearly from 0; at its ceiling it is held, and the layers are set to zero one
+after the other. Then they can be removed exactly, and the network fine-tuned.
+
+The normalization by $r^2$, $c = 1000$ and the growing decay of the doomed kernels are
+those of the authors' code; the paper writes the plain squared norm and has no decay of
+the kernels [inferred].
+
+Wang and Fu, "Trainability Preserving Neural Pruning", ICLR 2023 (arXiv 2207.12534).
+"""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, PartitionSpec
+
+from jprune import masks, scores
+from jprune._errors import listing, no_params, value_error
+from jprune._groups import Group, Role, member_leaves
+from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
+from jprune.transforms._projection import project
+
+_PRODUCING: tuple[Role, ...] = ("out", "bias", "scale")
+
+
+class AddDecorrelationState(NamedTuple):
+    """State of `add_decorrelation`.
+
+    Attributes:
+      count: steps taken, 0-d int32.
+    """
+
+    count: jax.Array
+
+
+class ZeroInTurnState(NamedTuple):
+    """State of `zero_in_turn`.
+
+    Attributes:
+      count: steps taken, 0-d int32.
+    """
+
+    count: jax.Array
+
+    def probe(self) -> tuple["ZeroInTurnState", None]:
+        """The state in which every group's turn has come; see `check`."""
+        return ZeroInTurnState(jnp.full_like(self.count, 2**30)), None
+
+
+class _Doomed(NamedTuple):
+    """One axis of a leaf: which of its positions stay. [axis length] bool"""
+
+    role: Role
+    stays: jax.Array
+
+
+def add_decorrelation(
+    groups: Sequence[Group],
+    keeps: Sequence[jax.Array],
+    strength: ScalarOrSchedule,
+    *,
+    gram: Any = 1000.0,
+    decay_kernels: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds the gradient of TPP's penalty (a penalty: place it before momentum).
+
+    Kernels with the role "out" get the Gram term and the decay of their doomed filters;
+    biases and norm scales the decay of their doomed entries. The cost is two products
+    of a kernel with an r x r matrix. On a mesh with explicit axes the kernel is
+    gathered for them: a Gram matrix needs all filters.
+
+    Leave depthwise kernels out of the groups (their filters read different inputs, so
+    their products mean nothing) and, in a grouped convolution, be aware that pairs from
+    different groups are penalized too [inferred].
+
+    Args:
+      groups: the groups to prune, as data. The authors prune only channels inside a
+        residual block, never those of the stream.
+      keeps: for each group a bool vector, True = stays; see `keep_large_filters`.
+      strength: $\lambda$, a number or a schedule; see `growing_strength`.
+      gram: c, the weight of the Gram term.
+      decay_kernels: False leaves out the decay of the doomed kernels.
+
+    Returns:
+      A `GradientTransformationExtraArgs`. With strength 0, or where everything stays,
+      it is the identity.
+
+    Raises:
+      ValueError: vectors that do not fit the groups; from `init`, a group that produces
+        nothing in the parameters; from `update`, no `params`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import transforms
+      >>> from jprune._groups import AxisRef, Group
+      >>> group = Group("h", 3, (AxisRef(("w",), 1, "out"),))
+      >>> tx = transforms.add_decorrelation(
+      ...     [group], [jnp.array([True, True, False])], 1.0, gram=9 / 4)
+      >>> params = {"w": jnp.diag(jnp.array([1.0, 2.0, 3.0]))}
+      >>> zero = {"w": jnp.zeros((3, 3))}
+      >>> updates, _ = tx.update(zero, tx.init(params), params)
+      >>> updates["w"]  # 3 * 9 of the Gram term and 3 of the decay
+      Array([[ 0.,  0.,  0.],
+             [ 0.,  0.,  0.],
+             [ 0.,  0., 30.]], dtype=float32)
+
+    References:
+      Wang and Fu, arXiv 2207.12534, section 3; weights of the authors' code, which
+      finds the norm of a layer by its place in the model and fails where there is none;
+      here it is a member of the group or absent.
+    """
+    _require_fitting(groups, keeps)
+
+    def init(params: Params) -> AddDecorrelationState:
+        if jax.tree.leaves(params):
+            masks.from_groups(params, groups, keeps, roles=_PRODUCING)
+        return AddDecorrelationState(jnp.int32(0))
+
+    def leaf(u: jax.Array, w: jax.Array, axis: int, at: _Doomed, lam: Any) -> jax.Array:
+        dtype = jnp.promote_types(w.dtype, jnp.float32)
+        w, lam = w.astype(dtype), jnp.asarray(lam, dtype)
+        column = [1] * w.ndim
+        column[axis] = -1
+        force = jnp.zeros_like(w)
+        if at.role != "out" or decay_kernels:
+            force += lam * w * (~at.stays).reshape(column).astype(dtype)
+        if at.role == "out" and w.ndim > 1:
+            force += jnp.asarray(gram, dtype) * lam * _gram_gradient(w, axis, at.stays)
+        return u + force.astype(u.dtype)
+
+    def update(
+        updates: PyTree,
+        state: AddDecorrelationState,
+        params: Params = None,
+        **extra: Any,
+    ) -> tuple[PyTree, AddDecorrelationState]:
+        del extra
+        if params is None:
+            raise no_params("add_decorrelation")
+        lam = strength(state.count) if callable(strength) else strength
+        gradients, treedef = jax.tree.flatten(updates)
+        weights = jax.tree.leaves(params)
+        for (i, axis), at in _doomed(params, groups, keeps).items():
+            gradients[i] = leaf(gradients[i], weights[i], axis, at, lam)
+        count = optax.safe_increment(state.count)
+        return jax.tree.unflatten(treedef, gradients), AddDecorrelationState(count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def zero_in_turn(
+    groups: Sequence[Group],
+    keeps: Sequence[jax.Array],
+    *,
+    begin: int,
+    every: int = 100,
+) -> optax.GradientTransformationExtraArgs:
+    """Sets what is doomed to zero, one group after the other (a projection: last).
+
+    After every step t with `t - begin >= (i + 1) * every` the doomed coordinates of
+    group i are zero in every kernel, bias and norm that produces them, so that removing
+    them changes nothing.
+
+    Args:
+      groups: the groups, in the order of their turns.
+      keeps: for each group a bool vector, True = stays.
+      begin: the 0-based step from which turns are counted.
+      every: steps between two turns; 100 in the authors' code.
+
+    Returns:
+      A `GradientTransformationExtraArgs` whose state is one counter.
+
+    Raises:
+      ValueError: vectors that do not fit the groups, steps out of range; from `init`, a
+        group that produces nothing in the parameters; from `update`, no `params`.
+
+    References:
+      Wang and Fu's code. It zeroes kernels and norms but not the biases of
+      convolutions, and counts turns over all layers, pruned or not; here the biases are
+      zeroed too and only the given groups have turns.
+    """
+    _require_fitting(groups, keeps)
+    if begin < 0 or every < 0:
+        raise value_error(f"`begin`, `every` must not be negative: {begin}, {every}.")
+
+    def init(params: Params) -> ZeroInTurnState:
+        if jax.tree.leaves(params):
+            masks.from_groups(params, groups, keeps, roles=_PRODUCING)
+        return ZeroInTurnState(jnp.int32(0))
+
+    def update(
+        updates: PyTree, state: ZeroInTurnState, params: Params = None, **extra: Any
+    ) -> tuple[PyTree, ZeroInTurnState]:
+        del extra
+        if params is None:
+            raise no_params("zero_in_turn")
+        following = ZeroInTurnState(optax.safe_increment(state.count))
+        if not jax.tree.leaves(params):
+            return updates, following
+        now = [
+            jnp.asarray(keep) | (state.count - begin < (i + 1) * every)
+            for i, keep in enumerate(keeps)
+        ]
+        kept = masks.from_groups(params, groups, now, roles=_PRODUCING)
+        return project(updates, params, kept), following
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Schedule:
+    r"""$\lambda_t$: linear in stairs of `every` steps, from 0 to `ceiling`, then held.
+
+    Args:
+      grow: the step at which the ceiling is reached; 100,000 on CIFAR and 50,000 on
+        ImageNet in the paper.
+      every: length of a stair; 10 on CIFAR, 5 on ImageNet.
+      ceiling: the last value; 1 in the paper.
+
+    Returns:
+      A schedule of the step.
+
+    Raises:
+      ValueError: steps that are not positive.
+
+    Examples:
+      >>> from jprune import transforms
+      >>> strength = transforms.growing_strength(100, every=10)
+      >>> float(strength(9)), float(strength(10)), float(strength(1000))
+      (0.0, 0.10000000149011612, 1.0)
+    """
+    if grow < 1 or every < 1:
+        raise value_error(f"`grow`, `every` must be at least 1: {grow}, {every}.")
+
+    def schedule(step: Any) -> jax.Array:
+        reached = jnp.asarray(step) // every * every / grow
+        return ceiling * jnp.minimum(reached.astype(jnp.float32), 1)
+
+    return schedule
+
+
+def keep_large_filters(
+    params: Params, groups: Sequence[Group], sparsity: float | Mapping[str, float]
+) -> tuple[np.ndarray, ...]:
+    r"""The filters of largest L1 norm stay: TPP's choice, made once on the host.
+
+    Of r coordinates $\min(\lceil s r \rceil, r - 1)$ go, the paper's rule. The norms of
+    several producers of one group are averaged [inferred: the authors prune groups with
+    one producer].
+
+    Args:
+      params: the parameters, trained.
+      groups: the groups, as data.
+      sparsity: s, for all groups or by group id (groups not named stay whole).
+
+    Returns:
+      For each group a bool vector, True = stays.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), an unknown group id, a group without a
+        producing kernel in `params`.
+    """
+    by_id = dict.fromkeys(
+        (g.id for g in groups), 0.0 if _is_map(sparsity) else sparsity
+    )
+    if isinstance(sparsity, Mapping):
+        unknown = sorted(set(sparsity) - set(by_id))
+        if unknown:
+            raise value_error(
+                f"`sparsity` names {unknown}, which are no groups. Their ids:"
+                + listing(sorted(by_id))
+            )
+        by_id.update(sparsity)
+    norms = scores.over_groups(scores.magnitude(params), groups, roles=("out",))
+    keeps = []
+    for group, norm in zip(groups, norms, strict=True):
+        masks.require_sparsity(by_id[group.id])
+        gone = min(ceil(masks.exact(by_id[group.id]) * group.size), group.size - 1)
+        keep = np.zeros(group.size, bool)
+        keep[np.argsort(-np.asarray(norm), kind="stable")[: group.size - gone]] = True
+        keeps.append(keep)
+    return tuple(keeps)
+
+
+def tpp(
+    learning_rate: ScalarOrSchedule,
+    groups: Sequence[Group],
+    keeps: Sequence[jax.Array],
+    *,
+    grow: int,
+    settle: int,
+    weight_decay: Any,
+    every: int = 10,
+    ceiling: float = 1.0,
+    gram: Any = 1000.0,
+    decay_kernels: bool = True,
+    interval: int = 100,
+    momentum: float = 0.9,
+) -> optax.GradientTransformationExtraArgs:
+    """Trainability preserving pruning: from a trained network to one ready to be cut.
+
+    The penalty grows for `grow` steps and is held for `settle` more, in which the
+    groups are zeroed in turn; the chain ends pruned after `grow + settle` steps.
+    Fine-tune what is left at ten times the learning rate.
+
+    Args:
+      learning_rate: 1e-3 in the paper.
+      groups: see `add_decorrelation`.
+      keeps: see `add_decorrelation`.
+      grow: steps in which the strength grows; 100,000 on CIFAR.
+      settle: steps at the ceiling; 10,000 on CIFAR.
+      weight_decay: of all leaves; 5e-4 on CIFAR.
+      every: see `growing_strength`.
+      ceiling: see `growing_strength`.
+      gram: see `add_decorrelation`.
+      decay_kernels: see `add_decorrelation`.
+      interval: steps between the turns of `zero_in_turn`.
+      momentum: heavy-ball coefficient.
+
+    Returns:
+      An Optax transformation.
+
+    Raises:
+      ValueError: `settle` too short for every group to have its turn.
+
+    References:
+      Wang and Fu, arXiv 2207.12534; settings of the authors' code.
+    """
+    if settle <= interval * len(groups):
+        raise value_error(
+            f"`settle` {settle} must exceed `interval` * groups = {interval} * "
+            f"{len(groups)}, or not every group would be zeroed."
+        )
+    strength = growing_strength(grow, every=every, ceiling=ceiling)
+    return optax.chain(
+        add_decorrelation(
+            groups, keeps, strength, gram=gram, decay_kernels=decay_kernels
+        ),
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum),
+        zero_in_turn(groups, keeps, begin=grow, every=interval),
+    )
+
+
+def _is_map(x: Any) -> bool:
+    return isinstance(x, Mapping)
+
+
+def _require_fitting(groups: Sequence[Group], keeps: Sequence[Any]) -> None:
+    sizes = [group.size for group in groups]
+    shapes = [jnp.shape(keep) for keep in keeps]
+    if shapes != [(size,) for size in sizes]:
+        raise value_error(
+            "`keeps` must have one bool vector for each group, of sizes "
+            f"{sizes}; got shapes {shapes}."
+        )
+
+
+def _doomed(
+    params: Params, groups: Sequence[Group], keeps: Sequence[Any]
+) -> dict[tuple[int, int], _Doomed]:
+    """What stays, by leaf number and axis; groups that share an axis are combined."""
+    found: dict[tuple[int, int], _Doomed] = {}
+    members = member_leaves(params, groups)
+    for (group, refs), keep in zip(members, keeps, strict=True):
+        for ref, i, _ in refs:
+            if ref.role not in _PRODUCING:
+                continue
+            labels = ref.coordinates(group.size)
+            stays = jnp.where(
+                labels < 0, True, jnp.asarray(keep)[np.maximum(labels, 0)]
+            )
+            known = found.get((i, ref.axis))
+            both = stays if known is None else stays & known.stays
+            found[i, ref.axis] = _Doomed(ref.role, both)
+    return found
+
+
+def _gram_gradient(w: jax.Array, axis: int, stays: jax.Array) -> jax.Array:
+    """The gradient of mean((F^T F * Q)^2) in the kernel's layout."""
+    if AxisType.Explicit in jax.typeof(w).sharding.mesh.axis_types:
+        w = jax.sharding.reshard(w, PartitionSpec())
+    others = [i for i in range(w.ndim) if i != axis]
+    r, high = w.shape[axis], jax.lax.Precision.HIGHEST
+    gram = jnp.tensordot(w, w, (others, others), precision=high)  # [r, r]
+    both_stay = stays[:, None] & stays[None, :]
+    masked = jnp.where(both_stay, 0, gram) * (4 / r**2)
+    product = jnp.tensordot(w, masked, (axis, 0), precision=high)
+    return jnp.moveaxis(product, -1, axis)
