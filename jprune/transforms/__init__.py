@@ -1,13 +1,13 @@
 """Pruning methods as Optax gradient transformations.
 
 Four kinds, told apart by where they stand in a chain. *Gradient maps* come first, on
-the raw gradient: `mask_by_saliency`, `merge_clusters`, `mask_updates`. *Penalties* add the gradient of a
-regularizer before momentum, or decoupled before the learning rate:
-`add_selective_decay`. *Projections* come last, after the learning rate, and land
-removed weights on exactly
-zero: `keep_masked`, `prune_gradually`, `prune_once`. *Wrappers* stand around a whole
+the raw gradient: `mask_by_saliency`, `merge_clusters`, `mask_updates`. *Penalties* add
+the gradient of a regularizer before momentum, or decoupled before the learning rate:
+`add_selective_decay`, `add_masked_l1`, `add_decorrelation`. *Projections* come last,
+after the learning rate, and land removed weights on exactly zero: `keep_masked`,
+`prune_gradually`, `prune_once`, `zero_in_turn`. *Wrappers* stand around a whole
 optimizer. Beside each method is its paper's recipe, a plain `optax.chain`: `csgd`,
-`gsm`, `swd`.
+`gsm`, `masksparsity`, `swd`, `tpp`.
 
 `check` tells whether a chain is in the right order; `finish` removes after training;
 `diagnostics` gives what to log; `state_sharding` places the state on a mesh.
@@ -18,6 +18,15 @@ from jprune.transforms._clusters import even_clusters as even_clusters
 from jprune.transforms._clusters import find_clusters as find_clusters
 from jprune.transforms._clusters import imbalanced_clusters as imbalanced_clusters
 from jprune.transforms._clusters import kmeans_clusters as kmeans_clusters
+from jprune.transforms._decorrelation import (
+    AddDecorrelationState as AddDecorrelationState,
+)
+from jprune.transforms._decorrelation import ZeroInTurnState as ZeroInTurnState
+from jprune.transforms._decorrelation import add_decorrelation as add_decorrelation
+from jprune.transforms._decorrelation import growing_strength as growing_strength
+from jprune.transforms._decorrelation import keep_large_filters as keep_large_filters
+from jprune.transforms._decorrelation import tpp as tpp
+from jprune.transforms._decorrelation import zero_in_turn as zero_in_turn
 from jprune.transforms._diagnostics import diagnostics as diagnostics
 from jprune.transforms._finish import PruneOnceState as PruneOnceState
 from jprune.transforms._finish import finish as finish
@@ -28,6 +37,10 @@ from jprune.transforms._keep_masked import KeepMaskedState as KeepMaskedState
 from jprune.transforms._keep_masked import MaskUpdatesState as MaskUpdatesState
 from jprune.transforms._keep_masked import keep_masked as keep_masked
 from jprune.transforms._keep_masked import mask_updates as mask_updates
+from jprune.transforms._masked_l1 import AddMaskedL1State as AddMaskedL1State
+from jprune.transforms._masked_l1 import add_masked_l1 as add_masked_l1
+from jprune.transforms._masked_l1 import masksparsity as masksparsity
+from jprune.transforms._masked_l1 import network_slimming as network_slimming
 from jprune.transforms._merge_clusters import MergeClustersState as MergeClustersState
 from jprune.transforms._merge_clusters import collapse_factor as collapse_factor
 from jprune.transforms._merge_clusters import csgd as csgd

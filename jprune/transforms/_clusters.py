@@ -16,12 +16,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import jax
 import numpy as np
 
 from jprune import masks
 from jprune._errors import listing, value_error
 from jprune._groups import Group, member_leaves
 from jprune._typing import Params
+
+Clusters = Mapping[str, Sequence[int] | np.ndarray | jax.Array]
+"""Cluster numbers of a group's coordinates by group id; equal means one cluster."""
 
 How = Literal["kmeans", "even", "imbalanced"]
 

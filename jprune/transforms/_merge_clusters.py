@@ -29,13 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 from jprune import masks
 from jprune._errors import listing, no_params, value_error
 from jprune._groups import AxisRef, Group, member_leaves
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
+from jprune.transforms._clusters import Clusters
 
 _COLLAPSED = 1e-4
 """Relative spread that `compress.merge` accepts by default."""
@@ -54,7 +54,7 @@ class _Clustered(NamedTuple):
 
 def merge_clusters(
     groups: Sequence[Group],
-    clusters: Mapping[str, ArrayLike],
+    clusters: Clusters,
     *,
     strength: Any,
     weight_decay: Any,
@@ -153,7 +153,7 @@ def merge_clusters(
 def csgd(
     learning_rate: ScalarOrSchedule,
     groups: Sequence[Group],
-    clusters: Mapping[str, ArrayLike],
+    clusters: Clusters,
     *,
     strength: Any,
     weight_decay: Any,
@@ -305,7 +305,7 @@ def _warn_if_not_collapsed(
 
 
 def _validated(
-    groups: Sequence[Group], clusters: Mapping[str, ArrayLike]
+    groups: Sequence[Group], clusters: Clusters
 ) -> list[tuple[Group, np.ndarray]]:
     by_id = {group.id: group for group in groups}
     chosen = []

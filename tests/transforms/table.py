@@ -61,6 +61,19 @@ GROUPS = [
 ]
 """The four units that each tree of `tree` has, wherever it keeps them."""
 
+SCALED = [
+    Group(
+        "scaled",
+        4,
+        (
+            AxisRef(("one", "kernel"), 1, "scale"),
+            AxisRef((0,), 1, "scale"),
+            AxisRef((), 1, "scale"),
+        ),
+    )
+]
+"""The same units as if their kernel were a norm's scale."""
+
 
 TABLE = [
     Case(
@@ -163,6 +176,73 @@ TABLE = [
         ),
         None,
         {"learning_rate": 0.1, "strength": 0.1, "weight_decay": 0.01},
+    ),
+    Case(
+        "add_masked_l1",
+        lambda strength=0.1: transforms.add_masked_l1(strength, half),
+        lambda: transforms.add_masked_l1(0.0, half),
+        {"strength": 0.1},
+    ),
+    Case(
+        "add_masked_l1-smooth",
+        lambda strength=0.1: transforms.add_masked_l1(
+            strength, half, kind="smooth_l1", learning_rate=1.0
+        ),
+        lambda: transforms.add_masked_l1(0.1, weights, kind="l2"),
+        {"strength": 0.1},
+    ),
+    Case(
+        "network_slimming",
+        lambda learning_rate=0.1, strength=0.1: transforms.network_slimming(
+            learning_rate, strength=strength, scope=masks.prunable
+        ),
+        None,
+        {"learning_rate": 0.1, "strength": 0.1},
+    ),
+    Case(
+        "masksparsity",
+        lambda learning_rate=0.1, strength=0.1: transforms.masksparsity(
+            learning_rate,
+            SCALED,
+            [jnp.array([True, False, True, False])],
+            strength=strength,
+            total_steps=3,
+            threshold=None,
+        ),
+        None,
+        {"learning_rate": 0.1, "strength": 0.1},
+    ),
+    Case(
+        "add_decorrelation",
+        lambda strength=0.1: transforms.add_decorrelation(
+            GROUPS, [jnp.array([True, False, True, True])], strength, gram=0.1
+        ),
+        lambda: transforms.add_decorrelation(GROUPS, [jnp.ones(4, bool)], 0.1),
+        {"strength": 0.1},
+    ),
+    Case(
+        "zero_in_turn",
+        lambda: transforms.zero_in_turn(
+            GROUPS, [jnp.array([True, False, True, True])], begin=0, every=1
+        ),
+        lambda: transforms.zero_in_turn(GROUPS, [jnp.ones(4, bool)], begin=0, every=1),
+        {},
+    ),
+    Case(
+        "tpp",
+        lambda learning_rate=0.1, weight_decay=0.01: transforms.tpp(
+            learning_rate,
+            GROUPS,
+            [jnp.array([True, False, True, True])],
+            grow=2,
+            settle=2,
+            every=1,
+            interval=1,
+            gram=0.1,
+            weight_decay=weight_decay,
+        ),
+        None,
+        {"learning_rate": 0.1, "weight_decay": 0.01},
     ),
 ]
 
