@@ -19,6 +19,10 @@ Pivots are,
 4. equally spaced after an interpolation that did not pay, in a bracket of few integers,
    and always from pass 12 on. Hence at most 12 + log(width) / log(pivots + 1) passes.
 
+With `snap` a pass also finds the smallest integer that is at least lo and the largest
+below hi, and the ends move there. One integer left in the bracket, however often it
+occurs, then ends the search.
+
 Among pivots that count exactly k the one nearest the guess is taken, so a threshold
 that lies in an empty gap stays where it is from one step to the next.
 
@@ -52,8 +56,8 @@ class Counts(NamedTuple):
 
     Attributes:
       at: how many integers are at least each pivot; one int32 array [*batch] a pivot.
-      least: the smallest integer that is at least the first pivot, or None. [*batch]
-      greatest: the largest integer below the last pivot, or None. [*batch]
+      least: with `snap`, the smallest integer that is at least `lo`. [*batch]
+      greatest: with `snap`, the largest integer below `hi`. [*batch]
     """
 
     at: list[jax.Array]
@@ -96,23 +100,26 @@ def start(lo: jax.Array, hi: jax.Array, at_lo: jax.Array, step: jax.Array) -> Br
 
 
 def search(
-    count: Callable[[Pivots], Counts],
+    count: Callable[..., Counts],
     k: jax.Array,
     bracket: Bracket,
     first: Pivots,
     guess: jax.Array,
     octave: float,
+    snap: bool = False,
 ) -> Bracket:
     """Narrows a bracket until it decides the k largest integers.
 
     Args:
-      count: one sweep over the data at ascending pivots.
+      count: one sweep over the data at ascending pivots; with `snap` it is also given
+        the bracket.
       k: wanted count, with C(lo) >= k > C(hi) unless C(lo) = k already. [*batch] int32
       bracket: from `start`.
       first: pivots of the first pass, ascending.
       guess: the integer to stay near when several pivots decide. [*batch]
       octave: the width over which the density of the integers may change by a factor of
         about two; infinity where they are evenly spread.
+      snap: move the ends onto the integers nearest inside the bracket at each pass.
 
     Returns:
       The final bracket: `lo` is the answer, `at_lo` its count.
@@ -127,7 +134,8 @@ def search(
             _inside(b, jnp.where(b.passes == 0, p, q))
             for p, q in zip(first, later, strict=True)
         ]
-        new = _narrow(b, k, pivots, count(pivots), guess)
+        seen = count(pivots, b) if snap else count(pivots)
+        new = _narrow(b, k, pivots, seen, guess)
         if not k.ndim:
             return new
         live = undecided(b)
@@ -184,8 +192,10 @@ def _narrow(
         enough = c >= k
         hi, at_hi = jnp.where(enough, hi, p), jnp.where(enough, at_hi, c)
     if seen.least is not None and seen.greatest is not None:
-        lo = jnp.where(lo == pivots[0], seen.least, lo)
-        hi = jnp.where(hi == pivots[-1], seen.greatest + 1, hi)
+        # No integer lies between the old end and this one, so the counts stay. (Some
+        # may lie at an end that no pass has counted at.)
+        lo = jnp.maximum(lo, seen.least)
+        hi = jnp.where(b.hi_moved, jnp.minimum(hi, seen.greatest + 1), hi)
 
     nearest = ~jnp.zeros_like(_unsigned(guess))
     for p, c in zip(pivots, seen.at, strict=True):

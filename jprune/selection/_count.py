@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jprune._errors import value_error
 from jprune._typing import Mask, PyTree
 from jprune.selection._image import ImageKind, common_image
 from jprune.selection._leaves import read
@@ -48,13 +49,21 @@ def counts_above(
 
     Returns:
       [leaves] int32.
+
+    Raises:
+      ValueError: a threshold of a per-leaf ranking; and as `kth_magnitude`.
     """
     table = read(tree, image, within, axis_name, specs)
+    if jnp.ndim(threshold.bits):
+        raise value_error(
+            "`threshold` must be of a global ranking (0-d), got shape "
+            f"{threshold.bits.shape}."
+        )
     if not table.leaves:
         return jnp.zeros((0,), jnp.int32)
     bits = jnp.broadcast_to(threshold.bits, (len(table.leaves),))
     # What reaches `top` ties with `top - 1`; after k = 0 nothing is above.
     last = bits >= table.image.top - 1
     next_up = jnp.where(last, bits, bits + 1)
-    seen = sweep_images(table, True, False)([bits, next_up])
+    seen = sweep_images(table, True)([bits, next_up])
     return jnp.where(last, 0, seen.at[1])

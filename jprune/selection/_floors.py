@@ -6,9 +6,10 @@ $\max(c_l(t), m_l)$ entries ($c_l$ counts what reaches t), so
 
 $$ C(t) = \sum_l \max(c_l(t), m_l) $$
 
-is monotone and one search finds where it is k. The total never changes: what a leaf gets
-above its share, the others give up. Only leaves below their floor at that threshold need
-one of their own; where there are none, that second search makes no sweep.
+is monotone and one search finds where it is k. The total never changes: what a leaf
+gets above its share, the others give up. Only leaves below their floor at that
+threshold need one of their own; where there are none, that second search makes no
+sweep.
 """
 
 from typing import Any, NamedTuple
@@ -104,7 +105,7 @@ def _common(
     init: WarmStart | None,
 ) -> Threshold:
     """The largest t with `sum(max(c_l(t), m_l)) >= k`."""
-    sweep = sweep_images(table, True, False)
+    sweep = sweep_images(table, True)
 
     def count(pivots: Pivots) -> Counts:
         seen = sweep([jnp.broadcast_to(p, least.shape) for p in pivots])
@@ -130,7 +131,7 @@ def _around_threshold(
     last = bits >= table.image.top - 1
     following = jnp.where(last, bits, bits + 1)
     rows = [jnp.broadcast_to(b, (len(table.leaves),)) for b in (bits, following)]
-    at, above = sweep_images(table, True, False)(rows).at
+    at, above = sweep_images(table, True)(rows).at
     return at, jnp.where(last, 0, above), following
 
 
@@ -151,6 +152,6 @@ def _own(
     bracket = start(lo, hi, at_lo, spread)
     guess = jnp.broadcast_to(common, k.shape)
     first = around(guess, spread, bracket, PIVOTS)
-    count = sweep_images(table, True, False)
+    count = sweep_images(table, True)
     found = search(count, k, bracket, first, guess, 2.0**table.image.mantissa)
     return Threshold(found.lo, found.at_lo, found.passes)

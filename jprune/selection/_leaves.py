@@ -7,9 +7,10 @@ shard, and a `PartitionSpec` says which mesh axes split which of its dimensions,
 a replicated leaf is counted once and every entry knows its place in the global array.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,14 @@ LIMIT = 2**31 - 1
 """One more than the largest count: the end of a search over positions is n + 1."""
 
 
-class Leaf(NamedTuple):
+def _static(**kwargs: Any) -> Any:
+    """A field that is part of a pytree's structure, not of its leaves."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Leaf:
     """One leaf of the tree.
 
     Attributes:
@@ -36,16 +44,15 @@ class Leaf(NamedTuple):
       replicas: the mesh axes over which the leaf is replicated.
       shape: the global shape.
       offset: entries in the leaves before this one.
-      places: the position of each entry in the whole, where strides cannot tell it.
-      int32
+      places: the position of each entry in the whole, where strides cannot tell. int32
     """
 
     value: jax.Array
     within: jax.Array | None
-    split: tuple[tuple[str, ...], ...]
-    replicas: tuple[str, ...]
-    shape: tuple[int, ...]
-    offset: int
+    split: tuple[tuple[str, ...], ...] = _static()
+    replicas: tuple[str, ...] = _static()
+    shape: tuple[int, ...] = _static()
+    offset: int = _static()
     places: np.ndarray | None = None
 
     @property
@@ -61,7 +68,10 @@ class Leaf(NamedTuple):
     def strides(self, per_leaf: bool) -> jax.Array:
         """Position = strides[0] + sum of index_d * strides[d + 1], row-major. int32"""
         steps = [math.prod(self.shape[d + 1 :]) for d in range(len(self.shape))]
-        base = jnp.int32(0 if per_leaf else self.offset)
+        start = 0 if per_leaf else self.offset
+        if not any(self.split):
+            return jnp.asarray(np.array([start, *steps], np.int32))
+        base = jnp.int32(start)
         for length, names, step in zip(
             self.value.shape, self.split, steps, strict=True
         ):
@@ -81,7 +91,9 @@ class Leaf(NamedTuple):
         return place
 
 
-class Table(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Table:
     """All leaves that take part, in flattening order.
 
     Attributes:
@@ -91,8 +103,8 @@ class Table(NamedTuple):
     """
 
     leaves: tuple[Leaf, ...]
-    image: Image
-    axis_names: tuple[str, ...]
+    image: Image = _static()
+    axis_names: tuple[str, ...] = _static()
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ copied, once for each selection and outside its loops, into packs of at most 65,
 Only leaves that are not sharded: to concatenate sharded ones would gather them.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +53,7 @@ def pack(table: Table) -> Table:
             packs.append(held)
         held.append(leaf)
     joined = [_join(held) if len(held) > 1 else held[0] for held in packs]
-    return table._replace(leaves=(*rest, *joined))
+    return dataclasses.replace(table, leaves=(*rest, *joined))
 
 
 def _join(leaves: list[Leaf]) -> Leaf:

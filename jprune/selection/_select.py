@@ -1,5 +1,6 @@
 """The k largest entries of a tree: their threshold, and the mask that keeps them."""
 
+import functools
 import operator
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from jprune.selection._leaves import Table, read
 from jprune.selection._pack import pack
 from jprune.selection._sample import sampled_guess, worth_sampling
 from jprune.selection._sweep import (
+    all_strides,
     available,
     split_at,
     sweep_images,
@@ -109,21 +111,17 @@ def kth_magnitude(
     if not table.leaves:
         none = jnp.zeros_like(wanted)
         return Threshold(none.astype(table.image.dtype), none, none)
-    total = available(table, per_leaf)
-    kept = jnp.clip(wanted, 0, total)
-    return _find(table, kept, total, init, pivots, snap)
+    return _find(table, wanted, init, pivots, snap)
 
 
+@functools.partial(jax.jit, static_argnames=("pivots", "snap"))
 def _find(
-    table: Table,
-    k: jax.Array,
-    total: jax.Array,
-    init: WarmStart | None,
-    pivots: int,
-    snap: bool,
+    table: Table, k: jax.Array, init: WarmStart | None, pivots: int, snap: bool
 ) -> Threshold:
-    """The search, for a checked count `k <= total`, 0-d or [leaves]."""
+    """The search, for a checked count, 0-d or [leaves]."""
     per_leaf = k.ndim == 1
+    total = available(table, per_leaf)
+    k = jnp.clip(k, 0, total)
     if init is None and not per_leaf and worth_sampling(table):
         guess, spread = sampled_guess(table, k)
     else:
@@ -137,8 +135,8 @@ def _find(
     bracket = start(lo, top, jnp.where(k > 0, total, 0), spread)
     first = around(guess, spread, bracket, pivots)
     swept = table if per_leaf else pack(table)
-    count = sweep_images(swept, per_leaf, snap)
-    found = search(count, k, bracket, first, guess, 2.0**kind.mantissa)
+    count = sweep_images(swept, per_leaf)
+    found = search(count, k, bracket, first, guess, 2.0**kind.mantissa, snap)
     return Threshold(found.lo, found.at_lo, found.passes)
 
 
@@ -186,23 +184,33 @@ def keep_mask(
     wanted = _kept_count(k, table, per_leaf)
     if not table.leaves:
         return tree
-    last = _last_tie(table, threshold, wanted, per_leaf) if ties == "first" else None
-    masks = []
-    for i, leaf in enumerate(table.leaves):
-        pick = (lambda x: x[i]) if per_leaf else (lambda x: x)  # noqa: B023
-        integers = table.image.of(leaf.value, leaf.within)
-        above, tied = split_at(table, integers, pick(threshold.bits))
-        if last is not None:
-            total = leaf.size if per_leaf else sum(table.sizes)
-            tied &= leaf.from_end(leaf.strides(per_leaf), total) >= pick(last)
-        masks.append((above | tied) & (pick(wanted) > 0))
+    masks = _masks(table, threshold, wanted, ties == "first")
     return jax.tree.unflatten(jax.tree.structure(tree), masks)
 
 
-def _last_tie(
-    table: Table, threshold: Threshold, k: jax.Array, per_leaf: bool
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="exactly")
+def _masks(
+    table: Table, threshold: Threshold, k: jax.Array, exactly: bool
+) -> list[jax.Array]:
+    """One mask for each leaf; all ties unless `exactly` k are kept."""
+    per_leaf = k.ndim == 1
+    last = _last_tie(table, threshold, k) if exactly else k
+    strides = all_strides(table, per_leaf) if exactly else []
+    masks = []
+    for i, leaf in enumerate(table.leaves):
+        rows = (threshold.bits, last, k)
+        bits, end, kept = (row[i] for row in rows) if per_leaf else rows
+        above, tied = split_at(table, table.image.of(leaf.value, leaf.within), bits)
+        if exactly:
+            total = leaf.size if per_leaf else sum(table.sizes)
+            tied &= leaf.from_end(strides[i], total) >= end
+        masks.append((above | tied) & (kept > 0))
+    return masks
+
+
+def _last_tie(table: Table, threshold: Threshold, k: jax.Array) -> jax.Array:
     """The place from the end of the last tie that is kept; 0 where all ties are."""
+    per_leaf = k.ndim == 1
     n = jnp.asarray(table.sizes if per_leaf else sum(table.sizes), jnp.int32)
     lo = jnp.zeros(k.shape, jnp.int32)
     # No tie to break: nothing is left between the ends.

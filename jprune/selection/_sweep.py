@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jprune.selection._bracket import Counts, Pivots
+from jprune.selection._bracket import Bracket, Counts, Pivots
 from jprune.selection._leaves import Leaf, Table
 
 
@@ -39,24 +39,24 @@ def available(table: Table, per_leaf: bool) -> jax.Array:
     return stacked if per_leaf else jnp.sum(stacked, dtype=jnp.int32)
 
 
-def sweep_images(
-    table: Table, per_leaf: bool, snap: bool
-) -> Callable[[Pivots], Counts]:
+def sweep_images(table: Table, per_leaf: bool) -> Callable[..., Counts]:
     """The counting function of the images, for `search`."""
 
-    def count(pivots: Pivots) -> Counts:
-        values, masks, pivots = lax.optimization_barrier(
+    def count(pivots: Pivots, bracket: Bracket | None = None) -> Counts:
+        ends = [] if bracket is None else [bracket.lo, bracket.hi]
+        values, masks, pivots, ends = lax.optimization_barrier(
             (
                 [leaf.value for leaf in table.leaves],
                 [leaf.within for leaf in table.leaves],
                 pivots,
+                ends,
             )
         )
         images = [
             table.image.of(value, mask)
             for value, mask in zip(values, masks, strict=True)
         ]
-        return _count(table, images, pivots, per_leaf, snap)
+        return _count(table, images, pivots, ends, per_leaf)
 
     return count
 
@@ -69,7 +69,7 @@ def sweep_positions(
     An entry above the threshold has the place n, one at the threshold its distance
     n - 1 - position from the last (0..n-1), and one below it -1.
     """
-    strides = [leaf.strides(per_leaf) for leaf in table.leaves]
+    strides = all_strides(table, per_leaf)
 
     def count(pivots: Pivots) -> Counts:
         values, masks, steps, pivots = lax.optimization_barrier(
@@ -87,9 +87,20 @@ def sweep_positions(
             total = leaf.size if per_leaf else sum(table.sizes)
             place = leaf.from_end(steps[i], total)
             places.append(jnp.where(above, total, jnp.where(tied, place, -1)))
-        return _count(table, places, pivots, per_leaf, False)
+        return _count(table, places, pivots, [], per_leaf)
 
     return count
+
+
+def all_strides(table: Table, per_leaf: bool) -> list[jax.Array]:
+    """The strides of each leaf, kept out of the kernels that use them.
+
+    As constants they would make the kernels of two leaves of one shape different, and
+    each would be compiled.
+    """
+    strides = [leaf.strides(per_leaf) for leaf in table.leaves]
+    # One barrier each: a common one would make a replicated leaf's strides vary.
+    return [lax.optimization_barrier(s) for s in strides]
 
 
 def split_at(
@@ -109,53 +120,53 @@ def _count(
     table: Table,
     integers: list[jax.Array],
     pivots: Pivots,
+    ends: list[jax.Array],
     per_leaf: bool,
-    ends: bool,
 ) -> Counts:
+    """Counts at the pivots, and the integers next to the ends if there are ends."""
+    rows = len(pivots)
     seen = []
     for i, (leaf, b) in enumerate(zip(table.leaves, integers, strict=True)):
-        result = _reduce(b, [p[i] if per_leaf else p for p in pivots], ends)
-        counts, rest = result[: len(pivots)], result[len(pivots) :]
-        seen.append([_once(leaf, c) for c in counts] + rest)
-    columns = list(zip(*seen, strict=True))
-    merged = [jnp.stack(column) for column in columns]
+        at = [x[i] if per_leaf else x for x in (*pivots, *ends)]
+        result = _reduce(b, at[:rows], at[rows:])
+        seen.append([_once(leaf, c) for c in result[:rows]] + result[rows:])
+    merged = [jnp.stack(column) for column in zip(*seen, strict=True)]
     if not per_leaf:
         total = functools.partial(jnp.sum, dtype=jnp.int32)
-        fold = len(pivots) * [total] + [jnp.min, jnp.max] * ends
+        fold = [total] * rows + ([jnp.min, jnp.max] if ends else [])
         merged = [f(column) for f, column in zip(fold, merged, strict=True)]
-    at, rest = merged[: len(pivots)], merged[len(pivots) :]
+    at, nearest = merged[:rows], merged[rows:]
     names = table.axis_names
     if names:
         at = list(lax.psum(jnp.stack(at), names))
     if not ends:
         return Counts(at)
-    least, greatest = rest
+    least, greatest = nearest
     if names:
         least, greatest = lax.pmin(least, names), lax.pmax(greatest, names)
     return Counts(at, least, greatest)
 
 
-def _reduce(b: jax.Array, pivots: list[jax.Array], ends: bool) -> list[jax.Array]:
-    """Counts at each pivot; also the least >= the first and the greatest < the last."""
+def _reduce(b: jax.Array, pivots: Pivots, ends: list[jax.Array]) -> list[jax.Array]:
+    """One variadic reduction: each count, the least >= lo and the greatest < hi."""
     rows = len(pivots)
     operands = [(b >= p).astype(jnp.int32) for p in pivots]
-    zeros = [jnp.int32(0)] * rows
+    starts = [jnp.int32(0)] * rows
     if ends:
+        lo, hi = ends
         high = jnp.asarray(jnp.iinfo(b.dtype).max, b.dtype)
-        operands += [
-            jnp.where(b >= pivots[0], b, high),
-            jnp.where(b < pivots[-1], b, ~high),
-        ]
-        zeros += [high, ~high]
+        operands += [jnp.where(b >= lo, b, high), jnp.where(b < hi, b, ~high)]
+        starts += [high, ~high]
 
     def merge(x, y):
-        summed = [p + q for p, q in zip(x[:rows], y[:rows], strict=True)]
-        if not ends:
-            return tuple(summed)
-        least = jnp.minimum(x[rows], y[rows])
-        return (*summed, least, jnp.maximum(x[rows + 1], y[rows + 1]))
+        merged = [p + q for p, q in zip(x[:rows], y[:rows], strict=True)]
+        if ends:
+            merged += [jnp.minimum(x[rows], y[rows])]
+            merged += [jnp.maximum(x[rows + 1], y[rows + 1])]
+        return tuple(merged)
 
-    return list(lax.reduce(tuple(operands), tuple(zeros), merge, tuple(range(b.ndim))))
+    axes = tuple(range(b.ndim))
+    return list(lax.reduce(tuple(operands), tuple(starts), merge, axes))
 
 
 def _once(leaf: Leaf, count: jax.Array) -> jax.Array:
