@@ -4,4 +4,9 @@
 functions here change values so that removal costs less, or nothing.
 """
 
+from jprune.compress._fold import fold_constants as fold_constants
+from jprune.compress._merge import Merged as Merged
+from jprune.compress._merge import deviation as deviation
+from jprune.compress._merge import merge as merge
+from jprune.compress._merge import snap as snap
 from jprune.compress._recalibrate import recalibrate as recalibrate

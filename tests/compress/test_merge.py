@@ -11,8 +11,8 @@ import pytest
 from jprune import compress, surgery
 from tests.surgery.flax_nets import OPTION_A, RESNET
 from tests.surgery.nets import fill
-from tests.surgery.proof import difference
-from tests.surgery.sequence_nets import GPT_FUSED, VIT
+from tests.surgery.proof import coupled, difference
+from tests.surgery.sequence_nets import VIT
 
 
 def mlp(p, x):
@@ -204,75 +204,98 @@ def even(group):
     return np.arange(group.size) // 2
 
 
-@pytest.mark.parametrize("net", [RESNET, OPTION_A], ids=lambda net: net.name)
+def check_pairs(case, names):
+    """Merges the groups in pairs after a snap; float64, to rounding."""
+    deps = surgery.groups(case.apply)(case.variables, *case.args)
+    clusters = {group.id: even(group) for group in names(deps)}
+    snapped = compress.snap(deps, case.variables, clusters)
+    merged = compress.merge(
+        case.apply, deps, snapped, clusters, *case.args, tolerance=1e-10
+    )
+    assert max(merged.deviation.values()) < 1e-12
+    small = jax.jit(surgery.shrink(case.apply, merged.plan))
+    expected = jax.jit(case.apply)(snapped, *case.args)
+    assert difference(small(merged.variables, *case.args), expected) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "net",
+    [OPTION_A, pytest.param(RESNET, marks=pytest.mark.slow)],
+    ids=lambda net: net.name,
+)
 def test_every_group_of_a_residual_network_at_once(net):
     """Streams, inner widths, pads: all merged in pairs, all snapped, one network."""
     with jax.enable_x64(True):
-        case = net.make()
-        deps = surgery.groups(case.apply)(case.variables, *case.args)
-        clusters = {group.id: even(group) for group in deps if group.kind == "coupled"}
-        snapped = compress.snap(deps, case.variables, clusters)
-        merged = compress.merge(
-            case.apply, deps, snapped, clusters, *case.args, tolerance=1e-10
-        )
-        assert max(merged.deviation.values()) < 1e-12
-        small = surgery.shrink(case.apply, merged.plan)
-        expected = case.apply(snapped, *case.args)
-        assert difference(small(merged.variables, *case.args), expected) <= 1e-10
+        check_pairs(net.make(), coupled)
 
 
-@pytest.fixture(scope="module")
-def vit():
+@pytest.mark.slow
+def test_whole_heads_and_hidden_units_of_a_vit_merge():
+    def names(deps):
+        return [_first(deps, "query", 1), _first(deps, "Dense_0", 1)]
+
     with jax.enable_x64(True):
-        case = VIT.make()
-        return case, surgery.groups(case.apply)(case.variables, *case.args)
+        check_pairs(VIT.make(), names)
 
 
-def test_whole_heads_and_hidden_units_merge(vit):
-    case, deps = vit
-    with jax.enable_x64(True):
-        heads = _first(deps, "query", 1)
-        hidden = _first(deps, "Dense_0", 1)
-        clusters = {heads.id: [0, 1, 0], hidden.id: even(hidden)}
-        snapped = compress.snap(deps, case.variables, clusters)
-        args = case.args
-        merged = compress.merge(
-            case.apply, deps, snapped, clusters, *args, tolerance=1e-10
-        )
-        small = surgery.shrink(case.apply, merged.plan)
-        expected = case.apply(snapped, *args)
-        assert difference(small(merged.variables, *args), expected) <= 1e-10
+def normalized(p, x):
+    y = x @ p["a"]
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+    return jax.nn.relu(y @ p["b"]) @ p["c"]
 
 
-def test_normalized_and_multiplied_coordinates_are_refused(vit):
-    """d_model is summed by LayerNorm, head_dim by q.k: their merge is not exact."""
-    case, deps = vit
-    with jax.enable_x64(True):
-        hidden = _first(deps, "Dense_0", 1)
-        for group in (_first(deps, "query", 0), _first(deps, "query", 2)):
-            clusters = {group.id: even(group), hidden.id: even(hidden)}
-            snapped = compress.snap(deps, case.variables, clusters)
-            with pytest.raises(ValueError, match="read by weights alone") as error:
-                compress.merge(case.apply, deps, snapped, clusters, *case.args)
-            assert group.id in str(error.value)
-            assert hidden.id not in str(error.value)
+def self_similar(p, x):
+    weights = jax.nn.relu((x @ p["a"]) @ (x @ p["b"]).T)
+    return weights @ jax.nn.relu(x @ p["c"]) @ p["d"]
 
 
-def test_tied_embedding_is_refused():
-    case = GPT_FUSED.make()
-    deps = surgery.groups(case.apply)(case.variables, *case.args)
-    group = _first(deps, "wte", 1)
-    snapped = compress.snap(deps, case.variables, {group.id: even(group)})
+@pytest.mark.parametrize(
+    "net, guilty, innocent",
+    [(normalized, ("a", 1), ("b", 1)), (self_similar, ("a", 1), ("c", 1))],
+    ids=["norm", "product"],
+)
+def test_coordinates_that_meet_each_other_are_refused(net, guilty, innocent):
+    """A norm, or q.k, sums over the coordinates themselves: only the guilty is named."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 5))
+    shapes = {"a": (5, 4), "b": (4, 6), "c": (6, 2)}
+    if net is self_similar:
+        shapes = {"a": (5, 4), "b": (5, 4), "c": (5, 6), "d": (6, 2)}
+    params = {name: jnp.asarray(rng.normal(size=n)) for name, n in shapes.items()}
+    deps = surgery.groups(net)(params, x)
+    guilty, innocent = (_first(deps, *place) for place in (guilty, innocent))
+    clusters = {guilty.id: even(guilty), innocent.id: even(innocent)}
+    snapped = compress.snap(deps, params, clusters)
+    with pytest.raises(ValueError, match="read by weights alone") as error:
+        compress.merge(net, deps, snapped, clusters, x)
+    assert f"\n  {guilty.id}: " in str(error.value)
+    assert f"\n  {innocent.id}: " not in str(error.value)
+
+
+def test_a_table_that_is_also_read_is_refused():
+    """A tied embedding produces the coordinates and contracts them: no one choice."""
+
+    def net(p, text):
+        return jax.nn.relu(p["table"][text] @ p["a"]) @ p["b"] @ p["table"].T
+
+    rng = np.random.default_rng(0)
+    shapes = {"table": (7, 4), "a": (4, 4), "b": (4, 4)}
+    params = {name: jnp.asarray(rng.normal(size=n)) for name, n in shapes.items()}
+    text = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    deps = surgery.groups(net)(params, text)
+    group = _first(deps, "table", 1)
+    snapped = compress.snap(deps, params, {group.id: even(group)})
     with pytest.raises(ValueError, match="both produces and reads"):
-        compress.merge(case.apply, deps, snapped, {group.id: even(group)}, *case.args)
+        compress.merge(net, deps, snapped, {group.id: even(group)}, text)
 
 
 def _first(deps, layer, axis):
-    """The first group on `axis` of the first weight below `layer`."""
+    """The first group on `axis` of the first weight of or below `layer`."""
     for group in deps:
         for member in group.members:
-            weight = member.path[-1] in ("kernel", "embedding")
-            if weight and layer in member.path and member.axis == axis:
+            below = member.path[-1] in ("kernel", layer)
+            if below and layer in member.path and member.axis == axis:
                 return group
     raise LookupError(layer)
 
