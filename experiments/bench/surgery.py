@@ -55,11 +55,11 @@ def analyzed(name: str) -> dict[str, Any]:
     bare, _ = seconds(lambda: jax.make_jaxpr(fresh.apply)(variables, x))
     # The analysis traces again; JAX then has parts of the trace cached, so its own
     # share is taken against a second trace, not the first. Medians, in turns.
-    again, whole, deps = [], [], ()
+    deps = surgery.groups(fresh.apply)(variables, x)
+    again, whole = [], []
     for _ in range(5):
         again.append(seconds(lambda: jax.make_jaxpr(fresh.apply)(variables, x))[0])
-        took, deps = seconds(lambda: surgery.groups(fresh.apply)(variables, x))
-        whole.append(took)
+        whole.append(seconds(lambda: surgery.groups(fresh.apply)(variables, x))[0])
     scores = _equal_scores(deps)
     solving, plan = seconds(lambda: surgery.select(deps, scores, flops=0.5))
     packed = jax.eval_shape(plan.pack, variables)
@@ -68,7 +68,7 @@ def analyzed(name: str) -> dict[str, Any]:
     dense_flops = analysis.flops(fresh.apply)(variables, x)
     return {
         "network": name,
-        "groups": sum(1 for _ in deps),
+        "groups": len(deps),
         "parameters": _size(variables),
         "parameters_compact": _size(packed),
         "flops": dense_flops,

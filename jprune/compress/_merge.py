@@ -35,7 +35,7 @@ from jprune._tree import KeyTuple, path_keys
 from jprune._typing import PyTree
 from jprune.compress._difference import relative_difference
 
-Assignment = Mapping[str, ArrayLike]
+Assignment = Mapping[str, ArrayLike | Sequence[int]]
 """Cluster numbers of a group's coordinates, by group id or by path of a producing leaf.
 
 Equal numbers mean one cluster; the numbers themselves carry no meaning.
@@ -57,7 +57,7 @@ class Merged(NamedTuple):
 
 
 def deviation(
-    deps: Sequence[Group], variables: PyTree, assignment: Assignment
+    deps: surgery.Groups, variables: PyTree, assignment: Assignment
 ) -> dict[str, float]:
     """How far the members of the clusters are from being equal.
 
@@ -85,7 +85,7 @@ def deviation(
     return found
 
 
-def snap(deps: Sequence[Group], variables: PyTree, assignment: Assignment) -> PyTree:
+def snap(deps: surgery.Groups, variables: PyTree, assignment: Assignment) -> PyTree:
     """Replaces what every member of a cluster produces by the cluster's mean.
 
     Kernels' output slices, biases, norm scales and shifts, running statistics and
@@ -109,7 +109,7 @@ def snap(deps: Sequence[Group], variables: PyTree, assignment: Assignment) -> Py
 
 def merge(
     apply: Callable[..., Any],
-    deps: Sequence[Group],
+    deps: surgery.Groups,
     variables: PyTree,
     assignment: Assignment,
     *args: Any,
@@ -179,7 +179,9 @@ def _require_close(apart: dict[str, float], tolerance: float) -> None:
         )
 
 
-def _summed(deps: Any, variables: PyTree, assignment: Assignment) -> tuple[Any, PyTree]:
+def _summed(
+    deps: surgery.Groups, variables: PyTree, assignment: Assignment
+) -> tuple[Any, PyTree]:
     """The plan that keeps representatives, and the packed variables."""
     changed = dict(_leaves(variables))
     keep = {}
@@ -195,7 +197,7 @@ def _summed(deps: Any, variables: PyTree, assignment: Assignment) -> tuple[Any, 
 
 def _guilty(
     apply: Callable,
-    deps: Any,
+    deps: surgery.Groups,
     variables: PyTree,
     assignment: Assignment,
     args: tuple,
@@ -217,7 +219,7 @@ def _guilty(
 
 
 def _resolve(
-    deps: Sequence[Group], assignment: Assignment
+    deps: surgery.Groups, assignment: Assignment
 ) -> list[tuple[Group, np.ndarray]]:
     """The groups named, each with its clusters; keys that disagree are an error."""
     chosen: dict[str, tuple[str, Group, np.ndarray]] = {}
@@ -239,7 +241,7 @@ def _resolve(
     return [(group, clusters) for _, group, clusters in chosen.values()]
 
 
-def _find(deps: Sequence[Group], key: str) -> Group:
+def _find(deps: surgery.Groups, key: str) -> Group:
     for group in deps:
         if group.id == key:
             return group

@@ -241,4 +241,3 @@ def test_silent_channels_need_nothing():
     plan = plan_for(apply, variables, x)
     folded = compress.fold_constants(apply, plan, variables, x)
     jax.tree.map(np.testing.assert_array_equal, folded, variables)
-    assert jnp.isfinite(apply(folded, x)).all()

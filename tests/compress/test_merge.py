@@ -256,7 +256,7 @@ def self_similar(p, x):
     ids=["norm", "product"],
 )
 def test_coordinates_that_meet_each_other_are_refused(net, guilty, innocent):
-    """A norm, or q.k, sums over the coordinates themselves: only the guilty is named."""
+    """A norm, or q.k, sums over coordinates themselves: only the guilty is named."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 5))
     shapes = {"a": (5, 4), "b": (4, 6), "c": (6, 2)}
@@ -312,6 +312,6 @@ def test_errors():
     ):
         merge({"k1": [0, 1]}, HAND_X)
     with pytest.raises(ValueError, match=r"must be 3 integers.*got float64"):
-        merge({"k1": [0.0, 1.0, 1.0]}, HAND_X)
+        merge({"k1": [0.0, 1.0, 1.0]}, HAND_X)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="further apart"):
         merge({"k1": [0, 1, 0]}, HAND_X)
