@@ -11,7 +11,21 @@ from experiments.data import augment, digits, graphs, images
 from experiments.data.dataset import Dataset
 from experiments.journal import Journal
 from experiments.lab import Augment, Lab, make_lab
-from experiments.methods import dense, gradual, gsm, one_shot, swd
+from experiments.methods import (
+    asl,
+    aswl,
+    csgd,
+    dense,
+    gradual,
+    gsm,
+    masksparsity,
+    one_shot,
+    powerprop,
+    sls,
+    straight_through,
+    swd,
+    tpp,
+)
 from experiments.models import digits_resnet, lenet, resnet
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
@@ -48,10 +62,18 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 AUGMENT: dict[str, Augment] = {"crop_flip": augment.crop_flip, "none": augment.keep}
 
 METHODS: dict[str, Callable[..., Any]] = {
+    "asl": asl.asl,
+    "aswl": aswl.aswl,
+    "csgd": csgd.csgd,
     "gradual": gradual.gradual,
     "gsm": gsm.gsm,
+    "masksparsity": masksparsity.masksparsity,
     "one_shot": one_shot.one_shot,
+    "powerprop": powerprop.powerprop,
+    "sls": sls.sls,
+    "straight_through": straight_through.straight_through,
     "swd": swd.swd,
+    "tpp": tpp.tpp,
 }
 
 

@@ -63,9 +63,7 @@ def sls(
             choices[f"uniform {n}:{m}"] = reparam.n_of_m(n, m, scope=inside)
         for run, r in choices.items():
             rate = warmup_cosine(lr, epochs * lab.per_epoch)
-            tx = optax.chain(
-                decayed(weight_decay, kernels), optax.sgd(rate, momentum)
-            )
+            tx = optax.chain(decayed(weight_decay, kernels), optax.sgd(rate, momentum))
             start = (dense.params, dense.stats)
             done = train_theta(lab, r, tx, run=run, epochs=epochs, start=start)
             outside = masks.size(dense.params) - masks.size(dense.params, inside)

@@ -268,8 +268,11 @@ def _ranks(w: jax.Array, m: int, axis: int) -> jax.Array:
     filled = jnp.pad(moved, [(0, 0)] * (w.ndim - 1) + [(0, -length % m)])
     groups = filled.reshape(*filled.shape[:-1], -1, m)
     mine, other = groups[..., :, None], groups[..., None, :]
-    earlier = jnp.arange(m) < jnp.arange(m)[:, None]  # [mine, other]: other comes first
-    beaten_by = (other > mine) | ((other == mine) & earlier)
-    place = jnp.sum(beaten_by, axis=-1, dtype=jnp.int32)
-    place = place.reshape(filled.shape)[..., :length]
-    return jnp.moveaxis(place, -1, axis)
+    shape = (*groups.shape, m)  # [..., mine, other]
+    place = [
+        jax.lax.broadcasted_iota(jnp.int32, shape, d)
+        for d in (groups.ndim - 1, groups.ndim)
+    ]
+    beaten_by = (other > mine) | ((other == mine) & (place[1] < place[0]))
+    ranks = jnp.sum(beaten_by, axis=-1, dtype=jnp.int32)
+    return jnp.moveaxis(ranks.reshape(filled.shape)[..., :length], -1, axis)

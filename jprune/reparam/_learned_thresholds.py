@@ -25,6 +25,7 @@ Retsinas et al., "Weight Pruning via Adaptive Sparsity Loss", arXiv 2006.02768.
 """
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -132,7 +133,8 @@ def learned_thresholds(
 
     def init(params: Params) -> ThresholdTheta:
         cost_each(costs, params)
-        first = float(jnp.sqrt(2.0) * jax.lax.erf_inv(jnp.float32(start * target)))
+        # sqrt(2) erfinv(s), the threshold at which a Gaussian loses the fraction s.
+        first = NormalDist().inv_cdf((1 + start * target) / 2)
         return ThresholdTheta(params, {name: scalar(first) for name in large(params)})
 
     def pruned(theta: ThresholdTheta) -> dict[str, tuple[jax.Array, jax.Array]]:
