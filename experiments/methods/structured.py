@@ -1,0 +1,166 @@
+"""What methods that remove whole channels share: groups, the cut, the row about it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from experiments.lab import Lab
+from experiments.loop import Fit, compile_program, fit
+from experiments.methods.removal import row
+from experiments.results import Row
+from experiments.schedules import warmup_cosine
+from jprune import analysis, masks, surgery, transforms
+
+
+def variables(params: Any, stats: Any) -> dict[str, Any]:
+    """Parameters and statistics as the one tree that groups are found on."""
+    return {"params": params, **stats}
+
+
+def apply(lab: Lab, tree: Any, index: jax.Array) -> jax.Array:
+    """The network in eval mode on the examples `index`, logits."""
+    params, stats = _split(tree)
+    key = jax.random.key(0)  # nothing is random in evaluation
+    return lab.forward(params, stats, lab.inputs, index, train=False, key=key)[0]
+
+
+def examples(lab: Lab, count: int) -> jax.Array:
+    """The first `count` training examples."""
+    return lab.replicated(lab.dataset.train[:count].astype(np.int32))
+
+
+def find_groups(lab: Lab, dense: Fit) -> Any:
+    """The groups of the network, as surgery finds them."""
+    tree = variables(dense.params, dense.stats)
+    index = examples(lab, lab.mesh.size)
+    return surgery.groups(lambda v, i: apply(lab, v, i))(tree, index)
+
+
+def coupled(deps: Any) -> list[Any]:
+    """Groups that parameters both produce and read."""
+    return [group for group in deps if group.kind == "coupled"]
+
+
+def inner(deps: Any) -> list[Any]:
+    """Groups with one producing kernel: inside a block, not on the residual stream."""
+    return [
+        group
+        for group in coupled(deps)
+        if sum(ref.role == "out" for ref in group.members) == 1
+    ]
+
+
+def compact_logits(lab: Lab, plan: Any, packed: Any) -> jax.Array:
+    """The compact network on the test set."""
+    small = surgery.shrink(lambda v, i: apply(lab, v, i), plan)
+    return jax.jit(small)(packed, lab.replicated(lab.dataset.test.astype(np.int32)))
+
+
+def flops_left(lab: Lab, plan: Any, packed: Any, dense: Any) -> float:
+    """FLOPs of the compact network over those of the dense one."""
+    index = examples(lab, lab.mesh.size)
+
+    def whole(v: Any, i: jax.Array) -> jax.Array:
+        return apply(lab, v, i)
+
+    compact = analysis.flops(surgery.shrink(whole, plan))(packed, index)
+    return float(compact / analysis.flops(whole)(dense, index))
+
+
+def channel_row(
+    lab: Lab,
+    plan: Any,
+    packed: Any,
+    dense: Any,
+    *,
+    run: str,
+    method: str,
+    before: Any,
+    seconds: float,
+    extra: dict[str, float] | None = None,
+) -> Row:
+    """A row on a compact network; sparsity is of the dense network's weights.
+
+    Args:
+      lab: the shared part.
+      plan: what was removed.
+      packed: the compact variables.
+      dense: the variables before removal.
+      run: label of the row.
+      method: name of the method.
+      before: logits of the network before removal.
+      seconds: wall time of the run.
+      extra: further numbers.
+    """
+    params, _ = _split(packed)
+    size, kept = masks.size(_split(dense)[0]), masks.size(params)
+    after = compact_logits(lab, plan, packed)
+    found = row(
+        lab,
+        params,
+        after=after,
+        before=before,
+        run=run,
+        method=method,
+        kept=kept,
+        seconds=seconds,
+    )
+    numbers = {"flops": flops_left(lab, plan, packed, dense), **(extra or {})}
+    return found._replace(
+        asked=1 - kept / size, got=1 - found.nonzero / size, extra=numbers
+    )
+
+
+def plan_of(deps: Any, groups: Sequence[Any], keeps: Sequence[Any]) -> Any:
+    """The plan that keeps, of each group, what its vector says."""
+    keep = {g.id: np.asarray(k) for g, k in zip(groups, keeps, strict=True)}
+    return surgery.plan_from_keep(deps, keep)
+
+
+def fine_tune(
+    lab: Lab,
+    params: Any,
+    stats: Any,
+    groups: Sequence[Any],
+    keeps: Sequence[Any],
+    *,
+    run: str,
+    epochs: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> Fit:
+    """Trains on with the removed channels held at zero, from cut parameters.
+
+    Zeroed channels carry nothing, so this is the training of the compact network.
+
+    Args:
+      lab: the shared part.
+      params: the parameters, not yet zeroed.
+      stats: batch statistics.
+      groups: the groups.
+      keeps: what of each group stays.
+      run: label.
+      epochs: length.
+      lr: where the cosine starts.
+      momentum: of heavy ball.
+      weight_decay: of the kernels.
+    """
+    mask = masks.from_groups(params, groups, keeps)
+
+    def transform(_: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
+            optax.sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum),
+            transforms.keep_masked(mask),
+        )
+
+    start = (masks.apply(mask, params), stats)
+    return fit(lab, compile_program(lab, transform), run, epochs, start=start)
+
+
+def _split(tree: Any) -> tuple[Any, Any]:
+    return tree["params"], {name: x for name, x in tree.items() if name != "params"}
