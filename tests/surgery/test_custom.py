@@ -1,0 +1,158 @@
+"""Custom derivative rules survive removal, also where ghosts move through them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune import surgery
+from tests.surgery.structures import two_pass
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@jax.custom_jvp
+def wrong_by_seven(x):
+    return jnp.sin(x)
+
+
+wrong_by_seven.defjvp(lambda p, t: (jnp.sin(p[0]), 7.0 * t[0]))
+
+
+@jax.custom_vjp
+def straight_through(x):
+    return jnp.sign(x)
+
+
+straight_through.defvjp(lambda x: (jnp.sign(x), None), lambda _, ct: (ct,))
+
+
+@jax.custom_vjp
+def scaled_back(x, factor):
+    """The reverse rule uses residuals and an integer operand."""
+    return jnp.tanh(x) * factor
+
+
+scaled_back.defvjp(
+    lambda x, factor: (jnp.tanh(x) * factor, (x, factor)),
+    lambda res, ct: (3.0 * ct * res[1] / (1 + res[0] ** 2), None),
+)
+
+
+@jax.custom_jvp
+def custom_norm(x):
+    """A correction is needed inside the primal and inside the rule."""
+    return x - x.mean(-1, keepdims=True) + jax.nn.sigmoid(x).mean(-1, keepdims=True)
+
+
+@custom_norm.defjvp
+def _(primals, tangents):
+    (x,), (t,) = primals, tangents
+    s = jax.nn.sigmoid(x)
+    y = x - x.mean(-1, keepdims=True) + s.mean(-1, keepdims=True)
+    slope = t - t.mean(-1, keepdims=True) + (s * (1 - s) * t).mean(-1, keepdims=True)
+    return y, 2.0 * slope  # twice the truth, on purpose
+
+
+@jax.custom_vjp
+def custom_softmax(x):
+    e = jnp.exp(x)
+    return e / e.sum(-1, keepdims=True)
+
+
+def _softmax_fwd(x):
+    y = custom_softmax(x)
+    return y, y
+
+
+def _softmax_bwd(y, ct):
+    inner = (ct * y).sum(-1, keepdims=True)
+    return (1.5 * y * (ct - inner),)  # half as much again as the truth
+
+
+custom_softmax.defvjp(_softmax_fwd, _softmax_bwd)
+
+CASES = {
+    "wrong jvp": lambda h: wrong_by_seven(h),
+    "straight through": lambda h: straight_through(h),
+    "vjp with an integer": lambda h: scaled_back(h, 2),
+    "straight through, moving ghost": lambda h: (
+        straight_through(two_pass(h) - 0.3) + h
+    ),
+    "wrong jvp, moving ghost": lambda h: wrong_by_seven(two_pass(h)) + h,
+    "vjp, moving ghost": lambda h: scaled_back(two_pass(h), 2) + h,
+    "corrections inside a jvp rule": lambda h: custom_norm(h) + h,
+    "corrections inside a vjp rule": lambda h: custom_softmax(h) + h,
+    "rule on a moving ghost, corrected inside": lambda h: custom_softmax(two_pass(h)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rule_survives(name: str):
+    act = CASES[name]
+
+    def fn(p: Any, x: Any) -> Any:
+        h = act(x @ p["w"] + p["b"])
+        return h @ p["v"] + jnp.cos(h).mean(-1, keepdims=True)
+
+    rng = np.random.default_rng(0)
+    shapes = {"w": (4, 6), "b": (6,), "v": (6, 3)}
+    params = {k: rng.standard_normal(s) for k, s in shapes.items()}
+    x = rng.standard_normal((3, 4))
+    deps = surgery.groups(fn)(params, x)
+    plan = surgery.plan_from_keep(deps, {"w:1": [0, 2, 5]})
+    report = surgery.verify(fn, plan, params, x, gradient=True)
+    assert report.ok and report.way != "no", str(report)
+    assert report.error < 1e-12 and (report.gradient_error or 0) < 1e-12, str(report)
+
+
+def test_relu_is_flat_at_zero():
+    def fn(p, x):
+        return (jax.nn.relu(x @ p["w"]) @ p["v"]).sum()
+
+    params = {"w": np.zeros((2, 4)), "v": np.ones((4, 1))}
+    deps = surgery.groups(fn)(params, np.ones((1, 2)))
+    plan = surgery.plan_from_keep(deps, {"w:1": [1, 2]})
+    small = surgery.shrink(fn, plan)
+    slope = jax.grad(small)(plan.pack(params), np.ones((1, 2)))
+    np.testing.assert_array_equal(slope["w"], 0.0)
+
+
+def test_second_derivatives():
+    def fn(p, x):
+        return jnp.sum(wrong_by_seven(two_pass(x @ p["w"])) @ p["v"])
+
+    rng = np.random.default_rng(0)
+    params = {"w": rng.standard_normal((2, 4)), "v": rng.standard_normal((4, 1))}
+    x = rng.standard_normal((3, 2))
+    deps = surgery.groups(fn)(params, x)
+    plan = surgery.plan_from_keep(deps, {"w:1": [1, 2]})
+    small = surgery.shrink(fn, plan)
+    compact = jax.jacfwd(jax.grad(lambda x: small(plan.pack(params), x)))(x)
+    dense = jax.jacfwd(jax.grad(lambda x: fn(plan.zero(params), x)))(x)
+    np.testing.assert_allclose(compact, dense, rtol=1e-10, atol=1e-12)
+
+
+def test_a_rule_that_relates_other_axes_says_so():
+    @jax.custom_vjp
+    def reversed_back(h):
+        return h * 2.0
+
+    reversed_back.defvjp(lambda h: (h * 2.0, None), lambda _, ct: (ct[:, ::-1],))
+
+    def fn(p, x):
+        return (reversed_back(x @ p["w"]) @ p["v"]).sum()
+
+    params = {"w": np.ones((2, 4)), "v": np.ones((4, 1))}
+    deps = surgery.groups(fn)(params, np.ones((1, 2)))
+    plan = surgery.plan_from_keep(deps, {"w:1": [1, 2]})
+    small = surgery.shrink(fn, plan)
+    small(plan.pack(params), np.ones((1, 2)))
+    with pytest.raises(ValueError, match="derivative rule of .* cannot be carried"):
+        jax.grad(small)(plan.pack(params), np.ones((1, 2)))
