@@ -50,9 +50,9 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             "zero. Add `keep_masked`, `prune_gradually` or `prune_once` last, or call "
             "`finish` after training."
         )
-    before = params
+    before, update = params, jax.jit(tx.update)
     for key in jax.random.split(jax.random.key(0), steps):
-        updates, state = tx.update(_noise(key, params), state, params)
+        updates, state = update(_noise(key, params), state, params)
         params = optax.apply_updates(params, updates)
     wrong = _missed(enforced, before, params)
     if wrong:

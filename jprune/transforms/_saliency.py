@@ -70,7 +70,8 @@ def mask_by_saliency(
         saliency: Scores, warm: selection.WarmStart
     ) -> tuple[Mask, selection.WarmStart, jax.Array]:
         active = _active(masks.size(saliency, scope), sparsity, keep)
-        return masks.ranked(saliency, active, scope=scope, min_keep=0, init=warm)
+        counts, _ = masks.keep_counts(saliency, keep=active, scope=scope)
+        return masks.ranked(saliency, counts, scope=scope, min_keep=0, init=warm)
 
     def init(params: Params) -> MaskBySaliencyState:
         warm = Ranking(None, 0, scope).cold(params)

@@ -159,11 +159,11 @@ def test_swd_g7_finish_keeps_the_accuracy():
 
     def train(a_max):
         tx = transforms.swd(
-            optax.cosine_decay_schedule(0.1, 600),
-            mu=5e-4,
+            optax.cosine_decay_schedule(0.1, 1500),
+            mu=5e-3,
             a_min=0.1 if a_max > 1 else a_max,
             a_max=a_max,
-            total_steps=600,
+            total_steps=1500,
             sparsity=0.9,
             remove=False,
         )
@@ -173,7 +173,7 @@ def test_swd_g7_finish_keeps_the_accuracy():
             updates, state = tx.update(jax.grad(loss)(p), state, p)
             return (optax.apply_updates(p, updates), state), None
 
-        run = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), length=600))
+        run = jax.jit(lambda p: jax.lax.scan(body, (p, tx.init(p)), length=1500))
         (p, _), _ = run(params)
         cut, mask = transforms.finish(p, lambda p: masks.unstructured(p, 0.9))
         assert int(masks.count(mask)) == masks.kept_count(512, 0.9)
@@ -187,7 +187,7 @@ def test_swd_g7_finish_keeps_the_accuracy():
         trained, cut = train(1e5)
         plain, plain_cut = train(1e-6)
     assert abs(accuracy(trained) - accuracy(cut)) <= 0.001
-    assert float(jnp.max(jnp.abs(logits(trained) - logits(cut)))) < 0.05
+    assert float(jnp.max(jnp.abs(logits(trained) - logits(cut)))) < 0.01
     assert float(jnp.max(jnp.abs(logits(plain) - logits(plain_cut)))) > 1.0
 
 
@@ -251,7 +251,7 @@ def test_swd_g9_structured(roles):
 
 
 def test_swd_g9_parameter_budget():
-    """conv 3x3 3->2, BN(2), dense 2->10 with bias: 88 parameters, 49 with one channel."""
+    """conv 3x3 3->2, BN(2), dense 2->10 with bias: 88 parameters, 49 with one."""
 
     def cost(kept):
         return kept[0] * (27 + 2 + 10) + 10
@@ -274,7 +274,7 @@ def test_swd_g10_sparsity_zero_is_plain_sgd():
 
 
 def numpy_keep(leaves, keep):
-    """The `keep` largest magnitudes over all leaves, ties by position: a stable sort."""
+    """The `keep` largest magnitudes over all leaves, ties by position."""
     flat = np.concatenate([np.abs(x).ravel() for x in leaves])
     order = np.argsort(-flat, kind="stable")
     mask = np.zeros(flat.size, bool)
@@ -324,8 +324,9 @@ def test_swd_twin_50_steps():
             if t == T - 1:
                 final = numpy_keep(theirs, keep)
                 theirs = [np.where(m, w, 0) for m, w in zip(final, theirs, strict=True)]
-            np.testing.assert_allclose(ours["a"], theirs[0], rtol=1e-5, atol=1e-9)
-            np.testing.assert_allclose(ours["b"], theirs[1], rtol=1e-5, atol=1e-9)
+            # Optax evaluates the schedule of the strength in float32.
+            np.testing.assert_allclose(ours["a"], theirs[0], rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(ours["b"], theirs[1], rtol=1e-4, atol=1e-7)
         assert int(masks.count(masks.from_zeros(ours))) == keep
 
 
@@ -336,7 +337,7 @@ def test_state_is_a_few_scalars():
 
 
 def test_decoupled_reaches_zero_under_adam():
-    """After the preconditioner the penalty keeps its size; before it, Adam undoes it."""
+    """After the preconditioner the penalty keeps its size; before it, it does not."""
     params = {"w": jnp.array([[1.0, 0.05]])}
     penalty = transforms.add_selective_decay(0.1, 50.0, sparsity=0.5)
     decoupled = optax.chain(optax.scale_by_adam(), penalty, optax.scale(-0.05))
@@ -367,7 +368,7 @@ def test_stability_warning_uses_both_schedules():
         transforms.swd(
             decayed, mu=1e-3, a_min=1.0, a_max=2e5, total_steps=100, sparsity=0.5
         )
-    with pytest.warns(UserWarning, match=r"unstable at step 99.*= 20.*>= 3.8"):
+    with pytest.warns(UserWarning, match=r"unstable at step 99.*= 22.1 >= 3.8"):
         transforms.swd(
             0.1, mu=1e-3, a_min=1.0, a_max=2.5e5, total_steps=100, sparsity=0.5
         )
