@@ -1,0 +1,239 @@
+"""Plans as data: pack, unpack, zero, then, save, masks, optimizer states."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jprune import surgery
+
+MASKED = lambda v: isinstance(v, optax.MaskedNode)  # noqa: E731
+
+
+def fn(p: Any, x: Any) -> Any:
+    """Two layers inside a collection, with a norm scale and heads of three units."""
+    v = p["params"]
+    h = (x @ v["in"]["kernel"] + v["in"]["bias"][None]) * v["scale"][None]
+    h = jnp.tanh(h).reshape(-1, 2, 3)
+    return jnp.einsum("bhd,hdo->bo", h, v["out"]["kernel"])
+
+
+def make() -> Any:
+    rng = np.random.default_rng(0)
+    shapes = {
+        "in": {"kernel": (4, 6), "bias": (6,)},
+        "scale": (6,),
+        "out": {"kernel": (2, 3, 2)},
+    }
+    params = {
+        "params": jax.tree.map(
+            lambda s: rng.standard_normal(s).astype(np.float32),
+            shapes,
+            is_leaf=lambda s: isinstance(s, tuple),
+        )
+    }
+    x = rng.standard_normal((5, 4)).astype(np.float32)
+    return params, x, surgery.groups(fn)(params, x)
+
+
+HEADS, DIMS = "params/in/kernel:1", "params/in/kernel:1#1"
+KEPT = [0, 2]  # of the flattened axis, with heads [0] and dims [0, 2]
+
+
+def plan_of(deps: Any) -> Any:
+    return surgery.plan_from_keep(deps, {HEADS: [0], DIMS: [0, 2]})
+
+
+def test_hand_counted_pack_unpack_zero():
+    params, _, deps = make()
+    assert [(g.id, g.size) for g in deps] == [(HEADS, 2), (DIMS, 3)]
+    plan = plan_of(deps)
+    cp = plan.pack(params)["params"]
+    kernel = params["params"]["in"]["kernel"]
+    np.testing.assert_array_equal(cp["in"]["kernel"], kernel[:, KEPT])
+    assert cp["out"]["kernel"].shape == (1, 2, 2)
+    dense = plan.zero(params)
+    np.testing.assert_array_equal(dense["params"]["in"]["kernel"][:, [1, 3, 4, 5]], 0)
+    for a, b in zip(
+        jax.tree.leaves(plan.unpack(plan.pack(params))),
+        jax.tree.leaves(dense),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert plan.removed[("params", "scale")] == {0: [1, 3, 4, 5]}
+
+
+def test_pack_is_jittable_and_takes_sub_trees_and_abstract_leaves():
+    params, _, deps = make()
+    plan = plan_of(deps)
+    jitted = jax.jit(plan.pack)(params)
+    np.testing.assert_array_equal(jitted["params"]["scale"], plan.pack(params)["params"]["scale"])
+    sub = plan.pack(params["params"], at="params")
+    assert sub["scale"].shape == (2,)
+    shapes = plan.pack(jax.eval_shape(lambda: params))
+    assert shapes["params"]["in"]["kernel"].shape == (4, 2)
+    with pytest.raises(ValueError, match="scale: not in the plan"):
+        plan.pack(params["params"])
+
+
+def test_save_and_load(tmp_path):
+    params, x, deps = make()
+    plan = plan_of(deps)
+    plan.save(tmp_path / "plan.json")
+    again = surgery.load_plan(tmp_path / "plan.json")
+    assert again.removed == plan.removed and again.dense_shapes == plan.dense_shapes
+    a = surgery.shrink(fn, again)(again.pack(params), x)
+    b = surgery.shrink(fn, plan)(plan.pack(params), x)
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d.pop("format"),
+        lambda d: d.update(format="other"),
+        lambda d: d["leaves"][0].pop("keep"),
+        lambda d: d["leaves"][0].update(keep=[[99]]),
+        lambda d: d["leaves"][0].update(keep=[[0, 0]]),
+    ],
+)
+def test_corrupt_plan_file(tmp_path, damage):
+    _, _, deps = make()
+    path = tmp_path / "plan.json"
+    plan_of(deps).save(path)
+    data = json.loads(path.read_text())
+    damage(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="is not a plan written by"):
+        surgery.load_plan(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is not a plan written by"):
+        surgery.load_plan(path)
+
+
+def test_then_needs_the_shapes_it_left():
+    _, _, deps = make()
+    plan = plan_of(deps)
+    with pytest.raises(ValueError, match="`other` must be a plan for the compact"):
+        plan.then(plan)
+
+
+# -- masks -----------------------------------------------------------------------------
+
+
+def masks_with(params: Any, **zeros: Any) -> Any:
+    masks = jax.tree.map(lambda _: np.asarray(True), params)
+    kernel = np.ones((4, 6), bool)
+    kernel[:, zeros.get("columns", [])] = False
+    masks["params"]["in"]["kernel"] = kernel
+    out = np.ones((2, 3, 2), bool)
+    out[tuple(zeros.get("rows", ([], [])))] = False
+    masks["params"]["out"]["kernel"] = out
+    return masks
+
+
+def test_plan_from_producer_masks_and_from_a_sub_tree():
+    params, _, deps = make()
+    masks = masks_with(params, columns=[1, 4])
+    plan = surgery.plan_from_masks(deps, masks)
+    assert plan.removed[("params", "in", "kernel")] == {1: [1, 4]}
+    again = surgery.plan_from_masks(deps, masks["params"])
+    assert again.removed == plan.removed
+
+
+def test_plan_from_consumer_masks():
+    params, _, deps = make()
+    plan = surgery.plan_from_masks(deps, masks_with(params, rows=([1, 1, 1], [0, 1, 2])))
+    assert plan.removed[("params", "in", "kernel")] == {1: [3, 4, 5]}
+
+
+def test_masks_that_remove_no_coordinate_are_an_error():
+    params, _, deps = make()
+    with pytest.raises(ValueError, match="no coordinate of any group altogether"):
+        surgery.plan_from_masks(deps, masks_with(params, columns=[1]))
+    with pytest.raises(ValueError, match="masks remove all 2 coordinates"):
+        surgery.plan_from_masks(deps, masks_with(params, columns=list(range(6))))
+    with pytest.raises(ValueError, match="0 places fit"):
+        surgery.plan_from_masks(deps, {"nope": np.asarray(True)})
+    bad = masks_with(params)
+    bad["params"]["scale"] = np.ones(3, bool)
+    with pytest.raises(ValueError, match=r"scale must have shape \(6,\)"):
+        surgery.plan_from_masks(deps, bad)
+
+
+def test_masks_of_a_plan_are_its_zeros():
+    params, _, deps = make()
+    plan = plan_of(deps)
+    masks = plan.masks(params)
+    np.testing.assert_array_equal(
+        np.asarray(masks["params"]["scale"]), np.isin(np.arange(6), KEPT)
+    )
+    assert surgery.plan_from_masks(deps, masks).removed == plan.removed
+
+
+# -- optimizer states --------------------------------------------------------------------
+
+
+def bias_mask(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def labels(params: Any) -> Any:
+    return jax.tree.map(lambda p: "a" if p.ndim > 1 else "b", params)
+
+
+OPTIMIZERS = {
+    "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "masked": optax.masked(optax.adam(1e-2), bias_mask),
+    "partition": optax.partition({"a": optax.adam(1e-2), "b": optax.sgd(0.1, 0.9)}, labels),
+    "MultiSteps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
+    "inject_hyperparams": optax.inject_hyperparams(optax.adamw)(learning_rate=1e-2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("whole", [True, False], ids=["variables", "params"])
+def test_state_continues_as_the_zeroed_dense_run(name: str, whole: bool):
+    """Two more steps compact equal two more steps dense, packed."""
+    params, x, deps = make()
+    params = jax.tree.map(jnp.asarray, params)
+    plan, tx = plan_of(deps), OPTIMIZERS[name]
+    at = None if whole else "params"
+    small = surgery.shrink(fn, plan)
+    wrap = (lambda p: p) if whole else (lambda p: {"params": p})
+    tree = params if whole else params["params"]
+
+    def loss(f: Any) -> Any:
+        return lambda p: (f(wrap(p), x) ** 2).mean()
+
+    def step(f: Any, p: Any, s: Any) -> Any:
+        updates, s = tx.update(jax.grad(loss(f))(p), s, p)
+        return optax.apply_updates(p, updates), s
+
+    p, s = plan.zero(tree, at=at), tx.init(plan.zero(tree, at=at))
+    p, s = step(fn, p, s)
+    p, s = step(fn, plan.zero(p, at=at), s)
+    p = plan.zero(p, at=at)
+    cp, cs = plan.pack(p, at=at), plan.pack_state(s, p, at=at)
+    fresh = tx.init(cp)
+    assert jax.tree.structure(cs) == jax.tree.structure(fresh)
+    assert jax.tree.map(jnp.shape, cs) == jax.tree.map(jnp.shape, fresh)
+    cp, cs = step(small, cp, cs)
+    p, s = step(fn, p, s)
+    for a, b in zip(
+        jax.tree.leaves(cp), jax.tree.leaves(plan.pack(p, at=at)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+
+
+def test_factored_states_are_refused():
+    params, _, deps = make()
+    tx = optax.adafactor(1e-2, min_dim_size_to_factor=2)
+    state = tx.init(jax.tree.map(jnp.asarray, params))
+    with pytest.raises(ValueError, match="factored state"):
+        plan_of(deps).pack_state(state, params)
