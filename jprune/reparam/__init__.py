@@ -18,6 +18,7 @@ from jprune.reparam._learned_n_of_m import anneal as anneal
 from jprune.reparam._learned_n_of_m import cost as cost
 from jprune.reparam._learned_n_of_m import learned_n_of_m as learned_n_of_m
 from jprune.reparam._learned_n_of_m import units as units
+from jprune.reparam._learned_thresholds import Budget as Budget
 from jprune.reparam._learned_thresholds import ThresholdTheta as ThresholdTheta
 from jprune.reparam._learned_thresholds import budget_penalty as budget_penalty
 from jprune.reparam._learned_thresholds import learned_thresholds as learned_thresholds
