@@ -136,18 +136,9 @@ def read(
       ValueError: structure, shape or specs that do not fit, or a whole of 2**31 - 1
         entries or more.
     """
+    dtypes = float_dtypes(tree)
     named = named_leaves(tree)
     values = [jnp.asarray(value) for _, value in named]
-    bad = [
-        f"{name}: {value.dtype}"
-        for (name, _), value in zip(named, values, strict=True)
-        if not jnp.issubdtype(value.dtype, jnp.floating)
-    ]
-    if bad:
-        raise type_error(
-            "`tree` must have floating leaves only; pass the leaves in scope, or the "
-            f"magnitude of complex ones. Got:{listing(bad)}"
-        )
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
     masks = _within(tree, named, values, within)
     placed = _specs(tree, named, values, axes, specs)
@@ -160,8 +151,27 @@ def read(
             f"`tree` has {total} entries; counts are int32, so one selection takes "
             f"fewer than {LIMIT}. Rank leaves (or parts of the tree) separately."
         )
-    kind = common_image([value.dtype for value in values], image)
+    kind = common_image(dtypes, image)
     return Table(tuple(leaves), kind, axes)
+
+
+def float_dtypes(tree: PyTree) -> list[np.dtype]:
+    """The dtype of each leaf (or `ShapeDtypeStruct`), in flattening order.
+
+    Raises:
+      TypeError: with the paths of the leaves that are not floating.
+    """
+    named = [(name, jnp.result_type(leaf)) for name, leaf in named_leaves(tree)]
+    floating = [jnp.issubdtype(dtype, jnp.floating) for _, dtype in named]
+    if not all(floating):
+        bad = [
+            f"{named[i][0]}: {named[i][1]}" for i, ok in enumerate(floating) if not ok
+        ]
+        raise type_error(
+            "`tree` must have floating leaves only; pass the leaves in scope, or the "
+            f"magnitude of complex ones. Got:{listing(bad)}"
+        )
+    return [dtype for _, dtype in named]
 
 
 def _within(

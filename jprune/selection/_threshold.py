@@ -19,7 +19,7 @@ import numpy as np
 from jprune._errors import value_error
 from jprune._typing import PyTree
 from jprune.selection._image import Image, ImageKind, common_image
-from jprune.selection._leaves import read
+from jprune.selection._leaves import float_dtypes
 
 Ranking = Literal["global", "leaf"]
 
@@ -60,8 +60,8 @@ def cold(tree: PyTree | None = None, *, ranking: Ranking = "global") -> WarmStar
     """The memory before the first search.
 
     Args:
-      tree: the tree that will be searched; needed for per-leaf ranking and for float64
-        leaves, since they decide shape and dtype.
+      tree: the tree that will be searched, or its shapes; needed for per-leaf ranking
+        and for float64 leaves, since they decide shape and dtype.
       ranking: `"global"` or `"leaf"`.
 
     Returns:
@@ -78,11 +78,11 @@ def cold(tree: PyTree | None = None, *, ranking: Ranking = "global") -> WarmStar
       1
     """
     require_ranking(ranking)
-    leaves = [] if tree is None else read(tree, "magnitude", None, None, None).leaves
+    dtypes = float_dtypes(tree)
     if tree is None and ranking == "leaf":
         raise value_error('`cold` needs `tree` for ranking="leaf": one entry per leaf.')
-    dtype = common_image([leaf.value.dtype for leaf in leaves], "magnitude").dtype
-    zero = jnp.zeros((len(leaves),) if ranking == "leaf" else (), dtype)
+    dtype = common_image(dtypes, "magnitude").dtype
+    zero = jnp.zeros((len(dtypes),) if ranking == "leaf" else (), dtype)
     return WarmStart(zero, zero)
 
 
@@ -143,7 +143,7 @@ def magnitude_at(
     Returns:
       A float32 array (float64 for a tree with float64 leaves) of the shape of `bits`.
     """
-    return read(tree, image, None, None, None).image.to_float(threshold.bits)
+    return common_image(float_dtypes(tree), image).to_float(threshold.bits)
 
 
 def require_ranking(ranking: Ranking) -> None:
