@@ -4,12 +4,13 @@
     jprune report params.npz --mask mask.npz      by a mask instead of by zeros
     jprune cite swd                               BibTeX of a method's papers
     jprune flops models:small_vit                 operations of one call
+    jprune groups models:small_vit                axes that must shrink together
 
 `report` reads `.npz` archives whose keys are leaf paths, single `.npy` files, and
 folders of `.npy` files (paths as names). Nothing is unpickled. `jprune report --help`
 shows how to write such an archive from any pytree with one call of `numpy.savez`.
 
-`flops` takes `module:callable`, a function without arguments that returns
+`flops` and `groups` take `module:callable`, a function without arguments that returns
 `(fn, variables, *args)`; arrays may be `jax.ShapeDtypeStruct`s, nothing is computed.
 
 Each sub-command is one `_add_...` function, which declares its arguments, and one
@@ -31,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune import surgery
 from jprune._cite import cite, cited_names
 from jprune._errors import type_error, value_error
 from jprune._version import __version__
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_cite(commands)
     _add_flops(commands)
+    _add_groups(commands)
     return parser
 
 
@@ -130,6 +133,17 @@ def _flops(args: argparse.Namespace) -> str:
     fn, variables, *rest = _model(args.model)
     scalars = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
     return f"{flops(fn)(variables, *rest):,} FLOPs (2 per MAC)\n{scalars:,} scalars"
+
+
+def _add_groups(commands: Any) -> None:
+    text = "groups of axes that shrink together, and what is frozen and why"
+    parser = _add_model_command(commands, "groups", text)
+    parser.set_defaults(run=_groups)
+
+
+def _groups(args: argparse.Namespace) -> str:
+    fn, variables, *rest = _model(args.model)
+    return surgery.groups(fn)(variables, *rest).table()
 
 
 def _add_model_command(commands: Any, name: str, text: str) -> Any:
