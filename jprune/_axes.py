@@ -6,10 +6,13 @@ are `(d, heads, head_dim)`, Equinox's Linear is `(out, in)`) a guess would be si
 wrong, so the axis must be given.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from jprune._errors import value_error
 from jprune._tree import leaf_name
@@ -67,3 +70,17 @@ def axis_list(axis: int | PyTree | None, tree: PyTree) -> list[int | None]:
                 f"`axis` must hold a number or None for each leaf, got {one!r}."
             )
     return given
+
+
+def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """`x` with these axes whole on every device.
+
+    Splitting or sorting a sharded axis needs it. On an Auto mesh XLA sees to it; an
+    Explicit mesh wants to be told.
+    """
+    x = jnp.asarray(x)
+    spec = jax.typeof(x).sharding.spec
+    if all(spec[axis] is None for axis in axes):
+        return x
+    kept = [None if axis in axes else name for axis, name in enumerate(spec)]
+    return jax.sharding.reshard(x, PartitionSpec(*kept))

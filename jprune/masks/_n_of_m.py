@@ -2,7 +2,8 @@
 
 The axis is the contracted one (the weights that meet in one dot product), since that is
 what sparse matrix units read. The ranking is local: each weight counts how many of its
-M fellows beat it, M comparisons a weight.
+M fellows beat it, M comparisons a weight. Where the axis is sharded it is made whole
+first, and the mask comes out whole along it.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
-from jprune._axes import axis_list, contraction_axis
+from jprune._axes import axis_list, contraction_axis, whole_along
 from jprune._errors import value_error
 from jprune._typing import Mask, PyTree, Scores
 from jprune.masks._scope import (
@@ -127,7 +128,7 @@ def _grouped(name: str, x: jax.Array, m: int, axis: int | None) -> jax.Array:
             f"m={m} does not divide axis {at} of {name}, shape {x.shape}. Choose "
             "another `axis` or leave the leaf out of `scope`."
         )
-    moved = jnp.moveaxis(x, at, -1)
+    moved = jnp.moveaxis(whole_along(x, [at]), at, -1)
     return moved.reshape(*moved.shape[:-1], x.shape[at] // m, m)
 
 

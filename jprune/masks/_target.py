@@ -1,6 +1,7 @@
 """Targets: what `sparsity`, `keep` and `ranking` together mean in scalars kept."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ def keep_counts(
       TypeError: `keep` is not an integer.
     """
     scope = resolve_scope(scope, params)
-    sizes = [int(np.prod(np.shape(x))) for x in in_scope(params, scope)]
+    sizes = [prod(np.shape(x)) for x in in_scope(params, scope)]
     return unit_counts(sizes, sparsity, keep, scope=scope, ranking=ranking)
 
 

@@ -1,6 +1,7 @@
 """Masks as values: apply, count, combine, read off zeros."""
 
 import functools
+from math import prod
 from typing import Any
 
 import jax
@@ -92,7 +93,7 @@ def count(
     removed, total = _removed_and_size(mask, params, scope)
     if total >= 2**31:
         raise value_error(f"{total} scalars do not fit an int32 count; use `scope`.")
-    return total - sum(removed, jnp.int32(0))
+    return total - sum((n * times for n, times in removed), jnp.int32(0))
 
 
 def size(params: Params, scope: Any = None) -> int:
@@ -106,7 +107,7 @@ def size(params: Params, scope: Any = None) -> int:
       A Python int.
     """
     scope = resolve_scope(scope, params)
-    return sum(int(np.prod(jnp.shape(x))) for x in in_scope(params, scope))
+    return sum(prod(np.shape(x)) for x in in_scope(params, scope))
 
 
 def sparsity(
@@ -127,14 +128,14 @@ def sparsity(
       ValueError: structures or shapes that differ.
     """
     removed, total = _removed_and_size(mask, params, scope)
-    counts = [n.astype(jnp.float32) for n in removed]
+    counts = (n.astype(jnp.float32) * float(times) for n, times in removed)
     return sum(counts, jnp.float32(0)) / max(total, 1)
 
 
 def _removed_and_size(
     mask: Mask, params: Params | None, scope: Scope | None
-) -> tuple[list[jax.Array], int]:
-    """How many scalars are removed of each leaf, and how many there are in all."""
+) -> tuple[list[tuple[jax.Array, int]], int]:
+    """What is removed of each leaf, as count and factor, and how many there are."""
     like = mask if params is None else params
     _require_fit(mask, like)
     if scope is None:
@@ -142,9 +143,10 @@ def _removed_and_size(
     require_same_structure("scope", scope, like)
     removed, total = [], 0
     for m, p in zip(in_scope(mask, scope), in_scope(like, scope), strict=True):
-        each = 1 if jnp.ndim(m) else np.prod(np.shape(p), dtype=int)
-        removed.append(jnp.sum(~jnp.asarray(m, bool), dtype=jnp.int32) * int(each))
-        total += int(np.prod(np.shape(p), dtype=int))
+        n = prod(np.shape(p))
+        gone = jnp.sum(~jnp.asarray(m, bool), dtype=jnp.int32)
+        removed.append((gone, 1 if jnp.ndim(m) else n))
+        total += n
     return removed, total
 
 

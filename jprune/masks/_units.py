@@ -1,7 +1,8 @@
 """Coarse patterns: whole channels, or blocks, of each leaf.
 
 The scores of a unit are reduced to one, the units are ranked, and the decision is
-spread back over the unit's scalars. Counts are in units.
+spread back over the unit's scalars. Counts are in units. Axes that a block spans are
+made whole where they are sharded.
 """
 
 import functools
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._axes import axis_list, output_axis
+from jprune._axes import axis_list, output_axis, whole_along
 from jprune._errors import value_error
 from jprune._typing import Mask, PyTree, Scope, Scores
 from jprune.masks._rank import Ranking, rank
@@ -196,6 +197,7 @@ def _reduced(
 
 def _tiles(x: jax.Array, block: Shape) -> jax.Array:
     """Each axis split in (blocks, block), ragged ends filled with zeros."""
+    x = whole_along(x, [axis for axis, b in enumerate(block) if b > 1])
     pads = [(0, -n % b) for n, b in zip(x.shape, block, strict=True)]
     split = [s for n, b in zip(x.shape, block, strict=True) for s in (-(-n // b), b)]
     return jnp.pad(x, pads).reshape(split)

@@ -6,13 +6,14 @@ $$ \mathrm{score}(u) = \frac{w_u^2}{\sum_{v \le u} w_v^2} . $$
 
 The largest weight of every leaf scores 1, so no leaf empties before all others are down
 to one weight. Within a leaf the order is that of the magnitudes; among equal weights
-the first comes first, as everywhere in jprune. This is the one score that sorts (each
-leaf by itself).
+the first comes first, as everywhere in jprune. This is the one score that sorts: each
+leaf by itself, and a sharded leaf as a whole on every device.
 """
 
 import jax
 import jax.numpy as jnp
 
+from jprune._axes import whole_along
 from jprune._typing import Params, Scores
 
 
@@ -39,6 +40,7 @@ def lamp(params: Params) -> Scores:
 
 
 def _lamp_leaf(w: jax.Array) -> jax.Array:
+    w = whole_along(w, range(jnp.ndim(w)))
     size = jnp.abs(jnp.ravel(w)).astype(jnp.promote_types(w.dtype, jnp.float32))
     order = jnp.argsort(-size, stable=True)
     # Dividing by the largest keeps the squares inside the float range; ratios stay.

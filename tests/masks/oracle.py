@@ -11,7 +11,9 @@ def top(leaves, keep, *, signed=False, within=None, floors=None):
     leaves = [np.asarray(x, np.float64) for x in leaves]
     allowed = [np.ones(x.shape, bool) for x in leaves]
     if within is not None:
-        allowed = [np.broadcast_to(w, x.shape) for w, x in zip(within, leaves)]
+        allowed = [
+            np.broadcast_to(w, x.shape) for w, x in zip(within, leaves, strict=True)
+        ]
     first = [np.zeros(x.shape, bool) for x in leaves]
     if floors is not None:
         first = [
@@ -19,7 +21,9 @@ def top(leaves, keep, *, signed=False, within=None, floors=None):
             for x, a, floor in zip(leaves, allowed, floors, strict=True)
         ]
     flat = np.concatenate([x.ravel() for x in leaves])
-    rest = np.concatenate([(a & ~f).ravel() for a, f in zip(allowed, first)])
+    rest = np.concatenate(
+        [(a & ~f).ravel() for a, f in zip(allowed, first, strict=True)]
+    )
     taken = sum(int(f.sum()) for f in first)
     others = _top_of(flat, keep - taken, signed, rest)
     split = np.split(others, np.cumsum([x.size for x in leaves])[:-1])

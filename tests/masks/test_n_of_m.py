@@ -1,0 +1,130 @@
+"""N:M masks against a sort of each group."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jprune import masks
+
+
+def by_sort(x, n, m, axis, within=None):
+    """The same in NumPy, one group at a time."""
+    moved = np.moveaxis(np.abs(x), axis, -1)
+    rows = moved.reshape(-1, m)
+    key = np.where(np.isnan(rows), np.inf, rows)
+    allowed = np.ones_like(rows, bool)
+    if within is not None:
+        allowed = np.moveaxis(within, axis, -1).reshape(-1, m)
+    kept = np.zeros_like(rows, bool)
+    for i, row in enumerate(key):
+        order = [j for j in np.argsort(-row, kind="stable") if allowed[i, j]]
+        kept[i, order[:n]] = True
+    return np.moveaxis(kept.reshape(moved.shape), -1, axis)
+
+
+@pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (4, 4), (1, 1), (3, 8)])
+@pytest.mark.parametrize(
+    "shape, axis", [((8, 3), 0), ((3, 8, 2), -2), ((2, 2, 8, 3), 2)]
+)
+def test_against_a_sort(n, m, shape, axis):
+    x = np.random.default_rng(m).normal(size=shape).astype(np.float32)
+    mask = masks.n_of_m({"q": x}, n, m, axis=axis)["q"]
+    np.testing.assert_array_equal(mask, by_sort(x, n, m, axis))
+    assert mask.dtype == bool
+
+
+def test_ties_go_to_the_lower_index_and_nan_is_the_largest():
+    x = jnp.array([[1.0, 1.0, 1.0, 1.0], [-2.0, jnp.nan, 2.0, jnp.inf]])
+    mask = masks.n_of_m({"q": x}, 2, 4, axis=1)["q"]
+    np.testing.assert_array_equal(mask, [[1, 1, 0, 0], [0, 1, 0, 1]])
+    zeros = masks.n_of_m({"q": jnp.array([[0.0, -0.0, 0.0, -0.0]])}, 2, 4, axis=1)["q"]
+    np.testing.assert_array_equal(zeros, [[1, 1, 0, 0]])
+
+
+def test_signed_scores():
+    x = jnp.array([[1.0, -3.0, 2.0, -4.0]])
+    signed = masks.n_of_m({"q": x}, 2, 4, axis=1, signed=True)["q"]
+    np.testing.assert_array_equal(signed, [[1, 0, 1, 0]])
+
+
+def test_within():
+    rng = np.random.default_rng(0)
+    x, within = rng.normal(size=(8, 5)).astype(np.float32), rng.random((8, 5)) < 0.5
+    mask = masks.n_of_m({"w": x}, 2, 4, within={"w": within})["w"]
+    np.testing.assert_array_equal(mask, by_sort(x, 2, 4, 0, within))
+    assert not np.any(mask & ~within)
+
+
+def test_default_axes_are_the_contracted_ones():
+    params = {
+        "dense": {"kernel": np.random.default_rng(1).normal(size=(8, 3))},
+        "conv": {"w": np.random.default_rng(2).normal(size=(3, 3, 4, 2))},
+        "norm": {"scale": np.ones(4)},
+    }
+    params = jax.tree.map(np.float32, params)
+    mask = masks.n_of_m(params, 2, 4)
+    for path, axis in ((("dense", "kernel"), 0), (("conv", "w"), 2)):
+        x, got = (t[path[0]][path[1]] for t in (params, mask))
+        np.testing.assert_array_equal(got, by_sort(x, 2, 4, axis))
+    assert mask["norm"]["scale"].shape == ()
+    assert masks.is_n_of_m(mask, 2, 4)
+    assert not masks.is_n_of_m(mask, 1, 4)
+
+
+def test_a_tree_of_axes():
+    params = {"kernel": jnp.ones((4, 3)), "q": jnp.ones((3, 4))}
+    mask = masks.n_of_m(params, 2, 4, axis={"kernel": None, "q": 1})
+    np.testing.assert_array_equal(mask["kernel"].sum(0), [2, 2, 2])
+    np.testing.assert_array_equal(mask["q"].sum(1), [2, 2, 2])
+    axes = {"kernel": 0, "q": 1}
+    assert masks.is_n_of_m(mask, 2, 4, axis=axes)
+    assert masks.is_n_of_m(masks.apply(mask, params), 2, 4, axis=axes)
+
+
+def test_is_n_of_m_counts_at_most_n():
+    sparse = {"w": jnp.array([[1.0], [0.0], [0.0], [0.0], [2.0], [3.0], [0.0], [0.0]])}
+    assert masks.is_n_of_m(sparse, 2, 4) and not masks.is_n_of_m(sparse, 1, 4)
+    assert masks.is_n_of_m({"bias": jnp.ones(8)}, 1, 4)  # nothing with two axes
+    assert jax.jit(lambda p: masks.is_n_of_m(p, 2, 4))(sparse)
+
+
+@pytest.mark.parametrize(
+    "params, n, m, axis, message",
+    [
+        ({"w": (6, 2)}, 2, 4, None, r"m=4 does not divide axis 0 of w, shape \(6, 2\)"),
+        ({"w": (8, 2)}, 5, 4, None, "N:M needs integers 1 <= n <= m, got n=5, m=4"),
+        ({"w": (8, 2)}, 0, 4, None, "N:M needs integers 1 <= n <= m"),
+        ({"w": (8, 2)}, 1.5, 4, None, "N:M needs integers 1 <= n <= m, got n=1.5"),
+        (
+            {"q": (8, 2)},
+            2,
+            4,
+            None,
+            r"No default contracted axis for q of shape \(8, 2\)",
+        ),
+        ({"kernel": (4, 2, 8)}, 2, 4, None, "No default contracted axis for kernel"),
+        ({"w": (8, 2)}, 2, 4, 2, r"`axis` 2 is out of range for w of shape \(8, 2\)"),
+        ({"w": (8, 2)}, 2, 4, {"v": 0}, "`axis` must be a number or a tree of numbers"),
+        ({"w": (8, 2)}, 2, 4, {"w": "in"}, "`axis` must hold a number or None.*'in'"),
+    ],
+)
+def test_errors(params, n, m, axis, message):
+    params = {k: jnp.ones(v) for k, v in params.items()}
+    with pytest.raises(ValueError, match=message):
+        masks.n_of_m(params, n, m, axis=axis)
+    with pytest.raises(ValueError, match=message):
+        masks.is_n_of_m(params, n, m, axis=axis)
+
+
+def test_a_sharded_axis_is_made_whole():
+    x = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        split = {"w": jax.device_put(x, NamedSharding(mesh, P("d", None)))}
+        mask = jax.jit(lambda p: masks.n_of_m(p, 2, 4))(split)
+        pruned = jax.jit(masks.apply)(mask, split)["w"]
+    np.testing.assert_array_equal(mask["w"], by_sort(x, 2, 4, 0))
+    np.testing.assert_array_equal(pruned, np.where(mask["w"], x, 0))

@@ -1,0 +1,174 @@
+"""Which leaves take part, in the trees of every framework."""
+
+import equinox as eqx
+import flax
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jprune import masks
+
+PARAMS = {
+    "conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
+    "attention": {"kernel": jnp.ones((4, 2, 2)), "bias": jnp.ones((2, 2))},
+    "norms": {"scale": jnp.ones((3, 4)), "mean": jnp.ones((3, 4))},
+    "embed": {"embedding": jnp.ones((9, 4))},
+    "step": jnp.ones((2, 2), jnp.int32),
+    "phase": {"kernel": jnp.ones((2, 2), jnp.complex64)},
+}
+DEFAULT = ["attention/kernel", "conv/kernel"]
+
+
+def taken(scope):
+    leaves = jax.tree_util.tree_leaves_with_path(scope)
+    assert {type(x) for _, x in leaves} <= {bool}
+    name = lambda p: jax.tree_util.keystr(p, simple=True, separator="/")  # noqa: E731
+    return sorted(name(path) for path, x in leaves if x)
+
+
+def test_default_rule():
+    scope = masks.prunable(PARAMS)
+    assert taken(scope) == DEFAULT
+    assert jax.tree.structure(scope) == jax.tree.structure(PARAMS)
+
+
+def test_include_and_exclude():
+    assert taken(masks.prunable(PARAMS, include="embed")) == ["embed/embedding"]
+    assert taken(masks.prunable(PARAMS, include="kernel$")) == DEFAULT
+    assert taken(masks.prunable(PARAMS, exclude="^conv")) == ["attention/kernel"]
+    both = masks.prunable(PARAMS, include="bias|kernel", exclude="bias")
+    assert taken(both) == DEFAULT
+    large = masks.prunable(PARAMS, include=lambda path, leaf: leaf.size > 30)
+    assert taken(large) == ["conv/kernel", "embed/embedding"]
+    small = masks.prunable(PARAMS, exclude=lambda path, leaf: "conv" in path)
+    assert taken(small) == ["attention/kernel"]
+
+
+def test_patterns_that_match_nothing():
+    for argument in ("include", "exclude"):
+        with pytest.raises(ValueError) as error:
+            masks.prunable(PARAMS, **{argument: "kernels"})
+        assert f"`{argument}`='kernels' matches no leaf" in str(error.value)
+        assert "\n  conv/kernel" in str(error.value)
+    with pytest.raises(ValueError, match="`include`='kernels' matches no leaf"):
+        masks.unstructured(PARAMS, 0.5, scope="kernels")
+
+
+def test_nothing_prunable():
+    with pytest.raises(ValueError, match="by the default rule.*\n.*b float32.3."):
+        masks.prunable({"b": jnp.ones(3)})
+    with pytest.raises(ValueError, match="by `include`='step'.*must be floating"):
+        masks.prunable(PARAMS, include="step")
+
+
+def test_verbose(capsys):
+    masks.prunable(
+        {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}, verbose=True
+    )
+    assert capsys.readouterr().out == "leave  a/bias\nprune  a/kernel\n"
+
+
+@pytest.mark.parametrize("empty", [{}, (), None, {"a": {}}])
+def test_trees_without_leaves_pass(empty):
+    assert masks.prunable(empty) == empty == masks.resolve_scope("anything", empty)
+    assert masks.resolve_scope(None, empty) == empty
+
+
+def test_shapes_will_do():
+    shapes = jax.eval_shape(lambda: PARAMS)
+    assert taken(masks.prunable(shapes)) == DEFAULT
+    assert masks.size(shapes) == 3 * 3 * 2 * 4 + 16
+
+
+def test_resolve_scope_forms():
+    scope = masks.prunable(PARAMS)
+    for given in (None, "conv/kernel|attention/kernel", scope, lambda p: scope):
+        assert masks.resolve_scope(given, PARAMS) == scope
+
+
+def with_leaf(value):
+    return masks.prunable(PARAMS) | {"step": value}
+
+
+@pytest.mark.parametrize(
+    "scope, error, message",
+    [
+        (with_leaf(np.True_), TypeError, "must hold Python bools, got bool at step"),
+        (with_leaf(1), TypeError, "must hold Python bools, got int at step"),
+        (with_leaf(True), TypeError, "Only floating.*got int32.2, 2. at step"),
+        ({"conv": True}, ValueError, "`scope` must have exactly the structure"),
+        (jax.tree.map(lambda x: False, PARAMS), ValueError, "takes no leaf at all"),
+        (lambda p: {"a": True}, ValueError, "`scope` must have exactly the structure"),
+    ],
+)
+def test_resolve_scope_errors(scope, error, message):
+    with pytest.raises(error, match=message):
+        masks.resolve_scope(scope, PARAMS)
+
+
+def test_complex_leaves_are_refused_by_path():
+    scope = masks.prunable(PARAMS) | {"phase": {"kernel": True}}
+    with pytest.raises(TypeError, match="got complex64.* at phase/kernel"):
+        masks.unstructured(PARAMS, 0.5, scope=scope)
+
+
+def test_in_scope():
+    params = {"a": 1, "b": {"c": 2, "d": 3}}
+    assert masks.in_scope(params, {"a": True, "b": {"c": False, "d": True}}) == [1, 3]
+
+
+def prune_half(params, names):
+    """The default scope is `names`, and half of it goes."""
+    assert taken(masks.prunable(params)) == sorted(names)
+    mask = masks.unstructured(params, 0.5)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    pruned = masks.apply(mask, params)
+    assert jax.tree.structure(pruned) == jax.tree.structure(params)
+    n = masks.size(params)
+    assert int(masks.count(masks.from_zeros(pruned))) == masks.kept_count(n, 0.5)
+
+
+def test_flax_linen_frozen_dict():
+    net = nn.Sequential([nn.Dense(4), nn.LayerNorm(), nn.Dense(2)])
+    variables = net.init(jax.random.key(0), jnp.ones((1, 3)))
+    names = ["params/layers_0/kernel", "params/layers_2/kernel"]
+    prune_half(flax.core.freeze(variables), names)
+
+
+def test_flax_nnx_state():
+    rngs = nnx.Rngs(0)
+    net = nnx.Sequential(
+        nnx.Linear(3, 4, rngs=rngs),
+        nnx.BatchNorm(4, rngs=rngs),
+        nnx.Embed(5, 4, rngs=rngs),
+    )
+    state = nnx.state(net, nnx.Param)
+    prune_half(state, ["layers/0/kernel/value"])
+    # The name is found behind NNX's `value`, so axes have their defaults too.
+    assert masks.n_of_m(state, 1, 3)["layers"][0]["kernel"][...].sum() == 4
+
+
+def test_haiku():
+    def forward(x):
+        x = hk.Linear(4)(hk.Embed(5, 3)(x))
+        return hk.LayerNorm(-1, True, True)(x)
+
+    params = hk.transform(forward).init(jax.random.key(0), jnp.zeros(2, jnp.int32))
+    prune_half(params, ["linear/w"])
+
+
+def test_equinox():
+    net = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    params = eqx.filter(net, eqx.is_array)
+    names = ["layers/0/weight", "layers/1/weight"]
+    prune_half(params, names)
+    # The tree of bools is callable as the model is; it is taken for the tree it is.
+    scope = masks.prunable(params)
+    assert callable(scope)
+    assert taken(masks.resolve_scope(scope, params)) == names
+    with pytest.raises(ValueError, match="No default output axis for layers/0/weight"):
+        masks.channels(params, 0.5)
