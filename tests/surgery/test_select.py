@@ -1,0 +1,255 @@
+"""Selection: exact counts, targets met within one coordinate, never growing again."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jprune import surgery
+from jprune._jaxpr import _flops
+
+
+def net(p: Any, x: Any) -> Any:
+    """Three hidden layers, two of one shape, and a residual block."""
+    h = jnp.tanh(x @ p["a"])
+    h = jnp.tanh(h @ p["b"])
+    h = jnp.tanh(h @ p["c"])
+    h = h + jnp.tanh(h @ p["up"] + p["bias"][None]) @ p["down"]
+    return h @ p["o"]
+
+
+SHAPES = {
+    "a": (5, 8),
+    "b": (8, 8),
+    "c": (8, 12),
+    "up": (12, 10),
+    "bias": (10,),
+    "down": (10, 12),
+    "o": (12, 3),
+}
+PARAMS = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in SHAPES.items()}
+X = jax.ShapeDtypeStruct((2, 5), jnp.float32)
+DEPS = surgery.groups(net)(PARAMS, X)
+SIZES = {"a:1": 8, "b:1": 8, "c:1": 12, "up:1": 10}
+TOTAL = 38
+
+
+def random_scores(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {g.id: rng.random(g.size) for g in DEPS}
+
+
+def kept_counts(plan: Any) -> dict[str, int]:
+    masks = {"a:1": ("a", 1), "b:1": ("b", 1), "c:1": ("c", 1), "up:1": ("up", 1)}
+    return {i: int(plan.keep[(leaf,)][axis].sum()) for i, (leaf, axis) in masks.items()}
+
+
+def removed(plan: Any) -> int:
+    return TOTAL - sum(kept_counts(plan).values())
+
+
+def flops_of(plan: Any) -> int:
+    small = surgery.shrink(net, plan)
+    return _flops.count(jax.make_jaxpr(small)(plan.pack(PARAMS), X))
+
+
+def test_groups():
+    assert {g.id: g.size for g in DEPS} == SIZES
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0, 0.8))
+def test_global_sparsity_is_the_brute_force_choice(seed: int, sparsity: float):
+    scores = random_scores(seed)
+    plan = surgery.select(DEPS, scores, sparsity=sparsity)
+    assert removed(plan) == int(np.floor(sparsity * TOTAL + 0.5))
+    flat = sorted((s, g, i) for g, v in scores.items() for i, s in enumerate(v))
+    # The best coordinate of each group is protected; the rest go worst first.
+    best = {(g, int(np.argmax(v))) for g, v in scores.items()}
+    gone = [(g, i) for _, g, i in flat if (g, i) not in best][: removed(plan)]
+    for name, (leaf, axis) in {"a:1": ("a", 1), "up:1": ("down", 0)}.items():
+        want = sorted(i for g, i in gone if g == name)
+        assert np.flatnonzero(~plan.keep[(leaf,)][axis]).tolist() == want
+
+
+def test_equal_scores_give_the_exact_count_and_keep_the_first():
+    scores = {g.id: np.ones(g.size) for g in DEPS}
+    plan = surgery.select(DEPS, scores, sparsity=0.5)
+    assert removed(plan) == 19
+    for axis in (m for masks in plan.keep.values() for m in masks):
+        assert not (np.diff(axis.astype(int)) > 0).any()  # kept ones come first
+
+
+def test_group_scope_takes_the_same_fraction_of_each():
+    plan = surgery.select(DEPS, random_scores(0), sparsity=0.25, scope="group")
+    assert kept_counts(plan) == {"a:1": 6, "b:1": 6, "c:1": 9, "up:1": 7}  # 2.5 -> 3
+
+
+def test_isomorphic_scope_compares_equal_structures():
+    def twin(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ p["a"]) @ p["b"]
+        h = h + jnp.tanh(h @ p["u1"]) @ p["d1"]
+        h = h + jnp.tanh(h @ p["u2"]) @ p["d2"]
+        return h @ p["o"]
+
+    shapes = {
+        "a": (5, 6),
+        "b": (6, 4),
+        "u1": (4, 8),
+        "d1": (8, 4),
+        "u2": (4, 8),
+        "d2": (8, 4),
+        "o": (4, 2),
+    }
+    params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
+    deps = surgery.groups(twin)(params, X)
+    scores = {g.id: np.arange(1.0, g.size + 1) for g in deps}
+    scores["u2:1"] = 100 * scores["u2:1"]  # the second block is all better
+    plan = surgery.select(deps, scores, sparsity=0.4, scope="isomorphic")
+    shapes_left = plan.compact_shapes
+    assert shapes_left[("u1",)][1] + shapes_left[("u2",)][1] == 16 - 6  # of both
+    assert shapes_left[("u1",)][1] == 2 and shapes_left[("a",)][1] == 6 - 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.1, 1.0), st.sampled_from(["global", "group"]))
+def test_flops_target_is_met_within_one_coordinate(seed: int, target: float, scope: str):
+    scores = random_scores(seed)
+    plan = surgery.select(DEPS, scores, flops=target, scope=scope)  # type: ignore
+    dense, kept = DEPS.flops(), kept_counts(plan)
+    assert DEPS.flops(kept) <= target * dense
+    if kept != SIZES:  # giving the best removed coordinate of some group back exceeds
+        back = [
+            DEPS.flops({**kept, g: n + 1}) for g, n in kept.items() if n < SIZES[g]
+        ]
+        assert max(back) > target * dense
+
+
+def test_predicted_cost_is_the_cost_of_the_compact_function():
+    for target in (0.9, 0.5, 0.2):
+        plan = surgery.select(DEPS, random_scores(1), flops=target)
+        assert DEPS.flops(kept_counts(plan)) == flops_of(plan)
+    plan = surgery.select(DEPS, random_scores(1), params=100)
+    size = sum(int(np.prod(s)) for s in plan.compact_shapes.values())
+    assert DEPS.parameters(kept_counts(plan)) == size <= 100
+
+
+@pytest.mark.parametrize("how", ["sparsity", "flops", "params"])
+@pytest.mark.parametrize("scope", ["global", "group", "isomorphic"])
+@pytest.mark.parametrize("options", [{}, {"round_to": 4}, {"min_keep": 3}], ids=str)
+def test_never_grows_again(how: str, scope: Any, options: Any):
+    scores, last = random_scores(4), None
+    grid = np.linspace(0.0, 0.5, 11)
+    for s in grid:
+        target = float(s) if how == "sparsity" else float(1 - s)
+        try:
+            plan = surgery.select(DEPS, scores, **{how: target}, scope=scope, **options)
+        except ValueError as error:
+            assert "removes nothing" in str(error) or "let at most" in str(error)
+            continue
+        kept = {k: np.concatenate(v) for k, v in plan.keep.items()}
+        if last is not None:
+            assert all((kept[k] <= last[k]).all() for k in kept)
+        last = kept
+        counts = kept_counts(plan)
+        if "round_to" in options:
+            assert all(n % 4 == 0 or n == SIZES[g] for g, n in counts.items())
+        assert all(n >= options.get("min_keep", 1) for n in counts.values())
+    assert last is not None
+
+
+def test_min_keep_moves_the_budget():
+    scores = {g.id: np.full(g.size, float(i)) for i, g in enumerate(DEPS)}
+    plan = surgery.select(DEPS, scores, sparsity=0.5, min_keep=2)
+    assert removed(plan) == 19 and min(kept_counts(plan).values()) == 2
+
+
+def test_targets_that_cannot_be_met_are_errors():
+    scores = random_scores(0)
+    with pytest.raises(ValueError, match="let at most 34 go"):
+        surgery.select(DEPS, scores, sparsity=0.99)
+    with pytest.raises(ValueError, match="`flops` 0.0 cannot be met"):
+        surgery.select(DEPS, scores, flops=0.0)
+    with pytest.raises(ValueError, match="removes nothing"):
+        surgery.select(DEPS, scores, sparsity=0.02, round_to=8)
+    with pytest.raises(ValueError, match="exactly one of"):
+        surgery.select(DEPS, scores)
+    with pytest.raises(ValueError, match="exactly one of"):
+        surgery.select(DEPS, scores, sparsity=0.5, flops=0.5)
+    with pytest.raises(ValueError, match=r"`scores\['a:1'\]` must have shape \(8,\)"):
+        surgery.select(DEPS, {"a:1": np.ones(3)}, sparsity=0.5)
+    with pytest.raises(ValueError, match="must be finite"):
+        surgery.select(DEPS, {"a:1": np.full(8, np.nan)}, sparsity=0.5)
+    with pytest.raises(ValueError, match="`scope` must be"):
+        surgery.select(DEPS, scores, sparsity=0.5, scope="layer")  # type: ignore
+    with pytest.raises(ValueError, match="`round_to` must be an integer"):
+        surgery.select(DEPS, scores, sparsity=0.5, round_to=0)
+    with pytest.raises(ValueError, match="`flops` must be a fraction"):
+        surgery.select(DEPS, scores, flops=1.5)
+
+
+def test_nothing_to_remove_lists_the_reasons():
+    fn = lambda p, x: jnp.sort(x @ p["a"], -1)  # noqa: E731
+    deps = surgery.groups(fn)({"a": PARAMS["a"]}, X)
+    with pytest.raises(ValueError, match="(?s)nothing can be removed.*the position"):
+        surgery.select(deps, {}, sparsity=0.5)
+
+
+# -- scores ------------------------------------------------------------------------------
+
+
+def test_scores_by_hand():
+    rng = np.random.default_rng(0)
+    params = {k: rng.standard_normal(s) for k, s in SHAPES.items()}
+    l2 = DEPS.scores(params)["up:1"]
+    want = (params["up"] ** 2).sum(0) + params["bias"] ** 2 + (params["down"] ** 2).sum(1)
+    np.testing.assert_allclose(l2, np.sqrt(want))
+    l1 = DEPS.scores(params, norm="l1", reduce="max", roles=("out", "in"))["up:1"]
+    want = np.maximum(np.abs(params["up"]).sum(0), np.abs(params["down"]).sum(1))
+    np.testing.assert_allclose(l1, want)
+    with pytest.raises(ValueError, match="'a:1' has no member of roles"):
+        DEPS.scores(params, roles=("bias",))
+    with pytest.raises(ValueError, match=r"the leaf up of shape \(1,\)"):
+        DEPS.scores({"up": np.ones(1)})
+
+
+def test_scores_on_a_flattened_axis():
+    def fn(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x[:, :, None] * p["a"][None])  # [b, 5, 8]
+        return h.reshape(2, 40) @ p["o"]
+
+    params = {"a": np.zeros((5, 8)), "o": np.arange(80.0).reshape(40, 2)}
+    deps = surgery.groups(fn)(params, X)
+    scores = deps.scores(params, norm="l1")
+    (name,) = scores
+    want = params["o"].sum(1).reshape(5, 8).sum(0)
+    np.testing.assert_allclose(scores[name], want)
+
+
+def test_contraction_axes():
+    axes = surgery.contraction_axes(DEPS)
+    assert axes == {"a": 0, "b": 0, "c": 0, "up": 0, "bias": None, "down": 0, "o": 0}
+
+
+# -- depth ---------------------------------------------------------------------------------
+
+
+def test_allow_empty_takes_the_residual_branch_only():
+    """The branch is the worst; the stream cannot go although its scores are lower."""
+    scores = {"a:1": np.ones(8), "b:1": np.ones(8), "c:1": np.zeros(12)}
+    scores["up:1"] = np.full(10, 0.5)
+    plan = surgery.select(DEPS, scores, sparsity=21 / 38, allow_empty=True)
+    assert kept_counts(plan) == {"a:1": 8, "b:1": 8, "c:1": 1, "up:1": 0}
+    rng = np.random.default_rng(0)
+    params = {k: rng.standard_normal(s).astype(np.float32) for k, s in SHAPES.items()}
+    x = rng.standard_normal((2, 5)).astype(np.float32)
+    packed = plan.pack(params)
+    assert packed["up"].shape == (1, 0) and packed["down"].shape == (0, 1)
+    got = jax.jit(surgery.shrink(net, plan))(packed, x)
+    np.testing.assert_allclose(got, net(plan.zero(params), x), rtol=1e-5, atol=1e-5)
+    back = plan.unpack(packed)
+    np.testing.assert_array_equal(back["up"], 0.0)
