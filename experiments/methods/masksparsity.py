@@ -49,7 +49,7 @@ def masksparsity(
     deps = structured.find_groups(lab, dense)
     groups = structured.coupled(deps)
     rate = warmup_cosine(lr, epochs * lab.per_epoch)
-    shared = {"weight_decay": weight_decay, "momentum": momentum}
+    shared: dict[str, Any] = {"weight_decay": weight_decay, "momentum": momentum}
     start = (dense.params, dense.stats)
     for s in strength:
         slim = compile_program(

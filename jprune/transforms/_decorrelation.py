@@ -162,7 +162,7 @@ def add_decorrelation(
         weights = jax.tree.leaves(params)
         for (i, axis), at in _doomed(params, groups, keeps).items():
             gradients[i] = leaf(gradients[i], weights[i], axis, at, lam)
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         return jax.tree.unflatten(treedef, gradients), AddDecorrelationState(count)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -214,7 +214,7 @@ def zero_in_turn(
         del extra
         if params is None:
             raise no_params("zero_in_turn")
-        following = ZeroInTurnState(optax.safe_increment(state.count))
+        following = ZeroInTurnState(jnp.asarray(optax.safe_increment(state.count)))
         if not jax.tree.leaves(params):
             return updates, following
         now = [
@@ -260,7 +260,7 @@ def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Sch
 
 def keep_large_filters(
     params: Params, groups: Sequence[Group], sparsity: float | Mapping[str, float]
-) -> tuple[np.ndarray, ...]:
+) -> tuple[jax.Array, ...]:
     r"""The filters of largest L1 norm stay: TPP's choice, made once on the host.
 
     Of r coordinates $\min(\lceil s r \rceil, r - 1)$ go, the paper's rule. The norms of
@@ -279,17 +279,16 @@ def keep_large_filters(
       ValueError: a sparsity outside [0, 1), an unknown group id, a group without a
         producing kernel in `params`.
     """
-    by_id = dict.fromkeys(
-        (g.id for g in groups), 0.0 if _is_map(sparsity) else sparsity
-    )
-    if isinstance(sparsity, Mapping):
-        unknown = sorted(set(sparsity) - set(by_id))
+    named = dict(sparsity) if isinstance(sparsity, Mapping) else None
+    by_id = {g.id: sparsity if named is None else 0.0 for g in groups}
+    if named is not None:
+        unknown = sorted(set(named) - set(by_id))
         if unknown:
             raise value_error(
                 f"`sparsity` names {unknown}, which are no groups. Their ids:"
                 + listing(sorted(by_id))
             )
-        by_id.update(sparsity)
+        by_id.update(named)
     norms = scores.over_groups(scores.magnitude(params), groups, roles=("out",))
     keeps = []
     for group, norm in zip(groups, norms, strict=True):
@@ -297,7 +296,7 @@ def keep_large_filters(
         gone = min(ceil(masks.exact(by_id[group.id]) * group.size), group.size - 1)
         keep = np.zeros(group.size, bool)
         keep[np.argsort(-np.asarray(norm), kind="stable")[: group.size - gone]] = True
-        keeps.append(keep)
+        keeps.append(jnp.asarray(keep))
     return tuple(keeps)
 
 
@@ -359,10 +358,6 @@ def tpp(
         optax.sgd(learning_rate, momentum),
         zero_in_turn(groups, keeps, begin=grow, every=interval),
     )
-
-
-def _is_map(x: Any) -> bool:
-    return isinstance(x, Mapping)
 
 
 def _require_fitting(groups: Sequence[Group], keeps: Sequence[Any]) -> None:

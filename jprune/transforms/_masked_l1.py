@@ -103,7 +103,8 @@ def add_masked_l1(
     held = keep_masked(mask)
 
     def init(params: Params) -> AddMaskedL1State:
-        keep = held.init(params).mask
+        state: Any = held.init(params)
+        keep = state.mask
         leaves = jax.tree.leaves(keep)
         if leaves and not any(m.ndim for m in leaves):
             raise value_error(
