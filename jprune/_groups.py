@@ -123,22 +123,24 @@ def no_member(group: Group, roles: Sequence[Role] | None) -> ValueError:
 def _sub_tree(number: dict[KeyTuple, int], paths: Sequence[KeyTuple]) -> KeyTuple:
     """The prefix of `paths` at which a tree with the leaves `number` sits.
 
-    Either every path under the prefix is a leaf of the tree, or no other prefix finds
-    as many. Were both a different prefix, a scalar of one layer could be taken for that
-    of another of the same name; that is an error.
+    It is the prefix all of whose paths are leaves of the tree (a whole sub-tree), or
+    the empty one (some leaves under their full paths), or the one that finds most. If
+    these disagree, a scalar of one layer could be taken for that of another of the same
+    name, which is an error.
     """
     under, hits = Counter[KeyTuple](), Counter[KeyTuple]()
     for path in paths:
         for i in range(len(path)):
             under[path[:i]] += 1
             hits[path[:i]] += path[i:] in number
-    if not any(hits.values()) or hits[()] == under[()]:
+    if hits[()] == under[()] or not any(hits.values()):
         return ()
-    most = max(hits.values())
-    fits = [at for at, n in hits.items() if n and (n == under[at] or n == most)]
+    whole = {at for at, n in hits.items() if n and n == under[at]}
+    enough = max((hits[at] for at in whole), default=max(hits.values()) - 1)
+    fits = whole | {at for at, n in hits.items() if n > enough or (n and not at)}
     if len(fits) > 1:
         raise value_error(
-            f"The tree fits the groups at each of {fits}: pass the whole tree that the "
-            "groups were found on."
+            f"The tree fits the groups at each of {sorted(fits, key=len)}: pass the whole tree "
+            "that the groups were found on."
         )
-    return fits[0]
+    return fits.pop()

@@ -54,12 +54,12 @@ def exact(x: Any) -> Fraction:
     return Fraction(next(t for t in texts if value.dtype.type(float(t)) == value))
 
 
-def removed_count(n: int, sparsity: float) -> int:
+def removed_count(n: int, sparsity: Any) -> int:
     r"""How many of `n` scalars are removed: $\lfloor s n + 1/2 \rfloor$.
 
     Args:
       n: number of scalars ranked.
-      sparsity: fraction removed, in [0, 1].
+      sparsity: fraction removed, in [0, 1]; a number `exact` takes.
 
     Returns:
       An int in [0, n].
@@ -78,12 +78,12 @@ def removed_count(n: int, sparsity: float) -> int:
     return floor(s * n + HALF)
 
 
-def kept_count(n: int, sparsity: float) -> int:
+def kept_count(n: int, sparsity: Any) -> int:
     """How many of `n` scalars are kept: `n - removed_count(n, sparsity)`.
 
     Args:
       n: number of scalars ranked.
-      sparsity: fraction removed, in [0, 1].
+      sparsity: fraction removed, in [0, 1]; a number `exact` takes.
 
     Returns:
       An int in [0, n].

@@ -129,7 +129,7 @@ def sparsity(
     """
     removed, total = _removed_and_size(mask, params, scope)
     counts = (n.astype(jnp.float32) * float(times) for n, times in removed)
-    return sum(counts, jnp.float32(0)) / max(total, 1)
+    return sum(counts, jnp.float32(0)) / float(max(total, 1))
 
 
 def _removed_and_size(

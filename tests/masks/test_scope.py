@@ -1,7 +1,8 @@
 """Which leaves take part, in the trees of every framework."""
 
+from typing import Any
+
 import equinox as eqx
-import flax
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.core import freeze
 
 from jprune import masks
 
@@ -50,8 +52,9 @@ def test_include_and_exclude():
 
 def test_patterns_that_match_nothing():
     for argument in ("include", "exclude"):
+        pattern: Any = {argument: "kernels"}
         with pytest.raises(ValueError) as error:
-            masks.prunable(PARAMS, **{argument: "kernels"})
+            masks.prunable(PARAMS, **pattern)
         assert f"`{argument}`='kernels' matches no leaf" in str(error.value)
         assert "\n  conv/kernel" in str(error.value)
     with pytest.raises(ValueError, match="`include`='kernels' matches no leaf"):
@@ -136,7 +139,7 @@ def test_flax_linen_frozen_dict():
     net = nn.Sequential([nn.Dense(4), nn.LayerNorm(), nn.Dense(2)])
     variables = net.init(jax.random.key(0), jnp.ones((1, 3)))
     names = ["params/layers_0/kernel", "params/layers_2/kernel"]
-    prune_half(flax.core.freeze(variables), names)
+    prune_half(freeze(variables), names)
 
 
 def test_flax_nnx_state():

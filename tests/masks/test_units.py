@@ -27,7 +27,8 @@ def test_channels_against_numpy(reduce, ranking):
     mask = masks.channels(params, 0.5, reduce=reduce, ranking=ranking)
     kernels = [np.float64(params[k]["kernel"]) for k in ("conv", "dense")]
     by_channel = [
-        getattr(np.abs(x).reshape(-1, x.shape[-1]), reduce)(0) for x in kernels
+        getattr(np.abs(x).reshape(-1, n), reduce)(0)
+        for x, n in zip(kernels, (6, 8), strict=True)
     ]
     if ranking == "leaf":
         kept = [oracle.top([u], u.size // 2)[0] for u in by_channel]
@@ -129,26 +130,36 @@ def test_empty_tree_and_sparsity_trees():
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    "arguments, message",
     [
-        (lambda p: masks.channels(p, 0.5), "No default output axis for q"),
-        (lambda p: masks.channels(p, 0.5, axis=3), "`axis` 3 is out of range for q"),
+        ({"sparsity": 0.5}, "No default output axis for q"),
+        ({"sparsity": 0.5, "axis": 3}, "`axis` 3 is out of range for q"),
         (
-            lambda p: masks.channels(p, 0.5, axis=0, reduce="min"),
-            "`reduce` must be 'sum', 'mean' or 'max', got 'min'",
+            {"sparsity": 0.5, "axis": 0, "reduce": "min"},
+            "`reduce` must be .* got 'min'",
         ),
-        (lambda p: masks.channels(p, 1.5, axis=0), r"`sparsity` must be in \[0, 1\)"),
-        (lambda p: masks.channels(p, axis=0), "exactly one of `sparsity`"),
-        (lambda p: masks.channels(p, keep=9, axis=0), r"`keep` must be in \[0, 4\]"),
-        (lambda p: masks.blocks(p, (2, 2, 2), 0.5), "has more axes than q"),
-        (lambda p: masks.blocks(p, (0, 2), 0.5), "`block` must be positive integers"),
-        (lambda p: masks.blocks(p, (), 0.5), "`block` must be positive integers"),
-        (lambda p: masks.blocks(p, (2.0,), 0.5), "`block` must be positive integers"),
+        ({"sparsity": 1.5, "axis": 0}, r"`sparsity` must be in \[0, 1\)"),
+        ({"axis": 0}, "exactly one of `sparsity`"),
+        ({"keep": 9, "axis": 0}, r"`keep` must be in \[0, 4\]"),
     ],
 )
-def test_errors(make, message):
+def test_errors_of_channels(arguments, message):
     with pytest.raises(ValueError, match=message):
-        make({"q": jnp.ones((4, 4))})
+        masks.channels({"q": jnp.ones((4, 4))}, **arguments)
+
+
+@pytest.mark.parametrize(
+    "block, message",
+    [
+        ((2, 2, 2), "has more axes than q"),
+        ((0, 2), r"`block` must be positive integers, got \(0, 2\)"),
+        ((), "`block` must be positive integers"),
+        ((2.0,), "`block` must be positive integers"),
+    ],
+)
+def test_errors_of_blocks(block, message):
+    with pytest.raises(ValueError, match=message):
+        masks.blocks({"q": jnp.ones((4, 4))}, block, 0.5)
 
 
 def test_keep_over_several_leaves_needs_a_global_ranking():
