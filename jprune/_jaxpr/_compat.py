@@ -9,7 +9,7 @@ moves one of them fails in one place.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
+import jax.core
 import jax.extend.core as _core
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr as _dce_jaxpr

@@ -62,7 +62,7 @@ class Scope:
     def info(self, var: Any) -> Info:
         """What is known of a variable or literal."""
         if isinstance(var, _compat.Literal):
-            return Info(tuple(Atom(n) for n in var.aval.shape), CONST)
+            return Info(_fresh_axes(var), CONST)
         return self.infos[var]
 
 
@@ -90,7 +90,7 @@ class Context:
         self.eqn: Any = None
         self.index = 0
 
-    # -- for the rules ------------------------------------------------------------
+    # -- for the rules ---------------------------------------------------------------
 
     def fresh(self, size: int) -> Atom:
         """A free axis that nothing is known of."""

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 MAX_PIECES = 512
-"""Axes that would be cut into more pieces are frozen: nothing sensible is that ragged."""
+"""An axis that would be cut into more pieces is frozen."""
 
 
 @dataclasses.dataclass(frozen=True)

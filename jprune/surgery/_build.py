@@ -125,7 +125,7 @@ class Builder:
             value.kept.fn = lambda: const
         return value
 
-    # -- equations ------------------------------------------------------------------
+    # -- equations -------------------------------------------------------------------
 
     def _read(self, env: dict[Any, Value], scope: Scope, var: Any) -> Value:
         if isinstance(var, _compat.Literal):
@@ -169,12 +169,12 @@ class Builder:
     def _folded(
         self, eqn: Any, ins: list[Value], outs: Any, pruned: bool
     ) -> list[Value] | None:
-        """The value of a constant equation computed now, or None if that is not known."""
+        """The value of a constant equation computed now, or None if unknown."""
         if len(eqn.outvars) != 1 or eqn.effects:
             return None
         args = [v.dense.known for v in ins]  # type: ignore[union-attr]
         rule = self.rules.get(eqn.primitive.name)
-        fold = getattr(rule.rewrite, "fold", None) if rule else None
+        fold = rule.fold if rule else None
         shape = tuple(eqn.outvars[0].aval.shape)
         if fold is None or any(a is None for a in args):
             return None

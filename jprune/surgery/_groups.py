@@ -107,7 +107,7 @@ class Groups:
         return _certificate.certify(self.program, self.atoms)
 
     def frozen(self) -> list[Frozen]:
-        """Every run of positions of a parameter axis that may not go, with the reason."""
+        """Every run of positions of an axis that may not go, with the reason."""
         found = []
         for path, axes in self.program.params.items():
             for axis, term in enumerate(axes):
@@ -182,8 +182,9 @@ class Groups:
             if full not in self.shapes or tuple(leaf.shape) != self.shapes[full]:
                 raise value_error(
                     f"`tree` has the leaf {'/'.join(map(str, full))} of shape "
-                    f"{tuple(leaf.shape)}, expected {self.shapes.get(full, 'no leaf')}: "
-                    'give a tree shaped as the parameters (or a sub-tree with `at="..."`).'
+                    f"{tuple(leaf.shape)}, expected "
+                    f"{self.shapes.get(full, 'no leaf')}: give a tree shaped as the "
+                    'parameters (or a sub-tree with `at="..."`).'
                 )
             arrays[full] = leaf
         return arrays
@@ -310,7 +311,7 @@ def _used(program: Program) -> set[KeyTuple]:
 def _kind(
     refs: Sequence[AxisRef], used: set[KeyTuple], summed: bool, pad: bool
 ) -> Kind:
-    """What the group is to the function. Queries and keys are summed with each other."""
+    """What the group is to the function; queries and keys read each other."""
     live = [r for r in refs if r.path in used]
     if not live:
         return "unused"
@@ -369,8 +370,8 @@ def _group_score(
     if not found:
         wanted = "" if roles is None else f" of roles {tuple(roles)}"
         raise value_error(
-            f"group {group.id!r} has no member{wanted} in `tree`: score it from another "
-            "tree, or select among the other groups."
+            f"group {group.id!r} has no member{wanted} in `tree`: score it from "
+            "another tree, or select among the other groups."
         )
     stacked = np.stack(found)
     combined = {"sum": np.sum, "mean": np.mean, "max": np.max}[reduce](stacked, axis=0)

@@ -56,7 +56,7 @@ class Layout:
 
     @functools.cached_property
     def index(self) -> np.ndarray:
-        """For each dense position, where its class or itself lies in its cell. [size]"""
+        """Where each dense position, or its class, lies in its cell. [size]"""
         out = np.zeros(self.size, np.int64)
         out[self.kept] = np.arange(self.kept.size)
         out[self.classes] = np.arange(self.classes.size)
@@ -191,10 +191,10 @@ class Solver:
         if not mask.any():
             self._emptied.append(term)
             return
-        rebuilt = np.ones((), bool)
+        rebuilt: Any = np.ones((), bool)
         for axis, factor in enumerate(term.factors):
             others = tuple(i for i in range(grid.ndim) if i != axis)
-            part = grid.any(axis=others)
+            part = np.asarray(grid.any(axis=others))
             rebuilt = np.logical_and.outer(rebuilt, part)
             self.add(factor, part)
         if not np.array_equal(rebuilt, grid):

@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def removed(self) -> dict[KeyTuple, dict[int, list[int]]]:
-        """The original indices that go, by path and axis; axes kept whole are absent."""
+        """The original indices that go, by path and axis; whole axes are absent."""
         return {
             path: {
                 axis: np.flatnonzero(~m).tolist()

@@ -1,9 +1,9 @@
 """Whether the output still depends on the input when some groups are emptied.
 
-An emptied axis makes a value empty, and nothing can be read from an empty value. What is
-left to check is plain dependence: a result depends on the input when an operand does and
-the result is not empty. Emptying a residual branch leaves the output connected through
-the other one; emptying the stream does not.
+An emptied axis makes a value empty, and nothing can be read from an empty value. What
+is left to check is plain dependence: a result depends on the input when an operand does
+and the result is not empty. Emptying a residual branch leaves the output connected
+through the other one; emptying the stream does not.
 """
 
 from collections.abc import Sequence

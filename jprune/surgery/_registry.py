@@ -7,7 +7,7 @@ Each family of primitives has one file under `rules/`. A primitive without a rul
 indexed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jprune._errors import type_error, value_error
@@ -28,11 +28,14 @@ class Rule(NamedTuple):
       constant: whether the rule is also the way to treat operands that depend on no
         parameter and no input; otherwise such an equation is computed at full size and
         its results indexed, whatever the primitive.
+      fold: `(eqn, arrays) -> array or None`: the only result in NumPy, for operands
+        that are known (and broadcastable to their shapes).
     """
 
     analyze: Callable[..., Any]
     rewrite: Callable[..., Any]
     constant: bool = False
+    fold: Callable[[Any, Sequence[Any]], Any] | None = None
 
 
 def register_rule(

@@ -1,14 +1,14 @@
 """Choosing what to remove: one order of removal, cut where the target is met.
 
 Every coordinate of every candidate group gets a place in one order, worst first, in
-steps that respect `round_to` and `min_keep`. A plan is a prefix of that order, so a larger
-target only ever removes more: nothing grows again. Costs are polynomials of the kept
-counts (`_cost`), so the shortest prefix that meets a FLOPs or parameter target is found
-by bisection without tracing.
+steps that respect `round_to` and `min_keep`. A plan is a prefix of that order, so a
+larger target only ever removes more: nothing grows again. Costs are polynomials of the
+kept counts (`_cost`), so the shortest prefix that meets a FLOPs or parameter target is
+found by bisection without tracing.
 
 Between groups the order is by score ("global": scores must be comparable), by rank
-within the group ("group": every group loses the same fraction), or by rank within groups
-of one structure ("isomorphic": layers of one kind compete with each other only).
+within the group ("group": every group loses the same fraction), or by rank within
+groups of one structure ("isomorphic": layers of one kind compete with each other only).
 """
 
 import dataclasses
@@ -69,14 +69,15 @@ def select(
       The plan.
 
     Raises:
-      ValueError: not exactly one target, scores that do not fit, a target that cannot be
-        met, or nothing that can be removed (with the reasons).
+      ValueError: not exactly one target, scores that do not fit, a target that cannot
+        be met, or nothing that can be removed (with the reasons).
     """
     targets = {"sparsity": sparsity, "flops": flops, "params": params}
     given = [name for name, value in targets.items() if value is not None]
     if len(given) != 1:
         raise value_error(
-            f"give exactly one of `sparsity`, `flops` and `params`, got {given or 'none'}."
+            "give exactly one of `sparsity`, `flops` and `params`, got "
+            f"{given or 'none'}."
         )
     _check_options(scope, round_to, min_keep)
     pool = _candidates(deps, scores, exact)
@@ -127,7 +128,8 @@ def _candidates(
         array = np.asarray(given, np.float64)
         if array.shape != (group.size,):
             raise value_error(
-                f"`scores[{name!r}]` must have shape ({group.size},), got {array.shape}."
+                f"`scores[{name!r}]` must have shape ({group.size},), got "
+                f"{array.shape}."
             )
         if not np.isfinite(array).all():
             raise value_error(f"`scores[{name!r}]` must be finite.")
@@ -147,14 +149,13 @@ def _why_nothing(deps: Groups) -> str:
         + ("" if deps.exactness[g.id].exact else f", {deps.exactness[g.id].why}")
         for g in deps
     ]
-    lines += [
-        f"{'/'.join(map(str, f.path))}:{f.axis} is frozen: {f.why} {f.primitive}".rstrip()
-        for f in deps.frozen()
-    ]
+    for item in deps.frozen():
+        where = f"{'/'.join(map(str, item.path))}:{item.axis}"
+        lines.append(f"{where} is frozen: {item.why} {item.primitive}".rstrip())
     return listing(lines)
 
 
-# -- the order -------------------------------------------------------------------------
+# -- the order -----------------------------------------------------------------------
 
 
 def _order(
@@ -239,7 +240,7 @@ def _without_cuts(deps: Groups, steps: list[_Step]) -> list[_Step]:
     return out
 
 
-# -- the prefix ------------------------------------------------------------------------
+# -- the prefix ----------------------------------------------------------------------
 
 
 def _kept_after(

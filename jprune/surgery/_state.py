@@ -50,8 +50,8 @@ def pack_state(plan: Plan, opt_state: PyTree, params: PyTree, at: Any) -> PyTree
     out = jtu.tree_map_with_path(leaf, opt_state)
     if wrong:
         raise value_error(
-            "`opt_state` has leaves that are not copies of parameters; a factored state "
-            "(Adafactor) cannot be sliced: start it afresh with `tx.init(plan.pack("
-            f"params))`.{listing(wrong)}"
+            "`opt_state` has leaves that are not copies of parameters; a factored "
+            "state (Adafactor) cannot be sliced: start it afresh with "
+            f"`tx.init(plan.pack(params))`.{listing(wrong)}"
         )
     return out

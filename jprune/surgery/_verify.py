@@ -1,10 +1,10 @@
 """Checking a plan: the certificate and a run, and which group is to blame.
 
 The certificate says whether removal equals zeroing without computing anything; the run
-compares the compact function with the zeroed dense one. Where the reference itself is not
-finite (0 / 0 in a weight norm of a removed unit) its entries are left out of the
-comparison, and the report says so. When the two disagree, the groups are tried in halves
-until the smallest failing set is found.
+compares the compact function with the zeroed dense one. Where the reference itself is
+not finite (0 / 0 in a weight norm of a removed unit) its entries are left out of the
+comparison, and the report says so. When the two disagree, the groups are tried in
+halves until the smallest failing set is found.
 """
 
 import dataclasses

@@ -48,7 +48,7 @@ def test_dead_code_is_dropped_inside_calls_too():
 
 
 def test_other_shapes():
-    shapes = {("w",): (3, 5)}
+    shapes: dict = {("w",): (3, 5)}
     out = trace(lambda p, x: x @ p["w"], shapes)(
         {"w": jnp.ones((3, 2))}, jnp.ones((4, 3))
     )

@@ -1,7 +1,7 @@
 """Small functions, one for each structure that surgery has to get right.
 
-A `Structure` is a plain function of a dict of parameters, with what is expected of it by
-hand: the sizes of its removable groups and the way the certificate proves them.
+A `Structure` is a plain function of a dict of parameters, with what is expected of it
+by hand: the sizes of its removable groups and the way the certificate proves them.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,9 @@ def weight_standardization(p: Any, x: Any) -> Any:
 def counts(p: Any, x: Any) -> Any:
     """A count made by the program."""
     h = x @ p["w"] + p["b"]
-    return h @ p["v"] + h.sum(-1, keepdims=True) / jnp.ones_like(h).sum(-1, keepdims=True)
+    return h @ p["v"] + h.sum(-1, keepdims=True) / jnp.ones_like(h).sum(
+        -1, keepdims=True
+    )
 
 
 def kl_term(p: Any, x: Any) -> Any:
@@ -461,7 +463,9 @@ STRUCTURES = (
         (2, 3),
         "ghost",
     ),
-    Structure("interleaved pairs", interleaved, {"w": (4, 8), "v": (8, 2)}, (3, 4), (4,)),
+    Structure(
+        "interleaved pairs", interleaved, {"w": (4, 8), "v": (8, 2)}, (3, 4), (4,)
+    ),
     Structure(
         "ragged dot",
         ragged,

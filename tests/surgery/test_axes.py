@@ -1,8 +1,8 @@
-"""The axis algebra: for every choice of coordinates, related axes keep related positions.
+"""The axis algebra: for every choice, related axes keep related positions.
 
 A random program of concatenations, flattenings, cuts, splits and unifications is run on
-terms; each step records what must hold between the masks. Then coordinates are chosen at
-random and every record is checked with NumPy.
+terms; each step records what must hold between the masks. Then coordinates are chosen
+at random and every record is checked with NumPy.
 """
 
 import math
@@ -35,7 +35,10 @@ def run_program(draw):
         ax.freeze(pool[0], ax.Reason("by the test"))
     checks = []
     for _ in range(draw(st.integers(1, 10))):
-        pick = lambda: pool[draw(st.integers(0, len(pool) - 1))]  # noqa: B023
+
+        def pick():
+            return pool[draw(st.integers(0, len(pool) - 1))]  # noqa: B023
+
         op = draw(st.sampled_from(["concat", "product", "cut", "split", "unify"]))
         s = pick()
         try:
@@ -104,9 +107,7 @@ def test_solve_inverts_layout(data, seed):
         solver.add(term, choice.layout(term).keep)
     again = Choice(solver.solve())
     for term in pool:
-        np.testing.assert_array_equal(
-            again.layout(term).keep, choice.layout(term).keep
-        )
+        np.testing.assert_array_equal(again.layout(term).keep, choice.layout(term).keep)
 
 
 @settings(max_examples=100, deadline=None)

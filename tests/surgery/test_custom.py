@@ -82,9 +82,7 @@ CASES = {
     "wrong jvp": lambda h: wrong_by_seven(h),
     "straight through": lambda h: straight_through(h),
     "vjp with an integer": lambda h: scaled_back(h, 2),
-    "straight through, moving ghost": lambda h: (
-        straight_through(two_pass(h) - 0.3) + h
-    ),
+    "straight through, moving ghost": lambda h: straight_through(two_pass(h) - 0.3) + h,
     "wrong jvp, moving ghost": lambda h: wrong_by_seven(two_pass(h)) + h,
     "vjp, moving ghost": lambda h: scaled_back(two_pass(h), 2) + h,
     "corrections inside a jvp rule": lambda h: custom_norm(h) + h,

@@ -71,7 +71,9 @@ def test_pack_is_jittable_and_takes_sub_trees_and_abstract_leaves():
     params, _, deps = make()
     plan = plan_of(deps)
     jitted = jax.jit(plan.pack)(params)
-    np.testing.assert_array_equal(jitted["params"]["scale"], plan.pack(params)["params"]["scale"])
+    np.testing.assert_array_equal(
+        jitted["params"]["scale"], plan.pack(params)["params"]["scale"]
+    )
     sub = plan.pack(params["params"], at="params")
     assert sub["scale"].shape == (2,)
     shapes = plan.pack(jax.eval_shape(lambda: params))
@@ -122,7 +124,7 @@ def test_then_needs_the_shapes_it_left():
         plan.then(plan)
 
 
-# -- masks -----------------------------------------------------------------------------
+# -- masks ---------------------------------------------------------------------------
 
 
 def masks_with(params: Any, **zeros: Any) -> Any:
@@ -147,7 +149,9 @@ def test_plan_from_producer_masks_and_from_a_sub_tree():
 
 def test_plan_from_consumer_masks():
     params, _, deps = make()
-    plan = surgery.plan_from_masks(deps, masks_with(params, rows=([1, 1, 1], [0, 1, 2])))
+    plan = surgery.plan_from_masks(
+        deps, masks_with(params, rows=([1, 1, 1], [0, 1, 2]))
+    )
     assert plan.removed[("params", "in", "kernel")] == {1: [3, 4, 5]}
 
 
@@ -175,7 +179,7 @@ def test_masks_of_a_plan_are_its_zeros():
     assert surgery.plan_from_masks(deps, masks).removed == plan.removed
 
 
-# -- optimizer states --------------------------------------------------------------------
+# -- optimizer states ----------------------------------------------------------------
 
 
 def bias_mask(params: Any) -> Any:
@@ -190,7 +194,9 @@ OPTIMIZERS = {
     "chain": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)),
     "momentum": optax.sgd(0.1, momentum=0.9),
     "masked": optax.masked(optax.adam(1e-2), bias_mask),
-    "partition": optax.partition({"a": optax.adam(1e-2), "b": optax.sgd(0.1, 0.9)}, labels),
+    "partition": optax.partition(
+        {"a": optax.adam(1e-2), "b": optax.sgd(0.1, 0.9)}, labels
+    ),
     "MultiSteps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
     "inject_hyperparams": optax.inject_hyperparams(optax.adamw)(learning_rate=1e-2),
 }

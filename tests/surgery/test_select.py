@@ -117,15 +117,15 @@ def test_isomorphic_scope_compares_equal_structures():
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.1, 1.0), st.sampled_from(["global", "group"]))
-def test_flops_target_is_met_within_one_coordinate(seed: int, target: float, scope: str):
+def test_flops_target_is_met_within_one_coordinate(
+    seed: int, target: float, scope: str
+):
     scores = random_scores(seed)
     plan = surgery.select(DEPS, scores, flops=target, scope=scope)  # type: ignore
     dense, kept = DEPS.flops(), kept_counts(plan)
     assert DEPS.flops(kept) <= target * dense
     if kept != SIZES:  # giving the best removed coordinate of some group back exceeds
-        back = [
-            DEPS.flops({**kept, g: n + 1}) for g, n in kept.items() if n < SIZES[g]
-        ]
+        back = [DEPS.flops({**kept, g: n + 1}) for g, n in kept.items() if n < SIZES[g]]
         assert max(back) > target * dense
 
 
@@ -199,14 +199,16 @@ def test_nothing_to_remove_lists_the_reasons():
         surgery.select(deps, {}, sparsity=0.5)
 
 
-# -- scores ------------------------------------------------------------------------------
+# -- scores --------------------------------------------------------------------------
 
 
 def test_scores_by_hand():
     rng = np.random.default_rng(0)
     params = {k: rng.standard_normal(s) for k, s in SHAPES.items()}
     l2 = DEPS.scores(params)["up:1"]
-    want = (params["up"] ** 2).sum(0) + params["bias"] ** 2 + (params["down"] ** 2).sum(1)
+    want = (
+        (params["up"] ** 2).sum(0) + params["bias"] ** 2 + (params["down"] ** 2).sum(1)
+    )
     np.testing.assert_allclose(l2, np.sqrt(want))
     l1 = DEPS.scores(params, norm="l1", reduce="max", roles=("out", "in"))["up:1"]
     want = np.maximum(np.abs(params["up"]).sum(0), np.abs(params["down"]).sum(1))
@@ -235,7 +237,7 @@ def test_contraction_axes():
     assert axes == {"a": 0, "b": 0, "c": 0, "up": 0, "bias": None, "down": 0, "o": 0}
 
 
-# -- depth ---------------------------------------------------------------------------------
+# -- depth ---------------------------------------------------------------------------
 
 
 def test_allow_empty_takes_the_residual_branch_only():

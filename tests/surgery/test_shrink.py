@@ -9,6 +9,7 @@ import pytest
 from jax.extend.core import Primitive
 
 from jprune import surgery
+from jprune.surgery.rules import RULES
 from tests.surgery.structures import attention, two_pass, two_pass_norm
 
 
@@ -161,7 +162,9 @@ def test_state_is_tied_to_the_longest_path():
     def fn(p, x):
         a = x @ p["w"] - p["bn"]["mean"]
         b = x @ p["u"] - p["zz"]["bn"]["mean"]
-        new = {"zz": {"bn": {"mean": p["zz"]["bn"]["mean"] * 0.9, "n": p["zz"]["bn"]["n"]}}}
+        new = {
+            "zz": {"bn": {"mean": p["zz"]["bn"]["mean"] * 0.9, "n": p["zz"]["bn"]["n"]}}
+        }
         return a @ p["v"] + b @ p["v"], new
 
     params = normal({"w": (4, 6), "u": (4, 6), "v": (6, 2)})
@@ -289,7 +292,7 @@ def test_attention_heads_and_head_dims():
     assert plan.removed[("o",)] == {0: [4, 5, 6, 7]}
 
 
-# -- unknown primitives and rules of one's own --------------------------------------
+# -- unknown primitives and rules of one's own ---------------------------------------
 
 
 def new_primitive(name: str) -> Any:
@@ -326,7 +329,7 @@ def test_register_rule():
         got = surgery.shrink(fn, plan)(plan.pack(params), X)
         np.testing.assert_allclose(got, fn(plan.zero(params), X), atol=1e-12)
     finally:
-        del surgery.rules.RULES["triple"]
+        del RULES["triple"]
 
 
 def test_a_rule_that_fails_makes_its_equation_opaque():
@@ -342,7 +345,7 @@ def test_a_rule_that_fails_makes_its_equation_opaque():
         (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
         assert "no rule for this form: list index" in frozen.why
     finally:
-        del surgery.rules.RULES["broken"]
+        del RULES["broken"]
 
 
 def test_register_rule_refuses_what_is_no_primitive():
@@ -351,7 +354,7 @@ def test_register_rule_refuses_what_is_no_primitive():
 
 
 def test_every_rule_has_both_halves():
-    for name, rule in surgery.rules.RULES.items():
+    for name, rule in RULES.items():
         assert callable(rule.analyze) and callable(rule.rewrite), name
 
 

@@ -12,7 +12,9 @@ from jprune.surgery.rules import (
     _generate,
     _index,
     _loops,
+    _pieces,
     _reduce,
+    _reshape,
     _shape,
 )
 from jprune.surgery.rules._elementwise import elementwise_axes as elementwise_axes
@@ -21,6 +23,8 @@ from jprune.surgery.rules._elementwise import positionwise as positionwise
 RULES: dict[str, Rule] = {
     **_elementwise.RULES,
     **_shape.RULES,
+    **_reshape.RULES,
+    **_pieces.RULES,
     **_contract.RULES,
     **_reduce.RULES,
     **_index.RULES,

@@ -75,7 +75,8 @@ def dot_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
         mult = _spread(lays, pattern, contract[0], array.ndim)
         return array if mult is None else array * np.asarray(mult, array.dtype)
 
-    cell = _contraction(site, eqn, operands, lays, pruned, weigh)
+    bind = lambda a, b: _compat.bind(eqn, eqn.params, [a, b])[0]  # noqa: E731
+    cell = _contraction(site, eqn, bind, operands, lays, pruned, weigh)
     return [cell]
 
 
@@ -103,6 +104,7 @@ def _spread(
 def _contraction(
     site: Any,
     eqn: Any,
+    bind: Callable[[Any, Any], Any],
     operands: Callable[[Bits, Bits], tuple[Cell, Cell]],
     lays: Sequence[Layout],
     pruned: Sequence[int],
@@ -137,7 +139,7 @@ def _contraction(
             terms.append((pattern, left, right))
         if not terms:
             return ce.known(np.zeros((1,) * rank, dtype))
-        fn = functools.partial(_run, eqn, [p for p, _, _ in terms], weigh)
+        fn = functools.partial(_run, bind, [p for p, _, _ in terms], weigh)
         return ce.compute(fn, *[c for _, a, b in terms for c in (a, b)], name=name)
 
     return cell
@@ -152,22 +154,19 @@ def _infinite(cell: Cell) -> bool:
 
 
 def _run(
-    eqn: Any, chosen: Sequence[Bits], weigh: Callable[[Bits, Any], Any], *arrays: Any
+    bind: Callable[[Any, Any], Any],
+    chosen: Sequence[Bits],
+    weigh: Callable[[Bits, Any], Any],
+    *arrays: Any,
 ) -> Any:
     out = None
     for i, pattern in enumerate(chosen):
         left, right = arrays[2 * i], arrays[2 * i + 1]
         if any(pattern):
             left = weigh(pattern, left)
-        term = _bind(eqn, left, right)
+        term = bind(left, right)
         out = term if out is None else jnp.add(out, term)
     return out
-
-
-def _bind(eqn: Any, left: Any, right: Any) -> Any:
-    if isinstance(eqn, _SafeConv) and 0 in (left.size, right.size):
-        return eqn.empty_result(left, right)
-    return _compat.bind(eqn, eqn.params, [left, right])[0]
 
 
 # -- convolution ---------------------------------------------------------------------
@@ -223,34 +222,30 @@ def conv_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
         mult = _spread(lays, pattern, (f_dim,), array.ndim)
         return array if mult is None else array * np.asarray(mult, array.dtype)
 
-    cell = _contraction(
-        site, _SafeConv(eqn), operands, lays, [f_dim] * lays[0].pruned, weigh
-    )
+    pruned = [f_dim] if lays[0].pruned else []
+    bind = _convolve(eqn, 1)
+    cell = _contraction(site, eqn, bind, operands, lays, pruned, weigh)
     return [cell]
 
 
-class _SafeConv:
-    """A convolution equation whose binding survives empty operands.
+def _convolve(eqn: Any, groups: int) -> Callable[[Any, Any], Any]:
+    """The convolution with another number of groups, on operands that may be empty.
 
-    An emptied feature axis makes the result a sum over nothing: zeros. XLA has no
-    convolution of no features, so the zeros are made directly.
+    An emptied feature axis makes the result a sum over nothing. XLA has no convolution
+    of no features, so the zeros are made directly.
     """
+    params = {**eqn.params, "feature_group_count": groups}
+    spec, aval = params["dimension_numbers"], eqn.outvars[0].aval
 
-    def __init__(self, eqn: Any, groups: int | None = None) -> None:
-        self.eqn = eqn
-        self.primitive = eqn.primitive
-        self.outvars = eqn.outvars
-        self.params = dict(eqn.params)
-        if groups is not None:
-            self.params["feature_group_count"] = groups
-        self.ctx = eqn.ctx
-
-    def empty_result(self, left: Any, right: Any) -> Any:
-        spec = self.params["dimension_numbers"]
-        shape = list(self.outvars[0].aval.shape)
+    def run(left: Any, right: Any) -> Any:
+        if left.size and right.size:
+            return _compat.bind(eqn, params, [left, right])[0]
+        shape = list(aval.shape)
         shape[spec.out_spec[0]] = left.shape[spec.lhs_spec[0]]
         shape[spec.out_spec[1]] = right.shape[spec.rhs_spec[0]]
-        return jnp.zeros(shape, self.outvars[0].aval.dtype)
+        return jnp.zeros(shape, aval.dtype)
+
+    return run
 
 
 def _grouped(
@@ -280,8 +275,7 @@ def _grouped(
             crossing(n_bit, bits)
         kept_inner = max(inner.kept.size, 1)
         groups = feature.kept.size // kept_inner
-        conv = _SafeConv(eqn, max(groups, 1))
-        return ce.compute(functools.partial(_bind, conv), image, kernel)
+        return ce.compute(_convolve(eqn, max(groups, 1)), image, kernel)
 
     def ghost(n_bit: int, kernel: Cell) -> Cell:
         if kernel.zero:
@@ -292,8 +286,7 @@ def _grouped(
         same = out[numbers.out_spec[1]].classes.size == feature.classes.size
         if inner.size > 1 or not same:
             return ce.bad("a grouped convolution of removed channels that are not zero")
-        conv = _SafeConv(eqn, feature.classes.size)
-        return ce.compute(functools.partial(_bind, conv), image, kernel)
+        return ce.compute(_convolve(eqn, feature.classes.size), image, kernel)
 
     def crossing(n_bit: int, bits: Bits) -> None:
         image = lhs.cell(_place(lhs, ((n_dim,), (n_bit,)), ((f_dim,), (1,))))
@@ -305,7 +298,7 @@ def _grouped(
     return cell
 
 
-# -- ragged ----------------------------------------------------------------------------
+# -- ragged --------------------------------------------------------------------------
 
 
 def ragged_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:

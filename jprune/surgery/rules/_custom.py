@@ -73,7 +73,7 @@ class _CustomCall(GraphCall):
             )
         return dict(zip(keys, call(*map(jnp.asarray, arrays)), strict=True))
 
-    # -- the derivative rule, rewritten -------------------------------------------
+    # -- the derivative rule, rewritten ----------------------------------------------
 
     def _jvp(self, keys: Any, primals: Any, tangents: Any) -> tuple[Any, ...]:
         """The tangents of the wanted cells."""
@@ -272,7 +272,7 @@ class _Program:
 
 
 class _Copy:
-    """Copies terms with new atoms, so that an analysis apart cannot change the first."""
+    """Copies terms with new atoms: an analysis apart must not change the first."""
 
     def __init__(self) -> None:
         self.made: dict[ax.Atom, ax.Atom] = {}

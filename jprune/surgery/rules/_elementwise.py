@@ -126,8 +126,6 @@ def rewrite(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
 _EQUAL_SHAPES = ("select_n", "clamp")
 """Primitives that do not repeat a scalar case by themselves."""
 
-rewrite.fold = _fold.evaluate  # type: ignore[attr-defined]
-
 
 def _fold_small(eqn: Any, values: list[np.ndarray], rank: int) -> np.ndarray | None:
     sizes = np.broadcast_shapes(*[v.shape for v in values]) if values else ()
@@ -152,7 +150,7 @@ def _divisor(site: Any, eqn: Any, ins: list[Value]) -> Value | None:
     return Value(under.layouts, under.dtype, lambda bits: number)
 
 
-# -- what is known of a result although an operand is not --------------------------
+# -- what is known of a result although an operand is not ----------------------------
 
 
 def _zero_product(cells: list[Cell]) -> np.ndarray | None:
@@ -200,7 +198,7 @@ def _absorbed(name: str, cells: list[Cell]) -> bool:
     )
 
 
-# -- several operands, each with its own result -------------------------------------
+# -- several operands, each with its own result --------------------------------------
 
 
 def identities(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
@@ -228,7 +226,7 @@ def rewrite_identities(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list
 
 
 RULES: dict[str, Rule] = {
-    **{name: Rule(elementwise_axes, rewrite, True) for name in NAMES},
+    **{name: Rule(elementwise_axes, rewrite, True, _fold.evaluate) for name in NAMES},
     "bitcast_convert_type": Rule(bitcast_axes, rewrite, True),
     **{
         name: Rule(identities, rewrite_identities, True)

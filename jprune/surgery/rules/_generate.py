@@ -75,10 +75,7 @@ def _fold_iota(eqn: Any, args: Sequence[np.ndarray]) -> np.ndarray | None:
     )
 
 
-iota_cells.fold = _fold_iota  # type: ignore[attr-defined]
-
-
 RULES: dict[str, Rule] = {
-    "iota": Rule(iota_axes, iota_cells, True),
+    "iota": Rule(iota_axes, iota_cells, True, _fold_iota),
     "random_bits": Rule(random_axes, random_cells, True),
 }

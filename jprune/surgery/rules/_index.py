@@ -255,7 +255,7 @@ def dynamic_update_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> li
     return [cell]
 
 
-# -- fft ------------------------------------------------------------------------------
+# -- fft -----------------------------------------------------------------------------
 
 
 def fft_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:

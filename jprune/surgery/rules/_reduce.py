@@ -219,9 +219,6 @@ def _fold_dense(eqn: Any, args: Sequence[np.ndarray]) -> np.ndarray | None:
     return np.asarray(_NUMPY[name](full, axis=tuple(eqn.params["axes"]))).astype(dtype)
 
 
-reduce_cells.fold = _fold_dense  # type: ignore[attr-defined]
-
-
 def frozen_reduce_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     """Reductions over whole axes only: the primitive on each cell."""
     axes = sorted(eqn.params["axes"])
@@ -234,7 +231,7 @@ def frozen_reduce_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> lis
     return [lambda bits, i=i: ce.item(results(bits), i) for i in range(len(outs))]
 
 
-# -- psum and friends over positional axes (what vmap with an axis name leaves) -------
+# -- psum and friends over positional axes (what vmap with an axis name leaves) ------
 
 
 def psum_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
@@ -292,7 +289,7 @@ def psum_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     return [one(i, v) for i, v in enumerate(ins)]
 
 
-# -- sort, top_k, cumulative, windows, reverse ----------------------------------------
+# -- sort, top_k, cumulative, windows, reverse ---------------------------------------
 
 
 def _freezing(dims: Callable[[Any, Any], Sequence[int]]) -> Callable[..., list[Axes]]:
@@ -375,9 +372,9 @@ def _last(eqn: Any, ins: Sequence[Any]) -> list[int]:
 
 
 RULES: dict[str, Rule] = {
-    "reduce_sum": Rule(sum_axes, reduce_cells),
+    "reduce_sum": Rule(sum_axes, reduce_cells, False, _fold_dense),
     **{
-        name: Rule(order_axes, reduce_cells)
+        name: Rule(order_axes, reduce_cells, False, _fold_dense)
         for name in _COMBINE
         if name != "reduce_sum"
     },
