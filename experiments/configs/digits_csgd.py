@@ -10,6 +10,13 @@ as well (it has a tenth there), so that the spread left is below 1e-8, which
 `transforms.collapse_factor` tells beforehand. A residual stream shares its clusters by
 being one group.
 
+Found, seed 0 (dense 99.72 %, 77,072 weights; each run leaves 30,290 weights and 39 % of
+the FLOPs): k-means 98.33 -> 98.33 %, even 99.44 -> 99.44 %, imbalanced 98.89 -> 98.89 %
+before and after the merge. No prediction changes, no logit by more than 6e-6, and the
+members differ by less than 3e-7; deleting the same channels leaves 39, 30 and 78 %.
+The order of the three clusterings is not the paper's: they lie within 4 images of 360,
+and one seed cannot tell them apart. One strength and one seed were tried.
+
 Command: `python -m experiments.train digits_csgd`.
 """
 
