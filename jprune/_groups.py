@@ -140,7 +140,7 @@ def _sub_tree(number: dict[KeyTuple, int], paths: Sequence[KeyTuple]) -> KeyTupl
     fits = whole | {at for at, n in hits.items() if n > enough or (n and not at)}
     if len(fits) > 1:
         raise value_error(
-            f"The tree fits the groups at each of {sorted(fits, key=len)}: pass the whole tree "
-            "that the groups were found on."
+            f"The tree fits the groups at each of {sorted(fits, key=len)}: pass the "
+            "whole tree that the groups were found on."
         )
     return fits.pop()

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jprune._dtypes import wide
 from jprune._errors import type_error, value_error
 
 HALF = Fraction(1, 2)
@@ -152,6 +153,5 @@ def share_kept(n: int, sparsity: Any) -> Any:
     """`kept_count`, also for a traced sparsity: an int, or an int32 0-d array."""
     if not is_traced(sparsity):
         return kept_count(n, sparsity)
-    s = sparsity.astype(jnp.promote_types(sparsity.dtype, jnp.float32))
-    removed = jnp.floor(s * n + 0.5)
+    removed = jnp.floor(wide(sparsity) * n + 0.5)
     return n - jnp.clip(removed, 0, n).astype(jnp.int32)

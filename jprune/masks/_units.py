@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._axes import axis_list, output_axis, whole_along
+from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._typing import Mask, PyTree, Scope, Scores
 from jprune.masks._rank import Ranking, rank
@@ -188,7 +189,7 @@ def _reduced(
     """One score for each unit, at least in float32; `sizes` counts its scalars."""
     if reduce not in ("sum", "mean", "max"):
         raise value_error(f"`reduce` must be 'sum', 'mean' or 'max', got {reduce!r}.")
-    size = jnp.abs(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+    size = jnp.abs(wide(x))
     if reduce == "max":
         return jnp.max(size, axis=axes, initial=0)
     total = jnp.sum(size, axis=axes)

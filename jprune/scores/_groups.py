@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
 from jprune._typing import Scores
@@ -64,8 +65,7 @@ def over_groups(
 def _member(leaf: jax.Array, ref: AxisRef, size: int, order: int) -> jax.Array:
     """The norm of a leaf at each coordinate of the group. [size]"""
     others = tuple(i for i in range(leaf.ndim) if i != ref.axis)
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    total = jnp.sum(jnp.abs(wide) ** order, axis=others)  # [axis length]
+    total = jnp.sum(jnp.abs(wide(leaf)) ** order, axis=others)  # [axis length]
     if ref.labels is not None:
         labels = np.asarray(ref.labels)
         at = np.flatnonzero(labels >= 0)

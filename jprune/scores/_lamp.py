@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune._axes import whole_along
+from jprune._dtypes import wide
 from jprune._typing import Params, Scores
 
 
@@ -41,7 +42,7 @@ def lamp(params: Params) -> Scores:
 
 def _lamp_leaf(w: jax.Array) -> jax.Array:
     w = whole_along(w, range(jnp.ndim(w)))
-    size = jnp.abs(jnp.ravel(w)).astype(jnp.promote_types(w.dtype, jnp.float32))
+    size = jnp.abs(jnp.ravel(wide(w)))
     order = jnp.argsort(-size, stable=True)
     # Dividing by the largest keeps the squares inside the float range; ratios stay.
     largest = jnp.max(size, initial=0)

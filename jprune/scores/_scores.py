@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune._axes import axis_list, contraction_axis
+from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._tree import map_named, named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scores
@@ -49,7 +50,7 @@ def saliency(params: Params, grads: Params) -> Scores:
       ICLR 2019, eq. (6) without its normalization by the sum, which no ranking sees.
     """
     require_same_structure("grads", grads, params)
-    return jax.tree.map(lambda w, g: jnp.abs(_wide(w) * _wide(g)), params, grads)
+    return jax.tree.map(lambda w, g: jnp.abs(wide(w) * wide(g)), params, grads)
 
 
 def movement(params: Params, grads: Params) -> Scores:
@@ -72,7 +73,7 @@ def movement(params: Params, grads: Params) -> Scores:
       Sanh et al., "Movement Pruning: Adaptive Sparsity by Fine-Tuning", NeurIPS 2020.
     """
     require_same_structure("grads", grads, params)
-    return jax.tree.map(lambda w, g: -_wide(w) * _wide(g), params, grads)
+    return jax.tree.map(lambda w, g: -wide(w) * wide(g), params, grads)
 
 
 def random(key: jax.Array, params: Params) -> Scores:
@@ -115,7 +116,7 @@ def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
         raise value_error(f"`order` must be 1 or 2, got {order!r}.")
 
     def norm(path: str, w: jax.Array) -> jax.Array:
-        size = jnp.abs(_wide(w))
+        size = jnp.abs(wide(w))
         if size.ndim < 2:
             return size
         if not -size.ndim <= axis < size.ndim:
@@ -142,7 +143,7 @@ def normalized(scores: Scores) -> Scores:
     """
 
     def divide(s: jax.Array) -> jax.Array:
-        s = _wide(s)
+        s = wide(s)
         largest = jnp.max(jnp.abs(s), initial=0)
         # At scale 1 no square leaves the float range.
         unit = s / jnp.where(largest > 0, largest, 1)
@@ -176,9 +177,9 @@ def wanda(params: Params, norms: PyTree, axis: int | PyTree | None = None) -> Sc
     require_same_structure("norms", norms, params)
 
     def score(path: str, w: jax.Array, norm: jax.Array, given: int | None) -> jax.Array:
-        size = jnp.abs(_wide(w))
+        size = jnp.abs(wide(w))
         if jnp.ndim(norm) == 0:
-            return size * _wide(norm)
+            return size * wide(norm)
         at = contraction_axis(path, w, given)
         if jnp.shape(norm) != (size.shape[at],):
             raise value_error(
@@ -187,15 +188,10 @@ def wanda(params: Params, norms: PyTree, axis: int | PyTree | None = None) -> Sc
             )
         column = [1] * size.ndim
         column[at] = -1
-        return size * jnp.reshape(_wide(norm), column)
+        return size * jnp.reshape(wide(norm), column)
 
     treedef = jax.tree.structure(params)
     axes = axis_list(axis, params)
     rows = zip(named_leaves(params), jax.tree.leaves(norms), axes, strict=True)
     scored = [score(path, w, norm, given) for (path, w), norm, given in rows]
     return jax.tree.unflatten(treedef, scored)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """`x` in float32, or in its own dtype if that is wider."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
