@@ -9,7 +9,15 @@ budget for each layer.
 Network: dense 64-300-100-10, 50,200 weights. The thresholds' rate is a tenth of the
 weights' where the authors' code has a hundredth: their run is 23,400 steps, this 880.
 
-Command: `python -m experiments.train digits_asl`.
+Ours, seed 0 (test accuracy; sparsity there is; predicted), all claims hold:
+
+    dense                 97.22
+    one-shot 90 %         90.83
+    asl global 90 %       97.78   90.17   89.85   layers 85.8, 93.8, 64.7 %
+    asl global 95 %       98.06   94.43   94.47   layers 93.3, 96.0, 70.0 %
+    asl leaf 90 %         98.06   91.24   89.79   layers 90.3, 91.9, 89.4 %
+
+Cost: 140 s on two busy cores. Command: `python -m experiments.train digits_asl`.
 """
 
 from experiments.config import Claim, Config

@@ -35,6 +35,7 @@ def get_config() -> Config:
                 "decay": 1e-4,
                 "epochs": 30,
                 "lr": 0.1,
+                "attention_rate": 0.01,
                 "momentum": 0.9,
             },
         },

@@ -8,7 +8,19 @@ masks of the initial and of the trained network overlap more as alpha grows.
 Network: dense 64-300-100-10 on 8 x 8 digits, 50,200 weights, no norm that would blur
 the comparison. SGD with momentum 0.9 from the same initialization for every alpha.
 
-Command: `python -m experiments.train digits_powerprop`.
+Ours, seed 0 (accuracy after pruning, then overlap), two of three claims fail:
+
+    alpha   dense    50 %          85 %          95 %          98 %
+      1     97.22    96.39  0.804  93.61  0.885  66.94  0.937  46.67  0.967
+      2     96.94    97.78  0.918  90.00  0.922  73.06  0.947  42.50  0.969
+      3     97.50    96.94  0.920  91.94  0.917  75.28  0.943  39.17  0.968
+      4     97.22    96.67  0.909  93.89  0.903  76.94  0.936  39.44  0.967
+
+In 660 steps the gain is 6 to 10 points at 95 % and none at 85 % and 98 %; the overlap
+rises from alpha 1 to 2 at every sparsity and falls from there. `mnist_powerprop`, with
+15 times the steps, agrees.
+
+Cost: 200 s on two busy cores. Command: `python -m experiments.train digits_powerprop`.
 """
 
 from experiments.config import Claim, Config

@@ -23,6 +23,7 @@ def aswl(
     decay: float,
     epochs: int,
     lr: float,
+    attention_rate: float,
     momentum: float,
 ) -> Iterator[Row]:
     """One run for each density at which the penalty is least, from the initialization.
@@ -35,15 +36,21 @@ def aswl(
       alpha: exponent from attention to sparsity.
       decay: of the squared pruned weights.
       epochs: length of each run.
-      lr: where the cosine starts, for weights and attentions alike.
-      momentum: of heavy ball.
+      lr: where the cosine of the weights starts.
+      attention_rate: learning rate of the attentions over that of the weights.
+      momentum: of heavy ball, for both.
     """
     del dense
     for target in density:
         r = reparam.learned_attention(
             gamma=gamma, alpha=alpha, decay=decay, target=target
         )
-        tx = optax.sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum)
+        steps = epochs * lab.per_epoch
+        rates = {"weights": lr, "attention": attention_rate * lr}
+        tx = optax.partition(
+            {k: optax.sgd(warmup_cosine(v, steps), momentum) for k, v in rates.items()},
+            reparam.AttentionTheta("weights", "attention"),
+        )
         run = f"aswl r={target:g}"
         done = train_theta(lab, r, tx, run=run, epochs=epochs)
         yield row(

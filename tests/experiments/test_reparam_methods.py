@@ -1,0 +1,85 @@
+"""The methods that train theta, at toy length: rows tell what the network used."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import build
+from experiments.methods.dense import train_dense
+from experiments.methods.powerprop import agreement
+from experiments.methods.reparameterized import train_theta
+from jprune import masks, reparam
+
+SGD = {"epochs": 2, "lr": 0.05, "momentum": 0.9}
+RUNS = {
+    "asl": {
+        **SGD,
+        "sparsity": (0.8,),
+        "weight": 10.0,
+        "budget": "global",
+        "min_size": 1001,
+        "threshold_rate": 0.1,
+        "weight_decay": 5e-4,
+    },
+    "aswl": {
+        **SGD,
+        "density": (0.3,),
+        "gamma": 5.0,
+        "alpha": 1.0,
+        "decay": 1e-4,
+        "attention_rate": 0.1,
+    },
+    "powerprop": {**SGD, "alpha": (2,), "sparsity": (0.5, 0.9), "weight_decay": 0.0},
+    "sls": {
+        **SGD,
+        "m": 4,
+        "density": (0.5,),
+        "uniform": True,
+        "weight": 1.0,
+        "scope": "Dense_[01]/kernel",
+        "weight_decay": 5e-4,
+    },
+    "straight_through": {**SGD, "sparsity": (0.9,), "weight_decay": 5e-4},
+}
+SLOW = {"aswl", "sls"}
+SIZE = 64 * 300 + 300 * 100 + 100 * 10
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, open_tiny, tiny):
+    lab = open_tiny(tmp_path_factory.mktemp("reparam"))
+    return lab, train_dense(lab, **tiny.dense)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOW)) for m in sorted(RUNS)],
+)
+def test_rows_count_what_is_there(method, trained):
+    lab, dense = trained
+    rows = list(build.METHODS[method](lab, dense, **RUNS[method]))
+    for row in rows:
+        assert row.nonzero == row.kept and row.got == 1 - row.nonzero / SIZE
+        assert row.method == method and 0 <= row.after <= 1
+    shares = RUNS[method].get("sparsity", ())
+    if method in ("powerprop", "straight_through"):
+        assert [row.nonzero for row in rows] == [round(SIZE * (1 - s)) for s in shares]
+    if method == "sls":
+        half = (SIZE - 1000) // 2 + 1000
+        assert rows[1].nonzero == half and rows[1].run == "uniform 2:4"
+
+
+def test_rows_are_of_the_exported_network(trained):
+    lab, _ = trained
+    r = reparam.straight_through(lambda p: masks.n_of_m(p, 1, 4))
+    done = train_theta(lab, r, optax.sgd(0.05), run="check", epochs=1)
+    assert bool(masks.is_n_of_m(done.mask, 1, 4, axis=0))
+    cut = masks.apply(done.mask, done.theta)
+    jax.tree.map(np.testing.assert_array_equal, done.params, cut)
+
+
+def test_agreement_counts_covered_weights():
+    a = {"w": np.array([True, True, False, False]), "b": np.array(True)}
+    b = {"w": np.array([True, False, False, True]), "b": np.array(True)}
+    assert agreement(a, b) == 0.5
