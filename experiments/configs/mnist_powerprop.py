@@ -26,8 +26,8 @@ Ours, seed 0 (overlap, then accuracy after pruning):
 Training keeps more of the initial order for every alpha above 1 at every sparsity, as
 in the table above, but by less at 85 % to 95 %, and it does not grow beyond alpha 3;
 two of the claims fail. Pruning to 5 % (every power) and 10 % (alpha 2 and 3) costs less
-than for alpha 1, pruning to 15 % and 50 % more. What differs from the student's run: learning rate 0.1 with a cosine and a
-warm-up, no momentum, fewer steps.
+than for alpha 1, pruning to 15 % and 50 % more. What differs from the student's run:
+learning rate 0.1 with a cosine and a warm-up, no momentum, fewer steps.
 
 Cost: 540 s on two busy cores.
 Command: `python -m experiments.train mnist_powerprop --data-dir FOLDER`.
