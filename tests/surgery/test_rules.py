@@ -1,0 +1,130 @@
+"""The rows of the rule table that the structures leave out: frozen or passing axes.
+
+Each case is a primitive between two products: x w, the primitive, v. The expected group
+size is by hand; 0 means that the axis must be frozen by the primitive named.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from jprune import surgery
+
+WINDOW = lambda h: lax.reduce_window(h, 0.0, lax.add, (1, 2), (1, 2), "VALID")  # noqa: E731
+ROWS = lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (2, 1), (1, 1), "SAME")  # noqa: E731
+
+
+def inner(h: Any) -> Any:
+    return jax.jit(lambda a: jnp.tanh(a) + 1.0)(h)
+
+
+CASES = {
+    # name: (function of h [4, 6], group size, primitive that freezes it)
+    "sort along": (lambda h: jnp.sort(h, -1), 0, "sort"),
+    "sort across": (lambda h: jnp.sort(h, 0), 6, ""),
+    "argsort across": (lambda h: jnp.take_along_axis(h, jnp.argsort(h, 0), 0), 6, ""),
+    "top_k along": (lambda h: lax.top_k(h, 3)[0], 0, "top_k"),
+    "top_k across": (lambda h: lax.top_k(h.T, 2)[0].T, 6, ""),
+    "cumsum along": (lambda h: jnp.cumsum(h, -1), 0, "cumsum"),
+    "cumsum across": (lambda h: jnp.cumsum(h, 0), 6, ""),
+    "cumlogsumexp across": (lambda h: lax.cumlogsumexp(h, 0), 6, ""),
+    "flip along": (lambda h: h[:, ::-1], 0, "rev"),
+    "flip across": (lambda h: h[::-1], 6, ""),
+    "argmax along": (lambda h: h + jnp.argmax(h, -1, keepdims=True), 0, "argmax"),
+    "argmax across": (lambda h: h * jnp.argmax(h, 0)[None], 6, ""),
+    "window along": (WINDOW, 0, "reduce_window_sum"),
+    "window across": (ROWS, 6, ""),
+    "strided slice that does not divide": (lambda h: h[:, ::4], 0, "slice"),
+    "strided slice": (lambda h: h[:, 1::3], 2, ""),
+    "run-time slice along": (
+        lambda h: lax.dynamic_slice(h, (0, 1), (4, 3)),
+        0,
+        "dynamic_slice",
+    ),
+    "run-time slice across": (lambda h: lax.dynamic_slice(h, (1, 0), (2, 6)), 6, ""),
+    "run-time write": (
+        lambda h: lax.dynamic_update_slice(h, 2 * h[:1], (1, 0)),
+        6,
+        "",
+    ),
+    "gather along": (lambda h: h[:, jnp.asarray([1, 0, 2])], 0, "gather"),
+    "gather across": (lambda h: h[jnp.asarray([1, 0, 2])], 6, ""),
+    "scatter along": (lambda h: h.at[:, 1].set(0.0), 0, "scatter"),
+    "reduce by a program": (
+        lambda h: h + lax.reduce(h, 0.0, lambda a, b: a + 2 * b, (1,))[:, None],
+        0,
+        "reduce",
+    ),
+    "xor along": (
+        lambda h: h * lax.reduce_xor((h > 0).astype(np.int32), (1,))[:, None],
+        0,
+        "reduce_xor",
+    ),
+    "any along": (lambda h: h * (h > 0).any(-1, keepdims=True), 6, ""),
+    "min along": (lambda h: h - h.min(-1, keepdims=True), 6, ""),
+    "fft along": (lambda h: jnp.fft.fft(h).real, 0, "fft"),
+    "linear algebra": (lambda h: jnp.linalg.qr(h)[0], 0, "qr"),
+    "unstack along": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), 0, "unstack"),
+    "unstack across": (lambda h: jnp.stack(jnp.unstack(h)), 6, ""),
+    "bit cast": (
+        lambda h: lax.bitcast_convert_type(
+            lax.bitcast_convert_type(h, np.int64), np.float64
+        ),
+        6,
+        "",
+    ),
+    "clamp and select": (
+        lambda h: jnp.where(jnp.clip(h, -0.5, 0.5) > 0, h, -h),
+        6,
+        "",
+    ),
+    "rounding": (lambda h: lax.reduce_precision(jnp.round(h, 2), 8, 7), 6, ""),
+    "negative padding": (
+        lambda h: lax.pad(h, 0.0, ((0, 0, 0), (-1, 0, 0))),
+        0,
+        "pad",
+    ),
+    "interior padding": (lambda h: lax.pad(h, 0.0, ((0, 0, 0), (0, 0, 1))), 0, "pad"),
+    "a size-0 piece": (lambda h: jnp.split(h, [6], 1)[0], 6, ""),
+    "an empty operand": (lambda h: jnp.concatenate([h, h[:, :0]], 1), 6, ""),
+    "transpose": (lambda h: jnp.tanh(h.T).T, 6, ""),
+    "a call with a constant": (inner, 6, ""),
+    "named": (lambda h: checkpoint_name(h, "h"), 6, ""),
+    "callback": (
+        lambda h: jax.pure_callback(
+            lambda a: np.asarray(a) * 2, jax.ShapeDtypeStruct(h.shape, h.dtype), h
+        ),
+        0,
+        "pure_callback",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_row(name: str):
+    act, size, primitive = CASES[name]
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((4, 5))
+        w = rng.standard_normal((5, 6))
+        width = jax.eval_shape(act, jax.ShapeDtypeStruct((4, 6), np.float64)).shape[1]
+        params = {"w": w, "v": rng.standard_normal((width, 2))}
+        fn = lambda p, x: act(x @ p["w"]) @ p["v"]  # noqa: E731
+        deps = surgery.groups(fn)(params, x)
+        if size == 0:
+            reasons = {
+                f.primitive for f in deps.frozen() if (f.path, f.axis) == (("w",), 1)
+            }
+            assert reasons == {primitive}, deps.table()
+            return
+        (group,) = [g for g in deps if g.kind == "coupled"]
+        assert group.size == size
+        plan = surgery.plan_from_keep(deps, {group.id: np.arange(size)[::2]})
+        want = jax.jit(fn)(plan.zero(params), x)
+        got = jax.jit(surgery.shrink(fn, plan))(plan.pack(params), x)
+        np.testing.assert_allclose(got, want, atol=1e-12)
