@@ -1,0 +1,122 @@
+"""Runs the benches and fails past a bound.
+
+    python -m experiments.bench.check [--quick] [--only NAME]
+
+Bounds guard against regressions, with room for a busy machine; they are not results.
+To add one: a row in `BOUNDS`, and in `BENCHES` the bench that gives its figure.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from experiments.bench import selection, surgery
+
+Bench = Callable[[bool], Mapping[str, Any]]
+
+BENCHES: dict[str, Bench] = {"selection": selection.run, "surgery": surgery.run}
+"""Each takes `quick` and returns nested mappings of figures."""
+
+
+class Bound(NamedTuple):
+    """One figure and the most or least it may be.
+
+    Attributes:
+      bench: a key of `BENCHES`.
+      figure: where the figure stands in the bench's result, key by key.
+      side: `"<="` or `">="`.
+      value: the bound.
+      why: what the bound comes from.
+    """
+
+    bench: str
+    figure: tuple[str, ...]
+    side: Literal["<=", ">="]
+    value: float
+    why: str
+
+    def holds(self, figure: float) -> bool:
+        """Whether a figure keeps the bound; NaN does not."""
+        return figure <= self.value if self.side == "<=" else figure >= self.value
+
+
+def _row(figure: str, side: Literal["<=", ">="], value: float, why: str) -> Bound:
+    return Bound("selection", ("rows", figure), side, value, why)
+
+
+def _surgery(figure: str, side: Literal["<=", ">="], value: float, why: str) -> Bound:
+    return Bound("surgery", ("rows", figure), side, value, why)
+
+
+PASS = "a sweep of three pivots is bound by memory, as a sum is"
+SIZES = ("ResNet-50", "MobileNetV3", "DenseNet-121", "ViT-B/16", "GPT-2 small")
+FASTER = "half and a quarter of the work must show on the clock"
+SORTS = "sorting 25 M values takes seconds"
+BOUNDS: tuple[Bound, ...] = (
+    _row("one sweep / sum of magnitudes", "<=", 1.6, PASS),
+    _row(
+        "one sweep / one count", "<=", 0.35, "the variadic reduction is the fast form"
+    ),
+    _row("warm / sum of magnitudes", "<=", 7, "a few sweeps near the last threshold"),
+    _row(
+        "cold, sampled / sum of magnitudes", "<=", 10, "some five sweeps and a sample"
+    ),
+    _row("cold / sum of magnitudes", "<=", 25, "no worse than 16 sweeps of bisection"),
+    _row("mask / sum of magnitudes", "<=", 7, "one read and a write of a byte each"),
+    _row("integer sort / warm", ">=", 15, SORTS),
+    _row("float sort / warm", ">=", 50, SORTS),
+    _row("mean sweeps, closed loop", "<=", 7, "4-5 under a harsh, steady drift"),
+    _row("temporary bytes / model bytes", "<=", 0.01, "nothing is hoisted or copied"),
+    *(
+        _surgery(f"{name}: analysis / allowed", "<=", 1, "10 % of the trace, or 30 ms")
+        for name in SIZES
+    ),
+    *(
+        _surgery(f"{name}: FLOPs / target", "<=", 1.0, "a target is never overshot")
+        for name in SIZES
+    ),
+    _surgery("ResNet-50: select seconds", "<=", 2, "solved from one analysis"),
+    _surgery("ResNet-50: compact trace seconds", "<=", 2, "a few times the trace"),
+    _surgery("ResNet-50: faster at 0.5, batch 1", ">=", 1.7, FASTER),
+    _surgery("ResNet-50: faster at 0.25, batch 1", ">=", 2.8, FASTER),
+)
+
+
+def figure_of(result: Mapping[str, Any], figure: tuple[str, ...]) -> float:
+    """The figure at a path of keys."""
+    for key in figure:
+        result = result[key]
+    return float(result)  # type: ignore[arg-type]
+
+
+def check(quick: bool, only: str | None = None) -> int:
+    """Runs the benches, prints a row for each bound; how many do not hold."""
+    missed = 0
+    for name, bench in BENCHES.items():
+        if only not in (None, name):
+            continue
+        result = bench(quick)
+        for bound in (b for b in BOUNDS if b.bench == name):
+            figure = figure_of(result, bound.figure)
+            missed += not bound.holds(figure)
+            label = f"{name}: {bound.figure[-1]}"
+            verdict = "ok" if bound.holds(figure) else "MISSED"
+            print(
+                f"{label:50s} {figure:9.4g} {bound.side} {bound.value:<6g} {verdict:7s}"
+                f"{bound.why}"
+            )
+    return missed
+
+
+def main() -> int:
+    """Entry point; 1 past a bound."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--only", choices=sorted(BENCHES), help="one bench alone")
+    args = parser.parse_args()
+    return 1 if check(args.quick, args.only) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
