@@ -1,6 +1,5 @@
 """TPP against plain L1: the same filters go, with and without preparation."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,8 +32,9 @@ def tpp(
 ) -> Iterator[Row]:
     """Two rows for each sparsity: cut at once by L1 norm, and cut after TPP.
 
-    `before` and `after` are before the cut and after fine-tuning; accuracy and mean
-    Jacobian singular value just after the cut are among the extra numbers.
+    `after` is after fine-tuning (`before` is the same network, channels zeroed and not
+    yet removed); accuracy and mean Jacobian singular value just after the cut are among
+    the extra numbers.
 
     Args:
       lab: the shared part.
@@ -56,6 +56,12 @@ def tpp(
     groups = structured.inner(deps)
     steps = epochs * lab.per_epoch
     ramp = round(grow * steps)
+    tuning = {
+        "epochs": tune_epochs,
+        "lr": tune_lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+    }
     for share in sparsity:
         keeps = transforms.keep_large_filters(dense.params, groups, share)
 
@@ -77,51 +83,49 @@ def tpp(
         start = (dense.params, dense.stats)
         program = compile_program(lab, transform)
         ready = fit(lab, program, f"tpp {share:.0%}", epochs, start=start)
-        for name, cut in (("l1", dense), ("tpp", ready)):
-            clock = time.perf_counter()
+        for name, uncut in (("l1", dense), ("tpp", ready)):
             run = f"{name} {share:.0%}"
-            zeroed = masks.apply(
-                masks.from_groups(cut.params, groups, keeps), cut.params
-            )
-            found = analysis.trainability(
-                _image_network(lab, cut.stats), zeroed, _images(lab, samples)
-            )
-            tuned = structured.fine_tune(
-                lab,
-                cut.params,
-                cut.stats,
-                groups,
-                keeps,
-                run=f"{run} tuned",
-                epochs=tune_epochs,
-                lr=tune_lr,
-                momentum=momentum,
-                weight_decay=weight_decay,
-            )
-            plan = structured.plan_of(deps, groups, keeps)
-            tree = structured.variables(tuned.params, tuned.stats)
-            at_cut = lab.logits(zeroed, cut.stats)
-            yield structured.channel_row(
-                lab,
-                plan,
-                plan.pack(tree),
-                tree,
-                run=run,
-                method="tpp",
-                before=lab.logits(tuned.params, tuned.stats),
-                seconds=cut.seconds * (name == "tpp") + time.perf_counter() - clock,
-                extra={
-                    "accuracy uncut": accuracy(lab, lab.logits(cut.params, cut.stats)),
-                    "accuracy at the cut": accuracy(lab, at_cut),
-                    "logit change of the cut": _change(lab, cut, at_cut),
-                    "mean singular value": float(found.mean),
-                },
-            )
+            yield _cut(lab, deps, groups, keeps, uncut, run, samples, tuning)
 
 
-def _change(lab: Lab, cut: Fit, at_cut: Any) -> float:
-    whole = np.asarray(lab.logits(cut.params, cut.stats))
-    return float(np.abs(whole - np.asarray(at_cut)).max())
+def _cut(
+    lab: Lab,
+    deps: Any,
+    groups: Any,
+    keeps: Any,
+    uncut: Fit,
+    run: str,
+    samples: int,
+    tuning: dict[str, Any],
+) -> Row:
+    """Cuts, looks at the Jacobian, fine-tunes: one row."""
+    zeroed = masks.apply(masks.from_groups(uncut.params, groups, keeps), uncut.params)
+    found = analysis.trainability(
+        _image_network(lab, uncut.stats), zeroed, _images(lab, samples)
+    )
+    tuned = structured.fine_tune(
+        lab, uncut.params, uncut.stats, groups, keeps, run=f"{run} tuned", **tuning
+    )
+    plan = structured.plan_of(deps, groups, keeps)
+    tree = structured.variables(tuned.params, tuned.stats)
+    at_cut = np.asarray(lab.logits(zeroed, uncut.stats))
+    whole = np.asarray(lab.logits(uncut.params, uncut.stats))
+    return structured.channel_row(
+        lab,
+        plan,
+        plan.pack(tree),
+        tree,
+        run=run,
+        method="tpp",
+        before=lab.logits(tuned.params, tuned.stats),
+        seconds=tuned.seconds + uncut.seconds * run.startswith("tpp"),
+        extra={
+            "accuracy uncut": accuracy(lab, whole),
+            "accuracy at the cut": accuracy(lab, at_cut),
+            "logit change of the cut": float(np.abs(whole - at_cut).max()),
+            "mean singular value": float(found.mean),
+        },
+    )
 
 
 def _images(lab: Lab, count: int) -> Any:

@@ -17,6 +17,7 @@ def linear(p, x):
 
 def test_tpp_g8_singular_values():
     found = analysis.trainability(linear, (K1, K2), jnp.ones((3, 2)))
+    assert isinstance(found, analysis.Trainability)
     np.testing.assert_allclose(found.values, [[3, 2]] * 3, rtol=1e-6)
     np.testing.assert_allclose(found.mean, 2.5, rtol=1e-6)
     np.testing.assert_allclose(found.std, 0.5, rtol=1e-6)

@@ -189,21 +189,23 @@ def test_tpp_g10_layers_in_turn():
         assert int(following.count) == 31 + offset
 
 
+TWIN = [
+    Group(
+        "a",
+        5,
+        (
+            AxisRef(("a", "kernel"), 3, "out"),
+            AxisRef(("a", "bias"), 0, "bias"),
+            AxisRef(("a", "scale"), 0, "scale"),
+            AxisRef(("b", "kernel"), 0, "in"),
+        ),
+    ),
+    Group("b", 4, (AxisRef(("b", "kernel"), 1, "out"),)),
+]
+
+
 def test_tpp_twin_60_steps():
     """Ramp, plateau and turns in float64 against NumPy; equal zeros at every step."""
-    groups = [
-        Group(
-            "a",
-            5,
-            (
-                AxisRef(("a", "kernel"), 3, "out"),
-                AxisRef(("a", "bias"), 0, "bias"),
-                AxisRef(("a", "scale"), 0, "scale"),
-                AxisRef(("b", "kernel"), 0, "in"),
-            ),
-        ),
-        Group("b", 4, (AxisRef(("b", "kernel"), 1, "out"),)),
-    ]
     with jax.enable_x64(True):
         rng = np.random.default_rng(5)
         theirs = {
@@ -219,7 +221,7 @@ def test_tpp_twin_60_steps():
         lr, mu, eta, c, grow, settle, interval = 0.02, 0.9, 1e-2, 3.0, 40, 20, 7
         tx = transforms.tpp(
             lr,
-            groups,
+            TWIN,
             [jnp.asarray(stay["a"]), jnp.asarray(stay["b"])],
             grow=grow,
             settle=settle,
