@@ -153,18 +153,31 @@ class Builder:
         rule = self.rules[eqn.primitive.name]
         divisor = self.options.removed and any(v.reduced for v in ins)
         if not pruned and not divisor:
-            values = _unchanged(eqn, ins, outs)
+            values = self._unchanged(eqn, ins, outs)
         else:
             cells = rule.rewrite(site, eqn, ins, outs)
             values = [
                 c if isinstance(c, Value) else Value(lay, v.aval.dtype, c)
                 for c, lay, v in zip(cells, outs, eqn.outvars, strict=True)
             ]
+            if eqn.effects:
+                self.effects.extend(v.kept for v in values)
         if constant and any(v.dense is None for v in values):
             _attach_dense(eqn, ins, values)
-        if eqn.effects:
-            self.effects.extend(v.kept for v in values)
         return values
+
+    def _unchanged(self, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+        """The equation as it is: nothing on it is pruned."""
+        name = eqn.primitive.name
+        results = ce.compute(
+            functools.partial(_compat_bind, eqn), *[v.kept for v in ins], name=name
+        )
+        if eqn.effects:
+            self.effects.append(results)
+        return [
+            Value(out, var.aval.dtype, _constantly(ce.item(results, i)))
+            for i, (out, var) in enumerate(zip(outs, eqn.outvars, strict=True))
+        ]
 
     def _folded(
         self, eqn: Any, ins: list[Value], outs: Any, pruned: bool
@@ -189,7 +202,7 @@ class Builder:
             outs[0], eqn.outvars[0].aval.dtype, ce.looked_at(array, outs[0]), dense
         )
         if not pruned:  # known for the ghosts, yet computed as the dense program does
-            plain = _unchanged(eqn, ins, outs)[0].kept
+            plain = self._unchanged(eqn, ins, outs)[0].kept
             value.kept.fn, value.kept.deps = plain.fn, plain.deps
             value.kept.loose = plain.loose
         value.reduced = ins[0].reduced if ins else None
@@ -306,20 +319,6 @@ def generated(dense: Cell, layouts: Sequence[Layout], dtype: Any) -> Value:
 
 def _compat_bind(eqn: Any, *arrays: Any) -> list[Any]:
     return _compat.bind(eqn, eqn.params, arrays)
-
-
-def _unchanged(eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
-    """The equation as it is: nothing on it is pruned."""
-    deps = [v.kept for v in ins]
-    name = eqn.primitive.name
-    results = ce.compute(
-        functools.partial(_compat_bind, eqn), *deps, loose=False, name=name
-    )
-    values = []
-    for i, var in enumerate(eqn.outvars):
-        cell = ce.item(results, i)
-        values.append(Value(outs[i], var.aval.dtype, _constantly(cell)))
-    return values
 
 
 def _constantly(cell: Cell) -> Callable[[Bits], Cell]:

@@ -105,12 +105,12 @@ class GraphCall(Call):
         self.extra = tuple(extra)
         self.deps = tuple(extra)
 
-    def want(self, key: Key) -> list[Cell]:
-        """Marks the result in every frame."""
+    def want(self, key: Key | None) -> list[Cell]:
+        """Marks the result in every frame; without a key, only side effects."""
         self.wanted[key] = None
         new = []
         for frame in self.frames:
-            for leaf in frame.need([self._cell(frame, key)]):
+            for leaf in frame.need([] if key is None else [self._cell(frame, key)]):
                 outer = self.boundary.outer[leaf]
                 if outer not in self.deps:
                     self.deps = (*self.deps, outer)
@@ -123,7 +123,7 @@ class GraphCall(Call):
 
     def run(self, *arrays: Any) -> dict[Any, Any]:
         """Emits every frame inside what the primitive wraps it in."""
-        keys = list(self.wanted)
+        keys = [k for k in self.wanted if k is not None]
         first = len(self.extra)
         outer = self.deps[first:]
 
@@ -141,7 +141,11 @@ class GraphCall(Call):
 
         bodies = [body(f) for f in self.frames]
         out = self.run_frames(bodies, arrays[:first], arrays[first:])
-        return dict(zip(keys, out, strict=True))
+        return {None: (), **dict(zip(keys, out, strict=True))}
+
+    def effect(self) -> Cell:
+        """A cell that runs the call for its side effects."""
+        return Item(self, None)
 
     def results(self, like: Sequence[Value]) -> list[Value]:
         """The values of the call's outputs, with the axes of `like`."""

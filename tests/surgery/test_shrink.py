@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -280,6 +281,50 @@ def test_equations_of_a_model_without_leaks_are_unchanged():
         e.primitive.name for e in jax.make_jaxpr(f)(p, X).jaxpr.eqns
     ]
     assert names(small, plan.pack(params)) == names(fn, params)
+
+
+def test_mean_compact_is_the_narrower_flax_module():
+    """Layer norm, group norm and attention built at the kept width, to the last bit."""
+
+    class Net(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            h = nn.LayerNorm(use_fast_variance=False)(nn.Dense(self.width)(x))
+            return nn.Dense(2)(nn.LayerNorm()(h + nn.Dense(self.width)(nn.gelu(h))))
+
+    dense, narrow = Net(8), Net(5)
+    variables = dense.init(jax.random.key(0), X)
+    deps = surgery.groups(dense.apply)(variables, X)
+    stream = next(g for g in deps if "Dense_0" in g.id)
+    plan = surgery.plan_from_keep(deps, {stream.id: [0, 2, 3, 6, 7]})
+    small = surgery.shrink(dense.apply, plan, mean="compact")
+    packed = plan.pack(variables)
+    np.testing.assert_array_equal(
+        jax.jit(small)(packed, X), jax.jit(narrow.apply)(packed, X)
+    )
+
+
+def test_side_effects_run_once():
+    seen = []
+
+    @jax.jit
+    def watched(h, x):
+        jax.debug.callback(lambda v: seen.append(float(v)), x.sum())
+        return jnp.tanh(h)
+
+    def fn(p, x):
+        jax.jit(lambda v: jax.debug.callback(lambda s: seen.append(float(s)), v[0, 0]))(
+            x
+        )
+        return watched(x @ p["w"], x) @ p["v"]
+
+    params, deps = make(fn, {"w": (4, 8), "v": (8, 3)})
+    plan = surgery.plan_from_keep(deps, {"w:1": [0, 3]})
+    surgery.shrink(fn, plan)(plan.pack(params), X)
+    jax.effects_barrier()
+    np.testing.assert_allclose(sorted(seen), sorted([X.sum(), X[0, 0]]))
 
 
 def test_attention_heads_and_head_dims():

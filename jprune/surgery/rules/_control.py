@@ -37,6 +37,8 @@ def call_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
     inside = [boundary.value(v) for v in ins]
     frame = Frame(site.builder, body_of(eqn), site.inner(), inside)
     call = GraphCall([frame], boundary, _wrapper(eqn), name=eqn.primitive.name)
+    if eqn.effects:
+        site.builder.effects.append(call.effect())
     return call.results(frame.outs)
 
 
@@ -82,6 +84,8 @@ def cond_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
         for i, branch in enumerate(eqn.params["branches"])
     ]
     call = GraphCall(frames, boundary, _switch, [index.kept], name="cond")
+    if eqn.effects:
+        site.builder.effects.append(call.effect())
     like = [Value(v.layouts, v.dtype, v.cell) for v in frames[0].outs]
     return call.results(like)
 
