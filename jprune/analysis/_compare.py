@@ -40,7 +40,12 @@ class Measures(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The measures of both models; `str()` is a table with the ratios."""
+    """The measures of both models; `str()` is a table with the ratios.
+
+    Attributes:
+      dense: of the dense model.
+      compact: of its compact form.
+    """
 
     dense: Measures
     compact: Measures

@@ -30,6 +30,7 @@ HAND_X = jnp.array([1.0, -1.0])
 def test_csgd_g5():
     deps = surgery.groups(mlp)(HAND, HAND_X)
     merged = compress.merge(mlp, deps, HAND, {"k1": [0, 0, 1]}, HAND_X)
+    assert isinstance(merged, compress.Merged)
     np.testing.assert_allclose(merged.variables["k2"], [[4, 1], [0.5, 4]], rtol=1e-6)
     np.testing.assert_array_equal(merged.variables["k1"], HAND["k1"][:, [0, 2]])
     np.testing.assert_array_equal(merged.variables["b1"], HAND["b1"][np.array([0, 2])])
