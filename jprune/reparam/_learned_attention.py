@@ -27,6 +27,7 @@ signed weights and never assigns the pruned ones; this is what the text intends.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ import jax.numpy as jnp
 from jprune import selection
 from jprune._errors import value_error
 from jprune._tree import named_leaves
-from jprune._typing import Mask, Params
+from jprune._typing import Mask, Params, PyTree
 from jprune.reparam._named import as_mask, chosen, clip, replaced, scalar, size
 from jprune.reparam._reparam import Reparam
 from jprune.reparam._straight_through import pass_through
@@ -51,11 +52,11 @@ class AttentionTheta(NamedTuple):
 
     Attributes:
       weights: the dense parameters.
-      attention: by path of the kernel, 0-d float arrays in [0.01, 1].
+      attention: a dict by path of the kernel, of 0-d float arrays in [0.01, 1].
     """
 
     weights: Params
-    attention: dict[str, jax.Array]
+    attention: PyTree
 
 
 def learned_attention(
@@ -110,50 +111,75 @@ def learned_attention(
             f"alpha={alpha}, gamma={gamma}, decay={decay}, target={target}."
         )
 
-    def init(params: Params) -> AttentionTheta:
-        kernels = chosen(params, scope)
-        _bias_of(params, kernels, biases)  # a bad `biases` fails here
-        return AttentionTheta(params, {name: scalar(start) for name in kernels})
+    rule = _Rule(gamma, alpha, target, decay, start, scope, biases)
+    return Reparam(
+        partial(_init, rule),
+        partial(_apply, rule),
+        partial(_penalty, rule),
+        _project,
+        partial(_export, rule),
+    )
 
-    def pruned(theta: AttentionTheta) -> tuple[dict[str, jax.Array], Mask]:
-        kernels = chosen(theta.weights, scope)
-        kept = _kept(kernels, theta.attention, alpha)
-        cut = {
-            name: pass_through(jnp.where(kept[name], w, 0), w)
+
+class _Rule(NamedTuple):
+    """The arguments of `learned_attention`."""
+
+    gamma: float
+    alpha: float
+    target: float
+    decay: float
+    start: float
+    scope: Any
+    biases: Mapping[str, str] | None
+
+    def masks(self, theta: AttentionTheta) -> dict[str, jax.Array]:
+        """What is kept now, by path."""
+        return _kept(chosen(theta.weights, self.scope), theta.attention, self.alpha)
+
+    def pruned(self, theta: AttentionTheta) -> dict[str, jax.Array]:
+        """The pruned kernels by path, straight-through, not yet scaled."""
+        kept, kernels = self.masks(theta), chosen(theta.weights, self.scope)
+        return {
+            name: pass_through(jnp.where(kept[name], w, jnp.zeros_like(w)), w)
             for name, w in kernels.items()
         }
-        return cut, kept
 
-    def apply(theta: AttentionTheta, key: Any = None) -> Params:
-        del key
-        used, _ = pruned(theta)
-        leaves = dict(named_leaves(theta.weights))
-        for kernel, bias in _bias_of(theta.weights, used, biases).items():
-            used[bias] = _scaled(leaves[bias], theta.attention[kernel])
-        for kernel, a in theta.attention.items():
-            used[kernel] = _scaled(used[kernel], a)
-        return replaced(theta.weights, used)
 
-    def penalty(theta: AttentionTheta) -> jax.Array:
-        sizes = {n: size(w) for n, w in chosen(theta.weights, scope).items()}
-        left = remaining(theta.attention, sizes, alpha=alpha)
-        price = gamma * (left - target) ** 2
-        if decay == 0:
-            return price
-        return price + decay * sum(jnp.sum(w**2) for w in pruned(theta)[0].values())
+def _init(rule: _Rule, params: Params) -> AttentionTheta:
+    kernels = chosen(params, rule.scope)
+    _bias_of(params, kernels, rule.biases)  # a bad `biases` fails here
+    return AttentionTheta(params, {name: scalar(rule.start) for name in kernels})
 
-    def project(
-        new: AttentionTheta, old: AttentionTheta, step: jax.Array
-    ) -> AttentionTheta:
-        del old, step
-        held = {n: jnp.clip(a, LEAST, 1) for n, a in new.attention.items()}
-        return AttentionTheta(new.weights, held)
 
-    def export(theta: AttentionTheta) -> tuple[Params, Mask]:
-        _, kept = pruned(theta)
-        return apply(theta), as_mask(theta.weights, kept)
+def _apply(rule: _Rule, theta: AttentionTheta, key: Any = None) -> Params:
+    del key
+    used = rule.pruned(theta)
+    leaves = dict(named_leaves(theta.weights))
+    used = {name: _scaled(w, theta.attention[name]) for name, w in used.items()}
+    for kernel, bias in _bias_of(theta.weights, used, rule.biases).items():
+        used[bias] = _scaled(leaves[bias], theta.attention[kernel])
+    return replaced(theta.weights, used)
 
-    return Reparam(init, apply, penalty, project, export)
+
+def _penalty(rule: _Rule, theta: AttentionTheta) -> jax.Array:
+    sizes = {n: size(w) for n, w in chosen(theta.weights, rule.scope).items()}
+    left = remaining(theta.attention, sizes, alpha=rule.alpha)
+    price = rule.gamma * (left - rule.target) ** 2
+    if rule.decay == 0:
+        return price
+    return price + rule.decay * sum(jnp.sum(w**2) for w in rule.pruned(theta).values())
+
+
+def _project(
+    new: AttentionTheta, old: AttentionTheta, step: jax.Array
+) -> AttentionTheta:
+    del old, step
+    held = {n: jnp.clip(a, LEAST, 1) for n, a in new.attention.items()}
+    return AttentionTheta(new.weights, held)
+
+
+def _export(rule: _Rule, theta: AttentionTheta) -> tuple[Params, Mask]:
+    return _apply(rule, theta), as_mask(theta.weights, rule.masks(theta))
 
 
 def pruning_ratio(attention: jax.Array, alpha: float = 1.0) -> jax.Array:

@@ -22,6 +22,7 @@ Oh et al., "Attentive Fine-Grained Structured Sparsity for Image Restoration", C
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,13 +45,13 @@ class NOfMTheta(NamedTuple):
 
     Attributes:
       weights: the parameters.
-      priorities: by path of the kernel, k. [M - 1]
+      priorities: a dict by path of the kernel, k. [M - 1]
       strength: a, the annealing coefficient, 0-d; moved by `project` alone.
       ratio: the push ratio at the end of the last odd epoch, 0-d; likewise.
     """
 
     weights: Params
-    priorities: dict[str, jax.Array]
+    priorities: PyTree
     strength: jax.Array
     ratio: jax.Array
 
@@ -112,71 +113,117 @@ def learned_n_of_m(
             f"always stays, got {target}."
         )
 
-    def ranks(params: Params) -> dict[str, jax.Array]:
+    search = _Search(
+        m,
+        target,
+        weight,
+        costs,
+        axis,
+        scope,
+        strict,
+        pad,
+        steps_per_epoch,
+        anneal_below,
+        anneal_by,
+    )
+    return Reparam(
+        partial(_init, search),
+        partial(_apply, search),
+        partial(_penalty, search),
+        partial(_project, search),
+        partial(_export, search),
+    )
+
+
+class _Search(NamedTuple):
+    """The arguments of `learned_n_of_m`."""
+
+    m: int
+    target: float
+    weight: float
+    costs: PyTree | None
+    axis: int | PyTree | None
+    scope: Any
+    strict: bool
+    pad: bool
+    steps_per_epoch: int | None
+    anneal_below: float
+    anneal_by: float
+
+    def ranks(self, params: Params) -> dict[str, jax.Array]:
+        """Place of every weight in its group, by path: 0 the largest."""
         fixed = jax.lax.stop_gradient(params)
-        return _unit_ranks(fixed, m, axis, scope, pad)
+        return _unit_ranks(fixed, self.m, self.axis, self.scope, self.pad)
 
-    def init(params: Params) -> NOfMTheta:
-        cost_each(costs, params)
-        found = jax.eval_shape(ranks, params)  # a bad axis fails here
-        kind = jnp.result_type(float)
-        return NOfMTheta(
-            params,
-            {name: jnp.ones(m - 1, kind) for name in found},
-            scalar(1.0),
-            scalar(1.0),
-        )
+    def units(self, priorities: jax.Array) -> jax.Array:
+        """Whether each unit is kept, the first one included. [m]"""
+        kept = units(priorities, strict=self.strict)
+        return jnp.concatenate([jnp.ones_like(kept[:1]), kept])
 
-    def apply(theta: NOfMTheta, key: Any = None) -> Params:
-        del key
-        used = {}
-        leaves = chosen(theta.weights, scope)
-        for name, rank in ranks(theta.weights).items():
-            factors = jnp.pad(
-                units(theta.priorities[name], strict=strict), (1, 0), constant_values=1
-            )
-            used[name] = leaves[name] * factors.astype(leaves[name].dtype)[rank]
-        return replaced(theta.weights, used)
-
-    def relative_cost(theta: NOfMTheta) -> jax.Array:
-        each = cost_each(costs, theta.weights)
-        leaves = chosen(theta.weights, scope)
+    def relative_cost(self, theta: NOfMTheta) -> jax.Array:
+        """$C / C_0$."""
+        each = cost_each(self.costs, theta.weights)
+        leaves = chosen(theta.weights, self.scope)
         prices = {name: each(name) * size(w) for name, w in leaves.items()}
-        return cost(theta.priorities, prices, strict=strict) / sum(prices.values())
+        total = cost(theta.priorities, prices, strict=self.strict)
+        return total / sum(prices.values())
 
-    def penalty(theta: NOfMTheta) -> jax.Array:
-        strength = jax.lax.stop_gradient(theta.strength)
-        return weight * strength * relative_cost(theta)
 
-    def project(new: NOfMTheta, old: NOfMTheta, step: jax.Array) -> NOfMTheta:
-        # Stopped priorities keep the cost below the target, so nothing else has to
-        # remember that they are stopped.
-        c = relative_cost(old)
-        stop = c < target
-        priorities = jax.tree.map(
-            lambda o, n: jnp.where(stop, o, n), old.priorities, new.priorities
-        )
-        strength, ratio = old.strength, old.ratio
-        if steps_per_epoch is not None:
-            epoch, rest = jnp.divmod(step + 1, steps_per_epoch)
-            ended = (rest == 0) & ~stop
-            grown = anneal(
-                strength, ratio, 1 / c, threshold=anneal_below, factor=anneal_by
-            )
-            strength = jnp.where(ended & (epoch % 2 == 0), grown, strength)
-            ratio = jnp.where(ended & (epoch % 2 == 1), 1 / c, ratio)
-        return NOfMTheta(new.weights, priorities, strength, ratio)
+def _init(search: _Search, params: Params) -> NOfMTheta:
+    cost_each(search.costs, params)
+    names = jax.eval_shape(search.ranks, params)  # a bad axis fails here
+    kind = jnp.result_type(float)
+    priorities = {name: jnp.ones(search.m - 1, kind) for name in names}
+    return NOfMTheta(params, priorities, scalar(1.0), scalar(1.0))
 
-    def export(theta: NOfMTheta) -> tuple[Params, Mask]:
-        kept = {}
-        for name, rank in ranks(theta.weights).items():
-            b = units(theta.priorities[name], strict=strict)
-            kept[name] = jnp.pad(b > 0, (1, 0), constant_values=True)[rank]
-        leaves = chosen(theta.weights, scope)
-        cut = {n: jnp.where(kept[n], w, jnp.zeros_like(w)) for n, w in leaves.items()}
-        return replaced(theta.weights, cut), as_mask(theta.weights, kept)
 
-    return Reparam(init, apply, penalty, project, export)
+def _apply(search: _Search, theta: NOfMTheta, key: Any = None) -> Params:
+    del key
+    leaves = chosen(theta.weights, search.scope)
+    used = {}
+    for name, rank in search.ranks(theta.weights).items():
+        factors = search.units(theta.priorities[name]).astype(leaves[name].dtype)
+        used[name] = leaves[name] * factors[rank]
+    return replaced(theta.weights, used)
+
+
+def _penalty(search: _Search, theta: NOfMTheta) -> jax.Array:
+    strength = jax.lax.stop_gradient(theta.strength)
+    return search.weight * strength * search.relative_cost(theta)
+
+
+def _project(
+    search: _Search, new: NOfMTheta, old: NOfMTheta, step: jax.Array
+) -> NOfMTheta:
+    # Stopped priorities keep the cost below the target, so nothing else has to
+    # remember that they are stopped.
+    c = search.relative_cost(old)
+    stop = c < search.target
+    priorities = jax.tree.map(
+        lambda o, n: jnp.where(stop, o, n), old.priorities, new.priorities
+    )
+    if search.steps_per_epoch is None:
+        return NOfMTheta(new.weights, priorities, old.strength, old.ratio)
+    epoch, rest = jnp.divmod(step + 1, search.steps_per_epoch)
+    ended = (rest == 0) & ~stop
+    grown = anneal(
+        old.strength,
+        old.ratio,
+        1 / c,
+        threshold=search.anneal_below,
+        factor=search.anneal_by,
+    )
+    strength = jnp.where(ended & (epoch % 2 == 0), grown, old.strength)
+    ratio = jnp.where(ended & (epoch % 2 == 1), 1 / c, old.ratio)
+    return NOfMTheta(new.weights, priorities, strength, ratio)
+
+
+def _export(search: _Search, theta: NOfMTheta) -> tuple[Params, Mask]:
+    leaves = chosen(theta.weights, search.scope)
+    ranks = search.ranks(theta.weights)
+    kept = {n: search.units(theta.priorities[n])[r] > 0 for n, r in ranks.items()}
+    cut = {n: jnp.where(kept[n], w, jnp.zeros_like(w)) for n, w in leaves.items()}
+    return replaced(theta.weights, cut), as_mask(theta.weights, kept)
 
 
 def units(priorities: jax.Array, *, strict: bool = True) -> jax.Array:

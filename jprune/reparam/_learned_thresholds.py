@@ -25,6 +25,7 @@ Retsinas et al., "Weight Pruning via Adaptive Sparsity Loss", arXiv 2006.02768.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
@@ -55,12 +56,12 @@ class ThresholdTheta(NamedTuple):
 
     Attributes:
       weights: the dense parameters.
-      thresholds: by path of the kernel, in standard deviations, 0-d floats in [0, 5].
-        They want a hundredth of the weights' learning rate and no weight decay.
+      thresholds: a dict by path of the kernel, in standard deviations, 0-d floats in
+        [0, 5]. They want a hundredth of the weights' learning rate and no weight decay.
     """
 
     weights: Params
-    thresholds: dict[str, jax.Array]
+    thresholds: PyTree
 
 
 def learned_thresholds(
@@ -123,61 +124,96 @@ def learned_thresholds(
     if budget not in ("global", "leaf"):
         raise value_error(f"`budget` must be 'global' or 'leaf', got {budget!r}.")
 
-    def large(params: Params) -> dict[str, jax.Array]:
-        found = {n: w for n, w in chosen(params, scope).items() if size(w) >= min_size}
+    loss = _Loss(
+        target, weight, budget, one_sided, costs, min_size, start, center, eps, scope
+    )
+    return Reparam(
+        partial(_init, loss),
+        partial(_apply, loss),
+        partial(_penalty, loss),
+        partial(_project, loss),
+        partial(_export, loss),
+    )
+
+
+class _Loss(NamedTuple):
+    """The arguments of `learned_thresholds`."""
+
+    target: float
+    weight: float
+    budget: Budget
+    one_sided: bool
+    costs: PyTree | None
+    min_size: int
+    start: float
+    center: bool
+    eps: float
+    scope: Any
+
+    def kernels(self, params: Params) -> dict[str, jax.Array]:
+        """The leaves that have a threshold, by path."""
+        taken = chosen(params, self.scope)
+        found = {n: w for n, w in taken.items() if size(w) >= self.min_size}
         if not found and jax.tree.leaves(params):
             raise value_error(
-                f"No leaf in scope has `min_size`={min_size} weights; lower it."
+                f"No leaf in scope has `min_size`={self.min_size} weights; lower it."
             )
         return found
 
-    def init(params: Params) -> ThresholdTheta:
-        cost_each(costs, params)
-        # sqrt(2) erfinv(s), the threshold at which a Gaussian loses the fraction s.
-        first = NormalDist().inv_cdf((1 + start * target) / 2)
-        return ThresholdTheta(params, {name: scalar(first) for name in large(params)})
-
-    def pruned(theta: ThresholdTheta) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def pruned(self, theta: ThresholdTheta) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Each kernel as the forward pass uses it, and its mask."""
+        kernels = self.kernels(theta.weights)
         return {
             name: soft_prune(
-                _centered(w) if center else w, theta.thresholds[name], eps=eps
+                _centered(w) if self.center else w,
+                theta.thresholds[name],
+                eps=self.eps,
             )
-            for name, w in large(theta.weights).items()
+            for name, w in kernels.items()
         }
 
-    def apply(theta: ThresholdTheta, key: Any = None) -> Params:
-        del key
-        used = {name: w for name, (w, _) in pruned(theta).items()}
-        return replaced(theta.weights, used)
 
-    def penalty(theta: ThresholdTheta) -> jax.Array:
-        each = cost_each(costs, theta.weights)
-        prices = {n: each(n) * size(w) for n, w in large(theta.weights).items()}
-        return budget_penalty(
-            theta.thresholds,
-            prices,
-            target=target,
-            weight=weight,
-            budget=budget,
-            one_sided=one_sided,
-        )
+def _init(loss: _Loss, params: Params) -> ThresholdTheta:
+    cost_each(loss.costs, params)
+    # sqrt(2) erfinv(s), the threshold at which a Gaussian loses the fraction s.
+    first = NormalDist().inv_cdf((1 + loss.start * loss.target) / 2)
+    names = loss.kernels(params)
+    return ThresholdTheta(params, {name: scalar(first) for name in names})
 
-    def project(
-        new: ThresholdTheta, old: ThresholdTheta, step: jax.Array
-    ) -> ThresholdTheta:
-        del old, step
-        held = {n: jnp.clip(r, 0, HIGHEST) for n, r in new.thresholds.items()}
-        weights = new.weights
-        if center:
-            moved = {n: _centered(w) for n, w in large(weights).items()}
-            weights = replaced(weights, moved)
-        return ThresholdTheta(weights, held)
 
-    def export(theta: ThresholdTheta) -> tuple[Params, Mask]:
-        kept = {name: keep for name, (_, keep) in pruned(theta).items()}
-        return apply(theta), as_mask(theta.weights, kept)
+def _apply(loss: _Loss, theta: ThresholdTheta, key: Any = None) -> Params:
+    del key
+    used = {name: w for name, (w, _) in loss.pruned(theta).items()}
+    return replaced(theta.weights, used)
 
-    return Reparam(init, apply, penalty, project, export)
+
+def _penalty(loss: _Loss, theta: ThresholdTheta) -> jax.Array:
+    each = cost_each(loss.costs, theta.weights)
+    kernels = loss.kernels(theta.weights)
+    return budget_penalty(
+        theta.thresholds,
+        {name: each(name) * size(w) for name, w in kernels.items()},
+        target=loss.target,
+        weight=loss.weight,
+        budget=loss.budget,
+        one_sided=loss.one_sided,
+    )
+
+
+def _project(
+    loss: _Loss, new: ThresholdTheta, old: ThresholdTheta, step: jax.Array
+) -> ThresholdTheta:
+    del old, step
+    held = {n: jnp.clip(r, 0, HIGHEST) for n, r in new.thresholds.items()}
+    if not loss.center:
+        return ThresholdTheta(new.weights, held)
+    moved = {n: _centered(w) for n, w in loss.kernels(new.weights).items()}
+    return ThresholdTheta(replaced(new.weights, moved), held)
+
+
+def _export(loss: _Loss, theta: ThresholdTheta) -> tuple[Params, Mask]:
+    kept = {name: keep for name, (_, keep) in loss.pruned(theta).items()}
+    return _apply(loss, theta), as_mask(theta.weights, kept)
 
 
 def soft_prune(
@@ -262,7 +298,8 @@ def budget_penalty(
     if budget == "leaf":
         return jnp.mean(jnp.stack([price(d) for d in densities.values()]))
     total = sum(prices.values())
-    return price(sum(prices[n] / total * d for n, d in densities.items()))
+    shares = [prices[n] / total * d for n, d in densities.items()]
+    return price(sum(shares[1:], shares[0]))
 
 
 def _centered(w: jax.Array) -> jax.Array:

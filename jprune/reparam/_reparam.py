@@ -185,17 +185,17 @@ def projection(r: Reparam) -> optax.GradientTransformationExtraArgs:
       ValueError: from `update`, no `params`.
     """
 
-    def init(theta: PyTree) -> ProjectionState:
-        del theta
+    def init(params: PyTree) -> ProjectionState:
+        del params
         return ProjectionState(jnp.int32(0))
 
     def update(
-        updates: PyTree, state: ProjectionState, params: PyTree = None, **extra: Any
+        updates: PyTree, state: Any, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, ProjectionState]:
         del extra
         if params is None:
             raise no_params("projection")
-        following = ProjectionState(optax.safe_increment(state.step))
+        following = ProjectionState(jnp.asarray(optax.safe_increment(state.step)))
         if not jax.tree.leaves(params):
             return updates, following
         new = optax.apply_updates(params, updates)
@@ -259,7 +259,7 @@ def reparameterized(
 
     def update(
         updates: PyTree,
-        state: ReparameterizedState,
+        state: Any,
         params: Params = None,
         **extra: Any,
     ) -> tuple[PyTree, ReparameterizedState]:

@@ -48,6 +48,13 @@ def test_nm_g8_cost_and_budget(target, reached):
     assert float(got.strength) == 1.0  # training never moves it
 
 
+def test_theta_says_what_it_is():
+    r = reparam.learned_n_of_m(4, target=0.5, weight=1.0)
+    theta = r.init({"kernel": jnp.ones((8, 2))})
+    assert isinstance(theta, reparam.NOfMTheta)
+    np.testing.assert_array_equal(theta.priorities["kernel"], jnp.ones(3))
+
+
 def test_nm_g9_annealing():
     np.testing.assert_allclose(reparam.anneal(1.0, 1.0, 1.1), 1.2, rtol=1e-6)
     np.testing.assert_allclose(reparam.anneal(1.2, 1.1, 1.5), 1.2, rtol=1e-6)
