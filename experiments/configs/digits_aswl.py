@@ -8,6 +8,20 @@ the run ends near r.
 Network: dense 64-300-100-10, 50,200 weights, without the batch norm that would cancel
 the attention. The first layer is large and over-complete: it should be the sparsest.
 
+Settings that differ from the authors' code (gamma 5, alpha 1, one rate): with those the
+three attentions fall to about 0.1 before the weights have learned anything, the signal
+is scaled away and the network stays at chance (12.78 %). So attentions have a hundredth
+of the weights' rate, and alpha 1/4 gives 90 % at an attention of 0.34. Tried, seed 0:
+
+    gamma  alpha  rate   density   accuracy   layers' sparsity
+      5    1      1      0.109     12.78      88.1, 91.6, 29.1 %
+      5    1      0.01   0.254     95.28      68.4, 81.0,  0.0 %
+      5    0.25   0.01   0.158     97.22      81.8, 86.6, 60.1 %
+     20    0.25   0.01   0.124     96.94      this file
+
+The first claim fails: r is where the penalty is least, and the loss holds the density
+above it, by less the larger gamma is. One-shot at 90 %: 90.83; dense: 97.22.
+
 Command: `python -m experiments.train digits_aswl`.
 """
 
@@ -15,7 +29,7 @@ from experiments.config import Claim, Config
 
 
 def get_config() -> Config:
-    """The settings; gamma, alpha and decay are those of the authors' code."""
+    """The settings."""
     return Config(
         data="digits",
         model="lenet300",
@@ -29,9 +43,9 @@ def get_config() -> Config:
             },
             "aswl": {
                 "method": "aswl",
-                "density": (0.1, 0.0),
-                "gamma": 5.0,
-                "alpha": 1.0,
+                "density": (0.1,),
+                "gamma": 20.0,
+                "alpha": 0.25,
                 "decay": 1e-4,
                 "epochs": 30,
                 "lr": 0.1,
