@@ -10,7 +10,16 @@ Network and data as in `digits`; the eight 3 x 3 and 1 x 1 kernels behind the st
 part, from the dense network. The uniform network is trained straight-through without
 SR-STE's decay.
 
-Command: `python -m experiments.train digits_sls`.
+Ours, seed 0, all claims hold (one test image is 0.28 points):
+
+    dense         99.72
+    sls 25 %      99.17   19,472 weights   N = 8, 8, 4, 2, 8, 1, 1, 8
+    uniform 2:8   99.44   19,856 weights
+
+The cost counts parameters, and the search empties the large late layers first, keeping
+the small ones dense. It is no better than the uniform choice here, one image worse.
+
+Cost: 570 s on two very busy cores. Command: `python -m experiments.train digits_sls`.
 """
 
 from experiments.config import Claim, Config
