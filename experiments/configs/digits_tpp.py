@@ -7,9 +7,19 @@ Jacobian singular value is higher at the cut, and the accuracy after the same
 fine-tuning is not lower. The paper's ResNet-56 on CIFAR-10 at 90 %: 89.63 % against
 86.75 % for L1.
 
-The paper takes 110,000 steps at learning rate 1e-3; here are 880 at 1e-2, so the
-strength's ceiling is 10 where the paper has 1 (at 1e-2 a doomed weight then shrinks by
-a tenth a step, before momentum).
+The paper takes 110,000 steps at learning rate 1e-3 with the strength growing to 1; here
+are 880 at 1e-2.
+
+Found, seed 0 (dense 99.72 %); accuracy at the cut and tuned, and the mean singular
+value at the cut over 32 training images:
+
+    cut   weights  L1                     TPP
+    70 %   24,800  46.94, 98.33, 0.99     97.78, 98.06, 3.02
+    90 %   10,112  28.06, 97.50, 0.70     97.50, 97.78, 3.15
+
+All four claims hold, the last within one image of 360 either way: so short a fine-tuning
+repairs L1 as well. The run ends with the channels at zero, so that removing them is
+exact; what TPP costs it pays before, 99.72 to 97.78 %.
 
 Command: `python -m experiments.train digits_tpp`.
 """
