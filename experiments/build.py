@@ -90,6 +90,8 @@ def check(config: Config) -> None:
     Raises:
       ConfigError: naming the field or the run.
     """
+    for part in config.beside:
+        check(part)
     pick("data set", config.data, DATA)
     pick("model", config.model, MODELS)
     pick("augmentation", config.augment, AUGMENT)
@@ -107,6 +109,7 @@ def open_lab(
     data_dir: str | None,
     journal: Journal,
     checkpoints: Callable[[str], Any],
+    prefix: str = "",
 ) -> Lab:
     """Loads the data and builds the network that the configuration names.
 
@@ -124,6 +127,7 @@ def open_lab(
         seed=seed,
         journal=journal,
         checkpoints=checkpoints,
+        prefix=prefix,
     )
 
 

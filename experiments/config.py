@@ -54,6 +54,7 @@ class Config:
         inside a loop many times slower.
       checkpoint_every: epochs between checkpoints; 0 for none but the last.
       claims: what the rows should show; checked and printed at the end.
+      beside: further experiments, each with a dense run of its own, in the same table.
     """
 
     data: str
@@ -65,12 +66,18 @@ class Config:
     steps_per_dispatch: int = 0
     checkpoint_every: int = 10
     claims: tuple[Claim, ...] = ()
+    beside: tuple["Config", ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """Everything but the claims, as a fresh tree of dicts and literals."""
-        fields = (field.name for field in dataclasses.fields(self))
-        values = {name: getattr(self, name) for name in fields if name != "claims"}
-        return copy.deepcopy(values)
+        tree = _own(self)
+        if self.beside:
+            tree["beside"] = [part.settings() for part in self.beside]
+        return tree
+
+    def parts(self) -> tuple["Config", ...]:
+        """This experiment alone, then those beside it."""
+        return dataclasses.replace(self, beside=()), *self.beside
 
 
 def names() -> list[str]:
@@ -95,50 +102,75 @@ def override(config: Config, settings: Iterable[str]) -> Config:
 
     A key is a field (`batch`), a setting of the dense run (`dense.epochs`) or of a run
     (`runs.swd.mu`, or shorter `swd.mu`). A value is a Python literal of the kind that
-    stands there; text needs no quotes.
+    stands there; text needs no quotes. It reaches every part that has the key.
 
     Raises:
       ConfigError: for a key that is not there, with the nearest ones, or a value of
         another kind.
     """
-    tree = config.settings()
+    trees = [_own(part) for part in config.parts()]
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"`--set {setting}`: expected key=value.")
-        node, last = _find(tree, key)
-        node[last] = _parse(key, text, node[last])
-    return Config(**tree, claims=config.claims)
+        places = [place for tree in trees if (place := _find(tree, key))]
+        if not places:
+            raise unknown("key", key, [name for tree in trees for name in _keys(tree)])
+        for node, last in places:
+            node[last] = _parse(key, text, node[last])
+    first, *beside = (
+        Config(**tree, claims=part.claims)
+        for tree, part in zip(trees, config.parts(), strict=True)
+    )
+    return dataclasses.replace(first, beside=tuple(beside))
 
 
 def only(config: Config, labels: Iterable[str]) -> Config:
     """The configuration with these runs alone (the dense one always stays)."""
-    for label in labels:
-        if label not in config.runs:
-            raise unknown("run", label, config.runs)
-    kept = {label: run for label, run in config.runs.items() if label in set(labels)}
-    return dataclasses.replace(config, runs=kept)
+    wanted = set(labels)
+    known = {label for part in config.parts() for label in part.runs}
+    for label in wanted - known:
+        raise unknown("run", label, known)
+    parts = [
+        dataclasses.replace(
+            part,
+            runs={label: part.runs[label] for label in part.runs if label in wanted},
+        )
+        for part in config.parts()
+    ]
+    first, *beside = [part for part in parts if part.runs] or parts[:1]
+    return dataclasses.replace(first, beside=tuple(beside))
 
 
-def combine(parts: Sequence[Config]) -> Config:
-    """One configuration with the runs and claims of several on the same dense run.
+def combine(configs: Sequence[Config]) -> Config:
+    """One configuration of all of them; those that share a dense run train it once.
 
     Raises:
-      ConfigError: if two of them differ in anything else, or name a run alike.
+      ConfigError: if two runs of one dense network have one label and other settings.
     """
-    runs: dict[str, dict[str, Any]] = {}
-    shared = [dataclasses.replace(part, runs={}, claims=()) for part in parts]
-    for part, rest in zip(parts, shared, strict=True):
-        if rest != shared[0]:
-            raise ConfigError(
-                f"the runs {', '.join(part.runs)} have another dense run than "
-                f"{', '.join(parts[0].runs)}: data, model, batch, `dense` must agree."
-            )
-        for label in part.runs.keys() & runs.keys():
-            raise ConfigError(f"two configurations have a run `{label}`.")
-        runs |= part.runs
-    claims = tuple(claim for part in parts for claim in part.claims)
-    return dataclasses.replace(parts[0], runs=runs, claims=claims)
+    groups: list[Config] = []
+    for config in configs:
+        alike = [
+            i for i, group in enumerate(groups) if _shared(group) == _shared(config)
+        ]
+        if alike:
+            groups[alike[0]] = _merged(groups[alike[0]], config)
+        else:
+            groups.append(config)
+    return dataclasses.replace(groups[0], beside=tuple(groups[1:]))
+
+
+def _shared(config: Config) -> Config:
+    return dataclasses.replace(config, runs={}, claims=())
+
+
+def _merged(one: Config, other: Config) -> Config:
+    for label in one.runs.keys() & other.runs.keys():
+        if one.runs[label] != other.runs[label]:
+            raise ConfigError(f"two configurations have a run `{label}`, not alike.")
+    return dataclasses.replace(
+        one, runs=one.runs | other.runs, claims=one.claims + other.claims
+    )
 
 
 def unknown(kind: str, got: str, known: Iterable[str]) -> ConfigError:
@@ -149,17 +181,25 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} `{got}`: {hint}known: {', '.join(known)}.")
 
 
-def _find(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+def _own(config: Config) -> dict[str, Any]:
+    """The literals of one part, copied."""
+    fields = {field.name for field in dataclasses.fields(config)}
+    names = sorted(fields - {"claims", "beside"})
+    return {name: copy.deepcopy(getattr(config, name)) for name in names}
+
+
+def _find(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str] | None:
+    """The dict that holds a key and its last part; None if there is no such key."""
     parts = key.split(".")
     if parts[0] in tree["runs"]:
         parts = ["runs", *parts]
     node: Any = tree
     for part in parts[:-1]:
-        if not isinstance(node, dict) or not isinstance(node.get(part), dict):
-            raise unknown("key", key, _keys(tree))
-        node = node[part]
+        node = node.get(part)
+        if not isinstance(node, dict):
+            return None
     if parts[-1] not in node or isinstance(node[parts[-1]], dict):
-        raise unknown("key", key, _keys(tree))
+        return None
     return node, parts[-1]
 
 

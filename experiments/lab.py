@@ -52,6 +52,7 @@ class Lab(NamedTuple):
       init: `init()` -> parameters and statistics of this seed.
       journal: log and progress.
       checkpoints: opens the checkpoints of one run; see `experiments.checkpoints`.
+      prefix: put before the names of its runs, where a job has several labs.
     """
 
     config: Config
@@ -68,10 +69,26 @@ class Lab(NamedTuple):
     init: Callable[[], tuple[Any, Any]]
     journal: Journal
     checkpoints: Callable[[str], Any]
+    prefix: str = ""
 
     def replicated(self, tree: Any) -> Any:
         """Host or device arrays, a whole copy on every device of the mesh."""
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def rebatched(self, batch: int) -> "Lab":
+        """The same lab with other batches, for a run that wants its own.
+
+        Raises:
+          ConfigError: if the batch does not fit the training set or the devices.
+        """
+        _check_batch(batch, self.dataset, self.mesh)
+        per_epoch = len(self.dataset.train) // batch
+        whole = self.per_dispatch == self.per_epoch
+        return self._replace(
+            batch=batch,
+            per_epoch=per_epoch,
+            per_dispatch=per_epoch if whole else self.per_dispatch,
+        )
 
     def count(self, number: int) -> jax.Array:
         """An integer as a traced hyper-parameter, int32."""
@@ -97,6 +114,7 @@ def make_lab(
     seed: int,
     journal: Journal,
     checkpoints: Callable[[str], Any],
+    prefix: str = "",
 ) -> Lab:
     """Puts the data on the devices and the network beside it.
 
@@ -108,6 +126,7 @@ def make_lab(
       seed: of everything random.
       journal: log and progress.
       checkpoints: opens the checkpoints of one run.
+      prefix: put before the names of its runs.
 
     Raises:
       ConfigError: if the batch does not fit the training set or the devices.
@@ -136,6 +155,7 @@ def make_lab(
         init=init,
         journal=journal,
         checkpoints=checkpoints,
+        prefix=prefix,
     )
 
 

@@ -165,10 +165,11 @@ def fit(
     """
     clock = time.perf_counter()
     state = program.begin(*_copied(start or lab.init()), hyper)
+    key, run = lab.key(run), lab.prefix + run
     keeper = lab.checkpoints(run)
     done, state, earlier = keeper.restore(state) or (0, state, 0.0)
     lab.journal.begin(run, epochs * lab.per_epoch, done * lab.per_epoch)
-    key, data = lab.key(run), (lab.inputs, lab.labels)
+    data = (lab.inputs, lab.labels)
     mask, _ = program.watch(state.params, state.opt, hyper, None)
     waiting = []
     for epoch in range(done, epochs):

@@ -91,11 +91,12 @@ def _aligned(line: list[str], widths: list[int]) -> list[str]:
 def verdicts(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[str, bool]:
     """For each claim whose rows are there, whether they bear it out."""
     by_run = {row.run: row for row in rows}
-    return {
-        claim.text: bool(claim.holds(*[by_run[run] for run in claim.runs]))
-        for claim in claims
-        if all(run in by_run for run in claim.runs)
-    }
+    found: dict[str, bool] = {}
+    for claim in claims:
+        if all(run in by_run for run in claim.runs):
+            holds = bool(claim.holds(*[by_run[run] for run in claim.runs]))
+            found[claim.text] = found.get(claim.text, True) and holds
+    return found
 
 
 def verdict_text(found: Mapping[str, bool]) -> str:

@@ -33,8 +33,8 @@ from experiments.config import Config, ConfigError
 from experiments.data.dataset import DataError
 from experiments.journal import Journal
 from experiments.lab import Lab
+from experiments.methods import removal
 from experiments.methods.dense import train_dense
-from experiments.methods.removal import row
 from experiments.results import Row
 from jprune import masks
 
@@ -75,18 +75,9 @@ def run(
     Returns:
       For each claim of the configuration, whether it holds.
     """
-    keep = partial(_checkpoints, out, args.resume, chosen.checkpoint_every)
     with Journal(out, resume=args.resume, tensorboard=args.tensorboard) as journal:
-        lab = build.open_lab(
-            chosen,
-            seed=args.seed,
-            data_dir=args.data_dir,
-            journal=journal,
-            checkpoints=keep,
-        )
-        rows = _rows(lab)
+        rows, claims = _train(chosen, args, out, journal)
         seconds = round(journal.seconds, 1)
-    claims = results.verdicts(chosen.claims, rows)
     facts = {
         "config": args.config,
         "seed": args.seed,
@@ -103,10 +94,32 @@ def run(
     return claims
 
 
+def _train(
+    chosen: Config, args: argparse.Namespace, out: Path, journal: Journal
+) -> tuple[list[Row], dict[str, bool]]:
+    """Every part with its own lab: all rows, and which claims hold."""
+    rows: list[Row] = []
+    claims: dict[str, bool] = {}
+    for index, part in enumerate(chosen.parts()):
+        lab = build.open_lab(
+            part,
+            seed=args.seed,
+            data_dir=args.data_dir,
+            journal=journal,
+            checkpoints=partial(_checkpoints, out, args.resume, part.checkpoint_every),
+            prefix=f"{part.model} " if index else "",
+        )
+        found = _rows(lab)
+        rows += [row._replace(run=lab.prefix + row.run) for row in found]
+        for text, holds in results.verdicts(part.claims, found).items():
+            claims[lab.prefix + text] = holds
+    return rows, claims
+
+
 def _rows(lab: Lab) -> list[Row]:
     """The dense row, then those of every run, each said as it comes."""
     dense = train_dense(lab, **lab.config.dense)
-    first = row(
+    first = removal.row(
         lab,
         dense.params,
         after=lab.logits(dense.params, dense.stats),
@@ -126,6 +139,7 @@ def _rows(lab: Lab) -> list[Row]:
 
 
 def _say(lab: Lab, found: Row) -> None:
+    found = found._replace(run=lab.prefix + found.run)
     lab.journal.write({"row": found._asdict()})
     before = "" if found.before is None else f"{100 * found.before:.2f} -> "
     lab.journal.say(

@@ -61,7 +61,8 @@ def get_config() -> Config:
             "swd": {
                 "method": "swd",
                 "sparsity": (0.9, 0.98),
-                "epochs": 40,
+                "batch": 32,
+                "epochs": 30,
                 "lr": 0.1,
                 "momentum": 0.9,
                 "mu": 1e-3,

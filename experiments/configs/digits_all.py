@@ -1,8 +1,9 @@
 """Every method on the digits, in one table and one figure.
 
-All configurations named `digits` or `digits_<method>` share data, network and dense
-run; this one trains the dense network once and then everything they list, with their
-claims. A new `digits_<method>.py` is taken in by being there.
+Everything that the configurations named `digits` or `digits_<method>` list, with their
+claims. Those that share a network and its dense run train it once; the rest stand
+beside with their own, their rows marked by the network's name. A new
+`digits_<method>.py` is taken in by being there.
 
 Command: `python -m experiments.train digits_all`.
 """

@@ -16,6 +16,7 @@ def swd(
     dense: Fit,
     *,
     sparsity: tuple[float, ...],
+    batch: int,
     epochs: int,
     lr: float,
     momentum: float,
@@ -29,6 +30,7 @@ def swd(
       lab: the shared part.
       dense: the dense run; only the shapes of its parameters are used.
       sparsity: fractions to remove.
+      batch: examples in a step; small ones serve it better than more epochs.
       epochs: length of each run.
       lr: where the cosine starts.
       momentum: of heavy ball.
@@ -36,6 +38,7 @@ def swd(
       a_min: first strength of the selective decay.
       a_max: last one; exponential in between.
     """
+    lab = lab.rebatched(batch)
     steps = epochs * lab.per_epoch
 
     def transform(keep: Any):

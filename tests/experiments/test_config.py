@@ -74,13 +74,38 @@ def test_only_keeps_the_named_runs():
 def test_combined_configurations_share_a_dense_run():
     main = config.load("digits")
     other = dataclasses.replace(main, runs={"again": main.runs["swd"]}, claims=())
-    both = config.combine([main, other])
-    assert list(both.runs) == [*main.runs, "again"] and both.claims == main.claims
-    with pytest.raises(ConfigError, match="two configurations have a run"):
-        config.combine([main, main])
-    with pytest.raises(ConfigError, match="the runs again have another dense run"):
-        config.combine([main, dataclasses.replace(other, batch=32)])
-    assert set(main.runs) <= set(config.load("digits_all").runs)
+    both = config.combine([main, other, main])
+    assert list(both.runs) == [*main.runs, "again"] and not both.beside
+    assert both.claims == main.claims * 2
+    clash = dataclasses.replace(main, runs={"swd": main.runs["gsm"]})
+    with pytest.raises(ConfigError, match="have a run `swd`, not alike"):
+        config.combine([main, clash])
+
+
+def test_another_dense_run_stands_beside():
+    main = config.load("digits")
+    other = dataclasses.replace(main, model="lenet300", claims=())
+    pair = config.combine([main, other])
+    assert [part.model for part in pair.parts()] == ["digits_resnet", "lenet300"]
+    assert pair.settings()["beside"] == [other.settings()]
+    changed = config.override(pair, ["dense.epochs=1", "swd.mu=0.5"])
+    assert [p.dense["epochs"] for p in changed.parts()] == [1, 1]
+    assert [p.runs["swd"]["mu"] for p in changed.parts()] == [0.5, 0.5]
+    alone = dataclasses.replace(other, runs={"extra": other.runs["swd"]})
+    pair = config.only(config.combine([main, alone]), ["extra"])
+    assert [part.model for part in pair.parts()] == ["lenet300"]
+    with pytest.raises(ConfigError, match="unknown data set"):
+        build.check(
+            dataclasses.replace(main, beside=(dataclasses.replace(main, data="x"),))
+        )
+
+
+def test_digits_all_has_every_digits_configuration():
+    every = config.load("digits_all")
+    labels = {label for part in every.parts() for label in part.runs}
+    for name in config.names():
+        if name.startswith("digits"):
+            assert set(config.load(name).runs) <= labels
 
 
 @pytest.mark.parametrize(
@@ -116,7 +141,9 @@ def test_claims_speak_only_of_rows_that_are_there():
         Claim("good", ("a",), lambda a: a.after > 0.8),
         Claim("bad", ("a",), lambda a: a.after > 0.95),
         Claim("absent", ("a", "b"), lambda a, b: False),
+        Claim("twice", ("a",), lambda a: False),
+        Claim("twice", ("a",), lambda a: True),
     ]
     found = verdicts(claims, [row])
-    assert found == {"good": True, "bad": False}
-    assert verdict_text(found) == "holds  good\nFAILS  bad"
+    assert found == {"good": True, "bad": False, "twice": False}
+    assert verdict_text(found) == "holds  good\nFAILS  bad\nFAILS  twice"

@@ -119,6 +119,18 @@ def test_order_is_a_permutation_made_of_seed_and_epoch(tmp_path, open_tiny):
     assert (first != np.asarray(other.order(0))).any()
 
 
+def test_a_run_may_have_batches_of_its_own(tmp_path, open_tiny):
+    lab = open_tiny(tmp_path)
+    other = lab.rebatched(356)
+    assert (other.batch, other.per_epoch, other.per_dispatch) == (356, 4, 4)
+    assert (lab.batch, lab.per_epoch) == (716, 2)
+    done = fit(other, compile_program(other, momentum_sgd), "run", 1)
+    params, _ = plain_run(other, 1)
+    close(done.params, params)
+    with pytest.raises(ConfigError, match="among 4 devices"):
+        lab.rebatched(355)
+
+
 def test_one_compiled_step_serves_every_hyper_parameter(tmp_path, open_tiny):
     lab = open_tiny(tmp_path)
     program = compile_program(lab, lambda rate: optax.sgd(rate, 0.9))

@@ -21,7 +21,14 @@ RUNS = {
     },
     "gsm": {**SGD, "compression": 7, "nesterov": True, "weight_decay": 0.01},
     "one_shot": {"sparsity": (0.57, 0.98), "stats_momentum": None},
-    "swd": {**SGD, "sparsity": (0.9, 0.98), "mu": 1e-3, "a_min": 1.0, "a_max": 1e3},
+    "swd": {
+        **SGD,
+        "sparsity": (0.9, 0.98),
+        "batch": 360,
+        "mu": 1e-3,
+        "a_min": 1.0,
+        "a_max": 1e3,
+    },
 }
 
 

@@ -53,4 +53,5 @@ def test_gcn_is_the_renormalized_convolution():
     mix = root @ adjacency @ root
     first, second = (np.asarray(leaf) for leaf in jax.tree.leaves(variables))
     expected = mix @ np.maximum(mix @ features @ first, 0) @ second
-    np.testing.assert_allclose(model.apply(variables, graph), expected, atol=1e-5)
+    found = np.asarray(model.apply(variables, graph))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
