@@ -17,9 +17,9 @@ value at the cut over 32 training images:
     70 %   24,800  46.94, 98.33, 0.99     97.78, 98.06, 3.02
     90 %   10,112  28.06, 97.50, 0.70     97.50, 97.78, 3.15
 
-All four claims hold, the last within one image of 360 either way: so short a fine-tuning
-repairs L1 as well. The run ends with the channels at zero, so that removing them is
-exact; what TPP costs it pays before, 99.72 to 97.78 %.
+All four claims hold, the last within one image of 360 either way: fine-tuning, short as
+it is, repairs L1 as well. The run ends with the channels at zero, so that removing them
+is exact; what TPP costs it pays before, 99.72 to 97.78 %.
 
 Command: `python -m experiments.train digits_tpp`.
 """
