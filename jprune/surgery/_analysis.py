@@ -12,58 +12,15 @@ results can be computed at full size and indexed, so their axes are fresh, whate
 primitive. So are the results of an opaque equation, all of whose operands are frozen.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from jprune._jaxpr import _compat
 from jprune.surgery import _axes as ax
 from jprune.surgery import _roles
-from jprune.surgery._axes import Atom, Axes, Reason, Term
+from jprune.surgery._axes import Atom, Reason, Term
 from jprune.surgery._cost import Branches, Cost
-
-CONST, MANY = -1, -2
-"""Sources of a value that depends on nothing, and on more than one parameter."""
-
-
-class Info(NamedTuple):
-    """What the first pass knows of a value.
-
-    Attributes:
-      axes: one term per dimension.
-      source: CONST, the index of the single parameter it is computed from, or MANY.
-      dims: for a value computed from a single parameter, the axis of that parameter
-        behind each dimension (None: unknown).
-    """
-
-    axes: Axes
-    source: int = MANY
-    dims: tuple[int | None, ...] | None = None
-
-
-@dataclasses.dataclass
-class Scope:
-    """The terms found for one jaxpr at one call site.
-
-    JAX shares one jaxpr between call sites, so a call site has its own scope.
-
-    Attributes:
-      infos: what is known of each variable.
-      inner: by equation index, the scopes of its sub-jaxprs.
-      generators: indices of equations computed at full size and indexed.
-      opaque: by equation index, why it has no rule.
-    """
-
-    infos: dict[Any, Info] = dataclasses.field(default_factory=dict)
-    inner: dict[int, list["Scope"]] = dataclasses.field(default_factory=dict)
-    generators: set[int] = dataclasses.field(default_factory=set)
-    opaque: dict[int, str] = dataclasses.field(default_factory=dict)
-
-    def info(self, var: Any) -> Info:
-        """What is known of a variable or literal."""
-        if isinstance(var, _compat.Literal):
-            return Info(_fresh_axes(var), CONST)
-        return self.infos[var]
+from jprune.surgery._scope import CONST, Info, Scope, fresh_axes
 
 
 class Context:
@@ -167,7 +124,7 @@ def _equation(ctx: Context, eqn: Any) -> list[Info]:
     constant = all(i.source == CONST for i in ins)
     if constant and not (rule and rule.constant):
         ctx.scope.generators.add(ctx.index)
-        outs = [_fresh_axes(v) for v in eqn.outvars]
+        outs = [fresh_axes(v) for v in eqn.outvars]
     else:
         outs = _by_rule(ctx, rule, eqn, ins)
     infos = [o if isinstance(o, Info) else Info(o) for o in outs]
@@ -197,7 +154,7 @@ def _by_rule(ctx: Context, rule: Any, eqn: Any, ins: list[Info]) -> list[Any]:
     for info in ins:
         for term in info.axes:
             ctx.freeze(term, why)
-    return [_fresh_axes(v) for v in eqn.outvars]
+    return [fresh_axes(v) for v in eqn.outvars]
 
 
 def _check_sizes(eqn: Any, outs: Sequence[Any]) -> None:
@@ -205,7 +162,3 @@ def _check_sizes(eqn: Any, outs: Sequence[Any]) -> None:
         axes = out.axes if isinstance(out, Info) else out
         if tuple(t.size for t in axes) != tuple(var.aval.shape):
             raise ax.StructureError("its rule gives axes of another shape")
-
-
-def _fresh_axes(var: Any) -> Axes:
-    return tuple(map(Atom, var.aval.shape))

@@ -18,10 +18,10 @@ import numpy as np
 
 from jprune._jaxpr import _compat
 from jprune.surgery import _cells as ce
-from jprune.surgery._analysis import CONST, Scope
 from jprune.surgery._axes import Atom, Term, leaves
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Layout
+from jprune.surgery._scope import CONST, Scope
 
 
 @dataclasses.dataclass(frozen=True)

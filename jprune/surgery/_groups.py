@@ -219,8 +219,8 @@ def groups(
       >>> import jax, jax.numpy as jnp
       >>> from jprune import surgery
       >>> def mlp(p, x):
-      ...     return jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"]
-      >>> p = {"w1": jnp.ones((4, 8)), "b1": jnp.ones(8), "w2": jnp.ones((8, 2))}
+      ...     return jax.nn.relu(x @ p["w1"]) @ p["w2"]
+      >>> p = {"w1": jnp.ones((4, 8)), "w2": jnp.ones((8, 2))}
       >>> [g.id for g in surgery.groups(mlp)(p, jnp.ones((1, 4)))]
       ['w1:1']
     """

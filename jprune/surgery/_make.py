@@ -21,6 +21,9 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
       deps: the groups.
       keep: by group id, a bool array [size] (True = keep) or the kept indices.
 
+    Returns:
+      The plan.
+
     Raises:
       ValueError: for an unknown id, a wrong length or an index out of range.
     """
@@ -69,6 +72,9 @@ def plan_from_masks(deps: Groups, masks: Mask, at: Any = None) -> Plan:
         scope is a 0-d True.
       at: where `masks` lies inside the parameters ("params"); found by itself when
         there is only one place where it fits.
+
+    Returns:
+      The plan.
 
     Raises:
       ValueError: if the masks fit nowhere, would empty a group, or mask entries without

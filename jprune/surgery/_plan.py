@@ -238,6 +238,12 @@ def _compose(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def load_plan(path: str | pathlib.Path) -> Plan:
     """Reads a plan written by `Plan.save`.
 
+    Args:
+      path: the file.
+
+    Returns:
+      The plan, ready to pack trees of the same paths and shapes.
+
     Raises:
       ValueError: if the file is not a plan, or its indices do not fit its shapes.
     """

@@ -15,8 +15,9 @@ from jprune._errors import value_error
 from jprune._jaxpr._trace import Traced
 from jprune._tree import KeyTuple
 from jprune.surgery import rules
-from jprune.surgery._analysis import MANY, Context, Info, Scope, walk
+from jprune.surgery._analysis import Context, walk
 from jprune.surgery._axes import Atom, Axes, Reason, freeze, same, unify
+from jprune.surgery._scope import MANY, Info, Scope
 
 Ties = tuple[tuple[KeyTuple, KeyTuple], ...]
 """(output path, parameter path) of every output leaf that is an updated parameter."""

@@ -11,10 +11,10 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from jprune._jaxpr import _compat
-from jprune.surgery._analysis import Scope
 from jprune.surgery._axes import Atom
 from jprune.surgery._cost import kept_size
 from jprune.surgery._program import Program
+from jprune.surgery._scope import Scope
 
 
 def still_connected(program: Program, emptied: AbstractSet[Atom]) -> bool:

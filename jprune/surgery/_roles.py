@@ -10,7 +10,7 @@ statistics), looked up ("table").
 from collections.abc import Sequence
 from typing import Any
 
-from jprune.surgery import _analysis as an
+from jprune.surgery._scope import CONST, MANY
 
 _SHAPED = {"transpose", "squeeze", "expand_dims", "broadcast_in_dim", "reshape"}
 
@@ -18,13 +18,13 @@ _SHAPED = {"transpose", "squeeze", "expand_dims", "broadcast_in_dim", "reshape"}
 def sources(ctx: Any, eqn: Any, ins: Sequence[Any], outs: Sequence[Any]) -> list[Any]:
     """Adds sources to the results, and records the roles that the equation shows."""
     name = eqn.primitive.name
-    found = {i.source for i in ins if i.source != an.CONST}
+    found = {i.source for i in ins if i.source != CONST}
     if not found:
         # Random bits come from a key, which is an input; they are as free as constants.
-        return [o._replace(source=an.CONST) for o in outs]
+        return [o._replace(source=CONST) for o in outs]
     if name == "random_bits":
-        return [o._replace(source=an.CONST) for o in outs]
-    if len(found) == 1 and an.MANY not in found:
+        return [o._replace(source=CONST) for o in outs]
+    if len(found) == 1 and MANY not in found:
         (source,) = found
         if name in ("sqrt", "rsqrt") and ins[0].dims:
             _assign(ctx, ins[0], dict.fromkeys(range(len(ins[0].axes)), "stat"))

@@ -66,7 +66,7 @@ def test_exact_groups_are_exact(seed: int):
 @settings(
     max_examples=60,
     deadline=None,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow],
     database=None,
 )
 @given(st.integers(1000, 10**6))
@@ -74,7 +74,7 @@ def test_exact_groups_are_exact_on_any_seed(seed: int):
     check(seed)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10**6))
 def test_predictions_without_running(seed: int):
     """Shapes and costs of the compact function are those predicted from the axes."""

@@ -355,7 +355,7 @@ def test_unknown_primitive_freezes_and_is_reported():
 
     params, deps = make(fn, {"w": (4, 8), "g": (8,), "v": (8, 3)})
     (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
-    assert (frozen.why, frozen.primitive) == ("unknown primitive", "mystery")
+    assert frozen == surgery.Frozen(("w",), 1, 0, 8, "unknown primitive", "mystery")
     # What comes after it is computed at full size and indexed.
     plan = surgery.plan_from_keep(deps, {"g:0": [1, 4]})
     got = surgery.shrink(fn, plan)(plan.pack(params), X)
@@ -368,6 +368,9 @@ def test_register_rule():
     params, before = make(fn, {"w": (4, 8), "v": (8, 3)})
     assert "w:1" not in before
     surgery.register_rule(triple, surgery.elementwise_axes)
+    assert RULES["triple"] == surgery.Rule(
+        surgery.elementwise_axes, surgery.positionwise
+    )
     try:
         deps = surgery.groups(fn)(params, X)
         plan = surgery.plan_from_keep(deps, {"w:1": [1, 4]})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jprune import surgery
-from tests.surgery.structures import STRUCTURES, Structure, parameters
+from tests.surgery.structure_table import STRUCTURES, Structure, parameters
 
 WAYS = ("zero", "constant", "ghost", "no")
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 from jax import lax
 
-from jprune.surgery._analysis import CONST, MANY, Info
 from jprune.surgery._cells import Value
 from jprune.surgery._frames import Boundary, Frame, GraphCall, jitted, plain
 from jprune.surgery._registry import Rule
+from jprune.surgery._scope import CONST, MANY, Info
 
 
 def body_of(eqn: Any) -> Any:

@@ -23,12 +23,13 @@ from jprune._errors import value_error
 from jprune._jaxpr import _compat
 from jprune.surgery import _axes as ax
 from jprune.surgery import _cells as ce
-from jprune.surgery._analysis import Context, Info, walk
+from jprune.surgery._analysis import Context, walk
 from jprune.surgery._build import Builder, Log
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._frames import Boundary, Frame, GraphCall, plain
 from jprune.surgery._layout import Choice, Solver, Unsolvable
 from jprune.surgery._registry import Rule
+from jprune.surgery._scope import Info
 from jprune.surgery.rules._control import call_axes
 
 

@@ -39,6 +39,9 @@ def elementwise_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
       ctx: the context of the first pass.
       eqn: the equation; every result has the same shape.
       ins: what is known of the operands.
+
+    Returns:
+      The axes of each result.
     """
     shape = tuple(eqn.outvars[0].aval.shape)
     full = [i.axes for i in ins if len(i.axes) == len(shape)]
@@ -67,7 +70,17 @@ def operand_bits(value: Value, bits: Bits) -> Bits:
 
 
 def positionwise(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
-    """Cells of a position-wise primitive: the primitive on the operands' cells."""
+    """Cells of a position-wise primitive: the primitive on the operands' cells.
+
+    Args:
+      site: the equation's place in the program.
+      eqn: the equation; every result has the same shape.
+      ins: the values of the operands.
+      outs: the layouts of each result.
+
+    Returns:
+      For each result a function from bits to its cell.
+    """
 
     @functools.cache
     def results(bits: Bits) -> Cell:

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune.surgery import _cells as ce
-from jprune.surgery._analysis import CONST, MANY, Info
 from jprune.surgery._build import Builder, Log
 from jprune.surgery._cells import Bits, Call, Cell, Item, Value
 from jprune.surgery._frames import Boundary, Frame, joined, same_known
 from jprune.surgery._registry import Rule
+from jprune.surgery._scope import CONST, MANY, Info
 
 Status = dict[tuple[int, Bits], Cell | None]
 """What is assumed of each ghost of the carry: a known or bad cell, or None: dynamic."""
