@@ -10,7 +10,7 @@ import optax
 from jprune import masks
 from jprune._errors import no_params, value_error
 from jprune._typing import Mask, Params, PyTree
-from jprune.transforms._projection import moved, project
+from jprune.transforms._projection import project
 
 Select = Callable[[Params], Mask]
 
@@ -32,9 +32,10 @@ class PruneOnceState(NamedTuple):
 def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtraArgs:
     """Removes at one step what `select` drops (a projection: place it last).
 
-    Before `step` it is the identity. At `step` it takes the parameters as the update
-    would make them, asks `select`, and lands the removed ones on exactly zero. After
-    it, weights that are zero stay zero; no mask has to be stored.
+    Before `step` it is the identity. At `step` it asks `select` about the parameters
+    (before the update, as every jprune transformation does), lands the removed ones on
+    exactly zero and lets the kept ones take their update. After it, weights that are
+    zero stay zero; no mask has to be stored.
 
     Args:
       select: pure function of the parameters to a mask; the same as for `finish`.
@@ -64,22 +65,29 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
         if not jax.tree.leaves(params):
             return updates, following
 
-        # A removed weight is known by its zero. A leaf `select` never touches (0-d
-        # True) is left alone: a bias may well be 0 and still train.
-        def held() -> Mask:
-            touched = jax.eval_shape(select, params)
-            return jax.tree.map(
-                lambda s, p: (p != 0) | (state.left > 0) if s.ndim else jnp.array(True),
-                touched,
-                params,
-            )
-
+        # 1. Only the parameters enter the `cond`: an update that did would have to be
+        #    written to memory at every step.
+        # 2. Afterwards a removed weight is known by its zero. A leaf `select` never
+        #    touches (0-d True) is left alone: a bias may well be 0 and still train.
+        touched = jax.eval_shape(select, params)
         kept = jax.lax.cond(
-            state.left == 0, lambda: select(moved(params, updates)), held
+            state.left == 0,
+            lambda: select(params),
+            lambda: jax.tree.map(_all_kept, touched, params),
+        )
+        kept = jax.tree.map(
+            lambda k, p: k & ((state.left >= 0) | (p != 0)) if k.ndim else k,
+            kept,
+            params,
         )
         return project(updates, params, kept), following
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _all_kept(mask: jax.ShapeDtypeStruct, p: jax.Array) -> jax.Array:
+    """All True, with the sharding of the parameter; 0-d where the mask is."""
+    return ~jnp.zeros_like(p, bool) if mask.ndim else jnp.array(True)
 
 
 def finish(params: Params, select: Select) -> tuple[Params, Mask]:

@@ -25,13 +25,6 @@ def project(updates: PyTree, params: Params, mask: Mask) -> PyTree:
     return jax.tree.map(leaf, updates, params, mask)
 
 
-def moved(params: Params, updates: PyTree) -> Params:
-    """The parameters as `optax.apply_updates` will make them, same rounding."""
-    return jax.tree.map(
-        lambda p, u: jnp.asarray(p + u).astype(jnp.result_type(p)), params, updates
-    )
-
-
 def checkerboard(mask: Mask) -> Mask:
     """`mask` with every second scalar dropped as well: what a dry run enforces."""
 

@@ -19,7 +19,7 @@ import optax
 from jprune import masks, selection
 from jprune._errors import no_params, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
-from jprune.transforms._projection import checkerboard, moved, project
+from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
 
 
@@ -57,8 +57,9 @@ def prune_gradually(
     """Removes the smallest weights step by step (a projection: place it last).
 
     At the steps `begin, begin + every, ...` and at `end`, whatever the period, the
-    weights are ranked as the update would leave them, among those still kept: what is
-    removed stays removed. Between those steps and after `end` the mask stands still.
+    weights still kept are ranked (before the update, as every jprune transformation
+    ranks), the smallest land on zero and the others take their update: what is removed
+    stays removed. Between those steps and after `end` the mask stands still.
 
     Args:
       sparsity: the final sparsity, reached along the cubic schedule from 0 (a number,
@@ -147,7 +148,7 @@ def prune_gradually(
         due = (t >= begin) & (t < end) & ((t - begin) % every == 0)
         kept, warm, passes = jax.lax.cond(
             due | (t == end),
-            lambda: select(moved(params, updates), state.mask, state.warm, t),
+            lambda: select(params, state.mask, state.warm, t),
             lambda: (state.mask, state.warm, state.passes),
         )
         t = optax.safe_increment(t)

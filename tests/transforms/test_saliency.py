@@ -210,14 +210,14 @@ def test_gsm_twin_50_steps():
             passed, probe = choose(mine, probe, ours)
             np.testing.assert_array_equal(passed["a"] != 0, active[0])
             np.testing.assert_array_equal(passed["b"] != 0, active[1])
+            cut = numpy_active([np.abs(w) for w in theirs], last)
             for i in range(2):
                 z[i] = beta * z[i] + eta * theirs[i] + np.where(active[i], g[i], 0)
                 theirs[i] = theirs[i] - lr * z[i]
             updates, state = step(mine, state, ours)
             ours = optax.apply_updates(ours, updates)
             if t == T - 1:
-                kept = numpy_active([np.abs(w) for w in theirs], last)
-                theirs = [np.where(m, w, 0) for m, w in zip(kept, theirs, strict=True)]
+                theirs = [np.where(m, w, 0) for m, w in zip(cut, theirs, strict=True)]
             np.testing.assert_allclose(ours["a"], theirs[0], rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose(ours["b"], theirs[1], rtol=1e-9, atol=1e-12)
         assert int(masks.count(masks.from_zeros(ours))) == last

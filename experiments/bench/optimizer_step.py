@@ -1,0 +1,185 @@
+"""Optimizer steps: every jprune transformation against the dense one.
+
+    python -m experiments.bench.optimizer_step [--out FILE] [--quick]
+
+The leaf shapes are those of ResNet-20 (0.27 M weights) and ResNet-50 (25.6 M). Each row
+times one jitted update alone, no forward and no backward, on parameters and gradients
+drawn once; the optimizers run in turns, so that a busy machine slows all of them alike.
+Reported are medians and the ratio to SGD with momentum in the same run, for an ordinary
+step and, where a method ranks only at some steps, for a step that does. "first" is the
+time to compile and run once.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.bench.timing import in_turns, machine
+from jprune import masks, transforms
+
+FAR = 2**30
+"""A period or an end that the timed steps never reach."""
+
+
+def resnet_shapes(depth: int) -> dict[str, tuple[int, ...]]:
+    """Leaf shapes of ResNet-20 for CIFAR or ResNet-50 for ImageNet, biases and norms in."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, size: int, inner: int, outer: int) -> None:
+        shapes[f"{name}/kernel"] = (size, size, inner, outer)
+        shapes[f"{name}_bn/scale"] = shapes[f"{name}_bn/bias"] = (outer,)
+
+    if depth == 20:
+        conv("stem", 3, 3, 16)
+        width = 16
+        for stage in range(3):
+            for block in range(3):
+                outer = 16 << stage
+                conv(f"s{stage}b{block}c1", 3, width, outer)
+                conv(f"s{stage}b{block}c2", 3, outer, outer)
+                width = outer
+        shapes["head/kernel"], shapes["head/bias"] = (64, 10), (10,)
+        return shapes
+    conv("stem", 7, 3, 64)
+    width = 64
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        for block in range(blocks):
+            inner, outer = 64 << stage, 256 << stage
+            conv(f"s{stage}b{block}c1", 1, width, inner)
+            conv(f"s{stage}b{block}c2", 3, inner, inner)
+            conv(f"s{stage}b{block}c3", 1, inner, outer)
+            if block == 0:
+                conv(f"s{stage}b{block}down", 1, width, outer)
+            width = outer
+    shapes["head/kernel"], shapes["head/bias"] = (2048, 1000), (1000,)
+    return shapes
+
+
+def drawn(shapes: dict[str, tuple[int, ...]], seed: int, scale: float) -> Any:
+    """Normal arrays of these shapes."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(scale * rng.standard_normal(shape, np.float32))
+        for name, shape in shapes.items()
+    }
+
+
+def sgd() -> optax.GradientTransformation:
+    """The dense reference: weight decay and heavy-ball momentum."""
+    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(1e-4, momentum=0.9))
+
+
+def optimizers() -> dict[str, optax.GradientTransformation]:
+    """Each row's optimizer; a row is an ordinary step unless it says otherwise."""
+    lr, mu = 1e-4, 5e-4
+
+    def swd(remove: bool) -> optax.GradientTransformation:
+        steps = 10**6
+        return transforms.swd(
+            lr, mu=mu, total_steps=steps, sparsity=0.9, a_max=1e3, remove=remove
+        )
+
+    def gradual(sparsity: Any, begin: int) -> optax.GradientTransformation:
+        last = transforms.prune_gradually(sparsity, end=2 * FAR - 2, begin=begin)
+        return optax.chain(sgd(), last)
+
+    ranked = optax.constant_schedule(0.9)
+    return {
+        "dense": sgd(),
+        "swd": swd(True),
+        "swd without removal": swd(False),
+        "gsm": transforms.gsm(lr, sparsity=0.9, weight_decay=mu, momentum=0.9),
+        "gradual": gradual(0.9, FAR),
+        "gradual, mask update": gradual(ranked, 0),
+        "keep_masked": optax.chain(
+            sgd(), transforms.keep_masked(lambda p: masks.unstructured(p, 0.9))
+        ),
+    }
+
+
+def measure(depth: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds and ratios to dense of every optimizer at these leaf shapes."""
+    shapes = resnet_shapes(depth)
+    compile_seconds: dict[str, float] = {}
+    steps = {}
+    for name, tx in optimizers().items():
+        start = time.perf_counter()
+        steps[name] = _stepper(tx, shapes)
+        compile_seconds[name] = time.perf_counter() - start
+    times = in_turns(steps, repeats)
+    return {
+        "parameters": sum(int(np.prod(s)) for s in shapes.values()),
+        "milliseconds": {n: 1e3 * float(np.median(t)) for n, t in times.items()},
+        "first call, seconds": compile_seconds,
+        # Times of one round were taken side by side; their ratios are compared.
+        "rows": {n: float(np.median(t / times["dense"])) for n, t in times.items()},
+    }
+
+
+def _stepper(
+    tx: optax.GradientTransformation, shapes: dict[str, tuple[int, ...]]
+) -> Callable[[], None]:
+    """One update, parameters and state donated and carried along; gradients fixed."""
+    params, grads = drawn(shapes, 0, 0.02), drawn(shapes, 1, 1e-3)
+    carried = [params, jax.jit(tx.init)(params)]
+
+    def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    jitted = jax.jit(update, donate_argnums=(0, 1))
+
+    def step() -> None:
+        carried[:] = jitted(*carried, grads)
+        jax.block_until_ready(carried)
+
+    step()
+    return step
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The rows as text."""
+    lines = []
+    for name, part in result["networks"].items():
+        lines.append(f"{name}: {part['parameters']:,} parameters")
+        for row, ratio in part["rows"].items():
+            ms = part["milliseconds"][row]
+            first = part["first call, seconds"][row]
+            lines.append(
+                f"  {row:24s} {ms:9.2f} ms {ratio:7.2f} x dense   first {first:5.1f} s"
+            )
+    return "\n".join(lines)
+
+
+def run(quick: bool = False) -> dict[str, Any]:
+    """All measurements as one JSON-ready value."""
+    networks = {
+        "ResNet-20": measure(20, 15 if quick else 41),
+        "ResNet-50": measure(50, 5 if quick else 15),
+    }
+    return {"bench": "optimizer_step", "machine": machine(), "networks": networks}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the JSON here")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    args = parser.parse_args()
+    result = run(args.quick)
+    print(table(result))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
