@@ -63,7 +63,9 @@ class Journal:
 
     def begin(self, run: str, steps: int, done: int = 0) -> None:
         """A run of `steps` steps starts, `done` of them behind it."""
-        self._task = self._bar.add_task(run, total=steps, completed=done, figures="")
+        self._task = self._bar.add_task(
+            run, total=steps, completed=done, figures="compiling"
+        )
 
     def record(self, run: str, entry: dict[str, Any]) -> None:
         """One epoch's numbers."""

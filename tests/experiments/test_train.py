@@ -94,7 +94,7 @@ def _command(*words):
         [sys.executable, "-m", "experiments.train", *words],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
 
 
@@ -128,7 +128,7 @@ def test_two_hosts_train_as_one(tmp_path):
         }
         words = ["-m", "experiments.train", *SMALL, f"--out={tmp_path / 'two'}"]
         processes.append(subprocess.Popen([sys.executable, *words], env=environment))
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert [process.wait(timeout=900) for process in processes] == [0, 0]
     assert _command(*SMALL, f"--out={tmp_path / 'one'}").returncode == 0
     one, two = (
         json.loads((tmp_path / name / "result.json").read_text())
