@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jprune import surgery
-from tests.surgery.flax_nets import FLAX_NETS
+from tests.surgery.flax_nets import FLAX_NETS, VGG_NET
 from tests.surgery.nets import Net, total
 from tests.surgery.other_nets import OTHER_NETS
 from tests.surgery.proof import (
@@ -84,6 +84,17 @@ def test_other_batch_and_ensembles(net: Net):
     deps = surgery.groups(case.apply)(case.variables, *case.args)
     plan = random_plan(deps)
     assert other_batch_and_ensemble(net, case, plan) <= 1e-10
+
+
+def test_the_proof_can_fail():
+    """Against the dense network with nothing zeroed, the difference is plain."""
+    case = VGG_NET.make()
+    deps = surgery.groups(case.apply)(case.variables, *case.args)
+    plan = random_plan(deps)
+    small = surgery.shrink(case.apply, plan)
+    found = jax.jit(small)(plan.pack(case.variables), *case.args)
+    whole = jax.jit(case.apply)(case.variables, *case.args)
+    assert difference(found, whole) > 0.1
 
 
 def test_difference_can_fail():
