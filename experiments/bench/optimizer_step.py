@@ -30,7 +30,7 @@ FAR = 2**30
 
 
 def resnet_shapes(depth: int) -> dict[str, tuple[int, ...]]:
-    """Leaf shapes of ResNet-20 for CIFAR or ResNet-50 for ImageNet, biases and norms in."""
+    """Leaf shapes of ResNet-20 for CIFAR or ResNet-50 for ImageNet."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def conv(name: str, size: int, inner: int, outer: int) -> None:
@@ -170,7 +170,7 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the JSON here")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     args = parser.parse_args()

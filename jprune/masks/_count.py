@@ -23,7 +23,14 @@ HALF = Fraction(1, 2)
 
 
 def is_traced(x: Any) -> bool:
-    """True for a value that only exists while a program is traced."""
+    """Whether a value only exists while a program is traced.
+
+    Args:
+      x: anything.
+
+    Returns:
+      A Python bool. A range check must pass a traced value by.
+    """
     return isinstance(x, Tracer)
 
 

@@ -155,7 +155,15 @@ def _matches(pattern: Pattern, path: str, leaf: Any) -> bool:
 
 
 def in_scope(tree: PyTree, scope: Scope) -> list[Any]:
-    """The leaves of `tree` that take part, in flattening order."""
+    """The leaves of `tree` that take part.
+
+    Args:
+      tree: a tree with the structure of the scope.
+      scope: a tree of bools, from `resolve_scope`.
+
+    Returns:
+      A list, in flattening order.
+    """
     return in_scope_list(jax.tree.leaves(tree), scope)
 
 

@@ -34,7 +34,14 @@ def apply(mask: Mask, params: Params) -> Params:
 
 
 def full(params: Params) -> Mask:
-    """The mask that keeps everything, at full size. [shapes of `params`]"""
+    """The mask that keeps everything, at full size.
+
+    Args:
+      params: gives structure and shapes.
+
+    Returns:
+      A mask of True, every leaf of the shape of its parameter.
+    """
     return jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
 
 

@@ -38,6 +38,7 @@ from jprune import masks, scores
 from jprune._errors import listing, no_params, value_error
 from jprune._groups import Group, Role, member_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
+from jprune.transforms._build import next_step, transformation
 from jprune.transforms._projection import project
 
 _PRODUCING: tuple[Role, ...] = ("out", "bias", "scale")
@@ -162,10 +163,10 @@ def add_decorrelation(
         weights = jax.tree.leaves(params)
         for (i, axis), at in _doomed(params, groups, keeps).items():
             gradients[i] = leaf(gradients[i], weights[i], axis, at, lam)
-        count = jnp.asarray(optax.safe_increment(state.count))
+        count = jnp.asarray(next_step(state.count))
         return jax.tree.unflatten(treedef, gradients), AddDecorrelationState(count)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def zero_in_turn(
@@ -214,7 +215,7 @@ def zero_in_turn(
         del extra
         if params is None:
             raise no_params("zero_in_turn")
-        following = ZeroInTurnState(jnp.asarray(optax.safe_increment(state.count)))
+        following = ZeroInTurnState(jnp.asarray(next_step(state.count)))
         if not jax.tree.leaves(params):
             return updates, following
         now = [
@@ -224,7 +225,7 @@ def zero_in_turn(
         kept = masks.from_groups(params, groups, now, roles=_PRODUCING)
         return project(updates, params, kept), following
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Schedule:

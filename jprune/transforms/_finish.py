@@ -10,6 +10,7 @@ import optax
 from jprune import masks
 from jprune._errors import no_params, value_error
 from jprune._typing import Mask, Params, PyTree
+from jprune.transforms._build import transformation
 from jprune.transforms._projection import project
 
 Select = Callable[[Params], Mask]
@@ -82,7 +83,7 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
         )
         return project(updates, params, kept), following
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def _all_kept(mask: jax.ShapeDtypeStruct, p: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import optax
 from jprune._errors import no_params, value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, Params, PyTree
+from jprune.transforms._build import transformation
 from jprune.transforms._projection import checkerboard, project
 
 
@@ -80,7 +81,7 @@ def keep_masked(
             raise no_params("keep_masked")
         return project(updates, params, state.mask), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def mask_updates(
@@ -116,7 +117,7 @@ def mask_updates(
         )
         return passed, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def _initial(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:

@@ -35,6 +35,7 @@ from jprune import masks
 from jprune._errors import no_params, value_error
 from jprune._groups import Group
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._keep_masked import keep_masked
 
@@ -139,9 +140,9 @@ def add_masked_l1(
             return jnp.where(far, jnp.sign(w), w)
 
         added = jax.tree.map(leaf, updates, params, state.mask)
-        return added, state._replace(count=optax.safe_increment(state.count))
+        return added, state._replace(count=next_step(state.count))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def network_slimming(

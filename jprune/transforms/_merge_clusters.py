@@ -35,6 +35,7 @@ from jprune._errors import listing, no_params, value_error
 from jprune._groups import AxisRef, Group, member_leaves
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
+from jprune.transforms._build import transformation
 from jprune.transforms._clusters import Clusters
 
 _COLLAPSED = 1e-4
@@ -147,7 +148,7 @@ def merge_clusters(
             gradients[i] = leaf(gradients[i], weights[i], how)
         return jax.tree.unflatten(treedef, gradients), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def csgd(

@@ -19,6 +19,7 @@ import optax
 from jprune import masks, selection
 from jprune._errors import no_params, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune.transforms._build import next_step, transformation
 from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
 
@@ -100,38 +101,16 @@ def prune_gradually(
             "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
             f"{begin}, {end}, {every}."
         )
-    if callable(sparsity):
-        schedule, final = sparsity, _value_at(sparsity, end)
-    else:
-        schedule, final = _cubic(sparsity, begin, end), sparsity
-
-    def counts(params: Params, t: jax.Array) -> tuple[Any, masks.Ranking]:
-        given = {"scope": scope, "ranking": ranking}
-        now, _ = masks.keep_counts(params, schedule(t), **given)
-        last, by = masks.keep_counts(params, final, **given)
-        return jax.tree.map(lambda a, b: jnp.where(t == end, b, a), now, last), by
-
-    def select(
-        params: Params, kept: Mask, warm: selection.WarmStart, t: jax.Array
-    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
-        wanted, by = counts(params, t)
-        return masks.ranked(
-            params,
-            wanted,
-            ranking=by,
-            scope=scope,
-            min_keep=min_keep,
-            within=kept,
-            init=warm,
-        )
+    ranked = Ranking(None, None, scope, ranking, min_keep)
+    chosen = _Gradual.of(sparsity, begin, end, ranked)
 
     def init(params: Params) -> PruneGraduallyState:
-        kept, wanted = params, Ranking(final, None, scope, ranking, min_keep)
+        kept, last = params, chosen.final
         if jax.tree.leaves(params):
-            shapes = jax.eval_shape(wanted.mask, params)
+            shapes = jax.eval_shape(last.mask, params)
             kept = jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
         zero = jnp.int32(0)
-        return PruneGraduallyState(zero, kept, wanted.cold(params), zero)
+        return PruneGraduallyState(zero, kept, last.cold(params), zero)
 
     def update(
         updates: PyTree,
@@ -148,15 +127,47 @@ def prune_gradually(
         due = (t >= begin) & (t < end) & ((t - begin) % every == 0)
         kept, warm, passes = jax.lax.cond(
             due | (t == end),
-            lambda: select(params, state.mask, state.warm, t),
+            lambda: chosen.select(params, state),
             lambda: (state.mask, state.warm, state.passes),
         )
-        t = optax.safe_increment(t)
-        return project(updates, params, kept), PruneGraduallyState(
-            t, kept, warm, passes
-        )
+        following = PruneGraduallyState(next_step(t), kept, warm, passes)
+        return project(updates, params, kept), following
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
+
+
+class _Gradual(NamedTuple):
+    """The target at every step: a schedule, and the exact numbers at its end."""
+
+    schedule: Callable[[jax.Array], Any]
+    final: Ranking
+    end: int
+
+    @classmethod
+    def of(cls, sparsity: Any, begin: int, end: int, ranking: Ranking) -> "_Gradual":
+        if callable(sparsity):
+            last = _value_at(sparsity, end)
+            return cls(sparsity, ranking._replace(sparsity=last), end)
+        schedule = _cubic(sparsity, begin, end)
+        return cls(schedule, ranking._replace(sparsity=sparsity), end)
+
+    def select(
+        self, params: Params, state: PruneGraduallyState
+    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
+        """The mask of this step, within the one in force."""
+        now = self.final._replace(sparsity=self.schedule(state.count))
+        (traced, _), (exact, ranking) = now.counts(params), self.final.counts(params)
+        return masks.ranked(
+            params,
+            jax.tree.map(
+                lambda a, b: jnp.where(state.count == self.end, b, a), traced, exact
+            ),
+            ranking=ranking,
+            scope=self.final.scope,
+            min_keep=self.final.min_keep,
+            within=state.mask,
+            init=state.warm,
+        )
 
 
 def _cubic(sparsity: Any, begin: int, end: int) -> Callable[[jax.Array], Any]:
@@ -171,7 +182,7 @@ def _cubic(sparsity: Any, begin: int, end: int) -> Callable[[jax.Array], Any]:
     return schedule
 
 
-def _value_at(schedule: optax.Schedule, step: int) -> Any:
+def _value_at(schedule: Callable[[Any], Any], step: int) -> Any:
     """The schedule's value on the host, as the decimal its float32 text names."""
     with jax.ensure_compile_time_eval():
         return np.asarray(schedule(jnp.int32(step)))[()]

@@ -23,6 +23,7 @@ import optax
 from jprune import masks, scores, selection
 from jprune._errors import no_params, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
+from jprune.transforms._build import transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._ranking import Ranking
 
@@ -91,7 +92,7 @@ def mask_by_saliency(
         active, warm, passes = choose(scores.saliency(params, updates), state.warm)
         return masks.apply(active, updates), MaskBySaliencyState(warm, passes)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def gsm(

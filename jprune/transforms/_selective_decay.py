@@ -24,6 +24,7 @@ import optax
 from jprune import masks, selection
 from jprune._errors import no_params, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._ranking import Ranking
 
@@ -145,17 +146,21 @@ def add_selective_decay(
                 lambda: (state.mask, state.warm, state.passes),
             )
         a = strength(state.count) if callable(strength) else strength
-        decay = jnp.asarray(mu * a)
-
-        def leaf(u: jax.Array, p: jax.Array, m: jax.Array) -> jax.Array:
-            return jnp.where(m, u, u + decay.astype(p.dtype) * p)
-
-        added = jax.tree.map(leaf, updates, params, kept)
-        count = optax.safe_increment(state.count)
+        added = _decayed(updates, params, kept, jnp.asarray(mu * a))
         stored = kept if every > 1 else ()
+        count = next_step(state.count)
         return added, AddSelectiveDecayState(count, warm, stored, passes)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
+
+
+def _decayed(updates: PyTree, params: Params, keep: Mask, decay: jax.Array) -> PyTree:
+    """`u + decay * w` where the weight is targeted, `u` bit for bit elsewhere."""
+
+    def leaf(u: jax.Array, p: jax.Array, m: jax.Array) -> jax.Array:
+        return jnp.where(m, u, u + decay.astype(p.dtype) * p)
+
+    return jax.tree.map(leaf, updates, params, keep)
 
 
 def swd(

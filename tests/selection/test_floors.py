@@ -87,3 +87,14 @@ def test_half_precision(dtype):
     tree = [jnp.array([5.0, 4, 3], dtype), jnp.array([0.1, 0.2], dtype)]
     shares = selection.kth_with_floors(tree, 3, [1, 1])
     assert shares.counts.tolist() == [2, 1]
+
+
+def test_shares_add_up_and_images_order():
+    tree = [jnp.array([3.0, -4.0, 0.0]), jnp.array([[-1.0, jnp.nan]])]
+    shares = selection.kth_with_floors(tree, 3, [0, 0])
+    assert isinstance(shares, selection.Shares)
+    assert shares.counts.tolist() == [2, 1]
+    image = selection.image_of(jnp.array([-0.0, 1e-40, -1.0, jnp.inf, jnp.nan]))
+    assert image[0] == 0 and bool(jnp.all(jnp.diff(image) > 0))
+    signed = selection.image_of(jnp.array([-jnp.inf, -2.0, 0.0, 1e-40, 3.0]), "signed")
+    assert bool(jnp.all(jnp.diff(signed) > 0))
