@@ -68,7 +68,7 @@ def asl(
             after=lab.logits(done.params, done.stats),
             run=run,
             method="asl",
-            kept=int(masks.count(done.mask)),
+            kept=done.kept(),
             seconds=done.seconds,
         )._replace(extra=extra)
 

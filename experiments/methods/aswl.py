@@ -10,7 +10,7 @@ from experiments.methods.removal import row
 from experiments.methods.reparameterized import layer_sparsities, train_theta
 from experiments.results import Row
 from experiments.schedules import warmup_cosine
-from jprune import masks, reparam
+from jprune import reparam
 
 
 def aswl(
@@ -59,6 +59,6 @@ def aswl(
             after=lab.logits(done.params, done.stats),
             run=run,
             method="aswl",
-            kept=int(masks.count(done.mask)),
+            kept=done.kept(),
             seconds=done.seconds,
         )._replace(extra=layer_sparsities(done.mask))

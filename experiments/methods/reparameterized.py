@@ -28,6 +28,11 @@ class Exported(NamedTuple):
     stats: Any
     seconds: float
 
+    def kept(self) -> int:
+        """How many prunable weights are left; one outside the mask's scope counts."""
+        scope = masks.prunable(self.params)
+        return int(masks.count(self.mask, self.params, scope))
+
 
 def train_theta(
     lab: Lab,

@@ -66,14 +66,13 @@ def sls(
             tx = optax.chain(decayed(weight_decay, kernels), optax.sgd(rate, momentum))
             start = (dense.params, dense.stats)
             done = train_theta(lab, r, tx, run=run, epochs=epochs, start=start)
-            outside = masks.size(dense.params) - masks.size(dense.params, inside)
             yield row(
                 lab,
                 done.params,
                 after=lab.logits(done.params, done.stats),
                 run=run,
                 method="sls",
-                kept=int(masks.count(done.mask)) + outside,
+                kept=done.kept(),
                 seconds=done.seconds,
             )._replace(extra=layer_sparsities(done.mask))
 
