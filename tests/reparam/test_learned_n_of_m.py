@@ -79,7 +79,9 @@ def test_masked_weights_get_no_gradient_and_priorities_do():
     theta = theta._replace(priorities={"kernel": jnp.array([0.4])})
     g = jnp.array([[1.0], [10.0], [100.0], [1000.0]])
     pull = jax.grad(lambda t: jnp.sum(g * r.apply(t)["kernel"]))(theta)
-    np.testing.assert_array_equal(pull.weights["kernel"], g * jnp.array([[1], [0], [0], [1]]))
+    np.testing.assert_array_equal(
+        pull.weights["kernel"], g * jnp.array([[1], [0], [0], [1]])
+    )
     # Unit 2 is 2 and 1 here: their pulls, as if the unit were switched on.
     np.testing.assert_allclose(pull.priorities["kernel"], [2 * 10 + 1 * 100])
 
