@@ -7,8 +7,8 @@ ten kernels, all of them ranked together, none exempt.
 Methods and papers:
   swd: Tessier et al., Rethinking Weight Decay for Efficient Neural Network Pruning,
     2022. Trained from the initialization; strength 1 -> 5e6 and base decay 1e-3 where
-    the paper has 0.1 -> 1e5 and 5e-4: batch norm hides small weights, and in 880 steps
-    the paper's strength does not make them small enough for 98 %.
+    the paper has 0.1 -> 1e5 and 5e-4: batch norm hides small weights, and in 1,320
+    steps the paper's strength does not make them small enough for 98 %.
   gsm: Ding et al., Global Sparse Momentum SGD for Pruning Very Deep Neural Networks,
     2019. From the dense network; momentum 0.95 and decay 0.04 where the paper has 0.98
     and 1e-4 for 470,000 steps; here are 880.
@@ -42,6 +42,7 @@ def get_config() -> Config:
             "gradual": {
                 "method": "gradual",
                 "sparsity": (0.9, 0.98),
+                "batch": 32,
                 "epochs": 25,
                 "end": 0.75,
                 "every": 1,

@@ -19,6 +19,7 @@ def gradual(
     dense: Fit,
     *,
     sparsity: tuple[float, ...],
+    batch: int,
     epochs: int,
     end: float,
     every: int,
@@ -32,6 +33,7 @@ def gradual(
       lab: the shared part.
       dense: the dense run, from which it starts.
       sparsity: fractions to remove.
+      batch: examples in a step.
       epochs: length of each run.
       end: share of the run after which nothing more is removed.
       every: steps between removals.
@@ -39,6 +41,7 @@ def gradual(
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
+    lab = lab.rebatched(batch)
     steps = epochs * lab.per_epoch
 
     def transform(final: Any) -> optax.GradientTransformation:

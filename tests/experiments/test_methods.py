@@ -15,6 +15,7 @@ RUNS = {
     "gradual": {
         **SGD,
         "sparsity": (0.5, 0.9),
+        "batch": 360,
         "end": 0.75,
         "every": 1,
         "weight_decay": 5e-4,
