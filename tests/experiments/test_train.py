@@ -22,7 +22,7 @@ SMALL = [
 
 def test_a_small_job_leaves_its_files_and_resumes(tmp_path, capsys):
     out = tmp_path / "run"
-    assert train.main([*SMALL, f"--out={out}"]) == 0
+    assert train.main([*SMALL, f"--out={out}", "--tensorboard"]) == 0
     said = capsys.readouterr()
     assert "one-shot 98%" in said.out and "FAILS  dense reaches" in said.out
     assert "one-shot 98%: " in said.err
@@ -33,6 +33,8 @@ def test_a_small_job_leaves_its_files_and_resumes(tmp_path, capsys):
     assert result["settings"]["dense"]["epochs"] == 1
     assert result["command"].startswith("python -m experiments.train digits --set")
     assert (out / "figure.png").stat().st_size > 1000
+    (events,) = (out / "tensorboard").iterdir()
+    assert b"dense/test_accuracy" in events.read_bytes()
     first = (out / "log.jsonl").read_text()
     assert train.main([*SMALL, f"--out={out}", "--resume"]) == 0
     again = json.loads((out / "result.json").read_text())
