@@ -1,5 +1,6 @@
 """Plans as data: pack, unpack, zero, then, save, masks, optimizer states."""
 
+import functools
 import json
 from typing import Any
 
@@ -217,6 +218,7 @@ def test_state_continues_as_the_zeroed_dense_run(name: str, whole: bool):
     def loss(f: Any) -> Any:
         return lambda p: (f(wrap(p), x) ** 2).mean()
 
+    @functools.partial(jax.jit, static_argnums=0)
     def step(f: Any, p: Any, s: Any) -> Any:
         updates, s = tx.update(jax.grad(loss(f))(p), s, p)
         return optax.apply_updates(p, updates), s

@@ -57,7 +57,7 @@ def check(seed: int) -> None:
         assert worst_error(fn, plan, params, x) <= 1e-8, deps.table()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_exact_groups_are_exact(seed: int):
     check(seed)
 
