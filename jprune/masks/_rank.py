@@ -55,31 +55,31 @@ def rank(
     _require_room(keep, floors)
     if ranking == "leaf":
         keep = _raise_to_floors(keep, floors)
-    inside = None if within is None else list(within)
+    floored = ranking == "global" and len(floors) > 1 and any(floors)
     return _rank(
         list(scores),
         jnp.asarray(keep, jnp.int32),
-        inside,
+        jnp.asarray(floors, jnp.int32) if floored else None,
+        None if within is None else list(within),
         init,
         ranking,
-        floors,
         signed,
     )
 
 
 # Compiled once for all counts, so that a call outside `jit` is cheap the second time.
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(5, 6))
 def _rank(
     leaves: list[jax.Array],
     keep: jax.Array,
+    floors: jax.Array | None,
     within: list[jax.Array] | None,
     init: selection.WarmStart | None,
     ranking: Ranking,
-    floors: tuple[int, ...],
     signed: bool,
 ) -> tuple[list[jax.Array], selection.Threshold]:
     how: Any = {"image": "signed" if signed else "magnitude", "within": within}
-    if ranking == "global" and len(leaves) > 1 and any(floors):
+    if floors is not None:
         shares = selection.kth_with_floors(leaves, keep, floors, init=init, **how)
         kept = selection.keep_mask(leaves, shares.leaf, shares.counts, **how)
         return kept, shares.common

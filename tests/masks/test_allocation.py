@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jprune import masks, scores
@@ -112,6 +112,7 @@ def test_uniform_has_an_exact_total():
     assert sum(masks.removed_count(3, 0.1) for _ in shapes) == 0
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6),
     st.integers(0, 99),

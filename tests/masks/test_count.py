@@ -92,9 +92,13 @@ def test_resolve_keep_errors():
         with pytest.raises(TypeError, match="`keep` must be one integer"):
             resolve_keep(5, None, keep)
     for keep in [-1, 6]:
-        with pytest.raises(ValueError, match=rf"`keep` must be in \[0, 5\], got {keep}"):
+        with pytest.raises(
+            ValueError, match=rf"`keep` must be in \[0, 5\], got {keep}"
+        ):
             resolve_keep(5, None, keep)
-    assert resolve_keep(5, None, np.int64(5)) == 5 == resolve_keep(5, None, jnp.int32(5))
+    assert (
+        resolve_keep(5, None, np.int64(5)) == 5 == resolve_keep(5, None, jnp.int32(5))
+    )
 
 
 SIZES = (7, 10, 1234, 10_000, 431_080, 1_000_000)

