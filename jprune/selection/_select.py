@@ -89,8 +89,8 @@ def kth_magnitude(
     Raises:
       TypeError: leaves that are not floating (with their paths), or a `k` that is not
         an integer.
-      ValueError: a concrete `k` below 0 or above the size, a `within` or `specs` that
-        does not fit, or 2**31 - 1 entries or more.
+      ValueError: a concrete `k` below 0 or above the size, an `init`, `within` or
+        `specs` that does not fit, or 2**31 - 1 entries or more.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -108,6 +108,11 @@ def kth_magnitude(
     table = read(tree, image, within, axis_name, specs)
     per_leaf = ranking == "leaf"
     wanted = _kept_count(k, table, per_leaf)
+    if init is not None and init.bits.shape not in ((), wanted.shape):
+        raise value_error(
+            f"`init` must be of shape {wanted.shape}, got {init.bits.shape}: make it "
+            "by `cold(tree, ranking=...)` for the same tree and ranking."
+        )
     if not table.leaves:
         none = jnp.zeros_like(wanted)
         return Threshold(none.astype(table.image.dtype), none, none)

@@ -30,7 +30,7 @@ def available(table: Table, per_leaf: bool) -> jax.Array:
             totals.append(jnp.int32(leaf.size))
             continue
         if leaf.within.ndim == 0:
-            total = leaf.within * jnp.int32(leaf.size)
+            total = jnp.where(leaf.within, jnp.int32(leaf.size), 0)
         else:
             total = _count_true(leaf.within)
             if table.axis_names:

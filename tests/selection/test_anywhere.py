@@ -279,6 +279,11 @@ def threshold(shape=()):
             ValueError,
             r"at a expected \(3,\), got \(2,\)",
         ),
+        (
+            {"init": selection.cold([1.0, 2.0], ranking="leaf")},
+            ValueError,
+            r"`init` must be of shape \(\), got \(2,\): make it by `cold",
+        ),
         ({"specs": jax.P()}, ValueError, "`specs`.*give `axis_name` too"),
     ],
 )
@@ -304,3 +309,16 @@ def test_too_many_entries_are_refused_at_trace_time():
     with pytest.raises(ValueError, match="2147483648 entries; counts are int32"):
         jax.eval_shape(lambda t: selection.kth_magnitude(t, 1), large)
     assert build(np.zeros(SIZE), (F32,))["c"].shape == (7,)
+
+
+def test_no_implicit_promotion(strict_promotion):
+    del strict_promotion
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(4, jnp.bfloat16)}
+    within = {"a": jnp.ones((2, 3), bool), "b": jnp.asarray(True)}
+    for snap in (False, True):
+        found, mask = select_within(tree, 5, within)
+        memory = selection.warm_start(selection.cold(tree), found)
+        again = selection.kth_magnitude(tree, 5, init=memory, snap=snap)
+        assert int(again.bits) == int(found.bits)
+    assert flat(mask).sum() == 5
+    assert flat(select_leaves(tree, jnp.array([2, 1]))[1]).sum() == 3

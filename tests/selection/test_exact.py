@@ -56,7 +56,10 @@ def test_equals_stable_sort(dtypes, image):
     agree(dtypes, image)
 
 
-@pytest.mark.parametrize("image", ["magnitude", "signed"])
+SIGNED_TOO = ["magnitude", pytest.param("signed", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("image", SIGNED_TOO)
 def test_equals_stable_sort_in_float64(image):
     with jax.enable_x64(True):
         agree((F64,), image)
@@ -66,7 +69,7 @@ def test_equals_stable_sort_in_float64(image):
         assert found.bits.dtype == jnp.int64 and found.count.dtype == jnp.int32
 
 
-@pytest.mark.parametrize("image", ["magnitude", "signed"])
+@pytest.mark.parametrize("image", SIGNED_TOO)
 def test_snap_changes_nothing_but_passes(image):
     agree((F32,), image, snap=True)
 

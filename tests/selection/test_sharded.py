@@ -81,7 +81,9 @@ def test_under_jit(kind, ranking):
         assert kept.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit]
+)
 def test_outside_jit_and_under_set_mesh(kind):
     mesh = mesh_of(kind)
     shards = placed(mesh)
@@ -94,7 +96,12 @@ def test_outside_jit_and_under_set_mesh(kind):
 
 
 @pytest.mark.parametrize(
-    ("ranking", "check_vma"), [("global", True), ("global", False), ("leaf", True)]
+    ("ranking", "check_vma"),
+    [
+        ("global", True),
+        pytest.param("global", False, marks=pytest.mark.slow),
+        pytest.param("leaf", True, marks=pytest.mark.slow),
+    ],
 )
 def test_under_shard_map(ranking, check_vma):
     mesh = mesh_of(AxisType.Auto)
