@@ -3,14 +3,23 @@
 Four host CPU devices, so that sharding is exercised on any machine; a silent rank
 promotion is an error (a mask broadcast against the wrong axis would otherwise pass);
 warnings are errors (pyproject.toml).
+
+The suite spends its time compiling programs that run once, so XLA is told to compile
+quickly: the same graph passes, plain code. `XLA_FLAGS= pytest` compiles as users do.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
-import pytest
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_llvm_disable_expensive_passes=true",
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")

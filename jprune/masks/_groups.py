@@ -96,7 +96,7 @@ def within_budget(
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import masks
-      >>> wide, narrow = jnp.array([0.9, 0.5]), jnp.array([0.7, 0.1])
+      >>> wide, narrow = jnp.array([0.9, 0.2]), jnp.array([0.5, 0.3])
       >>> masks.within_budget((wide, narrow), lambda n: 10 * n[0] + n[1], 12)
       (Array([ True, False], dtype=bool), Array([ True,  True], dtype=bool))
     """

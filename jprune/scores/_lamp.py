@@ -30,8 +30,8 @@ def lamp(params: Params) -> Scores:
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import scores
-      >>> scores.lamp(jnp.array([0.1, 0.2]))
-      Array([0.20000002, 1.        ], dtype=float32)
+      >>> scores.lamp(jnp.array([1.0, 1.0]))
+      Array([0.5, 1. ], dtype=float32)
 
     References:
       Lee et al., "Layer-Adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021,

@@ -106,8 +106,8 @@ def merge_clusters(
       >>> params = {"w": jnp.array([[1.0, 3.0, 5.0]])}
       >>> grads = {"w": jnp.array([[0.2, 0.4, 1.0]])}
       >>> updates, _ = tx.update(grads, tx.init(params), params)
-      >>> updates["w"].round(4)
-      Array([[-0.1,  1.1,  1.5]], dtype=float32)
+      >>> [round(float(u), 4) for u in updates["w"][0]]
+      [-0.1, 1.1, 1.5]
 
     References:
       Ding et al., arXiv 1904.03837, section 3.2. The multipliers of the vectors are

@@ -196,15 +196,15 @@ def test_powerprop_twin_gradual_pruning():
         for i in range(steps):
             updates, state = step(grad(theta), state, theta)
             theta = optax.apply_updates(theta, updates)
-            ga, gc, gb = twins.gradients(t[0] ** 3, t[1], t[2] ** 3)
-            pulls = [ga * 3 * t[0] ** 2, gc, gb * 3 * t[2] ** 2]
-            velocity = [beta * v + g for v, g in zip(velocity, pulls, strict=True)]
-            t = [x - lr * v for x, v in zip(t, velocity, strict=True)]
             if i <= 19 and (i % 3 == 0 or i == 19):
                 s = final - final * (1 - i / 19) ** 3
                 count = n - int(np.floor(s * n + 0.5))
                 held = [np.where(k, x, 0) for k, x in zip(keep, t[::2], strict=True)]
                 keep = twins.smallest_out(held, count)
+            ga, gc, gb = twins.gradients(t[0] ** 3, t[1], t[2] ** 3)
+            pulls = [ga * 3 * t[0] ** 2, gc, gb * 3 * t[2] ** 2]
+            velocity = [beta * v + g for v, g in zip(velocity, pulls, strict=True)]
+            t = [x - lr * v for x, v in zip(t, velocity, strict=True)]
             t[0], t[2] = np.where(keep[0], t[0], 0), np.where(keep[1], t[2], 0)
             np.testing.assert_array_equal(theta["a"]["kernel"] != 0, keep[0])
             np.testing.assert_array_equal(theta["b"]["kernel"] != 0, keep[1])
