@@ -31,7 +31,7 @@ def lamp(params: Params) -> Scores:
       >>> import jax.numpy as jnp
       >>> from jprune import scores
       >>> scores.lamp(jnp.array([1.0, 1.0]))
-      Array([0.5, 1. ], dtype=float32)
+      Array([1. , 0.5], dtype=float32)
 
     References:
       Lee et al., "Layer-Adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021,
