@@ -24,6 +24,7 @@ from experiments.methods import (
     sls,
     straight_through,
     swd,
+    swd_channels,
     tpp,
 )
 from experiments.models import digits_resnet, lenet, resnet
@@ -73,6 +74,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "sls": sls.sls,
     "straight_through": straight_through.straight_through,
     "swd": swd.swd,
+    "swd_channels": swd_channels.swd_channels,
     "tpp": tpp.tpp,
 }
 

@@ -50,11 +50,12 @@ class Program(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A finished run: its variables, ready, and its wall time."""
+    """A finished run: its variables and optimizer state, ready, and its wall time."""
 
     params: Any
     stats: Any
     seconds: float
+    opt: Any = None
 
 
 def compile_program(
@@ -148,6 +149,7 @@ def fit(
     epochs: int,
     *,
     start: tuple[Any, Any] | None = None,
+    opt: Any = None,
     hyper: Any = None,
 ) -> Fit:
     """Trains, logs every epoch, keeps checkpoints.
@@ -158,6 +160,7 @@ def fit(
       run: the name in log, bar and checkpoints.
       epochs: how many.
       start: parameters and statistics to start from; None for the seed's own.
+      opt: optimizer state to start from; None for a fresh one.
       hyper: the traced hyper-parameters of this run.
 
     Returns:
@@ -165,6 +168,8 @@ def fit(
     """
     clock = time.perf_counter()
     state = program.begin(*_copied(start or lab.init()), hyper)
+    if opt is not None:
+        state = state._replace(opt=_copied(opt))
     key, run = lab.key(run), lab.prefix + run
     keeper = lab.checkpoints(run)
     done, state, earlier = keeper.restore(state) or (0, state, 0.0)
@@ -190,7 +195,7 @@ def fit(
     keeper.close()
     lab.journal.end()
     seconds = earlier + (time.perf_counter() - clock if done < epochs else 0.0)
-    return Fit(state.params, state.stats, seconds)
+    return Fit(state.params, state.stats, seconds, state.opt)
 
 
 def _copied(tree: Any) -> Any:

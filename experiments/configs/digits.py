@@ -12,6 +12,9 @@ Methods and papers:
   gsm: Ding et al., Global Sparse Momentum SGD for Pruning Very Deep Neural Networks,
     2019. From the dense network; momentum 0.95 and decay 0.04 where the paper has 0.98
     and 1e-4 for 470,000 steps; here are 880.
+  swd_channels: SWD on batch-norm scales and shifts, half the FLOPs to go; then the
+    channels are removed for good, the compact network is verified against the zeroed
+    one, and trained on with its packed momentum.
   gradual: Zhu & Gupta, To Prune, or Not to Prune, 2017. From the dense network.
   one_shot: the largest magnitudes of the dense network, nothing trained afterwards.
 
@@ -70,6 +73,18 @@ def get_config() -> Config:
                 "a_min": 1.0,
                 "a_max": 5e6,
             },
+            "swd_channels": {
+                "method": "swd_channels",
+                "flops": 0.5,
+                "epochs": 40,
+                "lr": 0.1,
+                "momentum": 0.9,
+                "mu": 5e-4,
+                "a_min": 0.1,
+                "a_max": 1e6,
+                "tune_epochs": 3,
+                "tune_lr": 0.01,
+            },
         },
         claims=CLAIMS,
     )
@@ -102,6 +117,14 @@ CLAIMS = (
         ("gsm 10x",),
         lambda gsm: (
             gsm.changed <= 3 and gsm.before - gsm.after <= 0.01 and gsm.after >= 0.97
+        ),
+    ),
+    Claim(
+        "removing channels changes no prediction and no logit by 0.01, and leaves at "
+        "most half the FLOPs",
+        ("swd channels, 50% FLOPs",),
+        lambda row: (
+            row.changed == 0 and row.logit_change < 0.01 and row.extra["flops"] <= 0.5
         ),
     ),
     Claim(

@@ -22,7 +22,7 @@ def variables(params: Any, stats: Any) -> dict[str, Any]:
 
 def apply(lab: Lab, tree: Any, index: jax.Array) -> jax.Array:
     """The network in eval mode on the examples `index`, logits."""
-    params, stats = _split(tree)
+    params, stats = split(tree)
     key = jax.random.key(0)  # nothing is random in evaluation
     return lab.forward(params, stats, lab.inputs, index, train=False, key=key)[0]
 
@@ -95,8 +95,8 @@ def channel_row(
       seconds: wall time of the run.
       extra: further numbers.
     """
-    params, _ = _split(packed)
-    size, kept = masks.size(_split(dense)[0]), masks.size(params)
+    params, _ = split(packed)
+    size, kept = masks.size(split(dense)[0]), masks.size(params)
     after = compact_logits(lab, plan, packed)
     found = row(
         lab,
@@ -162,5 +162,6 @@ def fine_tune(
     return fit(lab, compile_program(lab, transform), run, epochs, start=start)
 
 
-def _split(tree: Any) -> tuple[Any, Any]:
+def split(tree: Any) -> tuple[Any, Any]:
+    """The parameters, and the statistics beside them."""
     return tree["params"], {name: x for name, x in tree.items() if name != "params"}

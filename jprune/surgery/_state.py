@@ -25,6 +25,13 @@ def pack_state(plan: Plan, opt_state: PyTree, params: PyTree, at: Any) -> PyTree
         for path, leaf in jtu.tree_leaves_with_path(params)
         if hasattr(leaf, "shape")
     }
+    strange = [path for path in shapes if (*prefix, *path) not in plan.keep]
+    if strange:
+        raise value_error(
+            "`params` has leaves that the plan does not know; if it is a sub-tree of "
+            "what the groups were found on, say where with `at` (`at='params'`):"
+            + listing(["/".join(map(str, path)) for path in strange])
+        )
     wrong: list[str] = []
 
     def leaf(path: Any, x: Any) -> Any:
