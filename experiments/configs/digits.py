@@ -76,6 +76,7 @@ def get_config() -> Config:
             "swd_channels": {
                 "method": "swd_channels",
                 "flops": 0.5,
+                "multiple": 8,
                 "epochs": 40,
                 "lr": 0.1,
                 "momentum": 0.9,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -26,6 +27,7 @@ def swd_channels(
     dense: Fit,
     *,
     flops: float,
+    multiple: int,
     epochs: int,
     lr: float,
     momentum: float,
@@ -41,6 +43,8 @@ def swd_channels(
       lab: the shared part.
       dense: the dense run; only the shapes of its variables are used.
       flops: fraction of the dense FLOPs that may remain.
+      multiple: each group keeps a multiple of so many channels; compilers run aligned
+        widths faster. It must divide every group.
       epochs: length of the run.
       lr: where its cosine starts.
       momentum: of heavy ball, before and after the removal.
@@ -52,7 +56,7 @@ def swd_channels(
     """
     deps = structured.find_groups(lab, dense)
     groups = structured.coupled(deps)
-    choose = _within_flops(deps, groups, flops)
+    choose = _within_flops(deps, groups, flops, multiple)
     steps = epochs * lab.per_epoch
 
     def transform(_: Any) -> optax.GradientTransformation:
@@ -93,18 +97,31 @@ def swd_channels(
 
 
 def _within_flops(
-    deps: Any, groups: list[Any], share: float
+    deps: Any, groups: list[Any], share: float, multiple: int
 ) -> Callable[[Any], tuple[jax.Array, ...]]:
-    """From parameters to what each group keeps: mean |scale|, under the budget."""
+    """From parameters to what each group keeps: mean |scale|, under the budget.
+
+    Of each group the channels are ranked and taken `multiple` at a time, worth their
+    mean.
+    """
 
     def cost(kept: jax.Array) -> jax.Array:
-        return deps.flops({group.id: kept[i] for i, group in enumerate(groups)})
+        return deps.flops({g.id: multiple * kept[i] for i, g in enumerate(groups)})
 
     def choose(params: Any) -> tuple[jax.Array, ...]:
         importance = scores.over_groups(
             scores.magnitude(params), groups, roles=("scale",)
         )
-        return masks.within_budget(importance, cost, share * deps.flops())
+        order = [jnp.argsort(-s, stable=True) for s in importance]
+        packs = [
+            jnp.mean(s[o].reshape(-1, multiple), axis=1)
+            for s, o in zip(importance, order, strict=True)
+        ]
+        taken = masks.within_budget(packs, cost, share * deps.flops())
+        return tuple(
+            jnp.argsort(o) < multiple * jnp.sum(t)
+            for o, t in zip(order, taken, strict=True)
+        )
 
     return jax.jit(choose)
 
