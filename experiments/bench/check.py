@@ -11,11 +11,15 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from experiments.bench import selection, surgery
+from experiments.bench import optimizer_step, selection, surgery
 
 Bench = Callable[[bool], Mapping[str, Any]]
 
-BENCHES: dict[str, Bench] = {"selection": selection.run, "surgery": surgery.run}
+BENCHES: dict[str, Bench] = {
+    "optimizer_step": optimizer_step.run,
+    "selection": selection.run,
+    "surgery": surgery.run,
+}
 """Each takes `quick` and returns nested mappings of figures."""
 
 
@@ -49,11 +53,21 @@ def _surgery(figure: str, side: Literal["<=", ">="], value: float, why: str) -> 
     return Bound("surgery", ("rows", figure), side, value, why)
 
 
+def _step(name: str, value: float, why: str) -> Bound:
+    figure = ("networks", "ResNet-50", "rows", name)
+    return Bound("optimizer_step", figure, "<=", value, why)
+
+
 PASS = "a sweep of three pivots is bound by memory, as a sum is"
 SIZES = ("ResNet-50", "MobileNetV3", "DenseNet-121", "ViT-B/16", "GPT-2 small")
 FASTER = "half and a quarter of the work must show on the clock"
 SORTS = "sorting 25 M values takes seconds"
 BOUNDS: tuple[Bound, ...] = (
+    _step("swd", 3, "times the dense update, exact threshold at every step"),
+    _step("gsm", 3, "times the dense update, exact threshold at every step"),
+    _step("gradual", 1.4, "a step that does not rank only applies its mask"),
+    _step("keep_masked", 1.4, "only applies its mask"),
+    _step("gradual, mask update", 10, "a step that ranks"),
     _row("one sweep / sum of magnitudes", "<=", 1.6, PASS),
     _row(
         "one sweep / one count", "<=", 0.35, "the variadic reduction is the fast form"
