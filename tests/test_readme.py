@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_prints_what_the_readme_shows(capsys):
-    (code,), (shown,) = blocks("python"), blocks("text")
+    (code, _), (shown,) = blocks("python"), blocks("text")
     names: dict[str, Any] = {}
     with jax.numpy_rank_promotion("allow"):  # As the reader has it.
         exec(compile(code, "README.md", "exec"), names)
@@ -27,6 +27,16 @@ def test_the_example_prints_what_the_readme_shows(capsys):
     kernel = np.asarray(names["params"]["kernel"])[:, 0]
     assert np.flatnonzero(kernel).tolist() == list(range(0, 100, 10))
     np.testing.assert_allclose(kernel[::10], 1.0, atol=1e-3)
+
+
+def test_the_surgery_example_halves_the_network(capsys):
+    _, code = blocks("python")
+    names: dict[str, Any] = {}
+    with jax.numpy_rank_promotion("allow"):  # As the reader has it.
+        exec(compile(code, "README.md", "exec"), names)
+    shapes, verified = capsys.readouterr().out.splitlines()
+    assert shapes == "{'b1': (64,), 'w1': (32, 64), 'w2': (64, 10)} (8, 10)"
+    assert verified == "True"
 
 
 def test_both_commands_are_one_line_from_nothing():
