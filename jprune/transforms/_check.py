@@ -43,18 +43,31 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
       >>> tx = optax.chain(optax.sgd(0.1), transforms.prune_gradually(0.5, end=9))
       >>> transforms.check(tx, {"w": jnp.ones((4, 4))})
     """
-    state, enforced = _probed(tx.init(params))
+    plain = tx.init(params)
+    state, enforced = _probed(plain)
     if not enforced:
         raise value_error(
             "`check` found no projection in the chain: nothing in it sets a weight to "
             "zero. Add `keep_masked`, `prune_gradually` or `prune_once` last, or call "
             "`finish` after training."
         )
-    before, update = params, jax.jit(tx.update)
-    for key in jax.random.split(jax.random.key(0), steps):
-        updates, state = update(_noise(key, params), state, params)
-        params = optax.apply_updates(params, updates)
-    wrong = _missed(enforced, before, params)
+    update = jax.jit(tx.update)
+
+    # From a random point: a weight that is 0 already shows nothing.
+    first, *keys = jax.random.split(jax.random.key(0), steps + 1)
+
+    def after(state: PyTree) -> Params:
+        now = optax.apply_updates(params, _noise(first, params))
+        for key in keys:
+            updates, state = update(_noise(key, now), state, now)
+            now = optax.apply_updates(now, updates)
+        return now
+
+    pruned = after(state)
+    wrong = _missed([mask for mask in enforced if mask is not None], pruned)
+    # A projection that stores no mask must leave more zeros than it does at rest.
+    if None in enforced and _zeros(pruned) <= _zeros(after(plain)):
+        wrong.append("`prune_once` or its like removed nothing: no new zero anywhere")
     if wrong:
         raise value_error(
             "Removed weights do not end at exactly 0. A projection must come last in "
@@ -90,23 +103,18 @@ def _noise(key: jax.Array, params: Params) -> PyTree:
     return jax.tree.unflatten(treedef, drawn)
 
 
-def _missed(enforced: list[PyTree | None], before: Params, after: Params) -> list[str]:
+def _missed(enforced: list[PyTree], params: Params) -> list[str]:
     """One line for each leaf with a removed weight that is not zero."""
     lines = []
-    leaves = dict(keyed_leaves(after))
+    leaves = dict(keyed_leaves(params))
     for mask in enforced:
-        if mask is None:
-            if _zeros(after) <= _zeros(before):
-                lines.append("`prune_once` removed nothing: no new zero anywhere")
-            continue
         for path, keep in keyed_leaves(mask):
             left = np.asarray(jnp.where(keep, 0, leaves[path]))
             if np.any(left != 0):
                 name = "/".join(map(str, path))
-                lines.append(
-                    f"{name}: {np.count_nonzero(left)} not zero, e.g. "
-                    f"{left[left != 0].flat[0]:.3g}"
-                )
+                example = left[left != 0].flat[0]
+                count = np.count_nonzero(left)
+                lines.append(f"{name}: {count} not zero, e.g. {example:.3g}")
     return lines
 
 

@@ -265,6 +265,13 @@ def test_check_refuses_a_projection_before_the_learning_rate(projection):
         transforms.check(wrong, tree("dict"))
 
 
+def test_check_is_not_fooled_by_weights_that_start_at_zero():
+    params = {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}
+    transforms.check(optax.chain(optax.sgd(0.1), once()), params)
+    with pytest.raises(ValueError, match="no new zero anywhere"):
+        transforms.check(optax.chain(once(), optax.sgd(0.1)), params)
+
+
 def test_check_refuses_an_averaging_wrapper():
     averaged = optax.chain(optax.sgd(0.1), gradual(), optax.ema(0.9))
     with pytest.raises(ValueError, match="one/kernel: 16 not zero"):
