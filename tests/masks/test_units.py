@@ -165,6 +165,7 @@ def test_keep_over_several_leaves_needs_a_global_ranking():
     assert sum(kept) == 3
 
 
+@pytest.mark.slow
 def test_a_sharded_leaf_gives_the_same_blocks_and_channels():
     x = np.random.default_rng(4).normal(size=(8, 12)).astype(np.float32)
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
