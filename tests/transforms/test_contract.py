@@ -139,7 +139,9 @@ def test_row8_masked(case):
         grads = {"one": {"kernel": gradients(got, t)["one"]["kernel"]}}
         updates, state = step(grads, state, alone)
         alone = optax.apply_updates(alone, updates)
-    chex.assert_trees_all_close(got["one"]["kernel"], alone["one"]["kernel"], rtol=1e-6)
+    chex.assert_trees_all_close(
+        got["one"]["kernel"], alone["one"]["kernel"], rtol=1e-5, atol=1e-7
+    )
 
 
 @CASES
@@ -213,7 +215,7 @@ def test_row11_sharded(case, kind):
             updates, state = step(grads, state, placed)
             placed = optax.apply_updates(placed, updates)
     got, want = (jax.tree.map(np.asarray, x) for x in (placed, want))
-    chex.assert_trees_all_close(got, want, rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-7)
     zeros = jax.tree.map(lambda x: x == 0, (got, want))
     chex.assert_trees_all_equal(*zeros)
     for leaf, sharding in zip(
