@@ -64,7 +64,8 @@ class Group:
     kind: Kind = "coupled"
 
     def __post_init__(self) -> None:
-        for ref in self.members:
+        # Axes of one structure share one tuple of labels: each is looked at once.
+        for ref in {id(ref.labels): ref for ref in self.members}.values():
             if ref.labels is None:
                 continue
             seen = set(ref.labels) - {-1}

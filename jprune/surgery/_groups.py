@@ -31,7 +31,7 @@ from jprune.surgery._axes import (
     why_frozen,
 )
 from jprune.surgery._cost import Contraction, Cost, total
-from jprune.surgery._layout import labels
+from jprune.surgery._layout import every_label, structure
 from jprune.surgery._program import Program, StateOutputs, analyze
 
 _PRODUCES: tuple[Role, ...] = ("out", "table")
@@ -273,15 +273,19 @@ def contraction_axes(deps: Groups) -> PyTree:
 def _collect(program: Program) -> list[tuple[Group, Atom]]:
     """The free atoms on parameter axes with their members, in order of appearance."""
     members: dict[Atom, list[AxisRef]] = {}
+    memo: dict[Any, dict[Atom, tuple[int, ...]]] = {}  # axes that share a structure
     for index, (path, axes) in enumerate(program.params.items()):
         for axis, term in enumerate(axes):
             role = program.ctx.roles.get((index, axis), "other")
-            for atom in dict.fromkeys(leaves(term)):
-                if atom.frozen:
-                    continue
-                where = None
-                if resolve(term) is not atom:
-                    where = tuple(labels(term, atom).tolist())
+            if isinstance(resolve(term), Atom):
+                found = {a: None for a in leaves(term) if not a.frozen}
+            else:
+                key = structure(term)
+                if key not in memo:
+                    rows = every_label(term).items()
+                    memo[key] = {a: tuple(where.tolist()) for a, where in rows}
+                found = memo[key]
+            for atom, where in found.items():
                 members.setdefault(atom, []).append(
                     AxisRef(path, axis, role, where)  # type: ignore[arg-type]
                 )

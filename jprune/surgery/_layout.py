@@ -97,7 +97,7 @@ class Choice:
         """The layout of an axis; equal structures share one object."""
         if term not in self._memo:
             resolved = resolve(term)
-            key = _structure(resolved)
+            key = structure(resolved)
             if key not in self._shared:
                 self._shared[key] = self._layout(resolved)
             self._memo[term] = self._shared[key]
@@ -125,13 +125,13 @@ class Choice:
         return self.layout(term).kept.size
 
 
-def _structure(term: Term) -> Any:
+def structure(term: Term) -> Any:
     """A key that equal structures over the same atoms share."""
     term = resolve(term)
     if isinstance(term, Atom):
         return term
     children = term.parts if isinstance(term, Sum) else term.factors
-    return (type(term), *map(_structure, children))
+    return (type(term), *map(structure, children))
 
 
 def _atom_layout(keep: np.ndarray, refined: bool) -> Layout:
@@ -240,6 +240,23 @@ def labels(term: Term, atom: Atom) -> np.ndarray:
         # One atom may be two factors of an axis (a flattened Gram matrix); the outer
         # occurrence then names the position.
         out = np.where(out[:, None] >= 0, out[:, None], inner[None, :]).reshape(-1)
+    return out
+
+
+def every_label(term: Term) -> dict[Atom, np.ndarray]:
+    """The `labels` of every free atom of an axis, in one pass over its parts."""
+    term = resolve(term)
+    if not isinstance(term, Sum):
+        return {a: labels(term, a) for a in leaves(term) if not a.frozen}
+    out: dict[Atom, np.ndarray] = {}
+    start = 0
+    for part in term.parts:
+        stop = start + part.size
+        for atom, where in every_label(part).items():
+            if atom not in out:
+                out[atom] = np.full(term.size, -1)
+            out[atom][start:stop] = where
+        start = stop
     return out
 
 
