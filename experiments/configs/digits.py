@@ -23,7 +23,16 @@ and no logit by 0.1; SWD at 98 % keeps at least 95 %, ten points or more above o
 even with recalibrated batch statistics; removal after GSM changes at most 3
 predictions.
 
-Command: `python -m experiments.train digits`.
+Ours, test accuracy after removal in percent, seeds 0 / 1 / 2 (`experiments/results/
+digits_seed{0,1,2}.json`):
+  dense 99.72 / 99.17 / 98.89; one-shot 98 % 10.28 / 9.72 / 9.72, with recalibrated
+  statistics 28.33 / 22.50 / 14.17; gradual 98 % 96.94 / 96.94 / 96.94; GSM 10x 98.89 /
+  99.17 / 99.72; SWD 98 % 98.89 / 98.33 / 98.61, no prediction changed by removal and no
+  logit by more than 0.006. With batches of 64 for 40 epochs SWD at 98 % reached 96.94 /
+  95.83 / 96.94 only; 60 such epochs did not help (seed 1: 96.94).
+
+Command: `python -m experiments.train digits`. Cost: 190 s of CPU time, compilation
+included.
 """
 
 from experiments.config import Claim, Config

@@ -36,14 +36,15 @@ def plain_run(lab, epochs):
         logits = network(params, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
+    gradient, update = jax.jit(jax.value_and_grad(loss_fn)), jax.jit(tx.update)
     losses = []
     for epoch in range(epochs):
         order = np.random.default_rng([lab.seed, epoch]).permutation(data.train)
         for step in range(lab.per_epoch):
             at = order[step * lab.batch : (step + 1) * lab.batch]
             x = (data.inputs[at] - data.mean) / data.std
-            loss, grads = jax.value_and_grad(loss_fn)(params, x, data.labels[at])
-            updates, opt = tx.update(grads, opt, params)
+            loss, grads = gradient(params, x, data.labels[at])
+            updates, opt = update(grads, opt, params)
             params = optax.apply_updates(params, updates)
             losses.append(float(loss))
     return params, losses
