@@ -272,6 +272,21 @@ def test_check_is_not_fooled_by_weights_that_start_at_zero():
         transforms.check(optax.chain(once(), optax.sgd(0.1)), params)
 
 
+def test_check_of_a_chain_that_ends_within_its_dry_steps():
+    """At rest such a chain removes too; that must not hide what the probe does."""
+
+    def select(p):
+        return masks.unstructured(p, 0.5)
+
+    soon = transforms.prune_once(select, step=1)
+    transforms.check(optax.chain(optax.sgd(0.1), soon), tree("dict"))
+    held = transforms.keep_masked(select)
+    labels = {"one": "a", "two": "b"}
+    both = optax.partition({"a": held, "b": optax.chain(soon, optax.sgd(0.1))}, labels)
+    with pytest.raises(ValueError, match="no new zero anywhere"):
+        transforms.check(both, tree("dict"))
+
+
 def test_check_refuses_an_averaging_wrapper():
     averaged = optax.chain(optax.sgd(0.1), gradual(), optax.ema(0.9))
     with pytest.raises(ValueError, match="one/kernel: 16 not zero"):
