@@ -269,7 +269,8 @@ def _text_files() -> Iterator[Path]:
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and not skipped & set(file.relative_to(ROOT).parts):
                 yield file
-    yield from (f for f in ROOT.glob("*") if f.is_file())
+    # In a linked work tree `.git` is a file that names where the repository lies.
+    yield from (f for f in ROOT.glob("*") if f.is_file() and f.name != ".git")
 
 
 def _docstring(node: ast.AST) -> ast.Expr | None:
