@@ -9,6 +9,7 @@ leaf out of scope holds a 0-d True. *Sparsity* is the fraction that is zero.
 """
 
 from jprune import analysis as analysis
+from jprune import at_init as at_init
 from jprune import compress as compress
 from jprune import masks as masks
 from jprune import reparam as reparam
