@@ -30,6 +30,7 @@ def rank(
     min_keep: int = 1,
     signed: bool = False,
     init: selection.WarmStart | None = None,
+    times: Sequence[jax.Array] | None = None,
 ) -> tuple[list[jax.Array], selection.Threshold]:
     """Keeps the `keep` largest scores; ties go to the first leaf, then row-major order.
 
@@ -44,6 +45,8 @@ def rank(
         small for that is ranked without floors.
       signed: rank by value instead of by magnitude.
       init: warm start of the ranking, see `selection.WarmStart`.
+      times: arrays like `scores` that these are multiplied by; see
+        `selection.kth_magnitude`.
 
     Returns:
       Bool arrays shaped as `scores`, and the threshold found.
@@ -61,6 +64,7 @@ def rank(
         jnp.asarray(keep, jnp.int32),
         jnp.asarray(floors, jnp.int32) if floored else None,
         None if within is None else list(within),
+        None if times is None else list(times),
         init,
         ranking,
         signed,
@@ -68,17 +72,19 @@ def rank(
 
 
 # Compiled once for all counts, so that a call outside `jit` is cheap the second time.
-@functools.partial(jax.jit, static_argnums=(5, 6))
+@functools.partial(jax.jit, static_argnums=(6, 7))
 def _rank(
     leaves: list[jax.Array],
     keep: jax.Array,
     floors: jax.Array | None,
     within: list[jax.Array] | None,
+    times: list[jax.Array] | None,
     init: selection.WarmStart | None,
     ranking: Ranking,
     signed: bool,
 ) -> tuple[list[jax.Array], selection.Threshold]:
-    how: Any = {"image": "signed" if signed else "magnitude", "within": within}
+    image = "signed" if signed else "magnitude"
+    how: Any = {"image": image, "within": within, "times": times}
     if floors is not None:
         shares = selection.kth_with_floors(leaves, keep, floors, init=init, **how)
         kept = selection.keep_mask(leaves, shares.leaf, shares.counts, **how)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune import selection
-from jprune._typing import Mask, Scores
+from jprune._typing import Mask, PyTree, Scores
 from jprune.masks._rank import Ranking, rank
 from jprune.masks._scope import from_scope, in_scope, inside, resolve_scope
 from jprune.masks._target import keep_counts
@@ -82,6 +82,7 @@ def ranked(
     min_keep: int = 1,
     within: Mask | None = None,
     init: selection.WarmStart,
+    times: PyTree | None = None,
 ) -> tuple[Mask, selection.WarmStart, jax.Array]:
     """`unstructured`, for a caller that ranks at every step and carries a warm start.
 
@@ -94,6 +95,8 @@ def ranked(
       within: as for `unstructured`.
       init: the warm start of the step before; at first `selection.cold` of the leaves
         in scope, for the same `ranking`.
+      times: pytree like `scores` that they are multiplied by on the way, so that a
+        score such as |w g| is never stored; see `selection.kth_magnitude`.
 
     Returns:
       The mask, the warm start of the next step, and the passes over the weights that
@@ -110,6 +113,7 @@ def ranked(
         within=inside(within, scores, scope),
         min_keep=min_keep,
         init=init,
+        times=None if times is None else in_scope(times, scope),
     )
     passes = jnp.max(found.passes).astype(jnp.int32)
     return from_scope(scope, kept), selection.warm_start(init, found), passes

@@ -49,6 +49,7 @@ def kth_with_floors(
     init: WarmStart | None = None,
     image: ImageKind = "magnitude",
     within: Mask | None = None,
+    times: PyTree | None = None,
 ) -> Shares:
     """Thresholds and counts of the k largest entries with a floor for each leaf.
 
@@ -60,6 +61,7 @@ def kth_with_floors(
       init: as for `kth_magnitude`.
       image: as for `kth_magnitude`.
       within: as for `kth_magnitude`.
+      times: as for `kth_magnitude`.
 
     Returns:
       The `Shares`. Ties at the common threshold go to the earlier leaves.
@@ -74,7 +76,7 @@ def kth_with_floors(
       >>> selection.keep_mask(tree, shares.leaf, shares.counts)[1].tolist()
       [False, True]
     """
-    table = read(tree, image, within, None, None)
+    table = read(tree, image, within, None, None, times)
     present = available(table, True)
     least = jnp.minimum(jnp.asarray(floors, jnp.int32), present)
     wanted = jnp.asarray(k, jnp.int32)

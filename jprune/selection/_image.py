@@ -77,13 +77,24 @@ class Image(NamedTuple):
         """The image of a non-negative Python float."""
         return int(np.array(value, self.float_dtype).view(self.dtype)) >> self.shift
 
-    def of(self, x: jax.Array, within: jax.Array | None = None) -> jax.Array:
-        """The images of a leaf, element-wise; `excluded` where `within` is False."""
-        bits = lax.bitcast_convert_type(self._widen(x), self.dtype)
+    def of(
+        self,
+        x: jax.Array,
+        within: jax.Array | None = None,
+        times: jax.Array | None = None,
+    ) -> jax.Array:
+        """The images of a leaf, element-wise; `excluded` where `within` is False.
+
+        With `times` they are those of the product, rounded to the common format.
+        """
+        number = self._widen(x)
+        if times is not None:
+            number *= self._widen(times)
+        bits = lax.bitcast_convert_type(number, self.dtype)
         size = (bits & np.iinfo(self.dtype).max) >> self.shift
         if self.signed:
-            number = size <= self.of_float(np.inf)
-            size = jnp.where((bits < 0) & number, -size, size)
+            is_number = size <= self.of_float(np.inf)
+            size = jnp.where((bits < 0) & is_number, -size, size)
         if within is None:
             return size
         return jnp.where(within, size, jnp.asarray(self.excluded, self.dtype))
@@ -102,12 +113,15 @@ class Image(NamedTuple):
         return x.astype(self.float_dtype)
 
 
-def common_image(dtypes: Sequence[np.dtype], kind: ImageKind) -> Image:
+def common_image(
+    dtypes: Sequence[np.dtype], kind: ImageKind, *, products: bool = False
+) -> Image:
     """The image that serves every dtype of a tree.
 
     Args:
       dtypes: the floating dtypes of the leaves; none for an empty tree.
       kind: `"magnitude"` or `"signed"`.
+      products: whether products of such numbers are imaged: they use every bit.
 
     Returns:
       The image.
@@ -123,4 +137,5 @@ def common_image(dtypes: Sequence[np.dtype], kind: ImageKind) -> Image:
     wide = any(dtype == np.float64 for dtype in dtypes)
     full = 52 if wide else 23
     used = max((int(jnp.finfo(dtype).nmant) for dtype in dtypes), default=full)
+    used = full if products else used
     return Image(wide, full - used, kind == "signed")

@@ -39,6 +39,7 @@ class Leaf:
 
     Attributes:
       value: the (local) array.
+      times: what it is multiplied by before it is ranked, of the same shape; None is 1.
       within: which entries take part: bool of the same shape or 0-d; None is all.
       split: for each dimension, the mesh axes that split it.
       replicas: the mesh axes over which the leaf is replicated.
@@ -48,12 +49,18 @@ class Leaf:
     """
 
     value: jax.Array
+    times: jax.Array | None
     within: jax.Array | None
     split: tuple[tuple[str, ...], ...] = _static()
     replicas: tuple[str, ...] = _static()
     shape: tuple[int, ...] = _static()
     offset: int = _static()
     places: np.ndarray | None = None
+
+    @property
+    def swept(self) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """The arrays that one sweep reads, as `Image.of` takes them."""
+        return self.value, self.within, self.times
 
     @property
     def size(self) -> int:
@@ -118,6 +125,7 @@ def read(
     within: Mask | None,
     axis_name: str | Sequence[str] | None,
     specs: PyTree | None,
+    times: PyTree | None = None,
 ) -> Table:
     """Checks a tree and lays it out.
 
@@ -127,6 +135,7 @@ def read(
       within: pytree of bool like `tree`, or None.
       axis_name: mesh axes of the enclosing `shard_map`, or None.
       specs: pytree prefix of `PartitionSpec`, or None.
+      times: pytree like `tree` that it is multiplied by, or None.
 
     Returns:
       The table.
@@ -140,38 +149,61 @@ def read(
     named = named_leaves(tree)
     values = [jnp.asarray(value) for _, value in named]
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+    factors = _times(tree, named, values, times)
     masks = _within(tree, named, values, within)
     placed = _specs(tree, named, values, axes, specs)
     leaves, total = [], 0
-    for value, mask, spec in zip(values, masks, placed, strict=True):
-        leaves.append(_leaf(lax.stop_gradient(value), mask, spec, axes, total))
+    for value, factor, mask, spec in zip(values, factors, masks, placed, strict=True):
+        fixed = lax.stop_gradient((value, factor))
+        leaves.append(_leaf(*fixed, mask, spec, axes, total))
         total += leaves[-1].size
     if total >= LIMIT:
         raise value_error(
             f"`tree` has {total} entries; counts are int32, so one selection takes "
             f"fewer than {LIMIT}. Rank leaves (or parts of the tree) separately."
         )
-    kind = common_image(dtypes, image)
+    if times is not None:
+        dtypes = dtypes + float_dtypes(times, "times")
+    kind = common_image(dtypes, image, products=times is not None)
     return Table(tuple(leaves), kind, axes)
 
 
-def float_dtypes(tree: PyTree) -> list[np.dtype]:
+def float_dtypes(tree: PyTree, name: str = "tree") -> list[np.dtype]:
     """The dtype of each leaf (or `ShapeDtypeStruct`), in flattening order.
 
     Raises:
       TypeError: with the paths of the leaves that are not floating.
     """
-    named = [(name, jnp.result_type(leaf)) for name, leaf in named_leaves(tree)]
+    named = [(path, jnp.result_type(leaf)) for path, leaf in named_leaves(tree)]
     floating = [jnp.issubdtype(dtype, jnp.floating) for _, dtype in named]
     if not all(floating):
         bad = [
             f"{named[i][0]}: {named[i][1]}" for i, ok in enumerate(floating) if not ok
         ]
         raise type_error(
-            "`tree` must have floating leaves only; pass the leaves in scope, or the "
+            f"`{name}` must have floating leaves only; pass those in scope, or the "
             f"magnitude of complex ones. Got:{listing(bad)}"
         )
     return [dtype for _, dtype in named]
+
+
+def _times(
+    tree: PyTree, named: list, values: list[jax.Array], times: PyTree | None
+) -> list[jax.Array | None]:
+    if times is None:
+        return [None] * len(values)
+    require_same_structure("times", times, tree)
+    factors: list[jax.Array | None] = []
+    for (name, _), value, factor in zip(
+        named, values, jax.tree.leaves(times), strict=True
+    ):
+        if np.shape(factor) != value.shape:
+            raise value_error(
+                f"`times` must have the shape of its leaf: at {name} expected "
+                f"{value.shape}, got {np.shape(factor)}."
+            )
+        factors.append(jnp.asarray(factor))
+    return factors
 
 
 def _within(
@@ -228,6 +260,7 @@ def _specs(
 
 def _leaf(
     value: jax.Array,
+    times: Any,
     within: Any,
     spec: PartitionSpec,
     axes: tuple[str, ...],
@@ -243,7 +276,7 @@ def _leaf(
         for length, names in zip(value.shape, split, strict=True)
     )
     replicas = tuple(name for name in axes if name not in used)
-    return Leaf(value, within, split, replicas, shape, offset)
+    return Leaf(value, times, within, split, replicas, shape, offset)
 
 
 def _names(entry: Any) -> tuple[str, ...]:

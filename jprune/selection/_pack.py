@@ -40,16 +40,16 @@ def pack(table: Table) -> Table:
     if not unsharded(table):
         return table
     packs: list[list[Leaf]] = []
-    filling: dict[jnp.dtype, list[Leaf]] = {}
+    filling: dict[tuple, list[Leaf]] = {}
     rest = []
     for leaf in table.leaves:
         if leaf.size > SMALL:
             rest.append(leaf)
             continue
-        dtype = leaf.value.dtype
-        held = filling.get(dtype)
+        dtypes = (leaf.value.dtype, None if leaf.times is None else leaf.times.dtype)
+        held = filling.get(dtypes)
         if held is None or sum(one.size for one in held) + leaf.size > PACK:
-            held = filling[dtype] = []
+            held = filling[dtypes] = []
             packs.append(held)
         held.append(leaf)
     joined = [_join(held) if len(held) > 1 else held[0] for held in packs]
@@ -58,12 +58,15 @@ def pack(table: Table) -> Table:
 
 def _join(leaves: list[Leaf]) -> Leaf:
     value = jnp.concatenate([leaf.value.reshape(-1) for leaf in leaves])
+    factors = [leaf.times for leaf in leaves if leaf.times is not None]
+    times = jnp.concatenate([x.reshape(-1) for x in factors]) if factors else None
     within = None
     if any(leaf.within is not None for leaf in leaves):
         within = jnp.concatenate([_flat_within(leaf) for leaf in leaves])
     # A constant: as XLA operations it would be one more kernel for each small leaf.
     places = np.concatenate([leaf.offset + np.arange(leaf.size) for leaf in leaves])
-    return Leaf(value, within, ((),), (), value.shape, 0, places.astype(np.int32))
+    places = places.astype(np.int32)
+    return Leaf(value, times, within, ((),), (), value.shape, 0, places)
 
 
 def _flat_within(leaf: Leaf) -> jax.Array:

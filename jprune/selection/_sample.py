@@ -9,6 +9,8 @@ sharded leaf would gather it, and below about a million entries a few more sweep
 cheaper than a sort; in both cases there is no sample.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -35,10 +37,7 @@ def sampled_guess(table: Table, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     for leaf in table.leaves:
         if leaf.size == 0:
             continue
-        within = leaf.within
-        if within is not None and within.ndim:
-            within = _every(within, stride)
-        parts.append(table.image.of(_every(leaf.value, stride), within))
+        parts.append(table.image.of(*(_every(x, stride) for x in leaf.swept)))
     ordered = lax.sort(jnp.concatenate(parts))
     s = ordered.shape[0]
     p = k.astype(jnp.float32) / sum(sizes)
@@ -53,6 +52,9 @@ def sampled_guess(table: Table, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     return low + half, jnp.maximum(half, 1)
 
 
-def _every(x: jax.Array, stride: int) -> jax.Array:
+def _every(x: jax.Array | None, stride: int) -> Any:
+    """Every `stride`-th entry; a mask of the whole leaf (None or 0-d) as it is."""
+    if x is None or x.ndim == 0:
+        return x
     flat = x.reshape(-1)
     return lax.slice(flat, (0,), flat.shape, (stride,))

@@ -45,6 +45,7 @@ def kth_magnitude(
     image: ImageKind = "magnitude",
     ranking: Ranking = "global",
     within: Mask | None = None,
+    times: PyTree | None = None,
     snap: bool = False,
     pivots: int = PIVOTS,
     axis_name: str | Sequence[str] | None = None,
@@ -74,6 +75,10 @@ def kth_magnitude(
         in one loop).
       within: tree of bool like `tree`, each leaf of its leaf's shape or 0-d: only
         entries marked True take part.
+      times: tree like `tree` that it is multiplied by, entry by entry and in float32
+        (float64 if any leaf is), inside each sweep. The ranking is that of the product,
+        which is never stored: on a CPU a new array of the model's size costs as much as
+        several sweeps. A subnormal product may count as 0.
       snap: also find the entries next to the outer pivots. Worth its 20 % a sweep on
         quantized or heavily tied scores.
       pivots: thresholds tried in one sweep, at least 2.
@@ -89,8 +94,8 @@ def kth_magnitude(
     Raises:
       TypeError: leaves that are not floating (with their paths), or a `k` that is not
         an integer.
-      ValueError: a concrete `k` below 0 or above the size, an `init`, `within` or
-        `specs` that does not fit, or 2**31 - 1 entries or more.
+      ValueError: a concrete `k` below 0 or above the size, an `init`, `within`,
+        `times` or `specs` that does not fit, or 2**31 - 1 entries or more.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -105,7 +110,7 @@ def kth_magnitude(
     require_ranking(ranking)
     if pivots < 2:
         raise value_error(f"`pivots` must be at least 2, got {pivots}.")
-    table = read(tree, image, within, axis_name, specs)
+    table = read(tree, image, within, axis_name, specs, times)
     per_leaf = ranking == "leaf"
     wanted = _kept_count(k, table, per_leaf)
     if init is not None and init.bits.shape not in ((), wanted.shape):
@@ -153,6 +158,7 @@ def keep_mask(
     ties: Literal["first", "all"] = "first",
     image: ImageKind = "magnitude",
     within: Mask | None = None,
+    times: PyTree | None = None,
     axis_name: str | Sequence[str] | None = None,
     specs: PyTree | None = None,
 ) -> Mask:
@@ -170,6 +176,7 @@ def keep_mask(
       ties: `"first"` keeps exactly k, `"all"` every entry that reaches the threshold.
       image: the same as there.
       within: the same as there; entries outside it are not kept.
+      times: the same as there.
       axis_name: the same as there.
       specs: the same as there.
 
@@ -183,7 +190,7 @@ def keep_mask(
     """
     if ties not in ("first", "all"):
         raise value_error(f'`ties` must be "first" or "all", got {ties!r}.')
-    table = read(tree, image, within, axis_name, specs)
+    table = read(tree, image, within, axis_name, specs, times)
     per_leaf = jnp.ndim(threshold.bits) == 1
     _require_fit(threshold, table, per_leaf)
     wanted = _kept_count(k, table, per_leaf)
@@ -205,7 +212,7 @@ def _masks(
     for i, leaf in enumerate(table.leaves):
         rows = (threshold.bits, last, k)
         bits, end, kept = (row[i] for row in rows) if per_leaf else rows
-        above, tied = split_at(table, table.image.of(leaf.value, leaf.within), bits)
+        above, tied = split_at(table, table.image.of(*leaf.swept), bits)
         if exactly:
             total = leaf.size if per_leaf else sum(table.sizes)
             tied &= leaf.from_end(strides[i], total) >= end

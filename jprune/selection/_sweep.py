@@ -45,18 +45,10 @@ def sweep_images(table: Table, per_leaf: bool) -> Callable[..., Counts]:
 
     def count(pivots: Pivots, bracket: Bracket | None = None) -> Counts:
         ends = [] if bracket is None else [bracket.lo, bracket.hi]
-        values, masks, pivots, ends = lax.optimization_barrier(
-            (
-                [leaf.value for leaf in table.leaves],
-                [leaf.within for leaf in table.leaves],
-                pivots,
-                ends,
-            )
+        leaves, pivots, ends = lax.optimization_barrier(
+            ([leaf.swept for leaf in table.leaves], pivots, ends)
         )
-        images = [
-            table.image.of(value, mask)
-            for value, mask in zip(values, masks, strict=True)
-        ]
+        images = [table.image.of(*leaf) for leaf in leaves]
         return _count(table, images, pivots, ends, per_leaf)
 
     return count
@@ -73,17 +65,12 @@ def sweep_positions(
     strides = all_strides(table, per_leaf)
 
     def count(pivots: Pivots) -> Counts:
-        values, masks, steps, pivots = lax.optimization_barrier(
-            (
-                [leaf.value for leaf in table.leaves],
-                [leaf.within for leaf in table.leaves],
-                strides,
-                pivots,
-            )
+        swept, steps, pivots = lax.optimization_barrier(
+            ([leaf.swept for leaf in table.leaves], strides, pivots)
         )
         places = []
         for i, leaf in enumerate(table.leaves):
-            image = table.image.of(values[i], masks[i])
+            image = table.image.of(*swept[i])
             above, tied = split_at(table, image, bits[i] if per_leaf else bits)
             total = leaf.size if per_leaf else sum(table.sizes)
             place = leaf.from_end(steps[i], total)

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import masks, scores, selection
+from jprune import masks, selection
 from jprune._errors import no_params, value_error
-from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
+from jprune._tree import require_same_structure
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
 from jprune.transforms._build import transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._ranking import Ranking
@@ -68,16 +69,18 @@ def mask_by_saliency(
     _require_one(sparsity, keep)
 
     def choose(
-        saliency: Scores, warm: selection.WarmStart
+        params: Params, grads: PyTree, warm: selection.WarmStart
     ) -> tuple[Mask, selection.WarmStart, jax.Array]:
-        active = _active(masks.size(saliency, scope), sparsity, keep)
-        counts, _ = masks.keep_counts(saliency, keep=active, scope=scope)
-        return masks.ranked(saliency, counts, scope=scope, min_keep=0, init=warm)
+        active = _active(masks.size(params, scope), sparsity, keep)
+        counts, _ = masks.keep_counts(params, keep=active, scope=scope)
+        return masks.ranked(
+            params, counts, scope=scope, min_keep=0, init=warm, times=grads
+        )
 
     def init(params: Params) -> MaskBySaliencyState:
         warm = Ranking(None, 0, scope).cold(params)
         if jax.tree.leaves(params):
-            jax.eval_shape(choose, params, warm)
+            jax.eval_shape(choose, params, params, warm)
         return MaskBySaliencyState(warm, jnp.int32(0))
 
     def update(
@@ -89,7 +92,8 @@ def mask_by_saliency(
         del extra
         if params is None:
             raise no_params("mask_by_saliency")
-        active, warm, passes = choose(scores.saliency(params, updates), state.warm)
+        require_same_structure("updates", updates, params)
+        active, warm, passes = choose(params, updates, state.warm)
         return masks.apply(active, updates), MaskBySaliencyState(warm, passes)
 
     return transformation(init, update)
