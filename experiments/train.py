@@ -24,6 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -151,6 +152,9 @@ def _say(lab: Lab, found: Row) -> None:
 def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
     """Makes the folder of a job; an old job in it is continued or cleared.
 
+    A job that is continued may have got further runs since; those it had must be as
+    they were.
+
     Raises:
       ConfigError: if the folder holds something else, or if what is to be resumed is
         missing or had other settings.
@@ -161,12 +165,14 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
         if not note.is_file():
             raise ConfigError(f"`--resume`: there is no job in {out}.")
         old = json.loads(note.read_text())
-        differ = sorted(k for k in settings if old.get(k) != settings[k])
-        if differ:
+        if not _grown(old, settings):
+            differ = sorted(k for k in settings if old.get(k) != settings[k])
             raise ConfigError(
                 f"`--resume`: the job in {out} had other settings "
                 f"({', '.join(differ)}). Give the same ones, or another `--out`."
             )
+        if jax.process_index() == 0:
+            note.write_text(json.dumps(settings, indent=1) + "\n")
     elif out.exists() and any(out.iterdir()) and not note.is_file():
         raise ConfigError(
             f"`--out {out}` holds files that are no job's. Name an empty folder."
@@ -177,6 +183,21 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
         (out / "result.json").unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _grown(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether every part and run of the old settings stands unchanged in the new."""
+
+    def parts(settings: dict[str, Any]) -> list[tuple[dict, dict]]:
+        own = {k: v for k, v in settings.items() if k not in ("runs", "beside")}
+        beside = settings.get("beside", [])
+        return [(own, settings["runs"]), *(p for b in beside for p in parts(b))]
+
+    before, after = parts(old), parts(new)
+    return before[0][0] == after[0][0] and all(
+        any(own == mine and runs.items() <= more.items() for mine, more in after)
+        for own, runs in before
+    )
 
 
 def connect(environment: Mapping[str, str]) -> None:

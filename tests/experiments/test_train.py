@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from experiments import train
-from experiments.config import ConfigError, load
+from experiments.config import ConfigError, combine, load, only, override
 
 SMALL = [
     "digits",
@@ -78,6 +78,20 @@ def test_resume_refuses_other_settings(tmp_path):
     train.prepare(tmp_path, load("digits"), 0, resume=True)
     with pytest.raises(ConfigError, match=r"other settings \(seed\)"):
         train.prepare(tmp_path, load("digits"), 1, resume=True)
+
+
+def test_resume_takes_further_runs_and_refuses_changed_ones(tmp_path):
+    digits, other = load("digits"), load("digits_aswl")
+    part = only(digits, ["swd"])
+    train.prepare(tmp_path, part, 0, resume=False)
+    train.prepare(tmp_path, combine([digits, other]), 0, resume=True)
+    note = json.loads((tmp_path / "config.json").read_text())
+    assert "gsm" in note["runs"] and "aswl" in note["beside"][0]["runs"]
+    with pytest.raises(ConfigError, match=r"other settings \(.*runs"):
+        train.prepare(tmp_path, part, 0, resume=True)
+    changed = override(combine([digits, other]), ["swd.mu=0.5"])
+    with pytest.raises(ConfigError, match=r"other settings \(runs\)"):
+        train.prepare(tmp_path, changed, 0, resume=True)
 
 
 def test_the_environment_joins_the_hosts(monkeypatch):
