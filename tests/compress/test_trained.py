@@ -8,75 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
-from sklearn.datasets import load_digits
 
 from jprune import compress, masks, surgery, transforms
+from tests.digits_net import STEPS, accuracy, digits, net, start, train
 
-STEPS = 300
-
-
-def net(p, x):
-    """Two scaled hidden layers, the second added to the first; ten logits."""
-    h = jax.nn.relu((x @ p["a"]["kernel"]) * row(p["a"]["scale"]) + row(p["a"]["bias"]))
-    y = jax.nn.relu((h @ p["b"]["kernel"]) * row(p["b"]["scale"]) + row(p["b"]["bias"]))
-    h = h + y @ p["c"]["kernel"]
-    return h @ p["d"]["kernel"] + row(p["d"]["bias"])
+IMAGES = digits()[0]
 
 
-def row(vector):
-    return vector[None]
-
-
-@pytest.fixture(scope="module")
-def digits():
-    data = load_digits()
-    x = (data.images[:600].reshape(600, -1) - 4.9) / 6.0
-    return jnp.asarray(x, jnp.float32), jnp.asarray(data.target[:600])
-
-
-@pytest.fixture(scope="module")
-def start():
-    keys = jax.random.split(jax.random.key(0), 4)
-    sizes = [(64, 16), (16, 24), (24, 16), (16, 10)]
-    kernels = [
-        jax.random.normal(k, s) * np.sqrt(1 / s[0])
-        for k, s in zip(keys, sizes, strict=True)
-    ]
-    params = {n: {"kernel": w} for n, w in zip("abcd", kernels, strict=True)}
-    for name, width in (("a", 16), ("b", 24)):
-        params[name] |= {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
-    params["d"] |= {"bias": jnp.zeros(10)}
-    return params
-
-
-def loss(p, x, y):
-    return optax.softmax_cross_entropy_with_integer_labels(net(p, x), y).mean()
-
-
-def train(tx, params, data, steps=STEPS):
-    @jax.jit
-    def run(params, state):
-        def body(carry, _):
-            grads = jax.grad(loss)(carry[0], *data)
-            updates, state = tx.update(grads, carry[1], carry[0])
-            return (optax.apply_updates(carry[0], updates), state), None
-
-        return jax.lax.scan(body, (params, state), length=steps)[0]
-
-    return run(params, tx.init(params))[0]
-
-
-def accuracy(fn, params, data):
-    return float(jnp.mean(fn(params, data[0]).argmax(-1) == data[1]))
-
-
-def test_the_merged_network_is_the_trained_one(digits, start):
+def test_the_merged_network_is_the_trained_one():
     """C-SGD in groups with a residual stream; then magnitude among its survivors."""
-    deps = surgery.groups(net)(start, digits[0][:4])
+    deps = surgery.groups(net)(start(), IMAGES[:4])
     groups = [g for g in deps if g.kind == "coupled"]
     assert sorted(g.size for g in groups) == [16, 24]
-    dense = train(optax.sgd(0.1, 0.9), start, digits)
+    dense = train(optax.sgd(0.1, 0.9), start())
     clusters = transforms.find_clusters(dense, groups, sparsity=0.375)
     tx = transforms.csgd(
         0.05,
@@ -87,15 +31,15 @@ def test_the_merged_network_is_the_trained_one(digits, start):
         vector_multiplier=0.7,
         total_steps=STEPS,
     )
-    trained = train(tx, dense, digits)
-    merged = compress.merge(net, deps, trained, clusters, digits[0][:32])
+    trained = train(tx, dense)
+    merged = compress.merge(net, deps, trained, clusters, IMAGES[:32])
     small = surgery.shrink(net, merged.plan)
     assert max(merged.deviation.values()) < 1e-5
     assert merged.variables["b"]["kernel"].shape == (10, 15)
     np.testing.assert_allclose(
-        small(merged.variables, digits[0]), net(trained, digits[0]), atol=1e-4
+        small(merged.variables, IMAGES), net(trained, IMAGES), atol=1e-4
     )
-    assert accuracy(small, merged.variables, digits) > 0.97
+    assert accuracy(merged.variables, small) > 0.97
     # What stays can be pruned further like any parameters, to the exact count.
     finer, mask = transforms.finish(
         merged.variables, lambda p: masks.unstructured(p, 0.5)
@@ -103,16 +47,16 @@ def test_the_merged_network_is_the_trained_one(digits, start):
     size = 64 * 10 + 10 * 15 + 15 * 10 + 10 * 10
     assert int(masks.count(masks.from_zeros(finer))) == size - size // 2
     assert float(masks.sparsity(mask)) == 0.5
-    assert np.all(np.isfinite(small(finer, digits[0])))
+    assert np.all(np.isfinite(small(finer, IMAGES)))
 
 
-def test_masksparsity_under_partition(digits, start):
+def test_masksparsity_under_partition():
     """Scales by penalized SGD, the rest by Adam; one removal for both; then the cut."""
-    deps = surgery.groups(net)(start, digits[0][:4])
+    deps = surgery.groups(net)(start(), IMAGES[:4])
     groups = [g for g in deps if g.kind == "coupled"]
     keeps = [jnp.arange(g.size) % 3 != 0 for g in groups]
     labels = jax.tree_util.tree_map_with_path(
-        lambda path, _: "scale" if path[-1].key == "scale" else "rest", start
+        lambda path, _: "scale" if path[-1].key == "scale" else "rest", start()
     )
     scales = optax.chain(
         transforms.add_masked_l1(
@@ -126,9 +70,9 @@ def test_masksparsity_under_partition(digits, start):
             lambda p: masks.from_groups(p, groups, keeps), step=STEPS - 1
         ),
     )
-    transforms.check(tx, start)
-    before = train(tx, start, digits, STEPS - 1)
-    after = train(tx, start, digits)
+    transforms.check(tx, start())
+    before = train(tx, start(), STEPS - 1)
+    after = train(tx, start())
     for name in "ab":
         group = next(g for g in groups if g.size == before[name]["scale"].size)
         keep = keeps[groups.index(group)]
@@ -140,16 +84,16 @@ def test_masksparsity_under_partition(digits, start):
     )
     small = surgery.shrink(net, plan)
     np.testing.assert_allclose(
-        small(plan.pack(after), digits[0]), net(after, digits[0]), atol=1e-4
+        small(plan.pack(after), IMAGES), net(after, IMAGES), atol=1e-4
     )
-    assert accuracy(net, before, digits) > 0.95  # what the shifts carried is not kept
+    assert accuracy(before) > 0.95  # what the shifts carried is not kept
 
 
-def test_tpp_then_cut_then_fine_tune(digits, start):
+def test_tpp_then_cut_then_fine_tune():
     """The chain ends pruned; the cut changes nothing; the compact network trains on."""
-    deps = surgery.groups(net)(start, digits[0][:4])
+    deps = surgery.groups(net)(start(), IMAGES[:4])
     [inner] = [g for g in deps if g.size == 24]
-    dense = train(optax.sgd(0.1, 0.9), start, digits)
+    dense = train(optax.sgd(0.1, 0.9), start())
     keeps = transforms.keep_large_filters(dense, [inner], 0.5)
     tx = transforms.tpp(
         0.01,
@@ -163,11 +107,9 @@ def test_tpp_then_cut_then_fine_tune(digits, start):
         weight_decay=1e-4,
     )
     transforms.check(tx, dense)
-    ready = train(tx, dense, digits)
+    ready = train(tx, dense)
     plan = surgery.plan_from_keep(deps, {inner.id: np.asarray(keeps[0])})
     small, packed = surgery.shrink(net, plan), plan.pack(ready)
-    np.testing.assert_allclose(
-        small(packed, digits[0]), net(ready, digits[0]), atol=1e-4
-    )
+    np.testing.assert_allclose(small(packed, IMAGES), net(ready, IMAGES), atol=1e-4)
     assert packed["b"]["kernel"].shape == (16, 12)
-    assert accuracy(small, packed, digits) > 0.97
+    assert accuracy(packed, small) > 0.97

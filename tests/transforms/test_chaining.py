@@ -1,0 +1,67 @@
+"""Methods chained: a few hundred steps on digits, and the sparsity stays exact."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jprune import masks, reparam, transforms
+from tests.digits_net import STEPS, accuracy, loss, run, start, train
+
+
+def kept(params):
+    """Kernel weights that are not zero, and how many a sparsity of 90 % leaves."""
+    scope = masks.prunable(params)
+    count = int(masks.count(masks.from_zeros(params), scope=scope))
+    return count, masks.kept_count(masks.size(params), 0.9)
+
+
+def test_swd_with_powerpropagation():
+    r = reparam.powerpropagation(2)
+    tx = transforms.swd(0.1, mu=1e-4, a_max=1e3, total_steps=STEPS, sparsity=0.9)
+    theta = r.init(start())
+    transforms.check(tx, theta)
+    params, mask = r.export(train(tx, theta, objective=reparam.wrap(loss, r)))
+    count, want = kept(params)
+    assert count == want == int(masks.count(mask))
+    assert accuracy(params) > 0.9
+
+
+def averaged(inner):
+    """The inner steps, with a running mean of the parameters in the state."""
+
+    def init(params):
+        return inner.init(params), params
+
+    def update(updates, state, params):
+        updates, following = inner.update(updates, state[0], params)
+        moved = optax.apply_updates(params, updates)
+        return updates, (following, optax.incremental_update(moved, state[1], 0.02))
+
+    return optax.GradientTransformation(init, update)
+
+
+def ema():
+    gradual = transforms.prune_gradually(0.9, end=200, every=10)
+    params, state = run(averaged(optax.chain(optax.adam(0.01), gradual)), start())
+    count, want = kept(params)
+    assert count == want  # the iterates are sparse
+    return state[1]
+
+
+def schedule_free():
+    tx = optax.contrib.schedule_free(optax.adam(0.01, b1=0.0), 0.01, b1=0.9)
+    params, state = run(tx, start())
+    return optax.contrib.schedule_free_eval_params(state, params)
+
+
+@pytest.mark.parametrize("mean", [ema, schedule_free])
+def test_averaged_weights_are_masked_again_by_finish(mean):
+    """A mean of sparse iterates is not sparse; `finish` makes it so, to the count."""
+    params = mean()
+    count, want = kept(params)
+    assert count > want
+    final, mask = transforms.finish(params, lambda p: masks.unstructured(p, 0.9))
+    assert kept(final)[0] == want == int(masks.count(mask))
+    same = jax.tree.map(lambda a, b: bool(np.all((a == 0) | (a == b))), final, params)
+    assert all(jax.tree.leaves(same)) and accuracy(params) > 0.9
