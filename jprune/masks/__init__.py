@@ -6,6 +6,7 @@ counts, allocations spread a global sparsity over leaves, and the rest applies, 
 and combines masks.
 """
 
+from jprune.masks._above import above as above
 from jprune.masks._allocation import erdos_renyi as erdos_renyi
 from jprune.masks._allocation import erk as erk
 from jprune.masks._allocation import uniform as uniform

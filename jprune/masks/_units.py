@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._axes import axis_list, output_axis, whole_along
+from jprune._axes import axis_list, output_axis
 from jprune._dtypes import wide
 from jprune._errors import value_error
+from jprune._tiles import Shape, block_shape, tiles, untiled, within_tiles
 from jprune._typing import Mask, PyTree, Scope, Scores
 from jprune.masks._rank import Ranking, rank
 from jprune.masks._scope import (
@@ -29,7 +30,6 @@ from jprune.masks._scope import (
 from jprune.masks._target import unit_counts
 
 Reduce = Literal["sum", "mean", "max"]
-Shape = tuple[int, ...]
 
 
 def channels(
@@ -138,31 +138,22 @@ def blocks(
       Narang, Undersander and Diamos, "Block-Sparse Recurrent Neural Networks", arXiv
       1711.02782 (which reduces with "max").
     """
-    block = tuple(block)
-    if not block or any(not isinstance(b, int) or b < 1 for b in block):
-        raise value_error(f"`block` must be positive integers, got {block}.")
     scope = resolve_scope(scope, scores)
-    leaves, shapes = in_scope(scores, scope), []
-    for name, x in zip(scoped_names(scores, scope), leaves, strict=True):
-        if x.ndim < len(block):
-            raise value_error(
-                f"`block` {block} has more axes than {name} of shape {x.shape}; leave "
-                "that leaf out of `scope`."
-            )
-        shapes.append((1,) * (x.ndim - len(block)) + block)
+    leaves, names = in_scope(scores, scope), scoped_names(scores, scope)
+    shapes = [block_shape(block, n, x) for n, x in zip(names, leaves, strict=True)]
     units = [
-        _reduced(_tiles(x, b), _inner(b), reduce, _tile_sizes(x.shape, b))
+        _reduced(tiles(x, b), within_tiles(b), reduce, _tile_sizes(x.shape, b))
         for x, b in zip(leaves, shapes, strict=True)
     ]
     masked = inside(within, scores, scope)
     if masked is not None:
         masked = [
-            m if m.ndim == 0 else _tiles(m, b).any(_inner(b))
+            m if m.ndim == 0 else tiles(m, b).any(within_tiles(b))
             for m, b in zip(masked, shapes, strict=True)
         ]
     kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep)
     spread = [
-        _untiled(k, x.shape, b) for k, x, b in zip(kept, leaves, shapes, strict=True)
+        untiled(k, x.shape, b) for k, x, b in zip(kept, leaves, shapes, strict=True)
     ]
     return from_scope(scope, spread)
 
@@ -196,19 +187,6 @@ def _reduced(
     return total if reduce == "sum" else total / jnp.asarray(sizes, total.dtype)
 
 
-def _tiles(x: jax.Array, block: Shape) -> jax.Array:
-    """Each axis split in (blocks, block), ragged ends filled with zeros."""
-    x = whole_along(x, [axis for axis, b in enumerate(block) if b > 1])
-    pads = [(0, -n % b) for n, b in zip(x.shape, block, strict=True)]
-    split = [s for n, b in zip(x.shape, block, strict=True) for s in (-(-n // b), b)]
-    return jnp.pad(x, pads).reshape(split)
-
-
-def _inner(block: Shape) -> tuple[int, ...]:
-    """The axes of `_tiles` that run within a block."""
-    return tuple(range(1, 2 * len(block), 2))
-
-
 def _tile_sizes(shape: Shape, block: Shape) -> np.ndarray:
     """How many scalars each block has. [blocks along each axis]"""
     lengths = [
@@ -216,10 +194,3 @@ def _tile_sizes(shape: Shape, block: Shape) -> np.ndarray:
         for n, b in zip(shape, block, strict=True)
     ]
     return functools.reduce(np.multiply.outer, lengths)
-
-
-def _untiled(kept: jax.Array, shape: Shape, block: Shape) -> jax.Array:
-    """Each block's decision over its scalars. [shape]"""
-    for axis, b in enumerate(block):
-        kept = jnp.repeat(kept, b, axis=axis) if b > 1 else kept
-    return kept[tuple(slice(0, n) for n in shape)]

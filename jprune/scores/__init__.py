@@ -7,10 +7,12 @@ signed: rank it with `masks.unstructured(..., signed=True)`.
 
 from jprune.scores._groups import over_groups as over_groups
 from jprune.scores._lamp import lamp as lamp
+from jprune.scores._scores import block_norm as block_norm
 from jprune.scores._scores import channel_norm as channel_norm
 from jprune.scores._scores import magnitude as magnitude
 from jprune.scores._scores import movement as movement
 from jprune.scores._scores import normalized as normalized
 from jprune.scores._scores import random as random
+from jprune.scores._scores import relative_change as relative_change
 from jprune.scores._scores import saliency as saliency
 from jprune.scores._scores import wanda as wanda

@@ -4,12 +4,15 @@ Products and norms are taken in float32 at least: in half precision small salien
 underflow and many become equal, and then position would decide.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
 from jprune._axes import axis_list, contraction_axis
 from jprune._dtypes import wide
 from jprune._errors import value_error
+from jprune._tiles import block_shape, tiles, untiled, within_tiles
 from jprune._tree import map_named, named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scores
 
@@ -112,8 +115,7 @@ def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
     References:
       Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (order 1).
     """
-    if order not in (1, 2):
-        raise value_error(f"`order` must be 1 or 2, got {order!r}.")
+    _require_order(order)
 
     def norm(path: str, w: jax.Array) -> jax.Array:
         size = jnp.abs(wide(w))
@@ -128,6 +130,85 @@ def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
         return jnp.broadcast_to(total if order == 1 else jnp.sqrt(total), size.shape)
 
     return map_named(norm, params)
+
+
+def block_norm(params: Params, block: Sequence[int], order: int = 2) -> Scores:
+    r"""The norm of the block an element belongs to, repeated over the block.
+
+    Args:
+      params: parameters. A leaf with fewer axes than the block scores its own
+        magnitude.
+      block: the block's shape over the last axes, as for `masks.blocks`.
+      order: 1 for the sum of magnitudes, 2 for the Euclidean norm.
+
+    Returns:
+      Scores of the shape of `params`, constant within a block; float32 or wider.
+
+    Raises:
+      ValueError: another `order`, or a block that is not of positive integers.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import scores
+      >>> scores.block_norm(jnp.array([[3.0, 4.0, 1.0]]), (1, 2))
+      Array([[5., 5., 1.]], dtype=float32)
+    """
+    _require_order(order)
+
+    def norm(path: str, w: jax.Array) -> jax.Array:
+        size = jnp.abs(wide(w))
+        if size.ndim < len(block):
+            return size
+        shape = block_shape(block, path, size)
+        total = jnp.sum(tiles(size**order, shape), axis=within_tiles(shape))
+        return untiled(total if order == 1 else jnp.sqrt(total), size.shape, shape)
+
+    return map_named(norm, params)
+
+
+def relative_change(
+    params: Params,
+    initial: Params,
+    unit: Callable[[Params], Scores] = magnitude,
+) -> Scores:
+    r"""$|w - w_0| / |w_0|$: how far a weight has gone, in units of where it started.
+
+    The score behind dissipating gradients: what stays within a fraction of its initial
+    value is not needed. A weight that started at 0 scores 0 if it is still there, and
+    beyond all others if it is not.
+
+    Args:
+      params: parameters $w$ now.
+      initial: $w_0$, same structure.
+      unit: the size of what is judged together, as a tree of scores: `magnitude` for
+        single weights, `functools.partial(channel_norm, order=1)` or a `block_norm` for
+        whole channels or blocks. It is taken of the change and of $w_0$.
+
+    Returns:
+      Non-negative finite scores, float32 or wider.
+
+    Raises:
+      ValueError: `initial` of another structure.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import scores
+      >>> scores.relative_change(jnp.array([1.5, -2.0]), jnp.array([1.0, -2.0]))
+      Array([0.5, 0. ], dtype=float32)
+
+    References:
+      Haroon, "What to Prune and What Not to Prune at Initialization", arXiv 2209.02201,
+      abstract ("remain within a fraction of their initial value").
+    """
+    require_same_structure("initial", initial, params)
+    changed = jax.tree.map(lambda w, w0: wide(w) - wide(w0), params, initial)
+
+    def ratio(change: jax.Array, size: jax.Array) -> jax.Array:
+        change, size = wide(change), wide(size)
+        limits = jnp.finfo(change.dtype)
+        return jnp.minimum(change / (size + limits.tiny), limits.max)
+
+    return jax.tree.map(ratio, unit(changed), unit(initial))
 
 
 def normalized(scores: Scores) -> Scores:
@@ -195,3 +276,8 @@ def wanda(params: Params, norms: PyTree, axis: int | PyTree | None = None) -> Sc
     rows = zip(named_leaves(params), jax.tree.leaves(norms), axes, strict=True)
     scored = [score(path, w, norm, given) for (path, w), norm, given in rows]
     return jax.tree.unflatten(treedef, scored)
+
+
+def _require_order(order: int) -> None:
+    if order not in (1, 2):
+        raise value_error(f"`order` must be 1 or 2, got {order!r}.")

@@ -1,18 +1,25 @@
 """Pruning methods as Optax gradient transformations.
 
 Four kinds, told apart by where they stand in a chain. *Gradient maps* come first, on
-the raw gradient: `mask_by_saliency`, `merge_clusters`, `mask_updates`. *Penalties* add
-the gradient of a regularizer before momentum, or decoupled before the learning rate:
-`add_selective_decay`, `add_masked_l1`, `add_decorrelation`. *Projections* come last,
-after the learning rate, and land removed weights on exactly zero: `keep_masked`,
-`prune_gradually`, `prune_once`, `zero_in_turn`. *Wrappers* stand around a whole
-optimizer. Beside each method is its paper's recipe, a plain `optax.chain`: `csgd`,
-`gsm`, `masksparsity`, `swd`, `tpp`.
+the raw gradient: `accumulate_gradient`, `mask_by_saliency`, `merge_clusters`,
+`mask_updates`. *Penalties* add the gradient of a regularizer before momentum, or
+decoupled before the learning rate: `add_selective_decay`, `add_masked_l1`,
+`add_decorrelation`. *Projections* come last, after the learning rate, and land removed
+weights on exactly zero: `keep_masked`, `prune_gradually`, `prune_once`,
+`prune_unmoved`, `zero_in_turn`. *Wrappers* stand around a whole optimizer. Beside each
+method is its paper's recipe, a plain `optax.chain`: `csgd`, `gsm`, `masksparsity`,
+`swd`, `tpp`.
 
 `check` tells whether a chain is in the right order; `finish` removes after training;
 `diagnostics` gives what to log; `state_sharding` places the state on a mesh.
 """
 
+from jprune.transforms._accumulate_gradient import (
+    AccumulateGradientState as AccumulateGradientState,
+)
+from jprune.transforms._accumulate_gradient import (
+    accumulate_gradient as accumulate_gradient,
+)
 from jprune.transforms._check import check as check
 from jprune.transforms._clusters import even_clusters as even_clusters
 from jprune.transforms._clusters import find_clusters as find_clusters
@@ -49,6 +56,8 @@ from jprune.transforms._prune_gradually import (
     PruneGraduallyState as PruneGraduallyState,
 )
 from jprune.transforms._prune_gradually import prune_gradually as prune_gradually
+from jprune.transforms._prune_unmoved import PruneUnmovedState as PruneUnmovedState
+from jprune.transforms._prune_unmoved import prune_unmoved as prune_unmoved
 from jprune.transforms._saliency import MaskBySaliencyState as MaskBySaliencyState
 from jprune.transforms._saliency import gsm as gsm
 from jprune.transforms._saliency import mask_by_saliency as mask_by_saliency

@@ -110,6 +110,19 @@ TABLE = [
         {},
     ),
     Case(
+        "prune_unmoved",
+        lambda fraction=1.0: transforms.prune_unmoved(fraction, every=1, end=3),
+        lambda: transforms.prune_unmoved(0.1, every=9, end=9),
+        {"fraction": 1.0},
+    ),
+    Case(
+        "accumulate_gradient",
+        lambda: transforms.accumulate_gradient(3),
+        lambda: transforms.accumulate_gradient(3),
+        {},
+        needs_params=False,
+    ),
+    Case(
         "add_selective_decay",
         lambda mu=0.01, strength=10.0, sparsity=0.5: transforms.add_selective_decay(
             mu, strength, sparsity=sparsity
