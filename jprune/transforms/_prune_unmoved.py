@@ -10,9 +10,9 @@ sparse the network becomes is an outcome of f and of the number of epochs.
 Three cautions, derived, not from the paper. *Adam* moves every weight by about the
 learning rate per step early on, so that $|w - w_0|$ hardly differs between weights and
 the test removes the largest $|w_0|$: use SGD. *Weight decay* moves weights too: keep
-$\eta \lambda T$ well below f over T steps, or nothing is ever still. And a large f after
-few steps would empty whole layers: the floor `min_keep` then keeps those that moved
-most.
+$\eta \lambda T$ well below f over T steps, or nothing is ever still. And a large f
+after few steps would empty whole layers: the floor `min_keep` then keeps those that
+moved most.
 
 Haroon, "What to Prune and What Not to Prune at Initialization", arXiv 2209.02201; only
 its abstract could be read, the formula is `[inferred]`.

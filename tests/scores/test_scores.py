@@ -1,5 +1,7 @@
 """Element-wise scores against their formulas in NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,8 @@ ALL = {
     "movement": lambda p: scores.movement(p, p),
     "random": lambda p: scores.random(jax.random.key(0), p),
     "channel_norm": scores.channel_norm,
+    "block_norm": lambda p: scores.block_norm(p, (2, 3)),
+    "relative_change": lambda p: scores.relative_change(p, p),
     "normalized": scores.normalized,
     "lamp": scores.lamp,
     "wanda": lambda p: scores.wanda(p, jax.tree.map(lambda x: jnp.float32(2), p)),
@@ -167,3 +171,35 @@ def test_wanda_errors():
         scores.wanda(PARAMS, {"kernel": jnp.ones(2)})
     with pytest.raises(ValueError, match="`axis` must be a number or a tree"):
         scores.wanda(PARAMS, GRADS, axis={"kernel": 0})
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_block_norm(order):
+    w = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    got = scores.block_norm({"w": jnp.asarray(w), "b": jnp.ones(4)}, (2, 3), order)
+    want = np.empty_like(w)
+    for i in range(3):
+        for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
+            for columns in (slice(0, 3), slice(3, 4)):
+                tile = (i, rows, columns)
+                want[tile] = np.linalg.norm(w[tile].ravel(), order)
+    np.testing.assert_allclose(got["w"], want, rtol=1e-6)
+    np.testing.assert_array_equal(got["b"], 1)
+    with pytest.raises(ValueError, match="`block` must be positive integers"):
+        scores.block_norm(jnp.ones((2, 2)), (0,))
+    with pytest.raises(ValueError, match="`order` must be 1 or 2, got 3"):
+        scores.block_norm(jnp.ones((2, 2)), (1,), order=3)
+
+
+def test_relative_change():
+    w0 = {"w": jnp.array([[2.0, -1.0], [0.0, 0.0]])}
+    w = {"w": jnp.array([[3.0, -1.0], [0.0, 1e9]])}
+    got = np.asarray(scores.relative_change(w, w0)["w"])
+    np.testing.assert_allclose(got[0], [0.5, 0])
+    # From zero: still there scores 0, gone scores beyond all others, finite.
+    assert got[1, 0] == 0 and got[1, 1] == np.finfo(np.float32).max
+    unit = partial(scores.channel_norm, order=1)
+    columns = np.asarray(scores.relative_change(w, w0, unit)["w"])
+    np.testing.assert_allclose(columns, [[0.5, 1e9], [0.5, 1e9]])
+    with pytest.raises(ValueError, match="`initial` must have exactly the structure"):
+        scores.relative_change(w, {"v": w0["w"]})

@@ -1,0 +1,184 @@
+r"""Dissipating gradients, K-starts, and both: rules for the first epochs.
+
+Dissipating gradients removes the weights that stay within a fraction f of their initial
+value over an epoch, $|w - w_0| \le f |w_0|$, whatever their magnitude; nothing regrows,
+and the sparsity is an outcome. As a line of an Optax chain it is
+`transforms.prune_unmoved`, where its cautions are told: use SGD, keep $\eta \lambda T$
+well below f.
+
+The combination drops what is still first and lets K-starts choose among the survivors,
+or lets K-starts choose first and dissipates inside its choice.
+
+Haroon, "What to Prune and What Not to Prune at Initialization", arXiv 2209.02201. The
+abstract says that the combination beats both; the order and all numbers are
+`[inferred]`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from jprune import masks, scores
+from jprune._errors import value_error
+from jprune._typing import Mask, Params, Scores
+from jprune.at_init._early import Early, Rule
+from jprune.at_init._k_starts import ELEMENT, Pattern, k_starts
+
+Unit = Callable[[Params], Scores]
+
+
+def fittest(key: jax.Array, sparsity: Any, **settings: Any) -> Rule:
+    """The rule that ends a window with K-starts, inside what is kept so far.
+
+    Args:
+      key: a PRNG key.
+      sparsity: fraction of zeros in each leaf, or a tree of fractions.
+      **settings: of `k_starts`: `k`, `balance`, `share`, `pattern`, `scope`, `at_once`.
+
+    Returns:
+      A function from `Early` to a mask.
+    """
+
+    def rule(early: Early) -> Mask:
+        return k_starts(
+            key, early.params, early.grads, sparsity, within=early.mask, **settings
+        )
+
+    return rule
+
+
+def dissipating(
+    fraction: Any = 0.1,
+    *,
+    unit: Unit = scores.magnitude,
+    scope: Any = None,
+    min_keep: int | None = None,
+) -> Rule:
+    """The rule that drops what stayed within a fraction of its initial value.
+
+    Args:
+      fraction: f, at least 0. Use it with SGD: under Adam every weight moves equally
+        far at first, and the largest initial values would go.
+      unit: what is judged together; see `scores.relative_change`.
+      scope: see `masks.unstructured`.
+      min_keep: the fewest weights any leaf keeps, the ones that moved most; None for
+        one for each output.
+
+    Returns:
+      A function from `Early` to a mask.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import at_init
+      >>> w0, w = jnp.array([[1.0, -2.0, 0.5]]), jnp.array([[1.05, -2.5, 0.54]])
+      >>> early = at_init.Early(w, None, w0, w, jnp.ones((1, 3), bool))
+      >>> at_init.dissipating(0.1, min_keep=0)(early)
+      Array([[False,  True, False]], dtype=bool)
+
+    References:
+      Haroon, arXiv 2209.02201, abstract.
+    """
+
+    def rule(early: Early) -> Mask:
+        return masks.above(
+            scores.relative_change(early.params, early.initial, unit),
+            fraction,
+            within=early.mask,
+            scope=scope,
+            min_keep=min_keep,
+        )
+
+    return rule
+
+
+def dissipating_to(
+    sparsity: Any,
+    *,
+    unit: Unit = scores.magnitude,
+    pattern: Pattern = ELEMENT,
+    scope: Any = None,
+) -> Rule:
+    """The rule that drops what moved least, down to a sparsity (`[inferred]`).
+
+    Args:
+      sparsity: fraction of zeros in each leaf, or a tree of fractions.
+      unit: what is judged together; see `scores.relative_change`.
+      pattern: what is removed together, to go with `unit`: `masks.channels` for
+        `functools.partial(scores.channel_norm, order=1)`.
+      scope: see `masks.unstructured`.
+
+    Returns:
+      A function from `Early` to a mask, with exact counts.
+    """
+
+    def rule(early: Early) -> Mask:
+        return pattern(
+            scores.relative_change(early.params, early.initial, unit),
+            sparsity=sparsity,
+            within=early.mask,
+            scope=scope,
+        )
+
+    return rule
+
+
+def combined(
+    key: jax.Array,
+    sparsity: float,
+    *,
+    epochs: int = 2,
+    order: Literal["dissipating_first", "k_starts_first"] = "dissipating_first",
+    fraction: float = 0.1,
+    first: float | None = None,
+    unit: Unit = scores.magnitude,
+    pattern: Pattern = ELEMENT,
+    scope: Any = None,
+    **settings: Any,
+) -> list[Rule]:
+    r"""The rules of the combination, one for each window, `epochs + 1` of them.
+
+    Args:
+      key: a PRNG key.
+      sparsity: of each leaf at the end. With "dissipating_first" it is exceeded where
+        dissipating gradients alone went beyond.
+      epochs: windows that end with dissipating gradients.
+      order: "dissipating_first" drops what is within `fraction` after each of `epochs`
+        windows and chooses the fittest mask of the survivors after one more;
+        "k_starts_first" chooses the fittest mask of sparsity `first` after one window
+        and drops what moved least in it, in equal ratios, until `sparsity` is reached.
+      fraction: f of `dissipating`.
+      first: sparsity of the first choice of "k_starts_first", below `sparsity`; None
+        for half way, $1 - \sqrt{1 - s}$.
+      unit: what dissipating gradients judges together.
+      pattern: what is removed together.
+      scope: see `masks.unstructured`.
+      **settings: of `k_starts`: `k`, `balance`, `share`, `at_once`.
+
+    Returns:
+      A list of rules for `train_early`.
+
+    Raises:
+      ValueError: no epoch, another `order`, a `first` that is not below `sparsity`.
+    """
+    masks.require_sparsity(sparsity)
+    if epochs < 1:
+        raise value_error(f"`epochs` must be at least 1, got {epochs}.")
+    choose = {"pattern": pattern, "scope": scope, **settings}
+    if order == "dissipating_first":
+        drop = dissipating(fraction, unit=unit, scope=scope)
+        return [drop] * epochs + [fittest(key, sparsity, **choose)]
+    if order != "k_starts_first":
+        raise value_error(
+            f"`order` must be 'dissipating_first' or 'k_starts_first', got {order!r}."
+        )
+    first = 1 - (1 - sparsity) ** 0.5 if first is None else first
+    if not 0 <= first < sparsity:
+        raise value_error(
+            f"`first` must be at least 0 and below `sparsity` {sparsity}, got {first}."
+        )
+    ratio = (1 - sparsity) / (1 - first)
+    steps = [1 - (1 - first) * ratio ** (i / epochs) for i in range(1, epochs)]
+    how = {"unit": unit, "pattern": pattern, "scope": scope}
+    drops = [dissipating_to(s, **how) for s in [*steps, sparsity]]
+    return [fittest(key, first, **choose), *drops]

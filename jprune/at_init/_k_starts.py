@@ -1,0 +1,377 @@
+r"""K-starts: of k random masks, train on with the one that fits best.
+
+After an epoch or two of ordinary dense training, with A the magnitude of the gradient
+summed over it and $\lambda$ the `balance`, a mask M has the fitness
+
+$$ F(M) = \lambda \frac{\sum M |w|}{\sum |w|}
+        + (1 - \lambda) \frac{\sum M A}{\sum A} $$
+
+and the fittest is kept. Weights keep their trained values: nothing is rewound.
+
+**It approaches random pruning as layers grow.** For a random mask that keeps a fraction
+d of N weights, $\sum M a$ has mean $d \sum a$ and variance
+$d (1-d) \frac{N}{N-1} \sum (a - \bar a)^2$; the best of k lies about $\sqrt{2 \ln k}$
+standard deviations above the mean, a relative gain of
+$\sqrt{2 \ln k\, (1-d) / (d N)}$ times the coefficient of variation of a. That is 1.7 %
+for N = 1e5, d = 0.1, k = 16 and 0.75, and 66 % for N = 64: `share="channel"` lets every
+output channel choose for itself.
+
+Haroon, "What to Prune and What Not to Prune at Initialization", arXiv 2209.02201. Only
+the abstract could be read: it names k random p-sparse matrices and fitness by the
+magnitude of weights, of accumulated gradients, or both. The formulas, k, the exact
+counts and who chooses are `[inferred]`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jprune import masks
+from jprune._dtypes import wide
+from jprune._errors import value_error
+from jprune._tree import require_same_structure
+from jprune._typing import Mask, Params, Scope
+
+Pattern = Callable[..., Mask]
+"""`pattern(scores, sparsity=, within=, scope=)` -> mask, each leaf ranked by itself:
+`masks.channels`, or `functools.partial(masks.blocks, block=(4, 4))`."""
+
+Share = Literal["leaf", "network", "channel"]
+
+ELEMENT: Pattern = partial(masks.unstructured, ranking="leaf")
+
+
+def random_mask(
+    key: jax.Array,
+    params: Params,
+    sparsity: Any,
+    *,
+    start: Any = 0,
+    pattern: Pattern = ELEMENT,
+    within: Mask | None = None,
+    scope: Any = None,
+) -> Mask:
+    """One of the random masks that K-starts compares, with an exact count in each leaf.
+
+    Candidate j of leaf i is drawn from `fold_in(fold_in(key, i), j)`, so that it is the
+    same whatever k, and only its number has to be kept.
+
+    Args:
+      key: a PRNG key.
+      params: gives structure and shapes.
+      sparsity: fraction of zeros in each leaf, or a tree of fractions.
+      start: which candidate; may be traced.
+      pattern: what is removed together; single weights by default. Blocks that reach
+        over the edge of a leaf are drawn a little less often than whole ones.
+      within: a mask; only what it keeps can be kept. If it keeps fewer than asked, all
+        of them stay.
+      scope: see `masks.unstructured`.
+
+    Returns:
+      A mask, uniform over all with its counts.
+
+    Raises:
+      ValueError: as the pattern.
+
+    Examples:
+      >>> import jax
+      >>> from jprune import at_init, masks
+      >>> params = {"kernel": jax.numpy.ones((8, 5))}
+      >>> mask = at_init.random_mask(jax.random.key(0), params, 0.7)
+      >>> int(masks.count(mask))
+      12
+    """
+    scope = masks.resolve_scope(scope, params)
+    contest = _Contest(key, sparsity, pattern, within, scope)
+    return contest.candidate(params, jnp.asarray(start))
+
+
+def fitness(
+    mask: Mask,
+    params: Params,
+    grads: Params | None,
+    *,
+    balance: float = 0.5,
+    share: Literal["leaf", "network"] = "leaf",
+    scope: Any = None,
+) -> jax.Array:
+    r"""How much of the weights and of the accumulated gradient a mask keeps.
+
+    Args:
+      mask: a mask.
+      params: weights w at the end of the scoring window.
+      grads: the gradient summed over it (or the sum of its magnitudes), same structure;
+        may be None where `balance` is 1.
+      balance: $\lambda$ in [0, 1]: 1 for the magnitude of weights alone, 0 for that of
+        gradients alone.
+      share: "leaf" rates each leaf by itself, "network" all together: the sums of all
+        leaves, divided once.
+      scope: see `masks.unstructured`.
+
+    Returns:
+      Numbers in [0, 1], `[leaves in scope]`, or 0-d for the network. A sum that is 0 (a
+      leaf without gradient) contributes 0.
+
+    Raises:
+      ValueError: `balance` outside [0, 1], another `share`, trees of another structure.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import at_init
+      >>> w, a = jnp.array([[1.0, -2, 3, -4]]), jnp.array([[4.0, 0, 0, -4]])
+      >>> mask = jnp.array([[True, False, False, True]])
+      >>> at_init.fitness(mask, w, a)
+      Array([0.75], dtype=float32)
+    """
+    _require_settings(balance, grads)
+    scope = masks.resolve_scope(scope, params)
+    trees = [(balance, params)] + [(1 - balance, grads)] * (balance < 1)
+    total = jnp.zeros(())
+    for weight, tree in trees:
+        require_same_structure("grads" if tree is grads else "params", tree, params)
+        total = total + weight * _kept_share(mask, tree, share, scope)
+    return total
+
+
+def k_starts(
+    key: jax.Array,
+    params: Params,
+    grads: Params | None,
+    sparsity: Any,
+    *,
+    k: int | jax.Array = 16,
+    balance: float = 0.5,
+    share: Share = "leaf",
+    pattern: Pattern = ELEMENT,
+    within: Mask | None = None,
+    scope: Any = None,
+    at_once: int | None = None,
+) -> Mask:
+    r"""The fittest of k random masks, as one `vmap` over the candidates.
+
+    Args:
+      key: a PRNG key; `random_mask` of it gives the candidates.
+      params: the weights at the end of the scoring window.
+      grads: the gradient summed over it: `Early.grads` of `train_window`, or the state
+        of `transforms.accumulate_gradient`. May be None where `balance` is 1.
+      sparsity: fraction of zeros in each leaf, or a tree of fractions.
+      k: how many candidates, or the numbers of those still in play (`better_half`).
+      balance: $\lambda$ of `fitness`.
+      share: who chooses: "leaf", "network" (one number for all leaves), or "channel":
+        each slice along the last axis, with the same count in each.
+      pattern: what is removed together, see `random_mask`; single weights where
+        channels choose.
+      within: a mask; candidates are drawn, and rated, inside it.
+      scope: see `masks.unstructured`.
+      at_once: candidates rated together. Each holds its random numbers and its mask
+        while it is rated; None rates all k in one `vmap`, 1 one after the other.
+
+    Returns:
+      The mask of the fittest; of equally fit ones the first.
+
+    Raises:
+      ValueError: `k` or `at_once` below 1, `balance` outside [0, 1], another `share`,
+        trees of another structure; as the pattern.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from jprune import at_init
+      >>> key, w = jax.random.key(0), jnp.arange(8.0).reshape(2, 4)
+      >>> mask = at_init.k_starts(key, w, None, 0.75, k=200, balance=1.0)
+      >>> jnp.where(mask, w, 0)
+      Array([[0., 0., 0., 0.],
+             [0., 0., 6., 7.]], dtype=float32)
+
+    References:
+      Haroon, arXiv 2209.02201, abstract; the formulas are `[inferred]`.
+    """
+    _require_settings(balance, grads)
+    scope = masks.resolve_scope(scope, params)
+    contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
+    starts = _starts(k)
+    if share == "channel":
+        return contest.each_channel(params, grads, starts)
+    if not jax.tree.leaves(params):
+        return params
+    rated, starts = contest.rate(params, grads, starts)
+    best = jnp.argmax(rated, axis=0)[None]
+    return contest.candidate(params, jnp.take_along_axis(starts, best, axis=0)[0])
+
+
+def better_half(
+    key: jax.Array,
+    params: Params,
+    grads: Params | None,
+    sparsity: Any,
+    starts: jax.Array,
+    *,
+    balance: float = 0.5,
+    share: Literal["leaf", "network"] = "leaf",
+    pattern: Pattern = ELEMENT,
+    within: Mask | None = None,
+    scope: Any = None,
+    at_once: int | None = None,
+) -> jax.Array:
+    r"""The fitter half of the candidates, for a tournament over the first epochs.
+
+    Weights stay dense meanwhile. After $\log_2 k$ windows one is left, which
+    `k_starts(..., k=starts)` returns as a mask.
+
+    Args:
+      key: as for `k_starts`, and the same at every call.
+      params: likewise.
+      grads: likewise, of this window.
+      sparsity: likewise.
+      starts: numbers of the candidates in play: `jnp.arange(k)` at first, then what
+        this function returned.
+      balance: as for `k_starts`.
+      share: "leaf" (each leaf has its own tournament) or "network".
+      pattern: as for `k_starts`.
+      within: likewise.
+      scope: likewise.
+      at_once: likewise.
+
+    Returns:
+      The numbers of half of them, rounded up, in increasing order; `[half]` for the
+      network, `[half, leaves in scope]` for leaves.
+
+    Raises:
+      ValueError: as `k_starts`; `share="channel"`.
+    """
+    _require_settings(balance, grads)
+    scope = masks.resolve_scope(scope, params)
+    contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
+    rated, starts = contest.rate(params, grads, _starts(starts))
+    half = -(-len(starts) // 2)
+
+    def fitter(rated: jax.Array, starts: jax.Array) -> jax.Array:
+        kept = masks.unstructured(rated, keep=half, scope=True)
+        return starts[jnp.nonzero(kept, size=half)[0]]
+
+    return (jax.vmap(fitter, 1, 1) if starts.ndim == 2 else fitter)(rated, starts)
+
+
+class _Contest(NamedTuple):
+    """Everything that defines the candidates and their rating."""
+
+    key: jax.Array
+    sparsity: Any
+    pattern: Pattern
+    within: Mask | None
+    scope: Scope
+    balance: float = 0.5
+    share: Share = "leaf"
+    at_once: int | None = None
+
+    def candidate(self, params: Params, start: jax.Array) -> Mask:
+        """The mask of one number for all leaves, 0-d, or one for each. [leaves]"""
+        leaves, treedef = jax.tree.flatten(params)
+        taken = jax.tree.leaves(self.scope)
+        numbers = iter(jnp.broadcast_to(start, (sum(taken),)))
+        drawn = [
+            jax.random.uniform(
+                _fold(self.key, i, next(numbers)), jnp.shape(w), jnp.float32
+            )
+            if t
+            else jnp.zeros(())
+            for i, (w, t) in enumerate(zip(leaves, taken, strict=True))
+        ]
+        scores = jax.tree.unflatten(treedef, drawn)
+        how = {"within": self.within, "scope": self.scope}
+        return self.pattern(scores, sparsity=self.sparsity, **how)
+
+    def rate(
+        self, params: Params, grads: Params | None, starts: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The fitness of candidates and their numbers, both [k] or [k, leaves]."""
+        if self.share not in ("leaf", "network"):
+            raise value_error(
+                "`share` must be 'leaf', 'network' or, in `k_starts`, 'channel'; got "
+                f"{self.share!r}."
+            )
+        if self.at_once is not None and self.at_once < 1:
+            raise value_error(f"`at_once` must be at least 1, got {self.at_once}.")
+        if self.within is not None:  # what is gone counts for nobody
+            params = masks.apply(self.within, params)
+            grads = None if grads is None else masks.apply(self.within, grads)
+        if self.share == "leaf" and starts.ndim == 1:
+            leaves = sum(jax.tree.leaves(self.scope))
+            starts = jnp.broadcast_to(starts[:, None], (len(starts), leaves))
+        share = "network" if self.share == "network" else "leaf"
+
+        def one(start: jax.Array) -> jax.Array:
+            mask, how = self.candidate(params, start), {"scope": self.scope}
+            return fitness(
+                mask, params, grads, balance=self.balance, share=share, **how
+            )
+
+        if self.at_once is None:
+            return jax.vmap(one)(starts), starts
+        return jax.lax.map(one, starts, batch_size=self.at_once), starts
+
+    def each_channel(
+        self, params: Params, grads: Params | None, starts: jax.Array
+    ) -> Mask:
+        """Every slice along the last axis of a leaf holds a contest of its own."""
+        if self.pattern is not ELEMENT:
+            raise value_error("`share='channel'` removes single weights: no `pattern`.")
+        grads = params if grads is None else grads  # of no weight: `balance` is 1
+        within = masks.full(params) if self.within is None else self.within
+        shares = jax.tree.broadcast(self.sparsity, params)
+        trees = (params, grads, within, shares, self.scope)
+        columns = zip(*map(jax.tree.leaves, trees), strict=True)
+
+        def one(share: Any, key: jax.Array, w: Any, g: Any, m: Any) -> jax.Array:
+            alone = self._replace(
+                key=key, sparsity=share, within=m, scope=True, share="leaf"
+            )
+            rated, numbers = alone.rate(w, g, starts)
+            return alone.candidate(w, numbers[jnp.argmax(rated), 0])
+
+        chosen = []
+        for i, (w, g, m, share, taken) in enumerate(columns):
+            if not taken:
+                chosen.append(jnp.array(True))
+                continue
+            keys = jax.random.split(jax.random.fold_in(self.key, i), w.shape[-1])
+            each = jax.vmap(partial(one, share), (0, -1, -1, -1), -1)
+            chosen.append(each(keys, w, g, jnp.broadcast_to(m, w.shape)))
+        return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+
+def _kept_share(mask: Mask, tree: Params, share: str, scope: Scope) -> jax.Array:
+    """The share of the magnitudes of a tree that a mask keeps. [leaves] or 0-d"""
+    if share not in ("leaf", "network"):
+        raise value_error(f"`share` must be 'leaf' or 'network', got {share!r}.")
+    sizes = [jnp.abs(wide(x)) for x in masks.in_scope(tree, scope)]
+    pairs = zip(masks.in_scope(mask, scope), sizes, strict=True)
+    kept = jnp.stack([jnp.sum(jnp.where(m, a, 0)) for m, a in pairs])
+    whole = jnp.stack([jnp.sum(a) for a in sizes])
+    if share == "network":
+        kept, whole = jnp.sum(kept), jnp.sum(whole)
+    return jnp.where(whole > 0, kept / jnp.where(whole > 0, whole, 1), 0)
+
+
+def _fold(key: jax.Array, leaf: int, start: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, leaf), start)
+
+
+def _starts(k: int | jax.Array) -> jax.Array:
+    if not jnp.ndim(k) and k < 1:
+        raise value_error(f"`k` must be at least 1, got {k}.")
+    return jnp.asarray(k) if jnp.ndim(k) else jnp.arange(k)
+
+
+def _require_settings(balance: float, grads: Params | None) -> None:
+    if not 0 <= balance <= 1:
+        raise value_error(
+            f"`balance` must be in [0, 1] (1: magnitude alone), got {balance}."
+        )
+    if grads is None and balance < 1:
+        raise value_error(
+            "`grads` must be the accumulated gradient unless `balance` is 1 (fitness "
+            "by magnitude alone), got None."
+        )
