@@ -526,4 +526,21 @@ REFERENCES: tuple[Reference, ...] = (
         venue=_ICLR,
         arxiv="2102.04010",
     ),
+    Reference(
+        key="haroon2022what",
+        methods=(
+            "k-starts",
+            "dissipating gradients",
+            "k_starts",
+            "dissipating",
+            "combined",
+            "prune_unmoved",
+        ),
+        kind="misc",
+        title="What to Prune and What Not to Prune at Initialization",
+        authors=("Haroon, Maham",),
+        year=2022,
+        venue="arXiv preprint",
+        arxiv="2209.02201",
+    ),
 )

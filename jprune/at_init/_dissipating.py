@@ -172,13 +172,13 @@ def combined(
         raise value_error(
             f"`order` must be 'dissipating_first' or 'k_starts_first', got {order!r}."
         )
-    first = 1 - (1 - sparsity) ** 0.5 if first is None else first
-    if not 0 <= first < sparsity:
+    begin = 1 - (1 - sparsity) ** 0.5 if first is None else first
+    if not 0 <= begin < sparsity:
         raise value_error(
             f"`first` must be at least 0 and below `sparsity` {sparsity}, got {first}."
         )
-    ratio = (1 - sparsity) / (1 - first)
-    steps = [1 - (1 - first) * ratio ** (i / epochs) for i in range(1, epochs)]
+    ratio = (1 - sparsity) / (1 - begin)
+    steps = [1 - (1 - begin) * ratio ** (i / epochs) for i in range(1, epochs)]
     how = {"unit": unit, "pattern": pattern, "scope": scope}
     drops = [dissipating_to(s, **how) for s in [*steps, sparsity]]
-    return [fittest(key, first, **choose), *drops]
+    return [fittest(key, begin, **choose), *drops]
