@@ -5,10 +5,10 @@ the raw gradient: `accumulate_gradient`, `mask_by_saliency`, `merge_clusters`,
 `mask_updates`. *Penalties* add the gradient of a regularizer before momentum, or
 decoupled before the learning rate: `add_selective_decay`, `add_masked_l1`,
 `add_decorrelation`. *Projections* come last, after the learning rate, and land removed
-weights on exactly zero: `keep_masked`, `prune_gradually`, `prune_once`,
-`prune_unmoved`, `zero_in_turn`. *Wrappers* stand around a whole optimizer. Beside each
-method is its paper's recipe, a plain `optax.chain`: `csgd`, `gsm`, `masksparsity`,
-`swd`, `tpp`.
+weights on exactly zero: `keep_masked`, `prune_by_weight_history`, `prune_gradually`,
+`prune_once`, `prune_unmoved`, `zero_in_turn`. *Wrappers* stand around a whole
+optimizer. Beside each method is its paper's recipe, a plain `optax.chain`: `csgd`,
+`gsm`, `masksparsity`, `swd`, `tpp`.
 
 `check` tells whether a chain is in the right order; `finish` removes after training;
 `diagnostics` gives what to log; `state_sharding` places the state on a mesh.
@@ -69,3 +69,10 @@ from jprune.transforms._selective_decay import (
 )
 from jprune.transforms._selective_decay import swd as swd
 from jprune.transforms._sharding import state_sharding as state_sharding
+from jprune.transforms._weight_history import (
+    PruneByWeightHistoryState as PruneByWeightHistoryState,
+)
+from jprune.transforms._weight_history import layer_importance as layer_importance
+from jprune.transforms._weight_history import (
+    prune_by_weight_history as prune_by_weight_history,
+)

@@ -8,18 +8,17 @@ which is `optax.polynomial_schedule(0, s, 3, e - b, b)`; any other Optax schedul
 do.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jprune import masks, selection
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import next_step, transformation
+from jprune.transforms._growing_sparsity import GrowingSparsity
 from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
 
@@ -96,21 +95,12 @@ def prune_gradually(
     References:
       Zhu and Gupta, "To prune, or not to prune", arXiv 1710.01878, eq. (1).
     """
-    if not 0 <= begin <= end or every < 1:
-        raise value_error(
-            "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
-            f"{begin}, {end}, {every}."
-        )
     ranked = Ranking(None, None, scope, ranking, min_keep)
-    chosen = _Gradual.of(sparsity, begin, end, ranked)
+    target = GrowingSparsity.of(sparsity, begin, end, every, ranked)
 
     def init(params: Params) -> PruneGraduallyState:
-        kept, last = params, chosen.final
-        if jax.tree.leaves(params):
-            shapes = jax.eval_shape(last.mask, params)
-            kept = jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
-        zero = jnp.int32(0)
-        return PruneGraduallyState(zero, kept, last.cold(params), zero)
+        kept, zero = target.all_kept(params), jnp.int32(0)
+        return PruneGraduallyState(zero, kept, target.final.cold(params), zero)
 
     def update(
         updates: PyTree,
@@ -124,65 +114,12 @@ def prune_gradually(
         if not jax.tree.leaves(params):
             return updates, state
         t = state.count
-        due = (t >= begin) & (t < end) & ((t - begin) % every == 0)
         kept, warm, passes = jax.lax.cond(
-            due | (t == end),
-            lambda: chosen.select(params, state),
+            target.due(t),
+            lambda: target.select(params, t, state.mask, state.warm),
             lambda: (state.mask, state.warm, state.passes),
         )
         following = PruneGraduallyState(next_step(t), kept, warm, passes)
         return project(updates, params, kept), following
 
     return transformation(init, update)
-
-
-class _Gradual(NamedTuple):
-    """The target at every step: a schedule, and the exact numbers at its end."""
-
-    schedule: Callable[[jax.Array], Any]
-    final: Ranking
-    end: int
-
-    @classmethod
-    def of(cls, sparsity: Any, begin: int, end: int, ranking: Ranking) -> "_Gradual":
-        if callable(sparsity):
-            last = _value_at(sparsity, end)
-            return cls(sparsity, ranking._replace(sparsity=last), end)
-        schedule = _cubic(sparsity, begin, end)
-        return cls(schedule, ranking._replace(sparsity=sparsity), end)
-
-    def select(
-        self, params: Params, state: PruneGraduallyState
-    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
-        """The mask of this step, within the one in force."""
-        now = self.final._replace(sparsity=self.schedule(state.count))
-        (traced, _), (exact, ranking) = now.counts(params), self.final.counts(params)
-        return masks.ranked(
-            params,
-            jax.tree.map(
-                lambda a, b: jnp.where(state.count == self.end, b, a), traced, exact
-            ),
-            ranking=ranking,
-            scope=self.final.scope,
-            min_keep=self.final.min_keep,
-            within=state.mask,
-            init=state.warm,
-        )
-
-
-def _cubic(sparsity: Any, begin: int, end: int) -> Callable[[jax.Array], Any]:
-    """Zhu and Gupta's eq. (1) from 0 to each number of `sparsity` (one, or a tree)."""
-
-    def schedule(t: jax.Array) -> Any:
-        length = max(end - begin, 1)
-        return jax.tree.map(
-            lambda s: optax.polynomial_schedule(0.0, s, 3, length, begin)(t), sparsity
-        )
-
-    return schedule
-
-
-def _value_at(schedule: Callable[[Any], Any], step: int) -> Any:
-    """The schedule's value on the host, as the decimal its float32 text names."""
-    with jax.ensure_compile_time_eval():
-        return np.asarray(schedule(jnp.int32(step)))[()]

@@ -104,6 +104,14 @@ TABLE = [
         {"sparsity": 0.5},
     ),
     Case(
+        "prune_by_weight_history",
+        lambda sparsity=0.5, beta=0.9, gamma=1.0: transforms.prune_by_weight_history(
+            sparsity, end=3, every=2, beta=beta, gamma=gamma
+        ),
+        lambda: transforms.prune_by_weight_history(0.0, end=3, every=1),
+        {"sparsity": 0.5, "beta": 0.9, "gamma": 1.0},
+    ),
+    Case(
         "prune_once",
         lambda: transforms.prune_once(half, step=1),
         lambda: transforms.prune_once(weights, step=1),

@@ -1,0 +1,116 @@
+r"""A sparsity that grows along a schedule and ends at an exact count.
+
+$$ s_t = s - s \left(1 - \frac{t - b}{e - b}\right)^3 $$
+
+is the cubic of Zhu and Gupta (2017, eq. 1) from 0 to s over steps b to e. A count along
+the way is traced; at the end it is the integer that the host computed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import masks, selection
+from jprune._errors import value_error
+from jprune._typing import Mask, Params, Scores
+from jprune.transforms._ranking import Ranking
+
+
+class GrowingSparsity(NamedTuple):
+    """The target at every step: a schedule, and the exact numbers at its end.
+
+    Attributes:
+      schedule: the sparsity (a number, or a tree) at a step.
+      final: the ranking, with the sparsity at the end.
+      begin: first step that prunes.
+      end: last step that prunes.
+      every: steps between two rankings.
+    """
+
+    schedule: Callable[[jax.Array], Any]
+    final: Ranking
+    begin: int
+    end: int
+    every: int
+
+    @classmethod
+    def of(
+        cls, sparsity: Any, begin: int, end: int, every: int, ranking: Ranking
+    ) -> "GrowingSparsity":
+        """From the arguments of a transformation.
+
+        Raises:
+          ValueError: steps out of order.
+        """
+        if not 0 <= begin <= end or every < 1:
+            raise value_error(
+                "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
+                f"{begin}, {end}, {every}."
+            )
+        schedule, last = sparsity, sparsity
+        if callable(sparsity):
+            last = _value_at(sparsity, end)
+        else:
+            schedule = _cubic(sparsity, begin, end)
+        return cls(schedule, ranking._replace(sparsity=last), begin, end, every)
+
+    def due(self, t: jax.Array) -> jax.Array:
+        """Whether step `t` prunes: every so often, and at the end in any case."""
+        period = (
+            (t >= self.begin) & (t < self.end) & ((t - self.begin) % self.every == 0)
+        )
+        return period | (t == self.end)
+
+    def scoped(self, params: Params) -> "GrowingSparsity":
+        """With the leaves that the scope means for `params`: to rank another tree."""
+        scope = self.final.leaves(params)
+        return self._replace(final=self.final._replace(scope=scope))
+
+    def all_kept(self, params: Params) -> Mask:
+        """The mask before the first removal; a bad scope or target fails here."""
+        if not jax.tree.leaves(params):
+            return params
+        shapes = jax.eval_shape(self.final.mask, params)
+        return jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
+
+    def select(
+        self,
+        scores: Scores,
+        t: jax.Array,
+        within: Mask | None,
+        init: selection.WarmStart,
+    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
+        """The mask of step `t`, the next warm start, and the passes it took."""
+        now = self.final._replace(sparsity=self.schedule(t))
+        (traced, _), (exact, ranking) = now.counts(scores), self.final.counts(scores)
+        return masks.ranked(
+            scores,
+            jax.tree.map(lambda a, b: jnp.where(t == self.end, b, a), traced, exact),
+            ranking=ranking,
+            scope=self.final.scope,
+            min_keep=self.final.min_keep,
+            within=within,
+            init=init,
+        )
+
+
+def _cubic(sparsity: Any, begin: int, end: int) -> Callable[[jax.Array], Any]:
+    """Zhu and Gupta's eq. (1) from 0 to each number of `sparsity` (one, or a tree)."""
+
+    def schedule(t: jax.Array) -> Any:
+        length = max(end - begin, 1)
+        return jax.tree.map(
+            lambda s: optax.polynomial_schedule(0.0, s, 3, length, begin)(t), sparsity
+        )
+
+    return schedule
+
+
+def _value_at(schedule: Callable[[Any], Any], step: int) -> Any:
+    """The schedule's value on the host, as the decimal its float32 text names."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(schedule(jnp.int32(step)))[()]
