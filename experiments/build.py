@@ -26,6 +26,7 @@ from experiments.methods import (
     swd,
     swd_channels,
     tpp,
+    weightmom,
 )
 from experiments.models import digits_resnet, lenet, resnet
 
@@ -76,6 +77,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "swd": swd.swd,
     "swd_channels": swd_channels.swd_channels,
     "tpp": tpp.tpp,
+    "weightmom": weightmom.weightmom,
 }
 
 

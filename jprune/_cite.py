@@ -367,6 +367,18 @@ REFERENCES: tuple[Reference, ...] = (
         doi="10.3390/jimaging8030064",
     ),
     Reference(
+        key="johnson2022weightmom",
+        methods=("weightmom", "prune_by_weight_history"),
+        kind="misc",
+        title=(
+            "WeightMom: Learning Sparse Networks using Iterative Momentum-based pruning"
+        ),
+        authors=("Johnson, Elvis", "Tang, Xiaochen", "Samudrala, Sriramacharyulu"),
+        year=2022,
+        venue="arXiv preprint",
+        arxiv="2208.05970",
+    ),
+    Reference(
         key="jiang2023pruning",
         methods=("masksparsity", "add_masked_l1"),
         kind="article",

@@ -68,6 +68,8 @@ BOUNDS: tuple[Bound, ...] = (
     _step("gradual", 2, "a step that does not rank only carries and applies its mask"),
     _step("keep_masked", 1.4, "only applies its mask"),
     _step("gradual, mask update", 10, "a step that ranks"),
+    _step("weight history", 2, "beside the mask, one more average is read and written"),
+    _step("weight history, mask update", 10, "a step that ranks"),
     _row("one sweep / sum of magnitudes", "<=", 1.6, PASS),
     _row(
         "one sweep / one count", "<=", 0.35, "the variadic reduction is the fast form"

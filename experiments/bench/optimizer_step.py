@@ -91,6 +91,12 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         last = transforms.prune_gradually(sparsity, end=2 * FAR - 2, begin=begin)
         return optax.chain(sgd(), last)
 
+    def history(sparsity: Any, begin: int) -> optax.GradientTransformation:
+        last = transforms.prune_by_weight_history(
+            sparsity, end=2 * FAR - 2, begin=begin, every=1
+        )
+        return optax.chain(sgd(), last)
+
     ranked = optax.constant_schedule(0.9)
     return {
         "dense": sgd(),
@@ -99,6 +105,8 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "gsm": transforms.gsm(lr, sparsity=0.9, weight_decay=mu, momentum=0.9),
         "gradual": gradual(0.9, FAR),
         "gradual, mask update": gradual(ranked, 0),
+        "weight history": history(0.9, FAR),
+        "weight history, mask update": history(ranked, 0),
         "keep_masked": optax.chain(
             sgd(), transforms.keep_masked(lambda p: masks.unstructured(p, 0.9))
         ),
