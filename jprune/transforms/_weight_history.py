@@ -180,14 +180,10 @@ def prune_by_weight_history(
         if not jax.tree.leaves(params):
             return updates, state
         seen = _seen(signal, updates, params, grad, state.mask if regrow else None)
-        history = jax.tree.map(
-            lambda h, x: _average(h, x, beta) if h.ndim else h, state.history, seen
-        )
+        history = _averages(state.history, seen, beta)
 
         def select() -> tuple[Mask, selection.WarmStart, jax.Array]:
-            sizes = jax.tree.map(jnp.abs, history)
-            if signal == "product":
-                sizes = jax.tree.map(lambda h, p: h * jnp.abs(wide(p)), sizes, params)
+            sizes = _sizes(signal, history, params)
             scores = _weighted(sizes, state.mask, gamma, layer_norm)
             within = None if regrow else state.mask
             return target.scoped(params).select(scores, state.count, within, state.warm)
@@ -239,9 +235,20 @@ def _seen(
     )
 
 
-def _average(history: jax.Array, x: jax.Array, beta: Any) -> jax.Array:
-    beta = jnp.asarray(beta, history.dtype)
-    return beta * history + (1 - beta) * x.astype(history.dtype)
+def _averages(history: PyTree, seen: PyTree, beta: Any) -> PyTree:
+    def leaf(h: jax.Array, x: jax.Array) -> jax.Array:
+        b = jnp.asarray(beta, h.dtype)
+        return b * h + (1 - b) * x.astype(h.dtype) if h.ndim else h
+
+    return jax.tree.map(leaf, history, seen)
+
+
+def _sizes(signal: Signal, history: PyTree, params: Params) -> Scores:
+    """The average as a magnitude, for "product" times that of the weight."""
+    sizes = jax.tree.map(jnp.abs, history)
+    if signal != "product":
+        return sizes
+    return jax.tree.map(lambda h, p: h * jnp.abs(wide(p)), sizes, params)
 
 
 def _weighted(sizes: PyTree, mask: Mask, gamma: Any, layer_norm: bool) -> Scores:
