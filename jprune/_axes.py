@@ -84,3 +84,11 @@ def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
         return x
     kept = [None if axis in axes else name for axis, name in enumerate(spec)]
     return jax.sharding.reshard(x, PartitionSpec(*kept))
+
+
+def placed_as(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x` split over devices as `like`, of the same rank; see `whole_along`."""
+    spec = jax.typeof(like).sharding.spec
+    if jax.typeof(x).sharding.spec == spec:
+        return x
+    return jax.sharding.reshard(x, spec)

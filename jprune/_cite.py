@@ -518,8 +518,40 @@ REFERENCES: tuple[Reference, ...] = (
         pages="17673--17682",
     ),
     Reference(
+        key="wang2023iterative",
+        methods=(
+            "iss-p",
+            "iss-r",
+            "issp",
+            "issr",
+            "shrink_softly",
+            "add_growing_decay",
+        ),
+        kind="inproceedings",
+        title=(
+            "Iterative Soft Shrinkage Learning for Efficient Image Super-Resolution"
+        ),
+        authors=(
+            "Wang, Jiamian",
+            "Wang, Huan",
+            "Zhang, Yulun",
+            "Fu, Yun",
+            "Tao, Zhiqiang",
+        ),
+        year=2023,
+        venue="IEEE/CVF International Conference on Computer Vision",
+        arxiv="2303.09650",
+    ),
+    Reference(
         key="zhou2021learning",
-        methods=("sr-ste", "n_of_m"),
+        methods=(
+            "sr-ste",
+            "sr_ste",
+            "n_of_m",
+            "add_pruned_decay",
+            "prune_to_n_of_m",
+            "pack_n_of_m",
+        ),
         kind="inproceedings",
         title=(
             "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch"

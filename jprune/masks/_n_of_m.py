@@ -3,7 +3,7 @@
 The axis is the contracted one (the weights that meet in one dot product), since that is
 what sparse matrix units read. The ranking is local: each weight counts how many of its
 M fellows beat it, M comparisons a weight. Where the axis is sharded it is made whole
-first, and the mask comes out whole along it.
+first; the mask is split again as the scores are.
 """
 
 from typing import Any
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
-from jprune._axes import axis_list, contraction_axis, whole_along
+from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
 from jprune._errors import value_error
 from jprune._typing import Mask, PyTree, Scores
+from jprune.masks._count import is_traced
 from jprune.masks._scope import (
     from_scope,
     in_scope,
@@ -28,7 +29,7 @@ from jprune.masks._scope import (
 
 def n_of_m(
     scores: Scores,
-    n: int,
+    n: int | jax.Array,
     m: int,
     axis: int | PyTree | None = None,
     *,
@@ -40,7 +41,7 @@ def n_of_m(
 
     Args:
       scores: non-negative scores, or weights (or signed scores with `signed=True`).
-      n: kept of each m, 1 <= n <= m.
+      n: kept of each m, 1 <= n <= m; may be traced.
       m: group length; must divide the axis.
       axis: the contracted axis: a number, a tree of numbers, or None for the default of
         leaves named `kernel` or `w` of rank 2 (axis 0) or 4 (axis 2).
@@ -80,6 +81,7 @@ def n_of_m(
         first = _first_n(_grouped(name, bits, m, a), n)
         at = contraction_axis(name, x, a)
         whole = jnp.moveaxis(first.reshape(jnp.moveaxis(x, at, -1).shape), -1, at)
+        whole = placed_as(whole, x)
         kept.append(whole if allowed is None else whole & allowed)
     return from_scope(scope, kept)
 
@@ -114,7 +116,9 @@ def is_n_of_m(
     return jnp.all(jnp.stack(held)) if held else jnp.array(True)
 
 
-def _require_n_m(n: int, m: int) -> None:
+def _require_n_m(n: int | jax.Array, m: int) -> None:
+    if is_traced(n):
+        return
     whole = all(isinstance(x, int | np.integer) for x in (n, m))
     if not whole or not 1 <= n <= m:
         raise value_error(f"N:M needs integers 1 <= n <= m, got n={n}, m={m}.")
@@ -132,7 +136,7 @@ def _grouped(name: str, x: jax.Array, m: int, axis: int | None) -> jax.Array:
     return moved.reshape(*moved.shape[:-1], x.shape[at] // m, m)
 
 
-def _first_n(groups: jax.Array, n: int) -> jax.Array:
+def _first_n(groups: jax.Array, n: int | jax.Array) -> jax.Array:
     """Which of the last axis are beaten by fewer than `n` others."""
     position = np.arange(groups.shape[-1])
     mine, other = groups[..., :, None], groups[..., None, :]

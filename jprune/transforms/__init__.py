@@ -4,11 +4,13 @@ Four kinds, told apart by where they stand in a chain. *Gradient maps* come firs
 the raw gradient: `accumulate_gradient`, `mask_by_saliency`, `merge_clusters`,
 `mask_updates`. *Penalties* add the gradient of a regularizer before momentum, or
 decoupled before the learning rate: `add_selective_decay`, `add_masked_l1`,
-`add_decorrelation`. *Projections* come last, after the learning rate, and land removed
-weights on exactly zero: `keep_masked`, `prune_by_weight_history`, `prune_gradually`,
-`prune_once`, `prune_unmoved`, `zero_in_turn`. *Wrappers* stand around a whole
+`add_decorrelation`, `add_growing_decay`, `add_pruned_decay`. *Projections* come last,
+after the learning rate, and land removed weights on exactly zero: `keep_masked`,
+`prune_by_weight_history`, `prune_gradually`, `prune_once`, `prune_to_n_of_m`,
+`prune_unmoved`, `shrink_softly`, `zero_in_turn`. *Wrappers* stand around a whole
 optimizer. Beside each method is its paper's recipe, a plain `optax.chain`: `csgd`,
-`gsm`, `masksparsity`, `swd`, `tpp`.
+`gsm`, `issp`, `masksparsity`, `sr_ste`, `swd`, `tpp`; `issr` joins the two ends of its
+chain.
 
 `check` tells whether a chain is in the right order; `finish` removes after training;
 `diagnostics` gives what to log; `state_sharding` places the state on a mesh.
@@ -38,6 +40,12 @@ from jprune.transforms._diagnostics import diagnostics as diagnostics
 from jprune.transforms._finish import PruneOnceState as PruneOnceState
 from jprune.transforms._finish import finish as finish
 from jprune.transforms._finish import prune_once as prune_once
+from jprune.transforms._growing_decay import (
+    AddGrowingDecayState as AddGrowingDecayState,
+)
+from jprune.transforms._growing_decay import IssrState as IssrState
+from jprune.transforms._growing_decay import add_growing_decay as add_growing_decay
+from jprune.transforms._growing_decay import issr as issr
 from jprune.transforms._iterative import iterative_sparsities as iterative_sparsities
 from jprune.transforms._iterative import prune_iteratively as prune_iteratively
 from jprune.transforms._keep_masked import KeepMaskedState as KeepMaskedState
@@ -52,6 +60,11 @@ from jprune.transforms._merge_clusters import MergeClustersState as MergeCluster
 from jprune.transforms._merge_clusters import collapse_factor as collapse_factor
 from jprune.transforms._merge_clusters import csgd as csgd
 from jprune.transforms._merge_clusters import merge_clusters as merge_clusters
+from jprune.transforms._n_of_m import AddPrunedDecayState as AddPrunedDecayState
+from jprune.transforms._n_of_m import PruneToNOfMState as PruneToNOfMState
+from jprune.transforms._n_of_m import add_pruned_decay as add_pruned_decay
+from jprune.transforms._n_of_m import prune_to_n_of_m as prune_to_n_of_m
+from jprune.transforms._n_of_m import sr_ste as sr_ste
 from jprune.transforms._prune_gradually import (
     PruneGraduallyState as PruneGraduallyState,
 )
@@ -69,6 +82,9 @@ from jprune.transforms._selective_decay import (
 )
 from jprune.transforms._selective_decay import swd as swd
 from jprune.transforms._sharding import state_sharding as state_sharding
+from jprune.transforms._shrink_softly import ShrinkSoftlyState as ShrinkSoftlyState
+from jprune.transforms._shrink_softly import issp as issp
+from jprune.transforms._shrink_softly import shrink_softly as shrink_softly
 from jprune.transforms._weight_history import (
     PruneByWeightHistoryState as PruneByWeightHistoryState,
 )

@@ -56,6 +56,27 @@ def test_ties_go_to_the_lower_index_and_nan_is_the_largest():
     np.testing.assert_array_equal(zeros, [[1, 1, 0, 0]] * 2)
 
 
+def test_nm_g1_groups_and_ties():
+    w = jnp.array([[0.4, -0.1, 0.3, 0.05, -1, 2, 2, -1], [1, -1, 1, 1, 0, 0, 0, 0]])
+    want = [[1, 0, 1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 1, 1, 0, 0]]
+    np.testing.assert_array_equal(n_of_m(w, 2, 4, 1), want)
+
+
+def test_nm_g2_outputs_do_not_mix():
+    kernel = jnp.array([[1.0, 4.0], [2.0, 3.0], [3.0, 2.0], [4.0, 1.0]])[None, None]
+    mask = masks.n_of_m({"kernel": kernel}, 2, 4)["kernel"]
+    np.testing.assert_array_equal(mask[0, 0].T, [[0, 0, 1, 1], [1, 1, 0, 0]])
+    swapped = masks.n_of_m({"kernel": kernel[..., ::-1]}, 2, 4)["kernel"]
+    np.testing.assert_array_equal(swapped, mask[..., ::-1])
+
+
+def test_n_may_be_traced():
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(8, 3)), jnp.float32)
+    traced = jax.jit(lambda n: masks.n_of_m({"w": x}, n, 4)["w"])
+    for n in (1, 3):
+        np.testing.assert_array_equal(traced(n), by_sort(np.asarray(x), n, 4, 0))
+
+
 def test_signed_scores():
     x = jnp.array([[1.0, -3.0, 2.0, -4.0]])
     signed = masks.n_of_m({"q": x}, 2, 4, axis=1, signed=True)["q"]
@@ -132,12 +153,13 @@ def test_errors(params, n, m, axis, message):
         masks.is_n_of_m(params, n, m, axis=axis)
 
 
-def test_a_sharded_axis_is_made_whole():
+def test_a_sharded_axis_is_made_whole_and_split_again():
     x = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32)
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
         split = {"w": jax.device_put(x, NamedSharding(mesh, P("d", None)))}
         mask = jax.jit(lambda p: masks.n_of_m(p, 2, 4))(split)
         pruned = jax.jit(masks.apply)(mask, split)["w"]
+    assert mask["w"].sharding.is_equivalent_to(split["w"].sharding, 2)
     np.testing.assert_array_equal(mask["w"], by_sort(x, 2, 4, 0))
     np.testing.assert_array_equal(pruned, np.where(mask["w"], x, 0))

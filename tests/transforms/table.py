@@ -44,6 +44,11 @@ def weights(params: Any) -> Any:
     return masks.full(params)
 
 
+def two_of_four(params: Any) -> Any:
+    """A 2:4 mask of every tree the contract uses."""
+    return masks.n_of_m(params, 2, 4, axis=0)
+
+
 GROUPS = [
     Group(
         "hidden",
@@ -264,6 +269,66 @@ TABLE = [
         ),
         None,
         {"learning_rate": 0.1, "weight_decay": 0.01},
+    ),
+    Case(
+        "shrink_softly",
+        lambda sparsity=0.5, factor=0.9: transforms.shrink_softly(
+            sparsity, end=3, factor=factor
+        ),
+        lambda: transforms.shrink_softly(0.0, end=2),
+        {"sparsity": 0.5, "factor": 0.9},
+    ),
+    Case(
+        "shrink_softly-nm",
+        lambda factor=0.9: transforms.shrink_softly(
+            end=3, factor=factor, select=two_of_four
+        ),
+        lambda: transforms.shrink_softly(end=9, factor=1.0, select=two_of_four),
+        {"factor": 0.9},
+    ),
+    Case(
+        "issp",
+        lambda learning_rate=0.1, sparsity=0.5: transforms.issp(
+            learning_rate, sparsity=sparsity, end=3
+        ),
+        None,
+        {"learning_rate": 0.1, "sparsity": 0.5},
+    ),
+    Case(
+        "add_growing_decay",
+        lambda increment=0.1, sparsity=0.5, limit=0.15: transforms.add_growing_decay(
+            increment, sparsity, every=2, limit=limit
+        ),
+        lambda: transforms.add_growing_decay(0.0, 0.5, every=1),
+        {"increment": 0.1, "sparsity": 0.5, "limit": 0.15},
+    ),
+    Case(
+        "issr",
+        lambda learning_rate=0.1, increment=0.1: transforms.issr(
+            learning_rate, sparsity=0.5, increment=increment, every=1, limit=0.15, end=4
+        ),
+        None,
+        {"learning_rate": 0.1, "increment": 0.1},
+    ),
+    Case(
+        "add_pruned_decay",
+        lambda strength=0.1: transforms.add_pruned_decay(strength, 2, 4, axis=0),
+        lambda: transforms.add_pruned_decay(0.0, 2, 4, axis=0),
+        {"strength": 0.1},
+    ),
+    Case(
+        "prune_to_n_of_m",
+        lambda: transforms.prune_to_n_of_m(1, 4, axis=0, begin=0, end=3),
+        lambda: transforms.prune_to_n_of_m(4, 4, axis=0, end=1),
+        {},
+    ),
+    Case(
+        "sr_ste",
+        lambda learning_rate=0.1, strength=0.1: transforms.sr_ste(
+            learning_rate, 2, 4, axis=0, strength=strength, total_steps=3
+        ),
+        None,
+        {"learning_rate": 0.1, "strength": 0.1},
     ),
 ]
 

@@ -106,6 +106,9 @@ def test_row5_params_none(case):
         "network_slimming": "add_masked_l1",
         "masksparsity": "add_masked_l1",
         "gsm": "mask_by_saliency",
+        "issp": "shrink_softly",
+        "issr": "add_growing_decay",
+        "sr_ste": "add_pruned_decay",
     }.get(base, base)
     with pytest.raises(ValueError, match=named):
         jax.eval_shape(tx.update, grads, state)

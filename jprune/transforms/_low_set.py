@@ -1,0 +1,93 @@
+r"""The low set of iterative soft shrinkage: what ISS-P shrinks and ISS-R decays.
+
+In each leaf of n weights the $k = \min(\lceil s n \rceil, \lfloor 0.995 n \rfloor)$
+smallest magnitudes, exactly k of them: no leaf is ever emptied.
+"""
+
+from collections.abc import Callable
+from math import ceil, prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import masks, selection
+from jprune._errors import value_error
+from jprune._typing import Mask, Params
+
+Refreshed = tuple[Mask, selection.WarmStart, jax.Array]
+"""The mask (False = in the low set), the next warm start, passes of the threshold."""
+
+
+class LowSet(NamedTuple):
+    """The keywords that say which weights are low, as given.
+
+    Attributes:
+      sparsity: s, a number or a tree of numbers; or None.
+      select: a function of the parameters to a mask instead; or None.
+      scope: which leaves, see `masks.unstructured`.
+      ranking: "leaf" or "global".
+    """
+
+    sparsity: Any
+    select: Callable[[Params], Mask] | None
+    scope: Any
+    ranking: masks.Ranking
+
+    def require_one(self) -> None:
+        """Raises unless exactly one of the two choices is given."""
+        if (self.sparsity is None) == (self.select is None):
+            raise value_error(
+                "Give exactly one of `sparsity` and `select`; got "
+                f"sparsity={self.sparsity}, select={self.select}."
+            )
+
+    def cold(self, params: Params) -> selection.WarmStart:
+        """The warm start before the first search, of the right shape and dtype."""
+        if self.select is not None or not jax.tree.leaves(params):
+            return selection.cold()
+        _, ranking = self.counts(params)
+        taken = masks.in_scope(params, masks.resolve_scope(self.scope, params))
+        return selection.cold(taken, ranking=ranking)
+
+    def refresh(self, params: Params, warm: selection.WarmStart) -> Refreshed:
+        """The set now, a mask at full size for each leaf in scope."""
+        if self.select is not None:
+            return self.select(params), warm, jnp.int32(0)
+        counts, ranking = self.counts(params)
+        return masks.ranked(
+            params, counts, ranking=ranking, scope=self.scope, init=warm
+        )
+
+    def everything(self, params: Params) -> Mask:
+        """The mask before the first choice: all kept, 0-d where none is made."""
+        if not jax.tree.leaves(params):
+            return params
+        shapes = jax.eval_shape(self.refresh, params, self.cold(params))[0]
+        return jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
+
+    def counts(self, params: Params) -> tuple[Any, masks.Ranking]:
+        """How many are kept, in all or of each leaf, and the ranking that means."""
+        # The counts of every other method; here they only check what was given.
+        found, ranking = masks.keep_counts(
+            params, self.sparsity, scope=self.scope, ranking=self.ranking
+        )
+        scope = masks.resolve_scope(self.scope, params)
+        sizes = [prod(np.shape(x)) for x in masks.in_scope(params, scope)]
+        if ranking == "global":
+            return _kept(sum(sizes), self.sparsity), ranking
+        shares = [self.sparsity] * len(found)
+        if not jax.tree_util.all_leaves([self.sparsity]):
+            shares = masks.in_scope(self.sparsity, scope)
+        return [_kept(n, s) for n, s in zip(sizes, shares, strict=True)], ranking
+
+
+def _kept(n: int, sparsity: Any) -> Any:
+    """`n` less the paper's k; an int, or an int32 where the sparsity is traced."""
+    most = 995 * n // 1000
+    if not masks.is_traced(sparsity):
+        return n - min(ceil(masks.exact(sparsity) * n), most)
+    # A product that should be whole may come out a little above it.
+    low = jnp.ceil(jnp.asarray(sparsity, jnp.float32) * n - n * 2.0**-22)
+    return n - jnp.clip(low, 0, most).astype(jnp.int32)

@@ -1,0 +1,85 @@
+"""N:M weights as values and indices: exact round trips, bytes, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune import compress, masks
+
+
+def pruned(shape, n, m, axis, dtype=np.float32):
+    rng = np.random.default_rng(m)
+    params = {"q": jnp.asarray(rng.normal(size=shape), dtype)}
+    return masks.apply(masks.n_of_m(params, n, m, axis=axis), params)
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "shape", "axis", "dtype"),
+    [
+        (2, 4, (8, 3), 0, np.float32),
+        (1, 4, (3, 3, 8, 2), 2, jnp.bfloat16),
+        (5, 6, (2, 12), -1, np.float32),
+        (1, 1, (3, 2), 0, np.float32),
+    ],
+)
+def test_nm_g10_round_trip(n, m, shape, axis, dtype):
+    params = pruned(shape, n, m, axis, dtype)
+    packed = compress.pack_n_of_m(params, n, m, axis=axis)
+    back = jax.jit(compress.unpack_n_of_m)(packed)["q"]
+    assert back.dtype == params["q"].dtype
+    np.testing.assert_array_equal(back, params["q"])
+    leaf, size = packed["q"], int(np.prod(shape))
+    assert leaf.shape == shape
+    places = np.asarray(leaf.places())
+    assert places.min() >= 0 and places.max() < m
+    assert bool(np.all(np.diff(places, axis=-1) > 0))
+    bits = max(int(np.ceil(np.log2(m))), 1)
+    stored = size * n // m
+    itemsize = params["q"].dtype.itemsize
+    assert leaf.nbytes == stored * itemsize + -(-stored * bits // 8)
+    assert leaf.dense_nbytes == size * itemsize
+
+
+def test_against_a_walk_over_the_groups():
+    params = pruned((8, 5), 2, 4, 0)
+    w = np.asarray(params["q"])
+    leaf = compress.pack_n_of_m(params, 2, 4, axis=0)["q"]
+    values, places = np.asarray(leaf.values), np.asarray(leaf.places())
+    for c in range(5):
+        for g in range(2):
+            [at] = np.nonzero(w[4 * g : 4 * g + 4, c])
+            np.testing.assert_array_equal(places[c, g], at)
+            np.testing.assert_array_equal(values[c, g], w[4 * g + at, c])
+    # Two bits each, first place in the high bits.
+    word = places.reshape(-1, 4)
+    want = word @ np.array([64, 16, 4, 1])
+    np.testing.assert_array_equal(leaf.indices, want)
+
+
+def test_groups_with_fewer_and_leaves_out_of_scope():
+    params = {
+        "kernel": jnp.array([[0.0], [0.0], [7.0], [0.0], [0.0], [0.0], [0.0], [0.0]]),
+        "bias": jnp.ones(3),
+    }
+    packed = compress.pack_n_of_m(params, 2, 4)
+    np.testing.assert_array_equal(packed["bias"], params["bias"])
+    back = compress.unpack_n_of_m(packed)
+    np.testing.assert_array_equal(back["kernel"], params["kernel"])
+    assert compress.packed_bytes(packed) == (4 * 4 + 1 + 12, 32 + 12)
+
+
+def test_what_is_not_finite_comes_back():
+    params = {"w": jnp.array([[jnp.nan], [0.0], [0.0], [-jnp.inf]])}
+    back = compress.unpack_n_of_m(compress.pack_n_of_m(params, 2, 4))
+    np.testing.assert_array_equal(back["w"], params["w"])
+
+
+def test_refusals():
+    params = {"a": {"kernel": jnp.ones((4, 2))}}
+    with pytest.raises(ValueError, match="not 2:4; .*\n  a/kernel: 4 weights more"):
+        compress.pack_n_of_m(params, 2, 4)
+    with pytest.raises(ValueError, match="m=3 does not divide"):
+        compress.pack_n_of_m(params, 1, 3)
+    with pytest.raises(ValueError, match="a traced array at a/kernel"):
+        jax.eval_shape(lambda p: compress.pack_n_of_m(p, 4, 4), params)
