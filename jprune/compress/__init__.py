@@ -11,7 +11,6 @@ from jprune.compress._merge import deviation as deviation
 from jprune.compress._merge import merge as merge
 from jprune.compress._merge import snap as snap
 from jprune.compress._pack_n_of_m import PackedNOfM as PackedNOfM
-from jprune.compress._pack_n_of_m import index_bits as index_bits
 from jprune.compress._pack_n_of_m import pack_n_of_m as pack_n_of_m
 from jprune.compress._pack_n_of_m import packed_bytes as packed_bytes
 from jprune.compress._pack_n_of_m import unpack_n_of_m as unpack_n_of_m

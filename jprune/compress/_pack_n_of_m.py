@@ -31,7 +31,7 @@ class PackedNOfM:
     Attributes:
       values: the kept weights, the contracted axis moved last. [..., groups, n]
       indices: their places in the groups, 0 to m - 1 and increasing within a group, one
-        after the other in `index_bits(m)` bits each. uint8
+        after the other in as many bits as tell m places apart. uint8
       n: kept of each m.
       m: group length.
       axis: the contracted axis.
@@ -64,24 +64,12 @@ class PackedNOfM:
 
     def places(self) -> jax.Array:
         """The indices unpacked. [..., groups, n] int32"""
-        width = index_bits(self.m)
+        width = _index_bits(self.m)
         count = self.values.size
         bits = jnp.unpackbits(self.indices, count=count * width).reshape(-1, width)
         powers = np.left_shift(1, np.arange(width)[::-1]).astype(np.int32)
         read = jnp.sum(bits * powers[None], axis=1, dtype=jnp.int32)
         return read.reshape(self.values.shape)
-
-
-def index_bits(m: int) -> int:
-    """Bits of a place in a group of `m`.
-
-    Args:
-      m: group length.
-
-    Returns:
-      The least number of bits that tell m places apart, and at least 1.
-    """
-    return max((m - 1).bit_length(), 1)
 
 
 def pack_n_of_m(
@@ -180,6 +168,10 @@ def packed_bytes(packed: Params) -> tuple[int, int]:
     return sum(x.nbytes for x in leaves), dense
 
 
+def _index_bits(m: int) -> int:
+    return max((m - 1).bit_length(), 1)
+
+
 def _is_packed(x: Any) -> bool:
     return isinstance(x, PackedNOfM)
 
@@ -196,7 +188,7 @@ def _packed(
     j = np.arange(n).reshape(*[1] * (upto.ndim - 2), n, 1)
     places = jnp.sum(upto <= j, axis=-1, dtype=jnp.int32)
     stored = jnp.take_along_axis(values, places, axis=-1)
-    width = index_bits(m)
+    width = _index_bits(m)
     shifts = np.arange(width)[::-1].astype(np.int32)
     bits = (places.reshape(-1, 1) >> shifts[None]) & 1
     indices = jnp.packbits(bits.astype(jnp.uint8))

@@ -65,3 +65,24 @@ def test_averaged_weights_are_masked_again_by_finish(mean):
     assert kept(final)[0] == want == int(masks.count(mask))
     same = jax.tree.map(lambda a, b: bool(np.all((a == 0) | (a == b))), final, params)
     assert all(jax.tree.leaves(same)) and accuracy(params) > 0.9
+
+
+def test_gradual_n_of_m_then_fine_tuning_under_its_mask():
+    """Two chains, two optimizers: the first reaches 2:4, the second keeps it."""
+    first = optax.chain(
+        optax.sgd(0.1, 0.9), transforms.prune_to_n_of_m(2, 4, begin=50, end=200)
+    )
+    pruned, state = run(first, start(), 250)
+    mask = masks.from_zeros(pruned)
+    jax.tree.map(np.testing.assert_array_equal, mask, state[1].mask)
+    second = optax.chain(
+        optax.adamw(0.01, weight_decay=0.01), transforms.keep_masked(mask)
+    )
+    transforms.check(second, pruned)
+    tuned = train(second, pruned)
+    kept_now = masks.from_zeros(tuned)
+    jax.tree.map(np.testing.assert_array_equal, kept_now, mask)
+    assert masks.is_n_of_m(kept_now, 2, 4)
+    assert int(masks.count(kept_now)) == masks.size(tuned) // 2
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), pruned, tuned)
+    assert all(jax.tree.leaves(moved)) and accuracy(tuned) > 0.95
