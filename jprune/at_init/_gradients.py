@@ -53,12 +53,17 @@ def scored(values: Weights, params: Params, scope: Scope) -> Scores:
 
 
 def mean_over_chunks(
-    fn: Callable[[Any, Any], PyTree], batch: PyTree, key: Any, chunks: int
-) -> PyTree:
+    fn: Callable[[Any, Any], Weights],
+    weights: Weights,
+    batch: PyTree,
+    key: Any,
+    chunks: int,
+) -> Weights:
     """The mean of `fn(chunk, key)` over chunks of the batch, in float32 at least.
 
     Args:
-      fn: from a chunk and a key to a tree of arrays.
+      fn: from a chunk and a key to arrays shaped as the weights.
+      weights: the weights.
       batch: a tree of arrays `[n, ...]`; anything at all for one chunk.
       key: a PRNG key or None; each chunk gets its own.
       chunks: how many.
@@ -72,18 +77,16 @@ def mean_over_chunks(
         return jax.tree.map(wide, fn(batch, key))
     parts = _cut(batch, int(chunks))
 
-    def one(index: jax.Array) -> PyTree:
+    def add(total: Weights, index: jax.Array) -> tuple[Weights, None]:
         part = jax.tree.map(lambda x: x[index], parts)
         own = None if key is None else jax.random.fold_in(key, index)
-        return jax.tree.map(wide, fn(part, own))
+        found = fn(part, own)
+        return [t + wide(x) for t, x in zip(total, found, strict=True)], None
 
-    def add(total: PyTree, index: jax.Array) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, one(index)), None
-
-    shapes = jax.eval_shape(one, jnp.int32(0))
-    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    # Zeros like the weights are laid out as they are, which an explicit mesh wants.
+    nothing = [wide(jnp.zeros_like(w)) for w in weights]
     total, _ = jax.lax.scan(add, nothing, jnp.arange(chunks))
-    return jax.tree.map(lambda x: x / chunks, total)
+    return [x / chunks for x in total]
 
 
 def _cut(batch: PyTree, chunks: int) -> PyTree:

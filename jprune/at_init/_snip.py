@@ -74,7 +74,9 @@ def snip(
         masks.in_scope(params, scope),
         loss_of_weights(loss_fn, params, scope),
     )
-    grads = mean_over_chunks(
-        lambda part, own: jax.grad(loss)(weights, part, own), batch, key, chunks
-    )
+
+    def gradient(part: PyTree, own: Any) -> list[jax.Array]:
+        return jax.grad(loss)(weights, part, own)
+
+    grads = mean_over_chunks(gradient, weights, batch, key, chunks)
     return scored(scores.saliency(weights, grads), params, scope)
