@@ -28,6 +28,8 @@ class ResNet(nn.Module):
       shortcut: where the stream changes, "projection" (1x1 convolution) or "pad"
         (stride, zero channels on both sides, no parameters: option A).
       stem: "large" for 7x7 stride 2 and max pooling, "small" for one 3x3.
+      branch_scale: factor of every residual branch; `at_init.branch_scale(blocks)` for
+        a Stable ResNet.
     """
 
     stages: Sequence[int]
@@ -38,6 +40,7 @@ class ResNet(nn.Module):
     expansion: int = 4
     shortcut: Literal["projection", "pad"] = "projection"
     stem: Literal["large", "small"] = "large"
+    branch_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -68,6 +71,8 @@ class ResNet(nn.Module):
             extra = y.shape[-1] - x.shape[-1]
             x = x[:, ::stride, ::stride]
             x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
+        if self.branch_scale != 1:  # the plain network has no multiplication
+            y = self.branch_scale * y
         return nn.relu(x + y)
 
 

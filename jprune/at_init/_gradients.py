@@ -77,15 +77,15 @@ def mean_over_chunks(
         return jax.tree.map(wide, fn(batch, key))
     parts = _cut(batch, int(chunks))
 
-    def add(total: Weights, index: jax.Array) -> tuple[Weights, None]:
-        part = jax.tree.map(lambda x: x[index], parts)
+    def add(total: Weights, at: tuple[jax.Array, PyTree]) -> tuple[Weights, None]:
+        index, part = at
         own = None if key is None else jax.random.fold_in(key, index)
         found = fn(part, own)
         return [t + wide(x) for t, x in zip(total, found, strict=True)], None
 
     # Zeros like the weights are laid out as they are, which an explicit mesh wants.
     nothing = [wide(jnp.zeros_like(w)) for w in weights]
-    total, _ = jax.lax.scan(add, nothing, jnp.arange(chunks))
+    total, _ = jax.lax.scan(add, nothing, (jnp.arange(chunks), parts))
     return [x / chunks for x in total]
 
 
