@@ -587,4 +587,87 @@ REFERENCES: tuple[Reference, ...] = (
         venue="arXiv preprint",
         arxiv="2209.02201",
     ),
+    Reference(
+        key="wang2020picking",
+        methods=("grasp",),
+        kind="inproceedings",
+        title=("Picking Winning Tickets Before Training by Preserving Gradient Flow"),
+        authors=("Wang, Chaoqi", "Zhang, Guodong", "Grosse, Roger"),
+        year=2020,
+        venue=_ICLR,
+        arxiv="2002.07376",
+    ),
+    Reference(
+        key="tanaka2020pruning",
+        methods=("synflow", "synflow_mask", "iterate"),
+        kind="inproceedings",
+        title=(
+            "Pruning neural networks without any data by iteratively conserving "
+            "synaptic flow"
+        ),
+        authors=(
+            "Tanaka, Hidenori",
+            "Kunin, Daniel",
+            "Yamins, Daniel L. K.",
+            "Ganguli, Surya",
+        ),
+        year=2020,
+        venue=_NEURIPS,
+        arxiv="2006.05467",
+        volume="33",
+        pages="6377--6389",
+    ),
+    Reference(
+        key="hayou2021robust",
+        methods=(
+            "sbp",
+            "robust pruning",
+            "edge_of_chaos",
+            "rescale",
+            "branch_scale",
+            "stable resnet",
+        ),
+        kind="inproceedings",
+        title=("Robust Pruning at Initialization"),
+        authors=(
+            "Hayou, Soufiane",
+            "Ton, Jean-Francois",
+            "Doucet, Arnaud",
+            "Teh, Yee Whye",
+        ),
+        year=2021,
+        venue=_ICLR,
+        arxiv="2002.08797",
+    ),
+    Reference(
+        key="frankle2021pruning",
+        methods=("shuffle",),
+        kind="inproceedings",
+        title=(
+            "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?"
+        ),
+        authors=(
+            "Frankle, Jonathan",
+            "Dziugaite, Gintare Karolina",
+            "Roy, Daniel M.",
+            "Carbin, Michael",
+        ),
+        year=2021,
+        venue=_ICLR,
+        arxiv="2009.08576",
+    ),
+    Reference(
+        key="vysogorets2023connectivity",
+        methods=("effective", "flow"),
+        kind="article",
+        title=(
+            "Connectivity Matters: Neural Network Pruning Through the Lens of "
+            "Effective Sparsity"
+        ),
+        authors=("Vysogorets, Artem", "Kempe, Julia"),
+        year=2023,
+        venue="Journal of Machine Learning Research",
+        arxiv="2107.02306",
+        volume="24",
+    ),
 )
