@@ -22,6 +22,43 @@ Kind = Literal["coupled", "consumer", "producer", "unused", "pad"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Run(Sequence[int]):
+    """Labels of an axis on which a group lies in one run, as a part of a concatenation.
+
+    It reads as the tuple `(-1, ..., 0, 1, ..., size - 1, -1, ...)`; a network of dense
+    blocks has hundreds of them.
+
+    Attributes:
+      start: position of coordinate 0.
+      size: number of coordinates.
+      length: length of the axis.
+    """
+
+    start: int
+    size: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.start + self.size <= self.length:
+            raise value_error(
+                f"`Run`: {self.size} coordinates from position {self.start} do not fit "
+                f"an axis of {self.length}."
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.__array__()[index].tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The labels as an array."""
+        out = np.full(self.length, -1, dtype or np.int64)
+        out[self.start : self.start + self.size] = np.arange(self.size)
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
 class AxisRef:
     """Where a group's coordinates lie on one axis of one parameter.
 
@@ -39,7 +76,7 @@ class AxisRef:
     path: KeyTuple
     axis: int
     role: Role = "other"
-    labels: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | Run | None = None
 
     def coordinates(self, size: int) -> np.ndarray:
         """The labels as an int array, whether stored or implied. [axis length]"""
@@ -68,8 +105,11 @@ class Group:
         for ref in {id(ref.labels): ref for ref in self.members}.values():
             if ref.labels is None:
                 continue
-            seen = set(ref.labels) - {-1}
-            if seen != set(range(self.size)):
+            if isinstance(ref.labels, Run):
+                covered = ref.labels.size == self.size
+            else:
+                covered = set(ref.labels) - {-1} == set(range(self.size))
+            if not covered:
                 raise value_error(
                     f"Group {self.id!r}: the labels of {ref.path} axis {ref.axis} must "
                     f"cover the coordinates 0..{self.size - 1} (and -1 elsewhere)."

@@ -88,9 +88,8 @@ def swd_channels(
         before=lab.logits(done.params, done.stats),
         seconds=done.seconds,
     )
-    keep = {g.id: np.asarray(k) for g, k in zip(groups, keeps, strict=True)}
     tuned = _train_compact(
-        lab, keep, done, epochs=tune_epochs, lr=tune_lr, momentum=momentum
+        lab, plan, done, epochs=tune_epochs, lr=tune_lr, momentum=momentum
     )
     numbers = _verified(lab, plan, tree) | _measured(lab, plan, tree, packed) | tuned
     yield found._replace(extra={**(found.extra or {}), **numbers})
@@ -167,7 +166,7 @@ def _size(tree: Any) -> int:
 
 def _train_compact(
     lab: Lab,
-    keep: dict[str, np.ndarray],
+    plan: Any,
     done: Fit,
     *,
     epochs: int,
@@ -180,12 +179,7 @@ def _train_compact(
         params, stats = structured.split(v)
         return lab.forward(params, stats, inputs, index, train=True, key=key)
 
-    # Training returns its statistics; the groups are found on that function, so that
-    # the statistics come back compact.
     tree = structured.variables(done.params, done.stats)
-    index = structured.examples(lab, lab.batch)
-    deps = surgery.groups(forward)(tree, lab.inputs, index, jax.random.key(0))
-    plan = surgery.plan_from_keep(deps, keep)
     compact = surgery.shrink(forward, plan)
 
     def network(params, stats, inputs, index, *, train: bool, key):

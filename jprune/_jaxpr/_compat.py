@@ -73,10 +73,40 @@ def numpy_dtype(dtype: Any) -> np.dtype | None:
 def without_dead_code(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """The jaxpr without equations that no output needs, recursively; inputs stay.
 
-    A slice taken only for its shape would otherwise cut an axis in two.
+    A slice taken only for its shape would otherwise cut an axis in two. Most programs
+    have no dead code, which one look at them tells; they are returned as they are.
     """
+    if _all_needed(jaxpr.jaxpr, set()):
+        return jaxpr
     live, _ = _dce_jaxpr(jaxpr.jaxpr, True, instantiate=True)
     return closed(live, jaxpr.consts)
+
+
+def _all_needed(jaxpr: Jaxpr, seen: set[int]) -> bool:
+    """Whether every result is read; inside an equation every input, too.
+
+    `seen` holds the ids of jaxprs that were looked at: call sites share them.
+    """
+    needed = {id(v) for v in jaxpr.outvars}
+    for eqn in reversed(jaxpr.eqns):
+        inner = sub_jaxprs(eqn.params)
+        used = sum(id(v) in needed for v in eqn.outvars)
+        if used < len(eqn.outvars) and (inner or not (used or eqn.effects)):
+            return False
+        needed.update(map(id, eqn.invars))
+        for sub in inner:
+            if id(sub) not in seen:
+                seen.add(id(sub))
+                if not (_all_needed(sub, seen) and _all_read(sub)):
+                    return False
+    return True
+
+
+def _all_read(jaxpr: Jaxpr) -> bool:
+    """Whether every input is read."""
+    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
+    read.update(map(id, jaxpr.outvars))
+    return all(id(v) in read for v in jaxpr.invars)
 
 
 def tangent_dtype(dtype: Any) -> Any:

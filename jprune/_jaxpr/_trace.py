@@ -48,6 +48,8 @@ def is_array(leaf: Any) -> bool:
 
 def abstract(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
     """Shape, dtype and weak type of an array, optionally with another shape."""
+    if isinstance(leaf, jax.ShapeDtypeStruct) and shape in (None, leaf.shape):
+        return leaf
     weak = bool(getattr(getattr(leaf, "aval", leaf), "weak_type", False))
     shape = tuple(leaf.shape) if shape is None else shape
     return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=weak)

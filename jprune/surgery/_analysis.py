@@ -63,6 +63,8 @@ class Context:
 
     def unify(self, s: Term, t: Term) -> None:
         """Makes two axes the same."""
+        if s is t or s.size == t.size == 1:
+            return
         ax.unify(s, t, Reason("axes of different structure", self._name))
 
     def walk(self, jaxpr: Any, ins: Sequence[Info], times: int = 1) -> list[Info]:
@@ -111,9 +113,8 @@ def walk(ctx: Context, jaxpr: Any, ins: Sequence[Info]) -> tuple[Scope, list[Inf
         scope.infos[var] = Info(tuple(map(Atom, var.aval.shape)), CONST)
     scope.infos.update(zip(jaxpr.invars, ins, strict=True))
     for index, eqn in enumerate(jaxpr.eqns):
-        ctx.scope, ctx.eqn, ctx.index = scope, eqn, index
-        for var, info in zip(eqn.outvars, _equation(ctx, eqn), strict=True):
-            scope.infos[var] = info
+        ctx.eqn, ctx.index = eqn, index
+        scope.infos.update(zip(eqn.outvars, _equation(ctx, eqn), strict=True))
     return scope, [scope.info(v) for v in jaxpr.outvars]
 
 
@@ -121,20 +122,15 @@ def _equation(ctx: Context, eqn: Any) -> list[Info]:
     """The results of one equation: by its rule, or as a generator."""
     ins = [ctx.scope.info(v) for v in eqn.invars]
     rule = ctx.rules.get(eqn.primitive.name)
-    constant = all(i.source == CONST for i in ins)
-    if constant and not (rule and rule.constant):
+    source = _roles.source_of(ins)
+    if source == CONST and not (rule and rule.constant):
         ctx.scope.generators.add(ctx.index)
         outs = [fresh_axes(v) for v in eqn.outvars]
     else:
         outs = _by_rule(ctx, rule, eqn, ins)
-    infos = [o if isinstance(o, Info) else Info(o) for o in outs]
-    for var, info in zip(eqn.outvars, infos, strict=True):
-        have, want = tuple(t.size for t in info.axes), tuple(var.aval.shape)
-        if have != want:
-            raise AssertionError(f"{eqn.primitive.name}: axes {have} of shape {want}")
-    if all(isinstance(o, Info) for o in outs):
-        return infos
-    return _roles.sources(ctx, eqn, ins, infos)
+    if any([isinstance(o, Info) for o in outs]):  # a call knows more than the axes
+        return [o if isinstance(o, Info) else Info(o) for o in outs]
+    return _roles.sources(ctx, eqn, ins, outs, source)
 
 
 def _by_rule(ctx: Context, rule: Any, eqn: Any, ins: list[Info]) -> list[Any]:
@@ -160,5 +156,5 @@ def _by_rule(ctx: Context, rule: Any, eqn: Any, ins: list[Info]) -> list[Any]:
 def _check_sizes(eqn: Any, outs: Sequence[Any]) -> None:
     for var, out in zip(eqn.outvars, outs, strict=True):
         axes = out.axes if isinstance(out, Info) else out
-        if tuple(t.size for t in axes) != tuple(var.aval.shape):
+        if [t.size for t in axes] != list(var.aval.shape):
             raise ax.StructureError("its rule gives axes of another shape")

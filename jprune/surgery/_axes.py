@@ -117,31 +117,43 @@ def resolve(term: Term) -> Term:
     if term.bound is not None:
         term.bound = resolve(term.bound)  # path compression
         return term.bound
-    if isinstance(term, Atom):
+    if isinstance(term, Atom) or _settled(term):
         return term
-    children = term.parts if isinstance(term, Sum) else term.factors
-    if all(c.bound is None and _settled(c) for c in children):
-        return term
-    term.bound = concat(children) if isinstance(term, Sum) else product(children)
+    if isinstance(term, Sum):
+        term.bound = concat(term.parts)
+    else:
+        term.bound = product(term.factors)
     return term.bound
 
 
-def _settled(term: Term) -> bool:
+def children(term: Sum | Prod) -> tuple[Term, ...]:
+    """The parts of a concatenation, the factors of a flattening."""
+    return term.parts if isinstance(term, Sum) else term.factors
+
+
+def _settled(term: Sum | Prod) -> bool:
     """Whether nothing inside a term has been bound since it was made."""
-    if isinstance(term, Atom):
-        return True
-    children = term.parts if isinstance(term, Sum) else term.factors
-    return all(c.bound is None and _settled(c) for c in children)
+    for child in children(term):
+        if child.bound is not None:
+            return False
+        if not isinstance(child, Atom) and not _settled(child):
+            return False
+    return True
 
 
 def leaves(term: Term) -> Iterator[Atom]:
     """The unbound atoms of a term, in order, with repetition."""
     term = resolve(term)
-    if isinstance(term, Atom):
-        yield term
-        return
-    for child in term.parts if isinstance(term, Sum) else term.factors:
-        yield from leaves(child)
+    return iter((term,)) if isinstance(term, Atom) else _inside(term)
+
+
+def _inside(term: Sum | Prod) -> Iterator[Atom]:
+    """The atoms of a resolved term: resolved all the way down."""
+    for child in children(term):
+        if isinstance(child, Atom):
+            yield child
+        else:
+            yield from _inside(child)
 
 
 def is_frozen(term: Term) -> bool:

@@ -7,7 +7,7 @@ reason for every coordinate that may not go.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -273,22 +273,20 @@ def contraction_axes(deps: Groups) -> PyTree:
 def _collect(program: Program) -> list[tuple[Group, Atom]]:
     """The free atoms on parameter axes with their members, in order of appearance."""
     members: dict[Atom, list[AxisRef]] = {}
-    memo: dict[Any, dict[Atom, tuple[int, ...]]] = {}  # axes that share a structure
+    memo: dict[Any, dict[Atom, Any]] = {}  # axes that share a structure
+    roles: Mapping[Any, Any] = program.ctx.roles
     for index, (path, axes) in enumerate(program.params.items()):
-        for axis, term in enumerate(axes):
-            role = program.ctx.roles.get((index, axis), "other")
-            if isinstance(resolve(term), Atom):
-                found = {a: None for a in leaves(term) if not a.frozen}
-            else:
-                key = structure(term)
-                if key not in memo:
-                    rows = every_label(term).items()
-                    memo[key] = {a: tuple(where.tolist()) for a, where in rows}
-                found = memo[key]
-            for atom, where in found.items():
-                members.setdefault(atom, []).append(
-                    AxisRef(path, axis, role, where)  # type: ignore[arg-type]
-                )
+        for axis, term in enumerate(map(resolve, axes)):
+            role: Role = roles.get((index, axis), "other")
+            if isinstance(term, Atom):
+                if not term.frozen:
+                    members.setdefault(term, []).append(AxisRef(path, axis, role))
+                continue
+            key = structure(term)
+            if key not in memo:
+                memo[key] = every_label(term)
+            for atom, where in memo[key].items():
+                members.setdefault(atom, []).append(AxisRef(path, axis, role, where))
     used = _used(program)
     pads = {a for t in program.ctx.pads for a in leaves(t)}
     summed = {a for t in program.ctx.summed for a in leaves(t)}

@@ -22,7 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from jprune.surgery._axes import Atom, Prod, Sum, Term, leaves, resolve, why_frozen
+from jprune._groups import Run
+from jprune.surgery._axes import (
+    Atom,
+    Prod,
+    Sum,
+    Term,
+    children,
+    leaves,
+    resolve,
+    why_frozen,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,10 +138,15 @@ class Choice:
 def structure(term: Term) -> Any:
     """A key that equal structures over the same atoms share."""
     term = resolve(term)
-    if isinstance(term, Atom):
-        return term
-    children = term.parts if isinstance(term, Sum) else term.factors
-    return (type(term), *map(structure, children))
+    return term if isinstance(term, Atom) else _structure(term)
+
+
+def _structure(term: Sum | Prod) -> Any:
+    """`structure` of a resolved term, which is resolved all the way down."""
+    return (
+        type(term),
+        *(c if isinstance(c, Atom) else _structure(c) for c in children(term)),
+    )
 
 
 def _atom_layout(keep: np.ndarray, refined: bool) -> Layout:
@@ -243,20 +258,21 @@ def labels(term: Term, atom: Atom) -> np.ndarray:
     return out
 
 
-def every_label(term: Term) -> dict[Atom, np.ndarray]:
-    """The `labels` of every free atom of an axis, in one pass over its parts."""
+def every_label(term: Term) -> dict[Atom, tuple[int, ...] | Run]:
+    """The `labels` of every free atom of an axis."""
     term = resolve(term)
-    if not isinstance(term, Sum):
-        return {a: labels(term, a) for a in leaves(term) if not a.frozen}
-    out: dict[Atom, np.ndarray] = {}
+    out: dict[Atom, tuple[int, ...] | Run] = {}
     start = 0
-    for part in term.parts:
-        stop = start + part.size
-        for atom, where in every_label(part).items():
-            if atom not in out:
-                out[atom] = np.full(term.size, -1)
-            out[atom][start:stop] = where
-        start = stop
+    parts = term.parts if isinstance(term, Sum) else (term,)
+    for part in parts:
+        for atom in leaves(part):
+            if atom.frozen:
+                continue
+            if atom is part and atom not in out:
+                out[atom] = Run(start, atom.size, term.size)
+            else:
+                out[atom] = tuple(labels(term, atom).tolist())
+        start += part.size
     return out
 
 

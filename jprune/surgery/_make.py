@@ -35,7 +35,8 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
         path: tuple(choice.layout(t).keep.copy() for t in terms)
         for path, terms in deps.params.items()
     }
-    return Plan(axes, deps.program.ties, deps.program.free)
+    program = deps.program
+    return Plan(axes, program.ties, program.free, program.declared)
 
 
 def _as_mask(group: Group, kept: Any) -> np.ndarray:

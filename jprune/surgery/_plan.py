@@ -33,11 +33,15 @@ class Plan:
       ties: outputs of the function that are updated parameters, as (output path,
         parameter path).
       free: output paths that may come back shortened.
+      declared: whether `ties` are exactly the updated parameters because the caller of
+        `groups` said so (`state_outputs=`). Otherwise they are looked for in whatever
+        function the plan is used on, as `groups` does.
     """
 
     keep: Mapping[KeyTuple, tuple[np.ndarray, ...]]
     ties: tuple[tuple[KeyTuple, KeyTuple], ...] = ()
     free: tuple[KeyTuple, ...] = ()
+    declared: bool = False
 
     @property
     def dense_shapes(self) -> dict[KeyTuple, tuple[int, ...]]:
@@ -150,6 +154,7 @@ class Plan:
             ],
             "ties": [[list(a), list(b)] for a, b in self.ties],
             "free": [list(p) for p in self.free],
+            "declared": self.declared,
         }
         pathlib.Path(path).write_text(json.dumps(data) + "\n")
 
@@ -256,7 +261,8 @@ def load_plan(path: str | pathlib.Path) -> Plan:
             pairs = zip(leaf["shape"], leaf["keep"], strict=True)
             keep[tuple(leaf["path"])] = tuple(_indices(n, kept) for n, kept in pairs)
         ties = tuple((tuple(a), tuple(b)) for a, b in data["ties"])
-        return Plan(keep, ties, tuple(map(tuple, data["free"])))
+        free = tuple(map(tuple, data["free"]))
+        return Plan(keep, ties, free, bool(data["declared"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise value_error(
             f"`{path}` is not a plan written by `Plan.save`: {error}."

@@ -2,9 +2,13 @@
 
 Outputs may not shrink, except for state that comes back updated (batch statistics): an
 output *subtree* is tied to a subtree of the parameters when its key path ends with that
-subtree's path and both have the same leaves, shapes and dtypes. A single leaf is never
-tied by resemblance. What is tied is listed in the report, and `state_outputs=` declares
-or forbids it.
+subtree's path and both have the same leaves, shapes and dtypes. Without its name
+(`return logits, stats`) it must be a whole collection, one entry of the parameters'
+tree, and each of its axes must already be the parameter's: an update is computed from
+what it updates. A single leaf is never tied by resemblance. What is tied is listed in
+the report, and `state_outputs=` declares or forbids it. Which outputs are state belongs
+to a function, not to its parameters: a plan made on evaluation fits the training step
+that returns statistics, whose state is looked for when that step is traced.
 """
 
 import dataclasses
@@ -35,6 +39,7 @@ class Program:
       ins: what is known of each input of the jaxpr.
       outs: what is known of each output.
       ties: outputs that are updated parameters.
+      declared: whether the caller said which outputs those are.
       free: outputs that may shrink.
       ctx: roles, costs and pending reductions found.
     """
@@ -46,6 +51,7 @@ class Program:
     scope: Scope
     ctx: Context
     ties: Ties
+    declared: bool
     free: tuple[KeyTuple, ...]
 
 
@@ -78,6 +84,7 @@ def analyze(
             ins.append(Info(tuple(Atom(n, why) for n in aval.shape), MANY))
     scope, outs = walk(ctx, traced.jaxpr, ins)
     params = {p: ins[i].axes for i, p in enumerate(traced.params)}
+    declared = ties is not None or state_outputs not in (None, True)
     if ties is None:
         ties = _find_ties(traced, state_outputs, params, outs)
     tied = dict(ties)
@@ -89,7 +96,9 @@ def analyze(
         elif path not in free:
             for term in info.axes:
                 freeze(term, Reason("model output"))
-    return Program(traced, params, tuple(ins), tuple(outs), scope, ctx, ties, free)
+    return Program(
+        traced, params, tuple(ins), tuple(outs), scope, ctx, ties, declared, free
+    )
 
 
 def _chosen(path: KeyTuple, wanted: Any) -> bool:
@@ -117,12 +126,16 @@ def _find_ties(
         if any(path[: len(root)] == root for path in ties):
             continue
         leaves = [p for p in traced.outputs if p[: len(root)] == root]
-        found = _matching(root, leaves, shapes, results)
-        if found is None:
+        named = _matching(root, leaves, shapes, results)
+        found = named or _collection(root, leaves, shapes, results)
+        if not found:
             continue
-        if len(found) == 1:  # a resemblance of one leaf proves nothing: ask the axes
-            ((out, param),) = found
-            pairs = zip(terms[out].axes, params[param], strict=True)
+        if named is None or len(found) == 1:  # a resemblance proves nothing: ask
+            pairs = (
+                pair
+                for out, param in found
+                for pair in zip(terms[out].axes, params[param], strict=True)
+            )
             if not all(same(s, t) for s, t in pairs):
                 continue
         ties.update(found)
@@ -152,6 +165,25 @@ def _matching(
         if inside and inside == wanted:
             return [(p, (*at, *p[len(root) :])) for p in leaves]
     return None
+
+
+def _collection(
+    root: KeyTuple,
+    leaves: Sequence[KeyTuple],
+    shapes: dict[KeyTuple, Any],
+    results: dict[KeyTuple, Any],
+) -> list[tuple[KeyTuple, KeyTuple]] | None:
+    """The one collection of several leaves that an output subtree equals, if any."""
+    wanted = {p[len(root) :]: results[p] for p in leaves}
+    if len(wanted) < 2:
+        return None
+    inside: dict[Any, dict[KeyTuple, Any]] = {}
+    for path, signature in shapes.items():
+        inside.setdefault(path[:1], {})[path[1:]] = signature
+    fits = [at for at, found in inside.items() if found == wanted]
+    if len(fits) != 1:
+        return None
+    return [(p, (*fits[0], *p[len(root) :])) for p in leaves]
 
 
 def _declared(

@@ -10,35 +10,43 @@ statistics), looked up ("table").
 from collections.abc import Sequence
 from typing import Any
 
-from jprune.surgery._scope import CONST, MANY
+from jprune.surgery._axes import Axes
+from jprune.surgery._scope import CONST, MANY, Info
 
 _SHAPED = {"transpose", "squeeze", "expand_dims", "broadcast_in_dim", "reshape"}
 
 
-def sources(ctx: Any, eqn: Any, ins: Sequence[Any], outs: Sequence[Any]) -> list[Any]:
+def source_of(ins: Sequence[Info]) -> int:
+    """What a value computed from some operands depends on."""
+    source = CONST
+    for info in ins:
+        if info.source != CONST and info.source != source:
+            source = info.source if source == CONST else MANY
+    return source
+
+
+def sources(
+    ctx: Any, eqn: Any, ins: Sequence[Info], outs: Sequence[Axes], source: int
+) -> list[Info]:
     """Adds sources to the results, and records the roles that the equation shows."""
     name = eqn.primitive.name
-    found = {i.source for i in ins if i.source != CONST}
-    if not found:
-        # Random bits come from a key, which is an input; they are as free as constants.
-        return [o._replace(source=CONST) for o in outs]
-    if name == "random_bits":
-        return [o._replace(source=CONST) for o in outs]
-    if len(found) == 1 and MANY not in found:
-        (source,) = found
+    # Random bits come from a key, which is an input; they are as free as constants.
+    if source == CONST or name == "random_bits":
+        return [Info(axes, CONST) for axes in outs]
+    if source != MANY:
         if name in ("sqrt", "rsqrt") and ins[0].dims:
             _assign(ctx, ins[0], dict.fromkeys(range(len(ins[0].axes)), "stat"))
-        return [o._replace(source=source, dims=_dims(eqn, ins, o)) for o in outs]
+        return [Info(axes, source, _dims(eqn, ins, axes)) for axes in outs]
     for place, info in enumerate(ins):
         if info.source >= 0 and info.dims:
             _assign(ctx, info, _roles(eqn, place, len(info.axes)))
-    return list(outs)
+    return [Info(axes) for axes in outs]
 
 
 def _assign(ctx: Any, info: Any, roles: dict[int, str]) -> None:
     for dim, role in roles.items():
         axis = info.dims[dim]
-        if axis is not None and (info.axes[dim].size > 1):
+        if axis is not None and info.axes[dim].size > 1:
             ctx.roles.setdefault((info.source, axis), role)
 
 
@@ -62,16 +70,16 @@ def _roles(eqn: Any, place: int, ndim: int) -> dict[int, str]:
     return dict.fromkeys(range(ndim), by_name.get(name, "other"))
 
 
-def _dims(eqn: Any, ins: Sequence[Any], out: Any) -> tuple[int | None, ...] | None:
+def _dims(eqn: Any, ins: Sequence[Info], out: Axes) -> tuple[int | None, ...] | None:
     """The parameter axis behind each dimension of a value of a single parameter."""
-    name, ndim = eqn.primitive.name, len(out.axes)
+    name, ndim = eqn.primitive.name, len(out)
     if name not in _SHAPED:
-        same = [i.dims for i in ins if i.dims and len(i.axes) == ndim]
-        shapes = [i for i in ins if i.dims and len(i.axes) == ndim]
-        fits = shapes and all(
-            a.size == b.size for a, b in zip(shapes[0].axes, out.axes, strict=True)
-        )
-        return same[0] if fits else None
+        for info in ins:
+            if info.dims and len(info.axes) == ndim:
+                pairs = zip(info.axes, out, strict=True)
+                fits = all(a is b or a.size == b.size for a, b in pairs)
+                return info.dims if fits else None
+        return None
     dims = ins[0].dims
     if dims is None:
         return None
@@ -86,12 +94,12 @@ def _dims(eqn: Any, ins: Sequence[Any], out: Any) -> tuple[int | None, ...] | No
 
 
 def _reshaped_dims(
-    info: Any, dims: tuple[int | None, ...], out: Any
+    info: Info, dims: tuple[int | None, ...], out: Axes
 ) -> tuple[int | None, ...]:
     """Dimensions that carry over one to one, by their position among sizes > 1."""
-    new: list[int | None] = [None] * len(out.axes)
+    new: list[int | None] = [None] * len(out)
     old = [(t.size, d) for t, d in zip(info.axes, dims, strict=True) if t.size != 1]
-    here = [(t.size, i) for i, t in enumerate(out.axes) if t.size != 1]
+    here = [(t.size, i) for i, t in enumerate(out) if t.size != 1]
     front = 0
     while front < min(len(old), len(here)) and old[front][0] == here[front][0]:
         new[here[front][1]] = old[front][1]

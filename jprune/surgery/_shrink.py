@@ -22,7 +22,7 @@ from jprune.surgery._build import Builder, Log, Options
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Solver, Unsolvable
 from jprune.surgery._plan import Plan
-from jprune.surgery._program import Program, analyze
+from jprune.surgery._program import Program, StateOutputs, analyze
 
 
 def shrink(
@@ -32,6 +32,7 @@ def shrink(
     mean: Literal["dense", "compact"] = "dense",
     rng: Literal["dense", "compact"] = "dense",
     refine: bool = False,
+    state_outputs: StateOutputs = None,
 ) -> Callable[..., Any]:
     """The function at the compact shapes of a plan.
 
@@ -53,6 +54,10 @@ def shrink(
       refine: carry every removed coordinate by itself where they are not all equal (a
         positional table before a mean). Exact, at the price of dense-width element-wise
         work there.
+      state_outputs: which outputs are updated parameters and come back compact, as in
+        `groups`. None: as was declared there; if nothing was, whole collections that
+        `fn` returns. The groups may so be found on evaluation and the plan be used on
+        the training step, which returns batch statistics.
 
     Returns:
       `small(compact_params, *args, **kwargs)`.
@@ -77,14 +82,31 @@ def shrink(
     def small(params: Any, *args: Any, **kwargs: Any) -> Any:
         flat = flatten_call(params, args, kwargs)
         _check_shapes(plan, flat)
-        traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
-        program = analyze(
-            traced, reduce_max="allow", free_outputs=plan.free, ties=plan.ties
-        )
+        program = analyzed(fn, plan, state_outputs, params, args, kwargs)
         graph = Graph(program, solve(plan, program), options, refine)
-        return jax.tree.unflatten(traced.out_tree, graph.emit(flat.arrays))
+        return jax.tree.unflatten(program.traced.out_tree, graph.emit(flat.arrays))
 
     return small
+
+
+def analyzed(
+    fn: Callable[..., Any],
+    plan: Plan,
+    state_outputs: StateOutputs,
+    params: Any,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+) -> Program:
+    """The first pass at the dense shapes of a plan and the shapes of some arguments."""
+    traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+    exactly = plan.declared and state_outputs is None
+    return analyze(
+        traced,
+        reduce_max="allow",
+        state_outputs=state_outputs,
+        free_outputs=plan.free,
+        ties=plan.ties if exactly else None,
+    )
 
 
 def _check_shapes(plan: Plan, flat: Any) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 
 def table(deps: Any) -> str:
     """Groups, frozen axes, ties: one line each."""
@@ -38,7 +40,7 @@ def _chunks(deps: Any) -> list[str]:
     for path, axes in deps.params.items():
         for axis in range(len(axes)):
             sizes = [
-                min(m.labels.count(c) for c in range(group.size))
+                int(np.bincount(m.coordinates(group.size) + 1)[1:].min())
                 for group in deps
                 for m in group.members
                 if m.path == path and m.axis == axis and m.labels is not None

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._jaxpr._trace import trace
 from jprune._tree import keyed_leaves
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
@@ -23,8 +22,7 @@ from jprune.surgery._certificate import exactness_of
 from jprune.surgery._groups import Groups, groups
 from jprune.surgery._make import plan_from_keep
 from jprune.surgery._plan import Plan
-from jprune.surgery._program import analyze
-from jprune.surgery._shrink import Graph, shrink, solve
+from jprune.surgery._shrink import Graph, analyzed, shrink, solve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,23 +96,30 @@ def verify(
     Returns:
       A `Report`; printing it says what happened.
     """
-    errors = _compare(fn, plan, params, args, kwargs, gradient, mean, reference)
+    program = analyzed(fn, plan, None, params, args, kwargs)
+    ties = dict(program.ties)
+
+    def compare(part: Plan) -> _Errors:
+        return _compare(fn, part, params, args, kwargs, gradient, mean, reference, ties)
+
+    errors = compare(plan)
     if tolerance is None:
         tolerance = _tolerance(params)
-    way, reasons = _certificate_of(fn, plan, params, args, kwargs, mean)
+    graph = Graph(program, solve(plan, program), Options(removed=mean == "compact"))
+    way, reasons = exactness_of(graph.status())
     worst = max(errors.forward, errors.gradient or 0.0)
     ok = bool(worst <= tolerance)
     blame: tuple[str, ...] = ()
     if not ok:
 
         def fails(part: Plan) -> bool:
-            e = _compare(fn, part, params, args, kwargs, gradient, mean, reference)
+            e = compare(part)
             return max(e.forward, e.gradient or 0.0) > tolerance
 
         deps = groups(
             fn,
             reduce_max="drop",
-            state_outputs=[out for out, _ in plan.ties] or False,
+            state_outputs=list(ties) or False,
             free_outputs=plan.free,
         )(params, *args, **kwargs)
         blame = _blame(deps, plan, fails)
@@ -146,12 +151,12 @@ def _compare(
     gradient: bool,
     mean: Any,
     reference: str,
+    ties: dict[Any, Any],
 ) -> _Errors:
     small = shrink(fn, plan, mean=mean)
     dense_params = plan.zero(params) if reference == "zeroed" else params
     want = _with_gradient(fn, dense_params, args, kwargs, gradient)
     got = _with_gradient(small, plan.pack(params), args, kwargs, gradient)
-    ties = dict(plan.ties)
     outs = keyed_leaves(want[0])
     pairs = []
     for (path, w), (_, g) in zip(outs, keyed_leaves(got[0]), strict=True):
@@ -238,18 +243,6 @@ def _tolerance(params: PyTree) -> float:
     if all(d.itemsize >= 8 for d in dtypes):
         return 1e-9
     return 1e-4 if all(d.itemsize >= 4 for d in dtypes) else 5e-2
-
-
-def _certificate_of(
-    fn: Any, plan: Plan, params: Any, args: Any, kwargs: Any, mean: str
-) -> tuple[str, tuple[str, ...]]:
-    """The certificate of exactly this plan."""
-    traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
-    program = analyze(
-        traced, reduce_max="allow", free_outputs=plan.free, ties=plan.ties
-    )
-    graph = Graph(program, solve(plan, program), Options(removed=mean == "compact"))
-    return exactness_of(graph.status())
 
 
 def _blame(deps: Groups, plan: Plan, fails: Callable[[Plan], bool]) -> tuple[str, ...]:

@@ -47,6 +47,36 @@ def test_dead_code_is_dropped_inside_calls_too():
     assert [e.primitive.name for e in body.eqns] == ["add"]
 
 
+def test_dead_results_and_inputs_of_calls_are_dropped():
+    """Also where the call as a whole is live, and where an earlier site is."""
+
+    @jax.jit
+    def two(x, y):
+        return x + 1, y * 2
+
+    @jax.jit
+    def first(x, y):
+        del y
+        return x - 1
+
+    live = trace(lambda p, x: two(x, p))(1.0 * jnp.ones(()), jnp.ones(()))
+    half = trace(lambda p, x: (two(x, p), two(p, jnp.sin(x))[0]))(
+        1.0 * jnp.ones(()), jnp.ones(())
+    )
+    assert equations(live.jaxpr) == ["jit"] and equations(half.jaxpr) == ["jit", "jit"]
+    unread = trace(lambda p, x: first(x, jnp.sin(p)))(jnp.ones(()), jnp.ones(()))
+    assert equations(unread.jaxpr) == ["jit"]
+
+
+def test_a_program_without_dead_code_is_returned_as_it_is():
+    fn = jax.make_jaxpr(lambda x: jax.nn.relu(x).sum() + lax.cond(x[0] > 0, *BRANCHES))
+    jaxpr = fn(jnp.ones(3))
+    assert _compat.without_dead_code(jaxpr) is jaxpr
+
+
+BRANCHES = (lambda: 1.0, lambda: 2.0)
+
+
 def test_other_shapes():
     shapes: dict = {("w",): (3, 5)}
     out = trace(lambda p, x: x @ p["w"], shapes)(

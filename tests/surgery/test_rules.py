@@ -55,6 +55,16 @@ CASES = {
     "gather along": (lambda h: h[:, jnp.asarray([1, 0, 2])], 0, "gather"),
     "gather across": (lambda h: h[jnp.asarray([1, 0, 2])], 6, ""),
     "scatter along": (lambda h: h.at[:, 1].set(0.0), 0, "scatter"),
+    "scattered rows": (
+        lambda h: jax.ops.segment_sum(h.T, jnp.asarray([0, 1, 2, 3, 0, 1]), 4),
+        0,
+        "scatter-add",
+    ),
+    "scatter across": (
+        lambda h: jax.ops.segment_sum(h, jnp.asarray([0, 1, 1, 3]), 4),
+        6,
+        "",
+    ),
     "reduce by a program": (
         lambda h: h + lax.reduce(h, 0.0, lambda a, b: a + 2 * b, (1,))[:, None],
         0,

@@ -140,6 +140,50 @@ def test_state_comes_back_compact(train: bool):
         np.testing.assert_allclose(new["stats"][k], packed[k], atol=1e-12)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_plan_made_on_evaluation_shrinks_the_training_step(named: bool, tmp_path):
+    """Which outputs are state is looked for in the function that is shrunk."""
+
+    def evaluate(p, x):
+        return bn_net(p, x, False)[0]
+
+    def train(p, x):
+        y, new = bn_net(p, x, True)
+        return (y, new) if named else (y, new["stats"])
+
+    params = bn_params()
+    deps = surgery.groups(evaluate)(params, X)
+    plan = surgery.plan_from_keep(deps, {deps[0].id: [1, 2, 6]})
+    plan.save(tmp_path / "plan.json")
+    plan = surgery.load_plan(tmp_path / "plan.json")
+    y, new = jax.jit(surgery.shrink(train, plan))(plan.pack(params), X)
+    want, dense = train(plan.zero(params), X)
+    np.testing.assert_allclose(y, want, atol=1e-12)
+    got, wanted = (new, dense) if not named else (new["stats"], dense["stats"])
+    for k in ("mean", "var"):
+        np.testing.assert_allclose(got[k], wanted[k][[1, 2, 6]], atol=1e-12)
+    assert surgery.verify(train, plan, params, X, gradient=True).ok
+    with pytest.raises(ValueError, match="may not shrink: model output"):
+        surgery.shrink(train, plan, state_outputs=False)(plan.pack(params), X)
+
+
+def test_outputs_named_like_a_collection_are_not_its_update():
+    """They have its structure, shapes and dtypes, but not its axes."""
+
+    def fn(p, x):
+        h = x @ p["w"] - p["stats"]["mean"]
+        z = (x @ p["u"]).sum(0)
+        return h @ p["v"], {"mean": z, "var": z + p["stats"]["var"].sum()}
+
+    params = normal({"w": (4, 6), "u": (4, 6), "v": (6, 2)})
+    params["stats"] = {"mean": np.ones(6), "var": np.ones(6)}
+    deps = surgery.groups(fn)(params, X)
+    assert not deps.program.ties
+    plan = surgery.plan_from_keep(deps, {"w:1": [0, 3]})
+    _, out = surgery.shrink(fn, plan)(plan.pack(params), X)
+    assert out["mean"].shape == (6,)
+
+
 def test_a_single_output_that_resembles_a_parameter_is_not_tied():
     """12.A1: the output `feat` beside the parameter `feat`."""
 

@@ -43,14 +43,20 @@ def elementwise_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
     Returns:
       The axes of each result.
     """
-    shape = tuple(eqn.outvars[0].aval.shape)
+    shape = eqn.outvars[0].aval.shape
     full = [i.axes for i in ins if len(i.axes) == len(shape)]
     out = []
     for dim, size in enumerate(shape):
-        terms = [axes[dim] for axes in full if axes[dim].size == size]
-        for term in terms[1:]:
-            ctx.unify(terms[0], term)
-        out.append(terms[0] if terms else ctx.fresh(size))
+        first = None
+        for axes in full:
+            term = axes[dim]
+            if term.size != size:
+                continue
+            if first is None:
+                first = term
+            else:
+                ctx.unify(first, term)
+        out.append(ctx.fresh(size) if first is None else first)
     return [tuple(out)] * len(eqn.outvars)
 
 

@@ -125,10 +125,11 @@ def scatter_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
         else:
             ctx.freeze(operand[d], "scattered into")
             ctx.freeze(updates[place], "scattered")
-    batch = iter(indices[:-1])
-    for place, term in enumerate(updates):
-        if place not in numbers.update_window_dims:
-            ctx.unify(term, next(batch))
+    rows = [d for d in range(len(updates)) if d not in set(numbers.update_window_dims)]
+    for i, d in enumerate(rows):
+        ctx.unify(updates[d], indices[i])
+        if i not in numbers.scatter_indices_batching_dims:
+            ctx.freeze(indices[i], "scattered rows")
     scattered = set(numbers.scatter_dims_to_operand_dims)
     for d in scattered - inserted:
         ctx.freeze(operand[d], "scattered into")
@@ -138,8 +139,7 @@ def scatter_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
 def scatter_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     """The scatter on the cells of operand and updates with the same window bits.
 
-    Scattered positions that come along batch axes of the indices are a sum over them;
-    those axes must be whole, else the rule gives up.
+    The axes of scattered rows, which a scatter runs over, are whole.
     """
     x, indices, updates = ins
     numbers = eqn.params["dimension_numbers"]
@@ -151,11 +151,6 @@ def scatter_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]
         d for d in range(len(updates.layouts)) if d not in numbers.update_window_dims
     ]
     batch_of = dict(zip(numbers.scatter_indices_batching_dims, batching, strict=True))
-    loose = [
-        i for i in range(len(indices.layouts) - 1) if i not in batch_of
-    ]  # index axes that are summed over
-    if any(indices.layouts[i].pruned for i in loose):
-        raise NotImplementedError("scattered rows of a removed axis")
 
     def cell(bits: Bits) -> Cell:
         index_bits = [0] * len(indices.layouts)

@@ -25,10 +25,12 @@ def broadcast_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
     """Mapped axes of equal size pass; the others are new."""
     if len(ins) > 1:
         raise NotImplementedError("a dynamic shape")
-    out: list[Any] = [ctx.fresh(n) for n in eqn.params["shape"]]
-    for term, dim in zip(ins[0].axes, eqn.params["broadcast_dimensions"], strict=True):
-        if term.size == out[dim].size:
-            out[dim] = term
+    shape = eqn.params["shape"]
+    mapped = dict(zip(eqn.params["broadcast_dimensions"], ins[0].axes, strict=True))
+    out = []
+    for dim, size in enumerate(shape):
+        term = mapped.get(dim)
+        out.append(ctx.fresh(size) if term is None or term.size != size else term)
     return [tuple(out)]
 
 
