@@ -47,12 +47,23 @@ def is_array(leaf: Any) -> bool:
 
 
 def abstract(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and weak type of an array, optionally with another shape."""
+    """Shape, dtype, weak type and layout of an array, optionally with another shape.
+
+    The layout is part of the type on a mesh with Explicit axes only.
+    """
     if isinstance(leaf, jax.ShapeDtypeStruct) and shape in (None, leaf.shape):
         return leaf
     weak = bool(getattr(getattr(leaf, "aval", leaf), "weak_type", False))
     shape = tuple(leaf.shape) if shape is None else shape
-    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=weak)
+    sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+    if isinstance(leaf, jax.Array):
+        sharding = explicit(jax.typeof(leaf).sharding)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=weak, sharding=sharding)
+
+
+def explicit(sharding: Any) -> Any:
+    """The layout, if it splits anything; None leaves the type without one."""
+    return sharding if any(sharding.spec) else None
 
 
 @dataclasses.dataclass(frozen=True)

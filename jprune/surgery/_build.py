@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jprune._jaxpr import _compat
 from jprune.surgery import _cells as ce
@@ -46,6 +47,8 @@ class Log:
       leaks: a sum met a ghost that has no single value: the removal is not exact.
       corrections: a sum met a ghost that is not zero; True when it is a constant.
       nonfinite: the reference itself is not finite there (0 / 0, 0 * inf).
+      uneven: where the program asks for a split over a mesh that the kept
+        coordinates do not allow.
       orders: reductions that are not sums over pruned axes: their name, the atoms, and
         whether every ghost there is known.
     """
@@ -60,6 +63,7 @@ class Log:
     orders: list[tuple[str, frozenset[Atom], bool]] = dataclasses.field(
         default_factory=list
     )
+    uneven: list[str] = dataclasses.field(default_factory=list)
 
 
 class Builder:
@@ -155,6 +159,7 @@ class Builder:
         if not pruned and not divisor:
             values = self._unchanged(eqn, ins, outs)
         else:
+            self.log.uneven += _uneven(eqn, outs)
             cells = rule.rewrite(site, eqn, ins, outs)
             values = [
                 c if isinstance(c, Value) else Value(lay, v.aval.dtype, c)
@@ -281,6 +286,28 @@ class Site:
             for i in every
         ]
         return frozenset().union(*sets)
+
+
+def _uneven(eqn: Any, outs: Sequence[Sequence[Layout]]) -> list[str]:
+    """Axes of the results that the equation splits into more pieces than divide them.
+
+    Only Explicit mesh axes insist on it.
+    """
+    found = []
+    for name in ("sharding", "out_sharding", "dst_sharding"):
+        sharding = eqn.params.get(name)
+        if not isinstance(sharding, NamedSharding):
+            continue
+        for axis, lay in enumerate(outs[0]):
+            count = ce.pieces(sharding, axis)
+            if lay.pruned and lay.kept.size % count:
+                found.append(
+                    f"`{eqn.primitive.name}` splits axis {axis} over {count} devices "
+                    f"({sharding.spec}), and {lay.kept.size} of {lay.size} coordinates "
+                    f"are kept: keep a multiple of {count} (`select(..., "
+                    f"round_to={count})`)."
+                )
+    return found
 
 
 def _touch(value: Value) -> None:

@@ -28,10 +28,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, reshard
 
+from jprune._axes import whole_along
 from jprune._errors import value_error
 from jprune.surgery._layout import Layout
 
@@ -291,7 +294,31 @@ def select(array: Any, layouts: Sequence[Layout], bits: Bits) -> Any:
 
 
 def take(array: Any, positions: np.ndarray, axis: int) -> Any:
-    """`array` at static positions of one axis: a slice where they are contiguous."""
+    """`array` at static positions of one axis: a slice where they are contiguous.
+
+    An axis that is split over a mesh with Explicit axes is put together for it, and
+    split again where the positions divide evenly.
+    """
+    if isinstance(array, np.ndarray):
+        return _take(array, positions, axis)
+    sharding = jax.typeof(array).sharding
+    out = _take(whole_along(array, [axis]), positions, axis)
+    if positions.size % pieces(sharding, axis):
+        return out
+    return out if not any(sharding.spec) else reshard(out, sharding.spec)
+
+
+def pieces(sharding: Any, axis: int) -> int:
+    """Into how many pieces an Explicit mesh splits an axis."""
+    names = sharding.spec[axis] if axis < len(sharding.spec) else None
+    names = names if isinstance(names, tuple) else () if names is None else (names,)
+    types = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
+    return math.prod(
+        sharding.mesh.shape[n] for n in names if types[n] is AxisType.Explicit
+    )
+
+
+def _take(array: Any, positions: np.ndarray, axis: int) -> Any:
     n = positions.size
     if n and positions[-1] - positions[0] == n - 1 and (np.diff(positions) == 1).all():
         if n == array.shape[axis]:

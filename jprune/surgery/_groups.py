@@ -8,7 +8,7 @@ reason for every coordinate that may not go.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.tree_util as jtu
@@ -274,10 +274,10 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     """The free atoms on parameter axes with their members, in order of appearance."""
     members: dict[Atom, list[AxisRef]] = {}
     memo: dict[Any, dict[Atom, Any]] = {}  # axes that share a structure
-    roles: Mapping[Any, Any] = program.ctx.roles
+    roles = cast("Mapping[Any, Role]", program.ctx.roles)
     for index, (path, axes) in enumerate(program.params.items()):
         for axis, term in enumerate(map(resolve, axes)):
-            role: Role = roles.get((index, axis), "other")
+            role = roles.get((index, axis), "other")
             if isinstance(term, Atom):
                 if not term.frozen:
                     members.setdefault(term, []).append(AxisRef(path, axis, role))

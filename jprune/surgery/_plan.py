@@ -216,7 +216,7 @@ def _unpack(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
         return xp.zeros([m.size for m in masks], x.dtype)
     for axis, mask in enumerate(masks):
         if not mask.all():
-            x = xp.take(x, np.maximum(np.cumsum(mask) - 1, 0), axis=axis)
+            x = take(x, np.maximum(np.cumsum(mask) - 1, 0), axis)
     return _zero(x, masks)
 
 

@@ -217,6 +217,8 @@ class Graph:
 
     def emit(self, arrays: Sequence[Any]) -> list[Any]:
         """The outputs, given the arrays of the inputs."""
+        if self.log.uneven:
+            raise value_error(self.log.uneven[0])
         roots = self._roots()
         leaves = dict(zip(self.leaves, arrays, strict=True))
         return ce.emit([*self.effects, *roots], leaves)[len(self.effects) :]

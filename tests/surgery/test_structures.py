@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 
 from jprune import surgery
+from jprune.surgery._build import Options
+from jprune.surgery._certificate import exactness_of
+from jprune.surgery._shrink import Graph, analyzed, solve
+from tests.surgery.keep_plus_one import weighted, with_representatives
 from tests.surgery.structure_table import STRUCTURES, Structure, parameters
 
 WAYS = ("zero", "constant", "ghost", "no")
@@ -100,3 +104,66 @@ def test_emptied_groups(structure: Structure):
         small = jax.jit(surgery.shrink(structure.fn, plan))(plan.pack(params), x)
         want = jax.jit(structure.fn)(plan.zero(params), x)
         np.testing.assert_allclose(small, want, rtol=1e-10, atol=1e-12)
+
+
+def way(fn: Any, plan: Any, params: Any, x: Any) -> str:
+    """What the compact function has to correct: nothing, by constants, by ghosts."""
+    program = analyzed(fn, plan, None, plan.pack(params), (x,), {})
+    return exactness_of(Graph(program, solve(plan, program), Options()).status())[0]
+
+
+LEAKY = [s for s in STRUCTURES if s.way != "zero"]
+QUICKLY = ("two-pass norm", "softmax over units", "scan of two-pass norms", "cond")
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        pytest.param(s, marks=() if s.name in QUICKLY else pytest.mark.slow)
+        for s in LEAKY
+    ],
+    ids=lambda s: s.name,
+)
+def test_ghosts_equal_a_kept_representative(structure: Structure):
+    """The other route (see `keep_plus_one`): one removed coordinate stays, counted."""
+    params, x = parameters(structure)
+    deps = surgery.groups(structure.fn)(params, x)
+    keep = {g.id: np.arange(g.size) % 3 == 0 for g in coupled(deps)}
+    plan = surgery.plan_from_keep(deps, keep)
+    more = with_representatives(deps, keep)
+    oracle = surgery.shrink(weighted(deps, keep), more)
+    small = surgery.shrink(structure.fn, plan)
+    assert way(weighted(deps, keep), more, params, x) in ("zero", "constant")
+
+    def both(packed: Any, kept: Any) -> Any:
+        def loss(fn: Any, p: Any) -> Any:
+            y = fn(p, x)
+            return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
+
+        ghosts = jax.grad(lambda p: loss(small, p), has_aux=True)(packed)
+        return ghosts, jax.grad(lambda p: loss(oracle, p), has_aux=True)(kept)
+
+    zeroed = plan.zero(params)
+    (slope, y), (other, want) = jax.jit(both, compiler_options=FAST)(
+        plan.pack(params), more.pack(zeroed)
+    )
+    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-11)
+    other = plan.pack(more.unpack(other))  # of the coordinates that both keep
+    for name, array in slope.items():
+        np.testing.assert_allclose(array, other[name], rtol=1e-8, atol=1e-9)
+
+
+def test_the_representative_counts():
+    """The oracle is no tautology: counted once, the representative is not enough."""
+    (structure,) = [s for s in STRUCTURES if s.name == "two-pass norm"]
+    params, x = parameters(structure)
+    deps = surgery.groups(structure.fn)(params, x)
+    (group,) = coupled(deps)
+    keep = {group.id: np.arange(6) < 2}
+    more = with_representatives(deps, keep)
+    zeroed = surgery.plan_from_keep(deps, keep).zero(params)
+    once = surgery.shrink(structure.fn, more, mean="compact")(more.pack(zeroed), x)
+    counted = surgery.shrink(weighted(deps, keep), more)(more.pack(zeroed), x)
+    want = structure.fn(zeroed, x)
+    np.testing.assert_allclose(counted, want, atol=1e-12)
+    assert np.abs(once - want).max() > 1e-2

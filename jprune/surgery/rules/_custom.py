@@ -21,6 +21,7 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._jaxpr import _compat
+from jprune._jaxpr._trace import explicit
 from jprune.surgery import _axes as ax
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import Context, walk
@@ -165,7 +166,9 @@ class _Program:
         moved = [(outs if reverse else ins)[i] for i in moving]
         moved_vars = [(eqn.outvars if reverse else eqn.invars)[i] for i in moving]
         avals = [
-            jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+            jax.ShapeDtypeStruct(
+                v.aval.shape, v.aval.dtype, sharding=explicit(v.aval.sharding)
+            )
             for v in (*eqn.invars, *moved_vars)
         ]
         self.jaxpr = _compat.without_dead_code(jax.make_jaxpr(dense)(*avals))

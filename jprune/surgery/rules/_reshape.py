@@ -85,7 +85,10 @@ def reshape_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]
                 return ce.bad("a reshape joins different removed coordinates")
         if all(order is None and len(p) == 1 for p, order in sources):
             inner = tuple(itertools.chain(*[p[0] for p, _ in sources]))
-            return moved(x, inner, bits, lambda a: lax.reshape(a, shape))
+            split = None if any(bits) else eqn.params.get("sharding")
+            return moved(
+                x, inner, bits, lambda a: lax.reshape(a, shape, out_sharding=split)
+            )
         return _gathered(x, sources, shape)
 
     value = Value(outs[0], x.dtype, cell)

@@ -43,7 +43,13 @@ def broadcast_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[An
             bits[d] if lay.pruned else 0 for d, lay in zip(dims, x.layouts, strict=True)
         )
         shape = cell_shape(outs[0], bits)
-        return moved(x, inner, bits, lambda a: lax.broadcast_in_dim(a, shape, dims))
+        split = None if any(bits) else eqn.params.get("sharding")
+        return moved(
+            x,
+            inner,
+            bits,
+            lambda a: lax.broadcast_in_dim(a, shape, dims, out_sharding=split),
+        )
 
     value = Value(outs[0], x.dtype, cell)
     value.reduced = x.reduced
