@@ -94,8 +94,11 @@ BOUNDS: tuple[Bound, ...] = (
     ),
     _surgery("ResNet-50: select seconds", "<=", 2, "solved from one analysis"),
     _surgery("ResNet-50: compact trace seconds", "<=", 2, "a few times the trace"),
-    _surgery("ResNet-50: faster at 0.5, batch 1", ">=", 1.7, FASTER),
-    _surgery("ResNet-50: faster at 0.25, batch 1", ">=", 2.8, FASTER),
+    *(
+        _surgery(f"ResNet-50: faster at {share}, batch {batch}", ">=", least, FASTER)
+        for batch in (1, 8)
+        for share, least in ((0.5, 1.7), (0.25, 2.8))
+    ),
 )
 
 

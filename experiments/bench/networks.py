@@ -13,7 +13,7 @@ in float32. The command exits with 1 if a bound is missed.
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -95,10 +95,11 @@ def measure(net: Net) -> Row:
             analysis.flops(small)(packed, *case.args),
         )
         double = errors(case, plan)
-        train = max(errors(*_trained(net))) if net.train else None
+        training = net.make(train=True) if net.train else None
+        train = max(errors(training, plan)) if training else None
         others = other_batch_and_ensemble(net, case, plan)
     single = max(errors(case, plan, np.float32))
-    single_train = max(errors(*_trained(net), np.float32)) if net.train else None
+    single_train = max(errors(training, plan, np.float32)) if training else None
     scalars = total(case.variables)
     return Row(
         net,
@@ -115,12 +116,6 @@ def measure(net: Net) -> Row:
     )
 
 
-def _trained(net: Net) -> tuple[Any, Any]:
-    case = net.make(train=True)
-    deps = surgery.groups(case.apply)(case.variables, *case.args)
-    return case, random_plan(deps)
-
-
 HEADER = f"""# Networks that surgery is proved on
 
 Written by `python -m experiments.bench.networks`; do not edit. Each network lost about
@@ -128,8 +123,8 @@ Written by `python -m experiments.bench.networks`; do not edit. Each network los
 network whose removed parts are zeroed. Figures are the largest absolute difference over
 the largest reference value. *groups* and *reach* (the share of all scalars that lie on
 a removable coordinate) stand beside the minimum written by hand in `tests/surgery`;
-*train* covers the output, the gradient and the returned statistics; *others* another
-batch size and an ensemble of two under `vmap`.
+*train* covers the output, the gradient and the returned statistics, under the same
+plan; *others* another batch size and an ensemble of two under `vmap`.
 
 Bounds: float64 {BOUNDS["double"]:.0e}; float32 {BOUNDS["single"]:.0e} in eval mode and
 {BOUNDS["train"]:.0e} in train mode.

@@ -8,7 +8,7 @@ paths and shapes; it is kept as JSON of original indices.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -122,21 +122,31 @@ class Plan:
             },
         )
 
-    def pack_state(self, opt_state: PyTree, params: PyTree, at: Any = None) -> PyTree:
+    def pack_state(
+        self,
+        opt_state: PyTree,
+        params: PyTree,
+        at: Any = None,
+        rule: Callable[[KeyTuple, Any, tuple[np.ndarray, ...]], Any] | None = None,
+    ) -> PyTree:
         """The compact optimizer state: every copy of the parameters' tree is packed.
 
         Args:
           opt_state: an Optax state made for the dense `params`.
           params: the dense parameters it was made for (shapes are enough).
           at: where `params` lies inside the parameters of the plan, as in `pack`.
+          rule: for leaves that stand for a parameter in another shape (the factored
+            moments of Adafactor): `rule(path, leaf, masks)` gets the leaf's path in the
+            state and which coordinates its parameter keeps, a bool vector per axis; it
+            returns the compact leaf, or None for a leaf it does not know.
 
         Raises:
           ValueError: for a state leaf that has a size but belongs to no copy of the
-            parameters (factored states).
+            parameters (factored states), unless `rule` takes it.
         """
         from jprune.surgery._state import pack_state
 
-        return pack_state(self, opt_state, params, at)
+        return pack_state(self, opt_state, params, at, rule)
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the plan as JSON: kept original indices by path and axis."""

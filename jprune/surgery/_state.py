@@ -17,7 +17,9 @@ from jprune._typing import PyTree
 from jprune.surgery._plan import Plan, pack_leaf, prefix_of
 
 
-def pack_state(plan: Plan, opt_state: PyTree, params: PyTree, at: Any) -> PyTree:
+def pack_state(
+    plan: Plan, opt_state: PyTree, params: PyTree, at: Any, rule: Any
+) -> PyTree:
     """See `Plan.pack_state`."""
     prefix = prefix_of(at)
     shapes = {
@@ -45,10 +47,12 @@ def pack_state(plan: Plan, opt_state: PyTree, params: PyTree, at: Any) -> PyTree
             wrong.append(f"{name} {shape}: belongs to no parameter")
             return x
         found: KeyTuple = max(fits, key=len)
-        if shapes[found] != shape:
-            wrong.append(f"{name} {shape}: the parameter has {shapes[found]}")
-            return x
         masks = plan.keep[(*prefix, *found)]
+        if shapes[found] != shape:
+            packed = rule(keys, x, masks) if rule else None
+            if packed is None:
+                wrong.append(f"{name} {shape}: the parameter has {shapes[found]}")
+            return packed
         if tuple(m.size for m in masks) != shape:
             wrong.append(f"{name} {shape}: the plan has {[m.size for m in masks]}")
             return x
@@ -59,6 +63,7 @@ def pack_state(plan: Plan, opt_state: PyTree, params: PyTree, at: Any) -> PyTree
         raise value_error(
             "`opt_state` has leaves that are not copies of parameters; a factored "
             "state (Adafactor) cannot be sliced: start it afresh with "
-            f"`tx.init(plan.pack(params))`.{listing(wrong)}"
+            "`tx.init(plan.pack(params))`, or give a `rule` for these leaves."
+            f"{listing(wrong)}"
         )
     return out

@@ -133,6 +133,21 @@ def test_unify_is_idempotent():
     assert ax.resolve(a) is ax.resolve(b)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.permutations(range(4)), st.integers(0, 1000))
+def test_unify_is_sound_in_any_order(order, seed):
+    """The same facts in another order: every one of them holds in the end."""
+    a, b, c, d = (ax.Atom(n) for n in (12, 12, 4, 8))
+    grid, pair = ax.split(a, (3, 4)), ax.concat((c, d))
+    facts = [(a, b), (b, pair), (c, ax.cut(d, (4, 4))[0]), (grid[1], c)]
+    for index in order:
+        ax.unify(*facts[index])
+    choice = random_choice([a, b, c, d], seed)
+    for s, t in facts:
+        np.testing.assert_array_equal(choice.layout(s).keep, choice.layout(t).keep)
+    assert len({atom for t in (a, b, c, d) for atom in ax.leaves(t)}) <= 4
+
+
 def test_frozen_spreads_through_unify():
     a, b = ax.Atom(6), ax.Atom(6)
     ax.freeze(a, ax.Reason("said so", "sort"))

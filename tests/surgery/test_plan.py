@@ -245,3 +245,32 @@ def test_factored_states_are_refused():
     state = tx.init(jax.tree.map(jnp.asarray, params))
     with pytest.raises(ValueError, match="factored state"):
         plan_of(deps).pack_state(state, params)
+
+
+def test_a_rule_takes_factored_states():
+    """Adafactor's row and column moments of a matrix are means over one of its axes."""
+    params, _, deps = make()
+    params = jax.tree.map(jnp.asarray, params)
+    tx = optax.adafactor(1e-2, min_dim_size_to_factor=2, momentum=0.9)
+    plan = plan_of(deps)
+    asked = []
+
+    def rule(path: Any, leaf: Any, masks: Any) -> Any:
+        asked.append(path)
+        if leaf.shape == (1,):  # a placeholder beside the full or the factored moment
+            return leaf
+        order = np.argsort([m.size for m in masks])  # the two largest are factored
+        drop = order[-2] if "v_col" in path else order[-1]
+        for axis, mask in enumerate(np.delete(np.array(masks, object), drop)):
+            leaf = jnp.compress(mask.astype(bool), leaf, axis=axis)
+        return leaf
+
+    state = plan.pack_state(tx.init(params), params, rule=rule)
+    assert any("v_row" in path for path in asked)
+    fresh = tx.init(plan.pack(params))
+    rows = lambda s: s[0].v_row["params"]["in"]["kernel"].shape  # noqa: E731
+    columns = lambda s: s[0].v_col["params"]["in"]["kernel"].shape  # noqa: E731
+    assert {rows(state), columns(state)} == {(4,), (2,)}
+    assert {rows(fresh), columns(fresh)} == {(4,), (2,)}
+    with pytest.raises(ValueError, match="give a `rule` for these leaves"):
+        plan.pack_state(tx.init(params), params, rule=lambda *_: None)

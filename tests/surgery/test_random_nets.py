@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from jprune import surgery
 from tests.surgery.random_nets import draw
 
+ADAM = optax.chain(optax.add_decayed_weights(0.1), optax.scale_by_adam())
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -57,6 +59,32 @@ def check(seed: int) -> None:
         assert worst_error(fn, plan, params, x) <= 1e-8, deps.table()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_keeping_everything_changes_no_bit_of_any_network(seed: int):
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        fn, params, x = draw(seed, depth=3 + seed % 4)
+        plan = surgery.plan_from_keep(surgery.groups(fn)(params, x), {})
+        same = jax.jit(surgery.shrink(fn, plan), compiler_options=FAST)(params, x)
+        whole = jax.jit(fn, compiler_options=FAST)(params, x)
+        np.testing.assert_array_equal(same, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_shrinking_twice_is_the_composed_plan(seed: int):
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        fn, params, x = draw(seed, depth=3 + seed % 4)
+        rng = np.random.default_rng(seed)
+        first = random_plan(surgery.groups(fn)(params, x), rng)
+        small, packed = surgery.shrink(fn, first), first.pack(params)
+        second = random_plan(surgery.groups(small)(packed, x), rng)
+        twice = surgery.shrink(small, second)(second.pack(packed), x)
+        whole = first.then(second)
+        once = surgery.shrink(fn, whole)(whole.pack(params), x)
+        np.testing.assert_allclose(twice, once, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_exact_groups_are_exact(seed: int):
     check(seed)
@@ -93,10 +121,18 @@ def test_predictions_without_running(seed: int):
         assert deps.parameters(masks) == sum(v.size for v in packed.values())
         assert _flops.count(jax.make_jaxpr(fn)(params, x)) == deps.flops()
         assert _flops.count(jaxpr) >= deps.flops(masks)  # corrections may add
-        # Packing commutes with element-wise functions and with unpacking.
-        again = plan.pack(plan.unpack(packed))
-        for name, array in packed.items():
-            np.testing.assert_array_equal(again[name], array)
+        # Packing commutes with element-wise functions, and unpacking zeroes.
+        zeroed, tripled = (
+            plan.zero(params),
+            plan.pack({k: 3 * v for k, v in params.items()}),
+        )
+        for name, array in plan.unpack(packed).items():
+            np.testing.assert_array_equal(array, zeroed[name])
+            np.testing.assert_array_equal(tripled[name], 3 * packed[name])
+        state = plan.pack_state(ADAM.init(params), params)
+        assert jax.tree.map(np.shape, state) == jax.tree.map(
+            np.shape, ADAM.init(packed)
+        )
 
 
 def _kept(plan: Any, group: Any) -> int:

@@ -117,6 +117,20 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_row(name: str):
+    check(name, lambda size: np.arange(size)[::2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", [n for n, (_, size, _) in CASES.items() if size])
+def test_row_with_random_choices(name: str, seed: int):
+    """Any number of any coordinates, against the dense primitive indexed."""
+    rng = np.random.default_rng(seed)
+    check(name, lambda n: np.sort(rng.permutation(n)[: rng.integers(1, n)]))
+
+
+def check(name: str, kept: Any) -> None:
+    """The row's group or its reason, and its values under a choice."""
     act, size, primitive = CASES[name]
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         rng = np.random.default_rng(0)
@@ -134,7 +148,7 @@ def test_row(name: str):
             return
         (group,) = [g for g in deps if g.kind == "coupled"]
         assert group.size == size
-        plan = surgery.plan_from_keep(deps, {group.id: np.arange(size)[::2]})
+        plan = surgery.plan_from_keep(deps, {group.id: kept(size)})
         want = jax.jit(fn)(plan.zero(params), x)
         got = jax.jit(surgery.shrink(fn, plan))(plan.pack(params), x)
         np.testing.assert_allclose(got, want, atol=1e-12)

@@ -255,3 +255,35 @@ def test_allow_empty_takes_the_residual_branch_only():
     np.testing.assert_allclose(got, net(plan.zero(params), x), rtol=1e-5, atol=1e-5)
     back = plan.unpack(packed)
     np.testing.assert_array_equal(back["up"], 0.0)
+
+
+def test_compact_flops_in_closed_form():
+    """2 m k n for each product, 2 per tap, channel and position for convolutions."""
+
+    def mlp(p: Any, x: Any) -> Any:
+        return jnp.tanh(x @ p["w"]) @ p["v"]
+
+    def conv(p: Any, x: Any) -> Any:
+        for name in "wv":
+            x = jax.lax.conv_general_dilated(
+                x, p[name], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return x
+
+    cases = {
+        mlp: ({"w": (5, 8), "v": (8, 3)}, (2, 5), lambda n: 2 * 2 * n * (5 + 3)),
+        conv: (
+            {"w": (3, 3, 4, 8), "v": (1, 1, 8, 2)},
+            (2, 6, 6, 4),
+            lambda n: 2 * 72 * n * (9 * 4 + 2),
+        ),
+    }
+    for fn, (shapes, batch, count) in cases.items():
+        params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
+        x = jax.ShapeDtypeStruct(batch, jnp.float32)
+        deps = surgery.groups(fn)(params, x)
+        (group,) = deps
+        plan = surgery.plan_from_keep(deps, {group.id: [1, 4, 6]})
+        small = jax.make_jaxpr(surgery.shrink(fn, plan))(plan.pack(params), x)
+        assert _flops.count(small) == deps.flops({group.id: 3}) == count(3)
+        assert deps.flops() == count(8) > count(3)

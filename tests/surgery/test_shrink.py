@@ -74,6 +74,12 @@ def test_other_batch_vmap_and_jit_agree():
         want = two_pass_norm(z, x)
         np.testing.assert_allclose(small(cp, x), want, atol=1e-12)
         np.testing.assert_allclose(jax.jit(small)(cp, x), want, atol=1e-12)
+    loss = lambda f: lambda p: jnp.sum(f(p, X) ** 2)  # noqa: E731
+    plain, again = jax.jit(
+        lambda p: (jax.grad(loss(small))(p), jax.grad(loss(jax.checkpoint(small)))(p))
+    )(cp)
+    for name, slope in plain.items():
+        np.testing.assert_allclose(again[name], slope, rtol=1e-12, atol=1e-12)
     rows = jax.vmap(small, (None, 0))(cp, X[:, None])[:, 0]
     np.testing.assert_allclose(rows, two_pass_norm(z, X), atol=1e-12)
     ensemble = jax.tree.map(lambda a: np.stack([a, 2 * a]), cp)

@@ -1,0 +1,134 @@
+"""The check of a plan, and what the report says of a group."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jprune import surgery
+from tests.surgery.structures import two_pass
+
+X = np.random.default_rng(9).standard_normal((5, 4))
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def normal(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {k: rng.standard_normal(s) for k, s in sorted(shapes.items())}
+
+
+def deep(p: Any, x: Any) -> Any:
+    """Four groups; in the third a table differs between coordinates before a norm."""
+    h = jnp.tanh(x @ p["a"])
+    h = jnp.tanh(h @ p["b"])
+    h = two_pass(h @ p["c"] + np.sin(np.arange(40.0)).reshape(5, 8))
+    return jnp.tanh(h @ p["d"]) @ p["e"]
+
+
+DEEP = {"a": (4, 6), "b": (6, 7), "c": (7, 8), "d": (8, 5), "e": (5, 2)}
+
+
+def test_the_failing_group_is_found_among_others():
+    params = normal(DEEP)
+    deps = surgery.groups(deep)(params, X)
+    plan = surgery.plan_from_keep(
+        deps, {g.id: np.arange(g.size) % 2 == 0 for g in deps}
+    )
+    report = surgery.verify(deep, plan, params, X)
+    assert not report.ok and report.way == "no" and report.groups == ("c:1",)
+    assert "FAILED" in str(report) and "failing groups: c:1" in str(report)
+    assert "not exact: reduce_sum: a constant differs" in str(report)
+    good = surgery.plan_from_keep(deps, {"a:1": [0, 3], "d:1": [1]})
+    report = surgery.verify(deep, good, params, X, gradient=True)
+    assert report.ok and report.way == "zero" and report.groups == ()
+    assert str(report).startswith("verified: relative error")
+
+
+def test_against_the_dense_model_it_says_what_removal_changes():
+    params = normal(DEEP)
+    params["d"][:, [0, 2]] = 0.0  # tanh(0) = 0: without effect
+    deps = surgery.groups(deep)(params, X)
+    silent = surgery.plan_from_keep(deps, {"d:1": [1, 3, 4]})
+    assert surgery.verify(deep, silent, params, X, reference="dense").ok
+    loud = surgery.plan_from_keep(deps, {"d:1": [0, 1, 2]})
+    assert not surgery.verify(deep, loud, params, X, reference="dense").ok
+    assert surgery.verify(deep, loud, params, X).ok
+
+
+def test_the_table_shows_the_smallest_removable_chunk():
+    """12.D1: heads of width 4 make every coordinate of q removable, four at a time."""
+
+    def fn(p: Any, x: Any) -> Any:
+        h = jnp.sort((x @ p["q"]).reshape(5, 3, 4), -1)  # head_dim is frozen
+        return h.reshape(5, 12) @ p["o"]
+
+    deps = surgery.groups(fn)(normal({"q": (4, 12), "o": (12, 2)}), X)
+    assert [g.size for g in deps] == [3]
+    text = deps.table()
+    assert "smallest removable chunk" in text
+    assert "  q:1  4 of 12" in text and "  o:0  4 of 12" in text
+
+
+def test_grouped_convolution_of_moving_ghosts_on_both_sides_is_flagged():
+    """Section 13: in-group inputs whose ghosts move meet a standardized kernel."""
+
+    def fn(p: Any, x: Any) -> Any:
+        h = jax.nn.sigmoid(x @ p["w"])  # a ghost of 1/2
+        k = p["k"] - p["k"].mean(2, keepdims=True)  # a ghost of -mean
+        y = lax.conv_general_dilated(
+            h, k, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=2
+        )
+        return jnp.tanh(y) @ p["v"]
+
+    params = normal({"w": (4, 6), "k": (3, 3, 3, 4), "v": (4, 2)})
+    x = np.random.default_rng(1).standard_normal((2, 4, 4, 4))
+    deps = surgery.groups(fn)(params, x)
+    inner = next(g for g in deps if g.size == 3)
+    assert deps.exactness[inner.id].way == "no"
+    assert "a grouped convolution of removed channels" in deps.exactness[inner.id].why
+    plan = surgery.plan_from_keep(deps, {inner.id: [0, 2]})
+    assert not surgery.verify(fn, plan, params, x).ok  # flagged with reason
+
+
+def test_groups_of_the_batch_are_opaque():
+    """The form that appears in gradients of grouped convolutions."""
+
+    def fn(p: Any, x: Any) -> Any:
+        h = (x @ p["w"]).transpose(3, 1, 2, 0)  # features as the batch
+        y = lax.conv_general_dilated(
+            h, p["k"], (1, 1), "SAME", dimension_numbers=NHWC, batch_group_count=2
+        )
+        return y.reshape(-1) @ p["v"]
+
+    params = normal({"w": (4, 6), "k": (1, 1, 2, 4), "v": (3 * 4 * 4 * 4, 2)})
+    deps = surgery.groups(fn)(params, np.zeros((2, 4, 4, 4)))
+    frozen = [f for f in deps.frozen() if (f.path, f.axis) == (("w",), 1)]
+    assert [f.primitive for f in frozen] == ["conv_general_dilated"]
+    assert "no rule for this form: batch groups" in frozen[0].why
+
+
+def test_a_mapped_region_is_opaque_and_the_rest_shrinks():
+    mesh = jax.make_mesh((2,), ("d",))
+    spec = jax.sharding.PartitionSpec()
+    twice = jax.shard_map(lambda a: 2 * a, mesh=mesh, in_specs=spec, out_specs=spec)
+
+    def fn(p: Any, x: Any) -> Any:
+        return jnp.tanh(twice(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]) @ p["d"]
+
+    params = normal({"a": (4, 6), "b": (6, 5), "c": (5, 7), "d": (7, 2)})
+    deps = surgery.groups(fn)(params, X)
+    assert [g.id for g in deps if g.kind == "coupled"] == ["a:1", "c:1"]
+    frozen = [f for f in deps.frozen() if (f.path, f.axis) == (("b",), 1)]
+    assert [f.primitive for f in frozen] == ["shard_map"]
+    plan = surgery.plan_from_keep(deps, {"a:1": [0, 3], "c:1": [1, 2, 6]})
+    report = surgery.verify(fn, plan, params, X, gradient=True)
+    assert report.ok, str(report)
