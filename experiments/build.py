@@ -16,6 +16,7 @@ from experiments.methods import (
     aswl,
     csgd,
     dense,
+    gates,
     gradual,
     gsm,
     masksparsity,
@@ -52,8 +53,13 @@ def _cifar_resnet(depth: int, classes: int) -> nn.Module:
     )
 
 
+def _digits_resnet14(classes: int) -> nn.Module:
+    return resnet.ResNet((3, 3), 16, classes, bottleneck=False, stem="small")
+
+
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "digits_resnet": digits_resnet.DigitsResNet,
+    "digits_resnet14": _digits_resnet14,
     "gcn": _gcn,
     "lenet300": lenet.LeNet300,
     "lenet5": lenet.LeNet5,
@@ -67,6 +73,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "asl": asl.asl,
     "aswl": aswl.aswl,
     "csgd": csgd.csgd,
+    "gates": gates.gates,
     "gradual": gradual.gradual,
     "gsm": gsm.gsm,
     "masksparsity": masksparsity.masksparsity,

@@ -56,8 +56,10 @@ def train_theta(
     export = jax.jit(r.export)
     params, stats = start or lab.init()
 
-    def forward(theta: Any, stats: Any, *args: Any, **kwargs: Any) -> Any:
-        return lab.forward(r.apply(theta), stats, *args, **kwargs)
+    def forward(theta: Any, stats: Any, *args: Any, train: bool, key: Any) -> Any:
+        noise = jax.random.fold_in(key, 1) if train else None
+        used = r.apply(theta, noise)
+        return lab.forward(used, stats, *args, train=train, key=key)
 
     def watch(theta: Any, opt: Any, hyper: Any, previous: Any) -> Any:
         del opt, hyper, previous

@@ -114,6 +114,31 @@ def channel_row(
     )
 
 
+def measured(lab: Lab, plan: Any, tree: Any, packed: Any) -> dict[str, float]:
+    """Parameters and milliseconds of the dense network and of the compact one."""
+
+    def whole(v: Any, i: jax.Array) -> jax.Array:
+        return apply(lab, v, i)
+
+    index = lab.replicated(lab.dataset.test.astype(np.int32))
+    small = surgery.shrink(whole, plan)
+    times = analysis.latencies(
+        {"dense": (whole, tree, index), "compact": (small, packed, index)}
+    )
+    return {
+        "parameters": float(parameter_count(packed["params"])),
+        "dense parameters": float(parameter_count(tree["params"])),
+        "ms": 1e3 * times["compact"].median,
+        "dense ms": 1e3 * times["dense"].median,
+        "dense over compact": times["dense"].median / times["compact"].median,
+    }
+
+
+def parameter_count(tree: Any) -> int:
+    """Numbers in a tree."""
+    return sum(int(np.prod(np.shape(x))) for x in jax.tree.leaves(tree))
+
+
 def plan_of(deps: Any, groups: Sequence[Any], keeps: Sequence[Any]) -> Any:
     """The plan that keeps, of each group, what its vector says."""
     keep = {g.id: np.asarray(k) for g, k in zip(groups, keeps, strict=True)}

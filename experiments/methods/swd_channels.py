@@ -19,7 +19,7 @@ from experiments.methods import structured
 from experiments.methods.removal import accuracy
 from experiments.results import Row
 from experiments.schedules import warmup_cosine
-from jprune import analysis, masks, scores, surgery, transforms
+from jprune import masks, scores, surgery, transforms
 
 
 def swd_channels(
@@ -91,7 +91,11 @@ def swd_channels(
     tuned = _train_compact(
         lab, plan, done, epochs=tune_epochs, lr=tune_lr, momentum=momentum
     )
-    numbers = _verified(lab, plan, tree) | _measured(lab, plan, tree, packed) | tuned
+    numbers = (
+        _verified(lab, plan, tree)
+        | structured.measured(lab, plan, tree, packed)
+        | tuned
+    )
     yield found._replace(extra={**(found.extra or {}), **numbers})
 
 
@@ -138,30 +142,6 @@ def _verified(lab: Lab, plan: Any, tree: Any) -> dict[str, float]:
             f"the compact network differs from the zeroed one:\n{report}"
         )
     return {"verified": 1.0}
-
-
-def _measured(lab: Lab, plan: Any, tree: Any, packed: Any) -> dict[str, float]:
-    """Parameters and milliseconds of the dense network and of the compact one."""
-
-    def whole(v: Any, i: jax.Array) -> jax.Array:
-        return structured.apply(lab, v, i)
-
-    index = lab.replicated(lab.dataset.test.astype(np.int32))
-    small = surgery.shrink(whole, plan)
-    times = analysis.latencies(
-        {"dense": (whole, tree, index), "compact": (small, packed, index)}
-    )
-    return {
-        "parameters": float(_size(packed["params"])),
-        "dense parameters": float(_size(tree["params"])),
-        "ms": 1e3 * times["compact"].median,
-        "dense ms": 1e3 * times["dense"].median,
-        "dense over compact": times["dense"].median / times["compact"].median,
-    }
-
-
-def _size(tree: Any) -> int:
-    return sum(int(np.prod(np.shape(x))) for x in jax.tree.leaves(tree))
 
 
 def _train_compact(

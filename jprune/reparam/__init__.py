@@ -4,15 +4,26 @@ A `Reparam` is five pure functions, `init`, `apply`, `penalty`, `project` and `e
 `wrap` puts one under a loss, `projection` under an optimizer. `powerpropagation` makes
 trained weights easy to prune; `straight_through`, `n_of_m` and `top_kast` train dense
 weights through a mask; `learned_attention` (ASWL), `learned_thresholds` (adaptive
-sparsity loss) and `learned_n_of_m` (SLS) learn how much each layer keeps. `compose`
+sparsity loss) and `learned_n_of_m` (SLS) learn how much each layer keeps, and
+`learned_gates` (with noise) and `shrinking_scales` (without) which channels and which
+residual branches the network keeps. `compose`
 puts one behind another, and `reparameterized` makes an optimizer of ordinary parameters
 move them as one of theta would.
 """
 
+from jprune.reparam._gated import Branch as Branch
+from jprune.reparam._hard_concrete import dual_ascent as dual_ascent
+from jprune.reparam._hard_concrete import expected_cost as expected_cost
+from jprune.reparam._hard_concrete import hard_concrete as hard_concrete
+from jprune.reparam._hard_concrete import open_probability as open_probability
 from jprune.reparam._learned_attention import AttentionTheta as AttentionTheta
 from jprune.reparam._learned_attention import learned_attention as learned_attention
 from jprune.reparam._learned_attention import pruning_ratio as pruning_ratio
 from jprune.reparam._learned_attention import remaining as remaining
+from jprune.reparam._learned_gates import GateTheta as GateTheta
+from jprune.reparam._learned_gates import closed_shares as closed_shares
+from jprune.reparam._learned_gates import learned_gates as learned_gates
+from jprune.reparam._learned_gates import open_gates as open_gates
 from jprune.reparam._learned_n_of_m import NOfMTheta as NOfMTheta
 from jprune.reparam._learned_n_of_m import anneal as anneal
 from jprune.reparam._learned_n_of_m import cost as cost
@@ -36,6 +47,10 @@ from jprune.reparam._reparam import projection as projection
 from jprune.reparam._reparam import reparameterized as reparameterized
 from jprune.reparam._reparam import unconstrained as unconstrained
 from jprune.reparam._reparam import wrap as wrap
+from jprune.reparam._shrinking_scales import ScaleTheta as ScaleTheta
+from jprune.reparam._shrinking_scales import freed_costs as freed_costs
+from jprune.reparam._shrinking_scales import shrinking_scales as shrinking_scales
+from jprune.reparam._shrinking_scales import soft_threshold as soft_threshold
 from jprune.reparam._straight_through import n_of_m as n_of_m
 from jprune.reparam._straight_through import pass_through as pass_through
 from jprune.reparam._straight_through import straight_through as straight_through

@@ -12,6 +12,7 @@ from jprune._typing import Mask
 from jprune.surgery._groups import Groups
 from jprune.surgery._layout import Choice
 from jprune.surgery._plan import Plan, prefix_of
+from jprune.surgery._reach import still_connected
 
 
 def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
@@ -58,7 +59,9 @@ def _as_mask(group: Group, kept: Any) -> np.ndarray:
     return mask
 
 
-def plan_from_masks(deps: Groups, masks: Mask, at: Any = None) -> Plan:
+def plan_from_masks(
+    deps: Groups, masks: Mask, at: Any = None, *, allow_empty: bool = False
+) -> Plan:
     """The plan that removes every coordinate which masks leave without effect.
 
     A coordinate goes when every parameter that produces it ("out" and "table" members),
@@ -73,13 +76,16 @@ def plan_from_masks(deps: Groups, masks: Mask, at: Any = None) -> Plan:
         scope is a 0-d True.
       at: where `masks` lies inside the parameters ("params"); found by itself when
         there is only one place where it fits.
+      allow_empty: a group may lose everything, where the output still depends on the
+        input without it: a residual branch goes.
 
     Returns:
       The plan.
 
     Raises:
-      ValueError: if the masks fit nowhere, would empty a group, or mask entries without
-        masking any coordinate altogether (element-wise sparsity removes nothing).
+      ValueError: if the masks fit nowhere, would empty a group that must not be
+        emptied, or mask entries without masking any coordinate altogether
+        (element-wise sparsity removes nothing).
     """
     arrays = _located(deps, masks, at)
     keep, touched = {}, False
@@ -87,13 +93,20 @@ def plan_from_masks(deps: Groups, masks: Mask, at: Any = None) -> Plan:
         if group.kind == "unused":
             continue
         dead = _dead(group, arrays)
-        if dead.all():
+        if dead.all() and not allow_empty:
             raise value_error(
                 f"the masks remove all {group.size} coordinates of {group.id!r}: use "
-                "`masks.channels(..., min_keep=1)`, or `plan_from_keep` to empty it."
+                "`masks.channels(..., min_keep=1)`, or `allow_empty=True` if the "
+                "network works without them (a residual branch)."
             )
         if dead.any():
             keep[group.id] = ~dead
+    emptied = [name for name, kept in keep.items() if not kept.any()]
+    if emptied and not still_connected(deps.program, {deps.atoms[n] for n in emptied}):
+        raise value_error(
+            "the masks empty groups that the output cannot do without: one of "
+            f"{', '.join(map(repr, emptied))}."
+        )
     touched = any(not m.all() for m in arrays.values())
     if touched and not keep:
         raise value_error(

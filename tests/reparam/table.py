@@ -4,13 +4,15 @@ A new one joins here the day it is born: one `Case`, every test of the contract.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jprune import masks, reparam
-from jprune.reparam import Reparam
+from jprune._groups import AxisRef, Group
+from jprune.reparam import Branch, Reparam
 
 
 class Case(NamedTuple):
@@ -25,6 +27,8 @@ class Case(NamedTuple):
         differentiable and its derivative is not an estimator's. Finite differences are
         taken there.
       dear: takes long to compile: only one tree in the default run.
+      proximal: `project` takes a step towards 0 each time instead of leading into a
+        set.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Case(NamedTuple):
     neutral: Callable[[], Reparam]
     smooth: Callable[[Any], Any]
     dear: bool = False
+    proximal: bool = False
 
 
 def everywhere(theta: Any) -> Any:
@@ -85,6 +90,51 @@ def attention(**changes: Any) -> Reparam:
 def thresholds(**changes: Any) -> Reparam:
     given = {"min_size": 1, "center": False, **changes}
     return reparam.learned_thresholds(0.5, **given)
+
+
+def gated(make: Callable[..., Reparam], deep: bool, role: str = "out") -> Reparam:
+    """Gates by the form of the tree: groups are data about one network's parameters."""
+    unit = {
+        "dict": [(("one", "kernel"), 1, role), (("two", "kernel"), 0, "in")],
+        "tuple": [((0,), 1, role), ((1, 0), 0, "in"), ((1, 1), 0, "bias")],
+        "array": [((), 1, role)],
+    }
+    last = {"dict": "two/kernel", "tuple": "1/0"}
+
+    def of(weights: Any) -> Reparam:
+        kind = {dict: "dict", tuple: "tuple"}.get(type(weights), "array")
+        group = Group("unit", 4, tuple(AxisRef(*ref) for ref in unit[kind]))
+        held = deep and kind in last
+        return make([group], {"block": Branch((last[kind],), (group,))} if held else {})
+
+    return Reparam(
+        init=lambda params: of(params).init(params),
+        apply=lambda theta, key=None: of(theta.weights).apply(theta, key),
+        penalty=lambda theta: of(theta.weights).penalty(theta),
+        project=lambda new, old, step: of(new.weights).project(new, old, step),
+        export=lambda theta: of(theta.weights).export(theta),
+    )
+
+
+def gates(deep: bool = True, **changes: Any) -> Reparam:
+    """In four steps the block closes, or without one (`deep=False`) all channels but
+    one.
+    """
+    given = {"price": 30.0, "branch_price": 0.1, "start": 0.25, **changes}
+    return gated(partial(reparam.learned_gates, **given), deep)
+
+
+def scales(price: float) -> Reparam:
+    """In four steps weak scales close, and the block nearly."""
+    make = partial(reparam.shrinking_scales, price=price, learning_rate=0.05)
+    return gated(make, True, "scale")
+
+
+def open_scales(theta: Any) -> Any:
+    """A scale at 0 is at the kink."""
+    mask = scales(3.0).export(theta)[1]
+    kept = jax.tree.map(lambda m, x: jnp.broadcast_to(m, x.shape), mask, theta.weights)
+    return theta._replace(weights=kept, branches=everywhere(theta.branches))
 
 
 def n_of_m_axis() -> Reparam:
@@ -146,6 +196,20 @@ TABLE = [
         lambda: thresholds(budget="leaf", one_sided=True, center=True),
         lambda: thresholds(start=0.0, budget="leaf"),
         nowhere,
+    ),
+    Case("learned_gates", gates, lambda: gates(start=0.95, price=0.0), everywhere),
+    Case(
+        "learned_gates-budget",
+        lambda: gates(False, target=0.1, price=0.0, rate=20.0, start=0.085),
+        lambda: gates(False, start=0.95, target=0.5, price=None),
+        everywhere,
+    ),
+    Case(
+        "shrinking_scales",
+        lambda: scales(3.0),
+        lambda: scales(0.0),
+        open_scales,
+        proximal=True,
     ),
     Case("learned_n_of_m", search, search, priority_smooth),
     Case(

@@ -174,6 +174,11 @@ def test_project_keeps_its_set_and_lets_it_alone(case):
     once = r.project(new, old, jnp.int32(0))
     chex.assert_trees_all_equal_shapes_and_dtypes(once, old)
     again = r.project(once, old, jnp.int32(0))
+    if case.proximal:
+        for a, b, c in zip(*map(jax.tree.leaves, (again, once, new)), strict=True):
+            assert np.all(abs(a) <= abs(b)) and np.all(abs(b) <= abs(c))
+            assert np.all(a * b >= 0) and np.all(b * c >= 0)
+        return
     chex.assert_trees_all_close(again, once, atol=1e-6)
 
 

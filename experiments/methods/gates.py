@@ -1,0 +1,175 @@
+"""Learned gates: channels and blocks close, the compact network is what is left."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from experiments.lab import Lab
+from experiments.loop import Fit, compile_program, fit
+from experiments.methods import structured
+from experiments.methods.one_shot import recalibration
+from experiments.methods.removal import accuracy
+from experiments.methods.reparameterized import Exported, train_theta
+from experiments.results import Row
+from experiments.schedules import warmup_cosine
+from jprune import masks, reparam, surgery, transforms
+
+
+def gates(
+    lab: Lab,
+    dense: Fit,
+    *,
+    price: tuple[float, ...],
+    target: tuple[float, ...],
+    rate: float,
+    wait: int,
+    ramp: int,
+    epochs: int,
+    lr: float,
+    channel_rate: float,
+    branch_rate: float,
+    momentum: float,
+    weight_decay: float,
+    stats_momentum: float,
+    tune_epochs: int,
+    tune_lr: float,
+) -> Iterator[Row]:
+    """One row for each price, and one for each budget, from the dense network.
+
+    `before` and `after` are the gated network in evaluation, its batch statistics
+    measured anew, and the compact one made of it. The accuracy after fine-tuning, the
+    blocks that are left and the times are among the extra numbers.
+
+    Args:
+      lab: the shared part.
+      dense: the dense run, from which it starts.
+      price: of the expected FLOPs, relative to the dense ones.
+      target: relative FLOPs at which a price that starts at 0 settles.
+      rate: of that price, for each step.
+      wait: epochs at price 0.
+      ramp: epochs in which the price rises after that.
+      epochs: length of the run.
+      lr: where the cosine of the weights starts.
+      channel_rate: Adam's learning rate for the channels' gates.
+      branch_rate: the same for the blocks' gates.
+      momentum: of heavy ball, of the weights.
+      weight_decay: of the kernels.
+      stats_momentum: of the network's running averages.
+      tune_epochs: length of the training with closed gates held at zero.
+      tune_lr: where its cosine starts.
+    """
+    deps = structured.find_groups(lab, dense)
+    groups = structured.inner(deps)
+    blocks = {group.id: branch(group) for group in groups}
+    refresh = recalibration(lab, stats_momentum)
+    begin, rise = wait * lab.per_epoch, ramp * lab.per_epoch
+    made = partial(reparam.learned_gates, groups, blocks, cost=deps.flops)
+    runs = {
+        f"gates {most:g}": made(
+            price=optax.linear_schedule(0.0, most, rise, transition_begin=begin)
+        )
+        for most in price
+    }
+    runs |= {f"gates, {t:.0%} FLOPs": made(target=t, rate=rate) for t in target}
+    for run, r in runs.items():
+        steps = epochs * lab.per_epoch
+        weights = optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
+            optax.sgd(warmup_cosine(lr, steps), momentum),
+        )
+        tx = optax.partition(
+            {
+                "weights": weights,
+                "channels": optax.adam(channel_rate),
+                "branches": optax.adam(branch_rate),
+                "price": optax.set_to_zero(),
+            },
+            reparam.GateTheta("weights", "channels", "branches", "price"),
+        )
+        start = (dense.params, dense.stats)
+        done = train_theta(lab, r, tx, run=run, epochs=epochs, start=start)
+        done = done._replace(stats=refresh(done.params, done.stats))
+        yield _cut(lab, deps, r, done, run, tune_epochs, tune_lr, momentum)
+
+
+def branch(group: Any) -> reparam.Branch:
+    """The block around a group of its inner channels.
+
+    What it adds is the output of the norm behind the convolution that reads the group;
+    the two have one number in our networks.
+    """
+    (reader,) = [ref.path[1] for ref in group.members if ref.role == "in"]
+    norm = reader.replace("Conv", "BatchNorm")
+    return reparam.Branch((f"{norm}/scale", f"{norm}/bias"), (group,))
+
+
+def _cut(
+    lab: Lab,
+    deps: Any,
+    r: reparam.Reparam,
+    done: Exported,
+    run: str,
+    epochs: int,
+    lr: float,
+    momentum: float,
+) -> Row:
+    """The compact network, checked and timed; and the gated one trained on."""
+    plan = surgery.plan_from_masks(deps, done.mask, at="params", allow_empty=True)
+    tree = structured.variables(done.params, done.stats)
+    packed = plan.pack(tree)
+    found = structured.channel_row(
+        lab,
+        plan,
+        packed,
+        tree,
+        run=run,
+        method="gates",
+        before=lab.logits(done.params, done.stats),
+        seconds=done.seconds,
+    )
+    index = structured.examples(lab, 64)
+    report = surgery.verify(
+        lambda v, i: structured.apply(lab, v, i), plan, tree, index, reference="dense"
+    )
+    if not report.ok:
+        raise RuntimeError(f"the compact network differs from the gated one:\n{report}")
+    numbers = _left(r, done) | {"verified error": report.error}
+    numbers |= structured.measured(lab, plan, tree, packed)
+    tuned = _trained_on(lab, done, run, epochs, lr, momentum)
+    return found._replace(extra={**(found.extra or {}), **numbers, "tuned": tuned})
+
+
+def _left(r: reparam.Reparam, done: Exported) -> dict[str, float]:
+    """How many blocks and how many of their channels are open, and were expected to."""
+    channels, blocks = jax.device_get(reparam.open_gates(done.theta))
+    widths = [np.sum(channels[name]) * blocks[name] for name in channels]
+    free = done.theta._replace(price=np.float32(1))
+    return {
+        "blocks": float(sum(blocks.values())),
+        "of blocks": float(len(blocks)),
+        "channels": float(sum(widths)),
+        "of channels": float(sum(c.size for c in channels.values())),
+        "expected flops": float(jax.jit(r.penalty)(free)),
+        "price": float(done.theta.price),
+    }
+
+
+def _trained_on(
+    lab: Lab, done: Exported, run: str, epochs: int, lr: float, momentum: float
+) -> float:
+    """Accuracy after training with the gates folded in and closed ones held at zero."""
+
+    def transform(_: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum),
+            transforms.keep_masked(done.mask),
+        )
+
+    start = (done.params, done.stats)
+    program = compile_program(lab, transform)
+    tuned = fit(lab, program, f"{run} tuned", epochs, start=start)
+    return accuracy(lab, lab.logits(tuned.params, tuned.stats))

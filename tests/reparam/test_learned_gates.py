@@ -1,0 +1,515 @@
+"""Learned gates: the numbers of their specification, and a twin.
+
+The network is residual, with an affine map where a norm would be:
+`x <- relu(x + outer(relu(inner(x))))` for each block, between a stem and a head.
+"""
+
+from functools import cache, partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jprune import reparam, surgery
+from jprune._groups import AxisRef, Group
+from tests.reparam import gate_twin
+
+WIDTH, INNER, BLOCKS = 5, 6, ("0", "1")
+CLOSED, OPEN = -5.0, 5.0
+
+
+def affine(p, x):
+    return (x @ p["kernel"]) * p["scale"][None] + p["bias"][None]
+
+
+def block(p, x):
+    return jax.nn.relu(x + affine(p["outer"], jax.nn.relu(affine(p["inner"], x))))
+
+
+def network(params, x):
+    x = jax.nn.relu(affine(params["stem"], x))
+    for name in BLOCKS:
+        x = block(params[name], x)
+    return x @ params["head"]
+
+
+def start():
+    return jax.tree.map(lambda x: x, _start())
+
+
+@cache
+def _start():
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+
+    def layer(rows, columns):
+        kernel = jax.random.normal(next(keys), (rows, columns))
+        scale = 1 + jax.random.uniform(next(keys), (columns,))
+        bias = 0.3 * jax.random.normal(next(keys), (columns,))
+        return {"kernel": kernel, "scale": scale, "bias": bias}
+
+    blocks = {
+        b: {"inner": layer(WIDTH, INNER), "outer": layer(INNER, WIDTH)} for b in BLOCKS
+    }
+    head = jax.random.normal(next(keys), (WIDTH, 3))
+    return {"stem": layer(4, WIDTH), **blocks, "head": head}
+
+
+@cache
+def found():
+    """The groups of the network, its inner ones, and its branches."""
+    deps = surgery.groups(network)(start(), inputs())
+    inner = {name: deps[f"{name}/inner/kernel:1"] for name in BLOCKS}
+    leaves = {b: (f"{b}/outer/scale", f"{b}/outer/bias") for b in BLOCKS}
+    branches = {b: reparam.Branch(leaves[b], (inner[b],)) for b in BLOCKS}
+    return deps, [*inner.values()], branches
+
+
+def inputs(count=7):
+    return jax.random.normal(jax.random.key(1), (count, 4))
+
+
+def made(**changes):
+    deps, groups, branches = found()
+    given: dict[str, Any] = {"price": 1.0, "cost": deps.flops, **changes}
+    return reparam.learned_gates(groups, branches, **given)
+
+
+def theta_with(r, channels=None, branches=None):
+    """Theta at the start with these log alphas, all others wide open."""
+    theta = jax.tree.map(jnp.asarray, r.init(start()))
+    wide = jax.tree.map(
+        lambda a: jnp.full_like(a, OPEN), (theta.channels, theta.branches)
+    )
+    return theta._replace(
+        channels=wide[0] | (channels or {}), branches=wide[1] | (branches or {})
+    )
+
+
+def compact(r, theta):
+    """Logits of the gated network, of the compact one, and the plan between them."""
+    deps, x = found()[0], inputs()
+    params, mask = r.export(theta)
+    plan = surgery.plan_from_masks(deps, mask, allow_empty=True)
+    small = jax.jit(surgery.shrink(network, plan))(plan.pack(params), x)
+    return jax.jit(network)(r.apply(theta), x), small, plan
+
+
+def test_gates_g1_values():
+    z = reparam.hard_concrete
+    assert float(z(jnp.float32(0), jnp.float32(0.5))) == pytest.approx(0.5)
+    q = reparam.open_probability(jnp.array([0.0, -3.0]))
+    np.testing.assert_allclose(q, [0.831822, 0.197594], rtol=1e-5)
+    stretched = jax.nn.sigmoid(-3.0) * 1.2 - 0.1
+    np.testing.assert_allclose(stretched, -0.043089, rtol=1e-4)
+    assert float(z(jnp.float32(-3))) == 0
+    assert abs(float(z(jnp.float32(-2.397895)))) < 1e-6
+
+
+@pytest.mark.parametrize("a", [-3.0, 0.0, 2.0])
+def test_gates_g2_probability_of_being_open(a):
+    u = jax.random.uniform(jax.random.key(0), (100_000,), minval=1e-7)
+    drawn = reparam.hard_concrete(jnp.float32(a), u)
+    share = float(jnp.mean(drawn > 0))
+    assert abs(share - float(reparam.open_probability(jnp.float32(a)))) < 0.01
+
+
+def test_gates_g3_expected_cost():
+    def expected(q_mid, q_block):
+        return reparam.expected_cost(
+            {"mid": jnp.sum(q_mid)},
+            {"block": q_block},
+            {"block": ["mid"]},
+            lambda n: 2 * n["mid"] + n["mid"] * 2,
+        )
+
+    q, half = jnp.array([1.0, 0.5]), jnp.float32(0.5)
+    assert float(expected(q, half)) == 3.0
+    assert float(expected(jnp.ones(2), jnp.float32(1))) == 8.0
+    assert float(jax.grad(expected, argnums=1)(q, half)) == 6.0
+    np.testing.assert_allclose(jax.grad(expected)(q, half), [2.0, 2.0])
+
+
+def test_gates_g4_closed_block_is_dropped_exactly():
+    r = made()
+    theta = theta_with(r, branches={"0": jnp.float32(CLOSED)})
+    gated, small, plan = compact(r, theta)
+    params = start()
+    x = jax.nn.relu(affine(params["stem"], inputs()))
+    dropped = block(params["1"], x) @ params["head"]
+    np.testing.assert_allclose(gated, dropped, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(small, dropped, rtol=1e-5, atol=1e-6)
+    assert plan.compact_shapes["0", "inner", "kernel"] == (WIDTH, 0)
+    # By design: a gate on the scale alone leaves the bias, here 0.2, in the stream.
+    groups, branches = found()[1:]
+    leaky = branches | {"0": reparam.Branch(("0/outer/scale",), branches["0"].inner)}
+    r = reparam.learned_gates(groups, leaky, price=1.0)
+    params["0"]["outer"]["bias"] = jnp.full(WIDTH, 0.2)
+    kept = r.apply(theta._replace(weights=params))
+    assert float(jnp.abs(network(kept, inputs()) - dropped).max()) > 0.1
+
+
+def test_gates_g5_channel_fold():
+    unit = Group(
+        "unit",
+        1,
+        tuple(
+            AxisRef((n,), a, role)
+            for n, a, role in [
+                ("kernel", 1, "out"),
+                ("scale", 0, "scale"),
+                ("bias", 0, "bias"),
+            ]
+        ),
+    )
+    r = reparam.learned_gates([unit], price=1.0)
+    p = {"kernel": jnp.ones((1, 1)), "scale": jnp.array([2.0])}
+    p["bias"] = jnp.array([-1.0])
+    quarter = np.log(0.35 / 1.2 / (1 - 0.35 / 1.2))
+    theta = r.init(p)._replace(channels={"unit": jnp.array([quarter], jnp.float32)})
+    folded = r.apply(theta)
+    np.testing.assert_allclose(folded["scale"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(folded["bias"], -0.25, rtol=1e-6)
+    assert float(folded["kernel"][0, 0]) == 1
+    x = jnp.linspace(-3, 3, 13)[:, None]
+    want = jax.nn.relu(0.25 * affine(p, x))
+    np.testing.assert_allclose(jax.nn.relu(affine(folded, x)), want, rtol=1e-5)
+    np.testing.assert_allclose(0.25 * jax.nn.relu(affine(p, x)), want, rtol=1e-5)
+
+
+def test_gates_g6_proximal_step():
+    g, want = jnp.array([0.5, -0.02, 0.01]), [0.485, -0.005, 0]
+    np.testing.assert_allclose(reparam.soft_threshold(g, 0.015), want, rtol=1e-5)
+    # The same through `project`: one group, whose gates free equally much.
+    scale = Group("s", 3, (AxisRef(("scale",), 0, "scale"),))
+    r = reparam.shrinking_scales([scale], price=0.1, learning_rate=0.15)
+    theta = r.init({"scale": g})
+    moved = r.project(theta, theta, jnp.int32(0))
+    np.testing.assert_allclose(moved.weights["scale"], want, rtol=1e-5)
+    np.testing.assert_array_equal(r.export(moved)[1]["scale"], [True, True, False])
+
+
+def test_gates_g7_price_zero_and_price_alone():
+    def task(params):
+        return jnp.mean(network(params, inputs()) ** 2)
+
+    free = made(price=0.0)
+    theta, key = free.init(start()), jax.random.key(2)
+    whole = jax.jit(jax.grad(reparam.wrap(task, free)))(theta, reparam_key=key)
+    alone = jax.jit(jax.grad(lambda t: task(free.apply(t, key))))(theta)
+    got, want = ((t.channels, t.branches) for t in (whole, alone))
+    chex.assert_trees_all_close(got, want, rtol=1e-5)
+    assert any(np.any(g) for g in jax.tree.leaves(got))
+    # A constant task and a high price: all gates close, what must stay stays.
+    r = made(price=50.0)
+    tx = optax.chain(optax.adam(0.5), reparam.projection(r))
+
+    def step(carry, _):
+        theta, state = carry
+        updates, state = tx.update(jax.grad(r.penalty)(theta), state, theta)
+        return (optax.apply_updates(theta, updates), state), None
+
+    theta = r.init(start())
+    run = jax.jit(lambda c: jax.lax.scan(step, c, length=60)[0])
+    theta, _ = run((theta, tx.init(theta)))
+    channels, branches = reparam.open_gates(theta)
+    assert [int(k.sum()) for k in channels.values()] == [1, 1]
+    assert not any(branches.values())
+    params, mask = r.export(theta._replace(weights=start()))
+    for name in ("stem", "head"):
+        jax.tree.map(np.testing.assert_array_equal, params[name], start()[name])
+    assert all(np.all(m) for m in jax.tree.leaves(mask["stem"]))
+    layers, depth = reparam.closed_shares(theta)
+    assert all(0.5 < float(s) < 1 - 0.8 / INNER for s in layers.values())
+    assert float(depth) > 0.9
+
+
+def test_gates_g8_dual_ascent():
+    step = partial(reparam.dual_ascent, target=0.5, rate=0.1)
+    assert float(step(0.0, 0.8)) == pytest.approx(0.03)
+    assert float(step(0.0, 0.3)) == 0
+    # The same through `project`, where E is the mean of q.
+    groups = found()[1]
+    r = reparam.learned_gates(groups, target=0.5, rate=0.1, cost=sum_of_counts)
+    theta = r.init(start())
+    q = float(reparam.open_probability(theta.channels[groups[0].id][0]))
+    price = r.project(theta, theta, jnp.int32(0)).price
+    assert float(price) == pytest.approx(0.1 * (q - 0.5), rel=1e-5)
+    shut = theta._replace(channels=jax.tree.map(lambda a: a - 9, theta.channels))
+    assert float(r.project(shut, shut, jnp.int32(0)).price) == 0
+
+
+def sum_of_counts(counts):
+    return sum(counts.values())
+
+
+def test_gates_g9_shapes_after_surgery():
+    r = made()
+    theta = theta_with(
+        r,
+        {found()[1][1].id: jnp.array([CLOSED, OPEN, CLOSED, OPEN, CLOSED, OPEN])},
+        {"0": jnp.float32(CLOSED)},
+    )
+    gated, small, plan = compact(r, theta)
+    np.testing.assert_allclose(small, gated, rtol=1e-5, atol=1e-6)
+    packed = plan.pack(r.export(theta)[0])
+    size = sum(x.size for x in jax.tree.leaves(packed))
+    # Block 0 keeps the scale and bias behind it, as zeros; block 1 three of six.
+    stem, head = (4 + 2) * WIDTH, WIDTH * 3
+    assert size == stem + head + 2 * WIDTH + 3 * (WIDTH + 2) + 3 * WIDTH + 2 * WIDTH
+    deps, groups, _ = found()
+    assert size == deps.parameters({groups[0].id: 0, groups[1].id: 3})
+    report = surgery.verify(
+        network, plan, r.apply(theta), inputs(), reference="dense", gradient=False
+    )
+    assert report.ok and report.way == "zero"
+
+
+def test_gates_g10_a_higher_price_keeps_no_more():
+    x = inputs(64)
+    wanted = jax.nn.one_hot(jnp.argmax(x[:, :3], axis=1), 3)
+    deps, groups, branches = found()
+    r = made()
+    rates = {"weights": optax.sgd(0.02, 0.9), "gates": optax.adam(0.05)}
+    labels = reparam.GateTheta("weights", "gates", "gates", "weights")
+    tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
+
+    def task(params):
+        return jnp.mean(optax.softmax_cross_entropy(network(params, x), wanted))
+
+    def trained(price):
+        def step(carry, key):
+            theta, state = carry
+            slope = jax.grad(reparam.wrap(task, r))(theta, reparam_key=key)
+            updates, state = tx.update(slope, state, theta)
+            return (optax.apply_updates(theta, updates), state), None
+
+        theta = r.init(start())._replace(price=price)
+        keys = jax.random.split(jax.random.key(3), 200)
+        (theta, _), _ = jax.lax.scan(step, (theta, tx.init(theta)), keys)
+        return reparam.open_gates(theta)
+
+    channels, blocks = jax.jit(jax.vmap(trained))(jnp.array([0.01, 0.3, 3.0]))
+    counts = []
+    for i in range(3):
+        n = {g.id: int(channels[g.id][i].sum()) for g in groups}
+        gone = {g.id: 0 for b in BLOCKS for g in branches[b].inner if not blocks[b][i]}
+        counts.append(deps.parameters(n | gone))
+    assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+
+
+def test_gates_twin():
+    """Against NumPy: equal noise, equal masks, equal price at each of 30 steps."""
+    with jax.enable_x64(True):
+        groups = [
+            Group(
+                "hidden",
+                12,
+                (
+                    AxisRef(("a", "kernel"), 1, "out"),
+                    AxisRef(("a", "bias"), 0, "bias"),
+                    AxisRef(("b", "kernel"), 0, "in"),
+                ),
+            )
+        ]
+        branches = {"block": reparam.Branch(("b/kernel",), (groups[0],))}
+        r = reparam.learned_gates(groups, branches, target=0.4, price=0.2, rate=0.3)
+        theta = r.init(jax.tree.map(jnp.asarray, gate_twin.start()))
+        theta = theta._replace(
+            channels={"hidden": jnp.asarray(gate_twin.CHANNELS)},
+            branches={"block": jnp.asarray(gate_twin.BLOCK)},
+        )
+        labels = reparam.GateTheta("w", "g", "g", "w")
+        rates = {"w": optax.sgd(gate_twin.RATE), "g": optax.sgd(gate_twin.GATE_RATE)}
+        tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
+        grad = jax.jit(jax.grad(reparam.wrap(gate_twin.loss, r)))
+        step, export, state = jax.jit(tx.update), jax.jit(r.export), tx.init(theta)
+        twin, seen = gate_twin.Twin(price=0.2, target=0.4, rate=0.3), set()
+        for i in range(30):
+            _, mask = export(theta)
+            kept, block = twin.open()
+            np.testing.assert_array_equal(mask["a"]["kernel"][0], kept & block)
+            np.testing.assert_array_equal(mask["b"]["kernel"][:, 0], kept & block)
+            seen.add((int(kept.sum()), bool(block)))
+            key = jax.random.key(i)
+            keys = jax.random.split(key, 2)  # the branches' gates, then the channels'
+            noise = [
+                np.asarray(jax.random.uniform(k, s, minval=np.finfo(float).tiny))
+                for k, s in zip(keys, [(), (12,)], strict=True)
+            ]
+            twin.step(*noise)
+            slope = grad(theta, reparam_key=key)
+            updates, state = step(slope, state, theta)
+            theta = optax.apply_updates(theta, updates)
+            np.testing.assert_allclose(theta.price, twin.price, rtol=1e-9)
+            np.testing.assert_allclose(theta.channels["hidden"], twin.a, rtol=1e-8)
+            np.testing.assert_allclose(theta.weights["a"]["kernel"], twin.w, rtol=1e-8)
+        assert len(seen) > 3  # gates did close
+
+
+def test_kinks_take_the_slope_from_within():
+    slope = jax.vmap(jax.grad(reparam.hard_concrete))
+    edge = float(np.log(11))  # where the stretched sigmoid meets 0 and 1
+    inner = 1.2 * (11 / 12) * (1 / 12)
+    a = jnp.array([-edge - 0.1, -edge + 1e-3, edge - 1e-3, edge + 0.1, 0.0])
+    np.testing.assert_allclose(slope(a), [0, inner, inner, 0, 0.3], rtol=2e-3)
+
+
+def test_parameters_are_the_default_cost():
+    deps, groups, branches = found()
+    r = reparam.learned_gates(groups, branches, price=1.0)
+    theta = theta_with(r)
+    dead = theta._replace(
+        channels={g.id: jnp.full(INNER, -99.0) for g in groups},
+    )
+    total = deps.parameters()
+    left = deps.parameters({g.id: 0 for g in groups})
+    assert float(r.penalty(dead)) == pytest.approx(left / total, rel=1e-6)
+    whole = jax.tree.map(lambda a: a + 99, theta.channels)
+    sure = jax.tree.map(lambda a: a + 99, theta.branches)
+    full = r.penalty(theta._replace(channels=whole, branches=sure))
+    assert float(full) == pytest.approx(1, rel=1e-6)
+
+
+def test_flattened_and_concatenated_axes():
+    """Labels lead each gate to its places, and the cost counts places."""
+    first = Group(
+        "a", 2, (AxisRef(("w",), 0, "out"), AxisRef(("v",), 0, "in", (0, 1, 0, 1, -1)))
+    )
+    second = Group(
+        "b", 1, (AxisRef(("u",), 0, "out"), AxisRef(("v",), 0, "in", (-1,) * 4 + (0,)))
+    )
+    params = {"w": jnp.ones(2), "u": jnp.ones(1), "v": jnp.ones((5, 1))}
+    r = reparam.learned_gates([first, second], price=1.0)
+    theta = r.init(params)._replace(
+        channels={"a": jnp.array([0.0, CLOSED]), "b": jnp.array([OPEN])}
+    )
+    used, mask = r.export(theta)
+    np.testing.assert_array_equal(mask["v"][:, 0], [1, 0, 1, 0, 1])
+    np.testing.assert_allclose(used["w"], [0.5, 0])
+    q = reparam.open_probability(jnp.array([0.0, CLOSED, OPEN]))
+    n, m = float(q[0] + q[1]), float(q[2])
+    assert float(r.penalty(theta)) == pytest.approx((n + m + 2 * n + m) / 8, rel=1e-5)
+
+
+def test_schedule_moves_the_price():
+    r = made(price=optax.linear_schedule(0.0, 2.0, 4))
+    theta = r.init(start())
+    assert float(theta.price) == 0
+    assert float(r.project(theta, theta, jnp.int32(1)).price) == 1.0
+    tilted = made(price=0.0, branch_price=2.0)
+    q = float(reparam.open_probability(theta.branches["0"]))
+    assert float(tilted.penalty(theta)) == pytest.approx(2 * q, rel=1e-5)
+
+
+def test_errors():
+    groups, branches = found()[1:]
+    gates = reparam.learned_gates
+    with pytest.raises(ValueError, match="Without a `price` or a `target`"):
+        gates(groups)
+    with pytest.raises(ValueError, match=r"`start` must be in \(0, 1\), got 1"):
+        gates(groups, price=1.0, start=1.0)
+    with pytest.raises(ValueError, match=r"`target` in \(0, 1\).*got target=1.5"):
+        gates(groups, target=1.5)
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        gates(groups, price=-1)
+    with pytest.raises(ValueError, match="'0/inner/kernel:1' is twice in `groups`"):
+        gates([groups[0], groups[0]], price=1.0).init(start())
+    with pytest.raises(ValueError, match="There is nothing to gate"):
+        gates([], price=1.0).init(start())
+    twice = branches | {"2": branches["1"]}
+    with pytest.raises(ValueError, match="'1/inner/kernel:1' is inside two `branches`"):
+        gates(groups, twice, price=1.0).init(start())
+    wrong = {"0": reparam.Branch(("0/outer/gamma",), (groups[0],))}
+    with pytest.raises(
+        ValueError, match="(?s)paths such as '0/inner/bias'.*0: 0/outer"
+    ):
+        gates(groups, wrong, price=1.0).init(start())
+    reads = Group("r", WIDTH, (AxisRef(("head",), 0, "in"),))
+    with pytest.raises(ValueError, match="(?s)'r' has no member.*head"):
+        gates([reads], price=1.0).init(start())
+    plain = (AxisRef(("head",), 1, "out"), AxisRef(("mean",), 0, "stat"))
+    with pytest.raises(ValueError, match="'s' goes through a norm that has statistics"):
+        gates([Group("s", 3, plain)], price=1.0).init(start())
+
+
+def test_empty_groups_need_leave():
+    deps = found()[0]
+    r = made()
+    theta = theta_with(r, branches={"0": jnp.float32(CLOSED)})
+    mask = r.export(theta)[1]
+    with pytest.raises(ValueError, match="`allow_empty=True` if the network works"):
+        surgery.plan_from_masks(deps, mask)
+    mask = jax.tree.map(lambda x: jnp.array(True), start())
+    for layer in (mask["stem"], mask["0"]["outer"], mask["1"]["outer"]):
+        layer["scale"] = jnp.zeros(WIDTH, bool)
+    with pytest.raises(ValueError, match="the output cannot do without"):
+        surgery.plan_from_masks(deps, mask, allow_empty=True)
+
+
+def scale_made(**changes):
+    deps, groups, branches = found()
+    given = {"price": 1.0, "learning_rate": 0.1, "cost": deps.flops, **changes}
+    return reparam.shrinking_scales(groups, branches, **given)
+
+
+def test_scales_close_channels_and_blocks_exactly():
+    deps, groups, _ = found()
+    r = scale_made()
+    theta = r.init(start())
+    theta.weights["1"]["inner"]["scale"] = jnp.array([0.0, 1.0, 0.0, -2.0, 3.0, 0.0])
+    theta.branches["0"] = jnp.float32(0)
+    gated, small, plan = compact(r, theta)
+    np.testing.assert_allclose(small, gated, rtol=1e-5, atol=1e-6)
+    shapes = plan.compact_shapes
+    assert shapes["0", "inner", "kernel"] == (WIDTH, 0)
+    assert shapes["1", "inner", "kernel"] == (WIDTH, 3)
+    # The shift of a channel without scale is zero in the forward pass already.
+    assert theta.weights["1"]["inner"]["bias"][0] != 0
+    assert r.apply(theta)["1"]["inner"]["bias"][0] == 0
+
+
+def test_scales_shrink_by_what_they_free():
+    deps, groups, branches = found()
+    freed = reparam.freed_costs(start(), groups, branches)
+    channel, whole = WIDTH + 2 + WIDTH, INNER * (WIDTH + 2 + WIDTH)
+    mean = (2 * INNER * channel + 2 * whole) / (2 * INNER + 2)
+    assert freed[groups[0].id] == pytest.approx(channel / mean)
+    assert freed["1"] == pytest.approx(whole / mean)
+    r = scale_made(cost=None, learning_rate=lambda step: 0.1 * (step + 1))
+    theta = r.init(start())
+    after = r.project(theta, theta, jnp.int32(1))
+    assert float(after.branches["0"]) == pytest.approx(1 - 0.2 * freed["0"], rel=1e-5)
+    gone = theta.weights["0"]["inner"]["scale"] - after.weights["0"]["inner"]["scale"]
+    np.testing.assert_allclose(gone, 0.2 * freed[groups[0].id], rtol=1e-5)
+    np.testing.assert_array_equal(
+        after.weights["0"]["outer"]["scale"], theta.weights["0"]["outer"]["scale"]
+    )
+
+
+def test_scales_never_empty_a_layer():
+    r = scale_made(price=1e3)
+    theta = r.init(start())
+    after = r.project(theta, theta, jnp.int32(0))
+    for name in BLOCKS:
+        old = theta.weights[name]["inner"]["scale"]
+        want = np.where(np.arange(INNER) == np.argmax(np.abs(old)), old, 0)
+        np.testing.assert_array_equal(after.weights[name]["inner"]["scale"], want)
+        assert float(after.branches[name]) == 0
+
+
+def test_scale_errors():
+    with pytest.raises(ValueError, match="`price` must not be negative, got -1"):
+        scale_made(price=-1)
+    bare = Group("bare", 3, (AxisRef(("head",), 1, "out"),))
+    make = partial(reparam.shrinking_scales, price=1.0, learning_rate=0.1)
+    with pytest.raises(
+        ValueError, match=r"'bare' has no member in the roles \('scale'"
+    ):
+        make([bare]).init(start())
+    with pytest.raises(ValueError, match="frees nothing of the `cost`"):
+        r = make(found()[1], cost=lambda counts: 7)
+        r.project(theta := r.init(start()), theta, jnp.int32(0))
