@@ -142,7 +142,7 @@ REFERENCES: tuple[Reference, ...] = (
     ),
     Reference(
         key="liu2017learning",
-        methods=("network_slimming", "slimming"),
+        methods=("network_slimming", "slimming", "shrinking_scales"),
         kind="inproceedings",
         title="Learning Efficient Convolutional Networks through Network Slimming",
         authors=(
@@ -157,6 +157,16 @@ REFERENCES: tuple[Reference, ...] = (
         venue="IEEE International Conference on Computer Vision",
         arxiv="1708.06519",
         pages="2755--2763",
+    ),
+    Reference(
+        key="louizos2018learning",
+        methods=("l0", "hard_concrete", "learned_gates", "gates"),
+        kind="inproceedings",
+        title="Learning Sparse Neural Networks through L0 Regularization",
+        authors=("Louizos, Christos", "Welling, Max", "Kingma, Diederik P."),
+        year=2018,
+        venue=_ICLR,
+        arxiv="1712.01312",
     ),
     Reference(
         key="zhu2018prune",

@@ -84,7 +84,7 @@ class GateTheta(NamedTuple):
     weights: Params
     channels: PyTree
     branches: PyTree
-    price: jax.Array
+    price: PyTree
 
 
 def learned_gates(

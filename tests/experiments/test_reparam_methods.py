@@ -6,10 +6,11 @@ import optax
 import pytest
 
 from experiments import build
+from experiments.methods import gates, structured
 from experiments.methods.dense import train_dense
 from experiments.methods.powerprop import agreement
 from experiments.methods.reparameterized import train_theta
-from jprune import masks, reparam
+from jprune import masks, reparam, surgery
 
 SGD = {"epochs": 2, "lr": 0.05, "momentum": 0.9}
 RUNS = {
@@ -77,6 +78,56 @@ def test_rows_are_of_the_exported_network(trained):
     assert bool(masks.is_n_of_m(done.mask, 1, 4, axis=0))
     cut = masks.apply(done.mask, done.theta)
     jax.tree.map(np.testing.assert_array_equal, done.params, cut)
+
+
+def abstract_groups():
+    """The groups of the network of `digits_gates`, from shapes alone."""
+    model = build.MODELS["digits_resnet14"](10)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return surgery.groups(model.apply)(variables, image)
+
+
+def test_the_branch_of_a_group_ends_in_the_norm_of_its_block():
+    deps = abstract_groups()
+    groups = structured.inner(deps)
+    assert {gates.branch(g).leaves[0] for g in groups} == {
+        f"BatchNorm_{n}/scale" for n in (2, 4, 6, 8, 11, 13)
+    }
+    for group in groups:
+        (norm, bias), inner = gates.branch(group)
+        stream = {
+            g.id
+            for g in deps
+            for ref in g.members
+            if "/".join(ref.path[1:]) in (norm, bias)
+        }
+        assert len(stream) == 1 and stream.isdisjoint({g.id for g in inner})
+
+
+@pytest.mark.slow
+def test_closed_gates_leave_a_smaller_equal_network(tmp_path, open_tiny, tiny):
+    lab = open_tiny(tmp_path, model="digits_resnet14")
+    dense = train_dense(lab, **{**tiny.dense, "epochs": 1})
+    settings = {
+        **{key: SGD[key] for key in ("epochs", "lr", "momentum")},
+        "price": (100.0,),
+        "target": (),
+        "rate": 0.1,
+        "wait": 0,
+        "ramp": 1,
+        "channel_rate": 1.0,
+        "branch_rate": 1.5,
+        "weight_decay": 5e-4,
+        "stats_momentum": 0.9,
+        "tune_epochs": 1,
+        "tune_lr": 0.01,
+    }
+    (row,) = gates.gates(lab, dense, **settings)
+    left = row.extra or {}
+    assert left["blocks"] < 6 and left["flops"] < 0.9
+    assert row.nonzero == row.kept < 65_488
+    assert row.changed == 0 and (row.logit_change or 0) < 1e-3
 
 
 def test_agreement_counts_covered_weights():
