@@ -237,6 +237,31 @@ def test_contraction_axes():
     assert axes == {"a": 0, "b": 0, "c": 0, "up": 0, "bias": None, "down": 0, "o": 0}
 
 
+def test_costs_of_traced_counts_are_floats_of_any_size():
+    """Expected counts have a price and a slope, beyond int32 and through a cond."""
+
+    def fn(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ p["a"])
+        wide = lambda h: jnp.tanh(h @ p["up"]) @ p["down"]  # noqa: E731
+        return jax.lax.cond(jnp.sum(x) > 0, wide, lambda h: h @ p["skip"], h) @ p["o"]
+
+    shapes = {"a": (50, 80), "up": (80, 100), "down": (100, 90), "skip": (80, 90)}
+    params = {k: jnp.zeros(s) for k, s in (shapes | {"o": (90, 70)}).items()}
+    deps = surgery.groups(fn)(params, jax.ShapeDtypeStruct((10**6, 50), jnp.float32))
+    kept = {"a:1": 40, "up:1": 60}
+    want = deps.flops(kept)
+    assert want == 2 * 10**6 * (50 * 40 + 40 * 60 + 60 * 90 + 90 * 70) > 2**31
+    counts = {k: jnp.float32(n) for k, n in kept.items()}
+    got, slope = jax.jit(jax.value_and_grad(deps.flops))(counts)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_allclose(slope["up:1"], 2e6 * (40 + 90), rtol=1e-6)
+    np.testing.assert_allclose(
+        deps.flops({"up:1": jnp.float32(1)}),
+        2e6 * (50 * 80 + 80 * 90 + 90 * 70),
+        rtol=1e-6,
+    )
+
+
 # -- depth ---------------------------------------------------------------------------
 
 
