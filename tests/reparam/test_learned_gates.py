@@ -1,10 +1,9 @@
 """Learned gates: the numbers of their specification, and a twin.
 
-The network is residual, with an affine map where a norm would be:
-`x <- relu(x + outer(relu(inner(x))))` for each block, between a stem and a head.
+The sixth number is among the tests of `shrinking_scales`.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import chex
@@ -17,59 +16,20 @@ import pytest
 from jprune import reparam, surgery
 from jprune._groups import AxisRef, Group
 from tests.reparam import gate_twin
-
-WIDTH, INNER, BLOCKS = 5, 6, ("0", "1")
-CLOSED, OPEN = -5.0, 5.0
-
-
-def affine(p, x):
-    return (x @ p["kernel"]) * p["scale"][None] + p["bias"][None]
-
-
-def block(p, x):
-    return jax.nn.relu(x + affine(p["outer"], jax.nn.relu(affine(p["inner"], x))))
-
-
-def network(params, x):
-    x = jax.nn.relu(affine(params["stem"], x))
-    for name in BLOCKS:
-        x = block(params[name], x)
-    return x @ params["head"]
-
-
-def start():
-    return jax.tree.map(lambda x: x, _start())
-
-
-@cache
-def _start():
-    keys = iter(jax.random.split(jax.random.key(0), 20))
-
-    def layer(rows, columns):
-        kernel = jax.random.normal(next(keys), (rows, columns))
-        scale = 1 + jax.random.uniform(next(keys), (columns,))
-        bias = 0.3 * jax.random.normal(next(keys), (columns,))
-        return {"kernel": kernel, "scale": scale, "bias": bias}
-
-    blocks = {
-        b: {"inner": layer(WIDTH, INNER), "outer": layer(INNER, WIDTH)} for b in BLOCKS
-    }
-    head = jax.random.normal(next(keys), (WIDTH, 3))
-    return {"stem": layer(4, WIDTH), **blocks, "head": head}
-
-
-@cache
-def found():
-    """The groups of the network, its inner ones, and its branches."""
-    deps = surgery.groups(network)(start(), inputs())
-    inner = {name: deps[f"{name}/inner/kernel:1"] for name in BLOCKS}
-    leaves = {b: (f"{b}/outer/scale", f"{b}/outer/bias") for b in BLOCKS}
-    branches = {b: reparam.Branch(leaves[b], (inner[b],)) for b in BLOCKS}
-    return deps, [*inner.values()], branches
-
-
-def inputs(count=7):
-    return jax.random.normal(jax.random.key(1), (count, 4))
+from tests.reparam.gate_net import (
+    BLOCKS,
+    CLOSED,
+    INNER,
+    OPEN,
+    WIDTH,
+    affine,
+    block,
+    compact,
+    found,
+    inputs,
+    network,
+    start,
+)
 
 
 def made(**changes):
@@ -87,15 +47,6 @@ def theta_with(r, channels=None, branches=None):
     return theta._replace(
         channels=wide[0] | (channels or {}), branches=wide[1] | (branches or {})
     )
-
-
-def compact(r, theta):
-    """Logits of the gated network, of the compact one, and the plan between them."""
-    deps, x = found()[0], inputs()
-    params, mask = r.export(theta)
-    plan = surgery.plan_from_masks(deps, mask, allow_empty=True)
-    small = jax.jit(surgery.shrink(network, plan))(plan.pack(params), x)
-    return jax.jit(network)(r.apply(theta), x), small, plan
 
 
 def test_gates_g1_values():
@@ -178,18 +129,6 @@ def test_gates_g5_channel_fold():
     want = jax.nn.relu(0.25 * affine(p, x))
     np.testing.assert_allclose(jax.nn.relu(affine(folded, x)), want, rtol=1e-5)
     np.testing.assert_allclose(0.25 * jax.nn.relu(affine(p, x)), want, rtol=1e-5)
-
-
-def test_gates_g6_proximal_step():
-    g, want = jnp.array([0.5, -0.02, 0.01]), [0.485, -0.005, 0]
-    np.testing.assert_allclose(reparam.soft_threshold(g, 0.015), want, rtol=1e-5)
-    # The same through `project`: one group, whose gates free equally much.
-    scale = Group("s", 3, (AxisRef(("scale",), 0, "scale"),))
-    r = reparam.shrinking_scales([scale], price=0.1, learning_rate=0.15)
-    theta = r.init({"scale": g})
-    moved = r.project(theta, theta, jnp.int32(0))
-    np.testing.assert_allclose(moved.weights["scale"], want, rtol=1e-5)
-    np.testing.assert_array_equal(r.export(moved)[1]["scale"], [True, True, False])
 
 
 def test_gates_g7_price_zero_and_price_alone():
@@ -448,68 +387,3 @@ def test_empty_groups_need_leave():
         layer["scale"] = jnp.zeros(WIDTH, bool)
     with pytest.raises(ValueError, match="the output cannot do without"):
         surgery.plan_from_masks(deps, mask, allow_empty=True)
-
-
-def scale_made(**changes):
-    deps, groups, branches = found()
-    given = {"price": 1.0, "learning_rate": 0.1, "cost": deps.flops, **changes}
-    return reparam.shrinking_scales(groups, branches, **given)
-
-
-def test_scales_close_channels_and_blocks_exactly():
-    deps, groups, _ = found()
-    r = scale_made()
-    theta = r.init(start())
-    theta.weights["1"]["inner"]["scale"] = jnp.array([0.0, 1.0, 0.0, -2.0, 3.0, 0.0])
-    theta.branches["0"] = jnp.float32(0)
-    gated, small, plan = compact(r, theta)
-    np.testing.assert_allclose(small, gated, rtol=1e-5, atol=1e-6)
-    shapes = plan.compact_shapes
-    assert shapes["0", "inner", "kernel"] == (WIDTH, 0)
-    assert shapes["1", "inner", "kernel"] == (WIDTH, 3)
-    # The shift of a channel without scale is zero in the forward pass already.
-    assert theta.weights["1"]["inner"]["bias"][0] != 0
-    assert r.apply(theta)["1"]["inner"]["bias"][0] == 0
-
-
-def test_scales_shrink_by_what_they_free():
-    deps, groups, branches = found()
-    freed = reparam.freed_costs(start(), groups, branches)
-    channel, whole = WIDTH + 2 + WIDTH, INNER * (WIDTH + 2 + WIDTH)
-    mean = (2 * INNER * channel + 2 * whole) / (2 * INNER + 2)
-    assert freed[groups[0].id] == pytest.approx(channel / mean)
-    assert freed["1"] == pytest.approx(whole / mean)
-    r = scale_made(cost=None, learning_rate=lambda step: 0.1 * (step + 1))
-    theta = r.init(start())
-    after = r.project(theta, theta, jnp.int32(1))
-    assert float(after.branches["0"]) == pytest.approx(1 - 0.2 * freed["0"], rel=1e-5)
-    gone = theta.weights["0"]["inner"]["scale"] - after.weights["0"]["inner"]["scale"]
-    np.testing.assert_allclose(gone, 0.2 * freed[groups[0].id], rtol=1e-5)
-    np.testing.assert_array_equal(
-        after.weights["0"]["outer"]["scale"], theta.weights["0"]["outer"]["scale"]
-    )
-
-
-def test_scales_never_empty_a_layer():
-    r = scale_made(price=1e3)
-    theta = r.init(start())
-    after = r.project(theta, theta, jnp.int32(0))
-    for name in BLOCKS:
-        old = theta.weights[name]["inner"]["scale"]
-        want = np.where(np.arange(INNER) == np.argmax(np.abs(old)), old, 0)
-        np.testing.assert_array_equal(after.weights[name]["inner"]["scale"], want)
-        assert float(after.branches[name]) == 0
-
-
-def test_scale_errors():
-    with pytest.raises(ValueError, match="`price` must not be negative, got -1"):
-        scale_made(price=-1)
-    bare = Group("bare", 3, (AxisRef(("head",), 1, "out"),))
-    make = partial(reparam.shrinking_scales, price=1.0, learning_rate=0.1)
-    with pytest.raises(
-        ValueError, match=r"'bare' has no member in the roles \('scale'"
-    ):
-        make([bare]).init(start())
-    with pytest.raises(ValueError, match="frees nothing of the `cost`"):
-        r = make(found()[1], cost=lambda counts: 7)
-        r.project(theta := r.init(start()), theta, jnp.int32(0))

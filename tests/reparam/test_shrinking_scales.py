@@ -1,0 +1,88 @@
+"""Shrinking scales: the proximal number of the specification, exact closing."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune import reparam
+from jprune._groups import AxisRef, Group
+from tests.reparam.gate_net import BLOCKS, INNER, WIDTH, compact, found, start
+
+
+def test_gates_g6_proximal_step():
+    g, want = jnp.array([0.5, -0.02, 0.01]), [0.485, -0.005, 0]
+    np.testing.assert_allclose(reparam.soft_threshold(g, 0.015), want, rtol=1e-5)
+    # The same through `project`: one group, whose gates free equally much.
+    scale = Group("s", 3, (AxisRef(("scale",), 0, "scale"),))
+    r = reparam.shrinking_scales([scale], price=0.1, learning_rate=0.15)
+    theta = r.init({"scale": g})
+    moved = r.project(theta, theta, jnp.int32(0))
+    np.testing.assert_allclose(moved.weights["scale"], want, rtol=1e-5)
+    np.testing.assert_array_equal(r.export(moved)[1]["scale"], [True, True, False])
+
+
+def scale_made(**changes):
+    deps, groups, branches = found()
+    given = {"price": 1.0, "learning_rate": 0.1, "cost": deps.flops, **changes}
+    return reparam.shrinking_scales(groups, branches, **given)
+
+
+def test_scales_close_channels_and_blocks_exactly():
+    deps, groups, _ = found()
+    r = scale_made()
+    theta = r.init(start())
+    theta.weights["1"]["inner"]["scale"] = jnp.array([0.0, 1.0, 0.0, -2.0, 3.0, 0.0])
+    theta.branches["0"] = jnp.float32(0)
+    gated, small, plan = compact(r, theta)
+    np.testing.assert_allclose(small, gated, rtol=1e-5, atol=1e-6)
+    shapes = plan.compact_shapes
+    assert shapes["0", "inner", "kernel"] == (WIDTH, 0)
+    assert shapes["1", "inner", "kernel"] == (WIDTH, 3)
+    # The shift of a channel without scale is zero in the forward pass already.
+    assert theta.weights["1"]["inner"]["bias"][0] != 0
+    assert r.apply(theta)["1"]["inner"]["bias"][0] == 0
+
+
+def test_scales_shrink_by_what_they_free():
+    deps, groups, branches = found()
+    freed = reparam.freed_costs(start(), groups, branches)
+    channel, whole = WIDTH + 2 + WIDTH, INNER * (WIDTH + 2 + WIDTH)
+    mean = (2 * INNER * channel + 2 * whole) / (2 * INNER + 2)
+    assert freed[groups[0].id] == pytest.approx(channel / mean)
+    assert freed["1"] == pytest.approx(whole / mean)
+    r = scale_made(cost=None, learning_rate=lambda step: 0.1 * (step + 1))
+    theta = r.init(start())
+    after = r.project(theta, theta, jnp.int32(1))
+    assert float(after.branches["0"]) == pytest.approx(1 - 0.2 * freed["0"], rel=1e-5)
+    gone = theta.weights["0"]["inner"]["scale"] - after.weights["0"]["inner"]["scale"]
+    np.testing.assert_allclose(gone, 0.2 * freed[groups[0].id], rtol=1e-5)
+    np.testing.assert_array_equal(
+        after.weights["0"]["outer"]["scale"], theta.weights["0"]["outer"]["scale"]
+    )
+
+
+def test_scales_never_empty_a_layer():
+    r = scale_made(price=1e3)
+    theta = r.init(start())
+    after = r.project(theta, theta, jnp.int32(0))
+    for name in BLOCKS:
+        old = theta.weights[name]["inner"]["scale"]
+        want = np.where(np.arange(INNER) == np.argmax(np.abs(old)), old, 0)
+        np.testing.assert_array_equal(after.weights[name]["inner"]["scale"], want)
+        assert float(after.branches[name]) == 0
+
+
+def test_scale_errors():
+    with pytest.raises(ValueError, match="`price` must not be negative, got -1"):
+        scale_made(price=-1)
+    bare = Group("bare", 3, (AxisRef(("head",), 1, "out"),))
+    make = partial(reparam.shrinking_scales, price=1.0, learning_rate=0.1)
+    with pytest.raises(
+        ValueError, match=r"'bare' has no member in the roles \('scale'"
+    ):
+        make([bare]).init(start())
+    with pytest.raises(ValueError, match="frees nothing of the `cost`"):
+        r = make(found()[1], cost=lambda counts: 7)
+        r.project(theta := r.init(start()), theta, jnp.int32(0))
