@@ -67,6 +67,7 @@ def test_scales_never_empty_a_layer():
     r = scale_made(price=1e3)
     theta = r.init(start())
     after = r.project(theta, theta, jnp.int32(0))
+    assert isinstance(after, reparam.ScaleTheta)
     for name in BLOCKS:
         old = theta.weights[name]["inner"]["scale"]
         want = np.where(np.arange(INNER) == np.argmax(np.abs(old)), old, 0)
