@@ -29,6 +29,7 @@ from tests.surgery.proof import (
     other_batch_and_ensemble,
     random_plan,
     reached,
+    training_plan,
 )
 from tests.surgery.sequence_nets import SEQUENCE_NETS
 
@@ -96,10 +97,11 @@ def measure(net: Net) -> Row:
         )
         double = errors(case, plan)
         training = net.make(train=True) if net.train else None
-        train = max(errors(training, plan)) if training else None
+        kept = training_plan(net, training) if training else plan
+        train = max(errors(training, kept)) if training else None
         others = other_batch_and_ensemble(net, case, plan)
     single = max(errors(case, plan, np.float32))
-    single_train = max(errors(training, plan, np.float32)) if training else None
+    single_train = max(errors(training, kept, np.float32)) if training else None
     scalars = total(case.variables)
     return Row(
         net,

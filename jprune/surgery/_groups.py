@@ -16,7 +16,6 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Kind, Role
-from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import trace
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune._typing import PyTree
@@ -32,7 +31,7 @@ from jprune.surgery._axes import (
 )
 from jprune.surgery._cost import Contraction, Cost, total
 from jprune.surgery._layout import every_label, structure
-from jprune.surgery._program import Program, StateOutputs, analyze
+from jprune.surgery._program import Program, StateOutputs, analyze, paths_read
 
 _PRODUCES: tuple[Role, ...] = ("out", "table")
 
@@ -287,7 +286,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
                 memo[key] = every_label(term)
             for atom, where in memo[key].items():
                 members.setdefault(atom, []).append(AxisRef(path, axis, role, where))
-    used = _used(program)
+    used = paths_read(program.traced)
     pads = {a for t in program.ctx.pads for a in leaves(t)}
     summed = {a for t in program.ctx.summed for a in leaves(t)}
     out, seen = [], {}
@@ -299,15 +298,6 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
         kind = _kind(refs, used, atom in summed, atom in pads)
         out.append((Group(name, atom.size, tuple(refs), kind), atom))
     return out
-
-
-def _used(program: Program) -> set[KeyTuple]:
-    """Paths of the parameters that the function reads."""
-    jaxpr = program.traced.jaxpr.jaxpr
-    read = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
-    read = {v for v in read if isinstance(v, _compat.Var)}
-    names = zip(jaxpr.invars, program.traced.params, strict=False)
-    return {path for var, path in names if var in read}
 
 
 def _kind(

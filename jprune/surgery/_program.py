@@ -4,11 +4,12 @@ Outputs may not shrink, except for state that comes back updated (batch statisti
 output *subtree* is tied to a subtree of the parameters when its key path ends with that
 subtree's path and both have the same leaves, shapes and dtypes. Without its name
 (`return logits, stats`) it must be a whole collection, one entry of the parameters'
-tree, and each of its axes must already be the parameter's: an update is computed from
-what it updates. A single leaf is never tied by resemblance. What is tied is listed in
-the report, and `state_outputs=` declares or forbids it. Which outputs are state belongs
-to a function, not to its parameters: a plan made on evaluation fits the training step
-that returns statistics, whose state is looked for when that step is traced.
+tree, and each of its axes must already be the parameter's, where the function reads it:
+an update is computed from what it updates. A single leaf is never tied by resemblance.
+What is tied is listed in the report, and `state_outputs=` declares or forbids it. Which
+outputs are state belongs to a function, not to its parameters: a plan made on
+evaluation fits the training step that returns statistics, whose state is looked for
+when that step is traced.
 """
 
 import dataclasses
@@ -131,15 +132,26 @@ def _find_ties(
         if not found:
             continue
         if named is None or len(found) == 1:  # a resemblance proves nothing: ask
-            pairs = (
+            read = paths_read(traced)
+            pairs = [
                 pair
                 for out, param in found
                 for pair in zip(terms[out].axes, params[param], strict=True)
-            )
-            if not all(same(s, t) for s, t in pairs):
+                if param in read and pair[0].size > 1
+            ]
+            if not pairs or not all(same(s, t) for s, t in pairs):
                 continue
         ties.update(found)
     return tuple(ties.items())
+
+
+def paths_read(traced: Traced) -> set[KeyTuple]:
+    """Paths of the parameters that the function reads."""
+    jaxpr = traced.jaxpr.jaxpr
+    read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
+    read.update(map(id, jaxpr.outvars))
+    names = zip(jaxpr.invars, traced.params, strict=False)
+    return {path for var, path in names if id(var) in read}
 
 
 def _signatures(paths: Sequence[KeyTuple], avals: Sequence[Any]) -> dict[KeyTuple, Any]:

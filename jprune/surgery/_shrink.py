@@ -57,7 +57,8 @@ def shrink(
       state_outputs: which outputs are updated parameters and come back compact, as in
         `groups`. None: as was declared there; if nothing was, whole collections that
         `fn` returns. The groups may so be found on evaluation and the plan be used on
-        the training step, which returns batch statistics.
+        the training step, which returns batch statistics. (Haiku's evaluation does not
+        read all of them; its groups are found on the training step.)
 
     Returns:
       `small(compact_params, *args, **kwargs)`.

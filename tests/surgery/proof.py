@@ -67,6 +67,19 @@ def random_plan(deps: Any, seed: int = 0) -> Any:
     return surgery.plan_from_keep(deps, keep)
 
 
+def training_plan(net: Net, case: Case) -> Any:
+    """The plan of evaluation, which the training step `case` takes as well.
+
+    Haiku's evaluation leaves statistics unread that training updates; there the plan is
+    that of the training step.
+    """
+    other = net.make()
+    deps = surgery.groups(other.apply)(other.variables, *other.args)
+    if any(group.kind == "unused" for group in deps):
+        deps = surgery.groups(case.apply)(case.variables, *case.args)
+    return random_plan(deps)
+
+
 def cast(tree: Any, dtype: Any) -> Any:
     """Floating leaves in `dtype`, the others as they are."""
 

@@ -1,4 +1,4 @@
-"""State that a function returns: tied where it is the parameters' update, and only there."""
+"""State that a function returns is tied where it is the update of a parameter."""
 
 from typing import Any
 
