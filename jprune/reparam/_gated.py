@@ -1,8 +1,10 @@
 """Where gates lie in a network's parameters, and what those parameters cost.
 
 A channel's gate multiplies the scale and the bias of the norm behind it, for a gate
-before a norm would be undone by it; where there is no norm, the kernel's column and the
-bias. A branch's gate multiplies the parameters that its output is a multiple of.
+before a norm would be undone by it. Where there is no norm it multiplies what reads the
+channel, its rows of the next kernels: a unit is gated behind its activation, a head
+before the output projection. A branch's gate multiplies the parameters that its output
+is a multiple of.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,15 +89,13 @@ def all_groups(
 
 
 def _gated(members: Sequence[tuple[AxisRef, int, Any]]) -> list:
-    """The members that a gate multiplies: scales and the biases beside them, if any.
-
-    A gate before a norm would be undone by it.
-    """
+    """The members that a gate multiplies."""
     levels = {_level(ref) for ref, _, _ in members if ref.role == "scale"}
     if levels:
         beside = ("scale", "bias")
         return [m for m in members if m[0].role in beside and _level(m[0]) in levels]
-    return [m for m in members if m[0].role in ("out", "table", "bias")]
+    readers = [m for m in members if m[0].role == "in"]
+    return readers or [m for m in members if m[0].role in ("out", "table", "bias")]
 
 
 def _level(ref: AxisRef) -> KeyTuple:
@@ -136,14 +136,8 @@ def require_gates(
             "There is nothing to gate: `groups` and `branches` are empty."
         )
     for group, members in member_leaves(params, groups):
-        roles = {ref.role for ref, _, _ in members}
-        if not roles & {"scale", "out", "table"}:
-            raise no_member(group, ("scale", "out", "table"))
-        if "stat" in {ref.role for ref in group.members} and "scale" not in roles:
-            raise value_error(
-                f"Group {group.id!r} goes through a norm that has statistics but no "
-                "scale: a gate before it would be undone. Give the norm a scale."
-            )
+        if not _gated(members):
+            raise no_member(group, ("scale", "in", "out", "table", "bias"))
     number = _numbers(params)
     wrong = [
         f"{name}: {leaf}"

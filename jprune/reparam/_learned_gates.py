@@ -1,9 +1,9 @@
 r"""Learned gates: layers find their widths, the network finds its depth.
 
 Every channel and every residual branch has a hard-concrete gate (`_hard_concrete`).
-A channel's gate multiplies what a norm puts out, its scale and its bias, or where there
-is no norm what a layer puts out, its kernel's column and its bias; a branch's gate
-multiplies what the branch adds to its stream,
+A channel's gate multiplies the scale and the bias of the norm behind it, or where there
+is none the rows of the kernels that read it; a branch's gate multiplies what the branch
+adds to its stream,
 
 $$ y = \mathrm{act}\big( x + z_b\, F(x; z_c) \big). $$
 
@@ -133,8 +133,8 @@ def learned_gates(
       >>> theta = r.init({"w": jnp.ones((1, 2)), "v": jnp.ones((2, 1))})
       >>> theta = theta._replace(channels={"w": jnp.array([0.0, -3.0])})
       >>> params, mask = r.export(theta)
-      >>> params["w"], mask["v"][:, 0]
-      (Array([[0.5, 0. ]], dtype=float32), Array([ True, False], dtype=bool))
+      >>> params["v"][:, 0], mask["w"]
+      (Array([0.5, 0. ], dtype=float32), Array([[ True, False]], dtype=bool))
 
     References:
       Louizos et al., arXiv 1712.01312, for the gates; the rest is ours.

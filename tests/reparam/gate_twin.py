@@ -1,7 +1,7 @@
 """The twin of the learned gates: one residual block, in NumPy. No jprune here.
 
-`h = tanh(x a + c)`, `y = x s + h b`; a gate on each of the 12 hidden units multiplies a
-and c, one on the block multiplies b.
+`h = tanh(x a + c)`, `y = x s + h b`; a gate on each of the 12 hidden units multiplies
+its row of b, one on the block multiplies b.
 """
 
 import jax.numpy as jnp
@@ -59,13 +59,13 @@ class Twin:
     def step(self, u_block, u):
         z, dz = gate(self.a, u)
         zb, dzb = gate(self.block, u_block)
-        w, c, b = self.w * z, self.c * z, self.b * zb
-        h = np.tanh(X @ w + c)
+        b = self.b * z[:, None] * zb
+        h = np.tanh(X @ self.w + self.c)
         e = 2 * (X @ self.s + h @ b - Y) / Y.size
         d = (e @ b.T) * (1 - h**2)
         gw, gc, gb, gs = X.T @ d, d.sum(0), h.T @ e, X.T @ e
-        pull = (gw * self.w).sum(0) + gc * self.c
-        pull_block = (gb * self.b).sum()
+        pull = (gb * self.b).sum(1) * zb
+        pull_block = (gb * self.b * z[:, None]).sum()
         # 32 weights beside the block, and in it 8 + 1 + 4 for each open unit.
         shift = TAU * np.log(-LOW / HIGH)
         q, qb = sigmoid(self.a - shift), sigmoid(self.block - shift)
@@ -75,8 +75,8 @@ class Twin:
         pull, pull_block = pull * dz, pull_block * dzb
         pull += pay * qb * q * (1 - q)
         pull_block += pay * q.sum() * qb * (1 - qb)
-        self.w, self.c = self.w - RATE * gw * z, self.c - RATE * gc * z
-        self.b, self.s = self.b - RATE * gb * zb, self.s - RATE * gs
+        self.w, self.c = self.w - RATE * gw, self.c - RATE * gc
+        self.b, self.s = self.b - RATE * gb * z[:, None] * zb, self.s - RATE * gs
         self.a = self.a - GATE_RATE * pull
         best = np.argmax(self.a)
         self.a[best] = max(self.a[best], 0)

@@ -30,6 +30,7 @@ from tests.reparam.gate_net import (
     network,
     start,
 )
+from tests.surgery.sequence_nets import SEQUENCE_NETS
 
 
 def made(**changes):
@@ -328,7 +329,8 @@ def test_flattened_and_concatenated_axes():
     )
     used, mask = r.export(theta)
     np.testing.assert_array_equal(mask["v"][:, 0], [1, 0, 1, 0, 1])
-    np.testing.assert_allclose(used["w"], [0.5, 0])
+    np.testing.assert_allclose(used["v"][:, 0], [0.5, 0, 0.5, 0, 1])
+    np.testing.assert_array_equal(used["w"], [1, 0])
     q = reparam.open_probability(jnp.array([0.0, CLOSED, OPEN]))
     n, m = float(q[0] + q[1]), float(q[2])
     assert float(r.penalty(theta)) == pytest.approx((n + m + 2 * n + m) / 8, rel=1e-5)
@@ -367,12 +369,9 @@ def test_errors():
         ValueError, match="(?s)paths such as '0/inner/bias'.*0: 0/outer"
     ):
         gates(groups, wrong, price=1.0).init(start())
-    reads = Group("r", WIDTH, (AxisRef(("head",), 0, "in"),))
+    held = Group("r", WIDTH, (AxisRef(("head",), 0, "stat"),))
     with pytest.raises(ValueError, match="(?s)'r' has no member.*head"):
-        gates([reads], price=1.0).init(start())
-    plain = (AxisRef(("head",), 1, "out"), AxisRef(("mean",), 0, "stat"))
-    with pytest.raises(ValueError, match="'s' goes through a norm that has statistics"):
-        gates([Group("s", 3, plain)], price=1.0).init(start())
+        gates([held], price=1.0).init(start())
 
 
 def test_empty_groups_need_leave():
@@ -387,3 +386,52 @@ def test_empty_groups_need_leave():
         layer["scale"] = jnp.zeros(WIDTH, bool)
     with pytest.raises(ValueError, match="the output cannot do without"):
         surgery.plan_from_masks(deps, mask, allow_empty=True)
+
+
+def test_heads_units_and_branches_of_a_transformer():
+    """Gates of heads and hidden units; an attention and an MLP branch go."""
+    last = "Attention_0/MultiHeadDotProductAttention_0"
+    with jax.enable_x64(True):
+        net = next(n for n in SEQUENCE_NETS if n.name == "ViT (Flax attention)").make()
+        deps = surgery.groups(net.apply)(net.variables, *net.args)
+        groups, branches = [], {}
+        for b in ("Block_0", "Block_1"):
+            heads = deps[f"params/{b}/{last}/key/kernel:1"]
+            units = deps[f"params/{b}/Dense_0/kernel:1"]
+            groups += [heads, units]
+            for layer, inner in ((f"{last}/out", heads), ("Dense_1", units)):
+                leaves = [f"params/{b}/{layer}/{name}" for name in ("kernel", "bias")]
+                branches[f"{b}/{layer}"] = reparam.Branch(tuple(leaves), (inner,))
+        r = reparam.learned_gates(groups, branches, price=1.0, cost=deps.flops)
+        theta = r.init(net.variables)
+        for g in groups:
+            theta.channels[g.id] = jnp.where(jnp.arange(g.size) % 2 == 0, 0.5, CLOSED)
+        for name in (f"Block_0/{last}/out", "Block_1/Dense_1"):
+            theta.branches[name] = jnp.asarray(CLOSED)
+        params, mask = r.export(theta)
+        plan = surgery.plan_from_masks(deps, mask, allow_empty=True)
+        small = jax.jit(surgery.shrink(net.apply, plan))(plan.pack(params), *net.args)
+        # Against the gates by hand, in a network from which nothing is taken.
+        gated = jax.tree_util.tree_map_with_path(gate_by_hand, net.variables)
+        want = jax.jit(net.apply)(gated, *net.args)
+    np.testing.assert_allclose(small, want, rtol=1e-9, atol=1e-10)
+    shapes = {"/".join(map(str, k)): v for k, v in plan.compact_shapes.items()}
+    assert shapes["params/Block_1/Dense_1/kernel"] == (0, 12)
+    assert shapes["params/Block_0/Dense_1/kernel"] == (10, 12)
+    assert shapes[f"params/Block_1/{last}/out/kernel"] == (2, 4, 12)
+    assert shapes[f"params/Block_0/{last}/out/kernel"] == (0, 0, 12)
+
+
+def gate_by_hand(path, w):
+    """A leaf of the transformer; what ends a branch times its gates."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    attends, mixes = "/out/" in name, "Dense_1" in name and "Block" in name
+    if not (attends or mixes):
+        return w
+    if ("Block_0" in name) == attends:
+        return np.zeros_like(w)
+    channel, branch = (1.2 / (1 + np.exp(-a)) - 0.1 for a in (0.5, np.log(9)))
+    if "bias" in name:
+        return w * branch
+    rows = np.where(np.arange(len(w)) % 2 == 0, channel, 0)
+    return w * branch * rows.reshape(-1, *[1] * (w.ndim - 1))
