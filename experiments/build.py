@@ -27,6 +27,7 @@ from experiments.methods import (
     swd,
     swd_channels,
     tpp,
+    trp,
     weightmom,
 )
 from experiments.models import digits_resnet, lenet, resnet
@@ -84,6 +85,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "swd": swd.swd,
     "swd_channels": swd_channels.swd_channels,
     "tpp": tpp.tpp,
+    "trp": trp.trp,
     "weightmom": weightmom.weightmom,
 }
 

@@ -247,25 +247,35 @@ def _reading(part: jax.Array, result: jax.Array, free: Sequence[int]) -> Reading
 
 def _moved(eqn: Any, tag: Any, result: jax.Array) -> Any:
     """The tag of a value that was only cast, transposed or given unit axes."""
-    name = eqn.primitive.name
     if not isinstance(tag, Origin | Pending):
         return None
+    dims = moved_dims(eqn, tag.dims)
+    return None if dims is None else tag._replace(dims=dims)
+
+
+def moved_dims(eqn: Any, dims: Dims) -> Dims | None:
+    """What stands behind each axis of a value cast, transposed or given unit axes.
+
+    None if the equation does anything else. An axis that has nothing behind it is new.
+    """
+    name = eqn.primitive.name
     if name in _SAME_AXES:
-        return tag
-    dims: list[int | None] = [None] * result.ndim
+        return dims
     if name == "transpose":
-        dims = [tag.dims[p] for p in eqn.params["permutation"]]
-    elif name == "broadcast_in_dim":
+        return tuple(dims[p] for p in eqn.params["permutation"])
+    shape = eqn.outvars[0].aval.shape
+    moved: list[int | None] = [None] * len(shape)
+    if name == "broadcast_in_dim":
         for d, place in enumerate(eqn.params["broadcast_dimensions"]):
-            dims[place] = tag.dims[d]
+            moved[place] = dims[d]
     elif name in _UNIT_AXES:
         before = eqn.invars[0].aval.shape
-        old = [tag.dims[d] for d, n in enumerate(before) if n != 1]
-        new = [d for d, n in enumerate(result.shape) if n != 1]
-        if [n for n in before if n != 1] != [result.shape[d] for d in new]:
+        old = [dims[d] for d, n in enumerate(before) if n != 1]
+        new = [d for d, n in enumerate(shape) if n != 1]
+        if [n for n in before if n != 1] != [shape[d] for d in new]:
             return None
         for d, source in zip(new, old, strict=True):
-            dims[d] = source
+            moved[d] = source
     else:
         return None
-    return tag._replace(dims=tuple(dims))
+    return tuple(moved)

@@ -82,6 +82,12 @@ from jprune.transforms._selective_decay import (
 )
 from jprune.transforms._selective_decay import swd as swd
 from jprune.transforms._sharding import state_sharding as state_sharding
+from jprune.transforms._truncate import Truncated as Truncated
+from jprune.transforms._truncate import Unfolding as Unfolding
+from jprune.transforms._truncate import truncate as truncate
+from jprune.transforms._truncate_rank import TruncateRankState as TruncateRankState
+from jprune.transforms._truncate_rank import trp as trp
+from jprune.transforms._truncate_rank import truncate_rank as truncate_rank
 from jprune.transforms._shrink_softly import ShrinkSoftlyState as ShrinkSoftlyState
 from jprune.transforms._shrink_softly import issp as issp
 from jprune.transforms._shrink_softly import shrink_softly as shrink_softly

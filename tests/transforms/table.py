@@ -25,6 +25,7 @@ class Case(NamedTuple):
       neutral: builds the setting that must be the identity; None if there is none.
       inject: hyper-parameters `optax.inject_hyperparams` may take, with values.
       needs_params: whether `update` without `params` must raise.
+      atol: of row 11; an SVD's rounding is relative to the largest value of the leaf.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Case(NamedTuple):
     neutral: Callable[[], Tx] | None
     inject: dict[str, float]
     needs_params: bool = True
+    atol: float = 1e-7
 
 
 def half(params: Any) -> Any:
@@ -269,6 +271,41 @@ TABLE = [
         ),
         None,
         {"learning_rate": 0.1, "weight_decay": 0.01},
+    ),
+    Case(
+        "truncate_rank",
+        lambda energy=0.8: transforms.truncate_rank(energy, every=2),
+        lambda: transforms.truncate_rank(1.0, every=1),
+        {"energy": 0.8},
+        atol=1e-5,
+    ),
+    Case(
+        "truncate_rank-nuclear",
+        lambda energy=0.8, nuclear=0.1: transforms.truncate_rank(
+            energy,
+            every=2,
+            nuclear=nuclear,
+            inner=optax.scale(1.0),
+        ),
+        lambda: transforms.truncate_rank(
+            1.0, every=1, nuclear=0.0, inner=optax.identity()
+        ),
+        {"energy": 0.8, "nuclear": 0.1},
+        atol=1e-5,
+    ),
+    Case(
+        "trp",
+        lambda learning_rate=0.1, nuclear=0.1, weight_decay=0.01: transforms.trp(
+            learning_rate,
+            energy=0.8,
+            every=2,
+            nuclear=nuclear,
+            weight_decay=weight_decay,
+            total_steps=3,
+        ),
+        None,
+        {"learning_rate": 0.1, "nuclear": 0.1, "weight_decay": 0.01},
+        atol=1e-5,
     ),
     Case(
         "shrink_softly",

@@ -1,0 +1,320 @@
+r"""TRP: ranks are truncated while the network trains, so that it learns to live there.
+
+Splitting a trained layer into two thin ones loses accuracy. *Trained rank pruning* puts
+the truncation into training. Every m steps each kernel is replaced by its truncated SVD
+and the gradient is taken there; the steps between are ordinary, so that no capacity is
+lost and the rank is free to change:
+
+$$ t = zm: \quad T = D(W_t), \quad
+   W_{t+1} = T - \eta\, \big( \nabla f(T) + \lambda\, U_k V_k^T \big) ; \qquad
+   \text{else} \quad W_{t+1} = W_t - \eta\, \nabla f(W_t) . $$
+
+$U_k V_k^T$ is the sub-gradient of the nuclear norm at T. It takes $\eta\lambda$ off
+every singular value that is left, and shares the SVD and the rank with D: computed anew
+from T it would hold directions of rounding noise, or fewer of those that count.
+
+An Optax update can truncate only *after* a step: here after steps m - 1, 2m - 1, ...,
+which is before the gradients of steps m, 2m, ... Step 0 is the caller's: start from
+`truncate(params, energy=...)`. At the end `compress.low_rank` splits the kernels.
+
+Xu et al., "TRP: Trained Rank Pruning for Efficient Deep Neural Networks", IJCAI 2020
+(arXiv 2004.14566, 1812.02402).
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import masks
+from jprune._errors import no_params, value_error
+from jprune._typing import Params, PyTree, ScalarOrSchedule
+from jprune._unfolding import Unfold, first_values
+from jprune.transforms._build import next_step, transformation
+from jprune.transforms._truncate import Leaves, Rule, cut
+
+
+class TruncateRankState(NamedTuple):
+    """State of `truncate_rank`.
+
+    Attributes:
+      count: steps taken, 0-d int32.
+      ranks: of the last truncation, see `Truncated.ranks`; 0 before the first.
+      directions: $U_k V_k^T$ of the last truncation, see `Truncated.directions`; ()
+        without `nuclear`.
+      inner: the state of the optimizer inside; () without one.
+    """
+
+    count: jax.Array
+    ranks: PyTree
+    directions: PyTree
+    inner: PyTree
+
+
+def truncate_rank(
+    energy: Any = 0.98,
+    *,
+    every: int = 20,
+    kind: Unfold = "channel",
+    scope: Any = None,
+    min_rank: int = 1,
+    total_steps: int | None = None,
+    nuclear: ScalarOrSchedule | None = None,
+    inner: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Cuts kernels to low rank every few steps (a projection: place it last).
+
+    With `nuclear` it is also a penalty, on the raw gradient of the steps that follow a
+    truncation; so it must stand around the optimizer, given as `inner`.
+
+    The SVDs run at those steps only, in a branch of the program. On a sharded kernel
+    they need the whole of it: it is gathered, and the result is sharded as before.
+    Moments of an adaptive optimizer are left as they are, as in the authors' code.
+    `check` looks for zeros, and has nothing to say about ranks.
+
+    Args:
+      energy: e, the share of the squared singular values to keep, in (0, 1].
+      every: m, the steps from one truncation to the next. With few steps at a small
+        learning rate the rank ratchets down; see `truncate`.
+      kind: how kernels are read as matrices; see `truncate`.
+      scope: which leaves; see `masks.resolve_scope`.
+      min_rank: the fewest singular values kept.
+      total_steps: when given, every update from step `total_steps - 1` on ends at the
+        ranks reached by then. Without it: `truncate(params, ranks=state.ranks)`.
+      nuclear: $\lambda$, a number or a schedule of the step. At step 0 the direction is
+        that of the parameters `init` saw, at their numerical rank.
+      inner: the optimizer; None if this stands last in a chain.
+
+    Returns:
+      A `GradientTransformationExtraArgs`. With `energy` 1 it is the identity.
+
+    Raises:
+      ValueError: numbers out of range, `nuclear` without `inner`, an end before the
+        first truncation; from `init`, a leaf without an unfolding; from `update`, no
+        `params`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jprune import transforms
+      >>> tx = transforms.truncate_rank(0.75, every=1)
+      >>> params = {"kernel": jnp.array([[4.0, 0.0], [3.0, -5.0]])}
+      >>> zero = {"kernel": jnp.zeros((2, 2))}
+      >>> updates, state = tx.update(zero, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["kernel"].round(4)
+      Array([[ 2., -2.],
+             [ 4., -4.]], dtype=float32)
+      >>> int(state.ranks["kernel"])
+      1
+
+    References:
+      Xu et al., arXiv 2004.14566; the authors' code counts the period anew in every
+      epoch, here it runs on. In float32 the parameters end within a rounding of the
+      low-rank kernel: an update is added to them.
+    """
+    rule = Rule(energy=energy, min_rank=min_rank)
+    rule.check()
+    _check(every, total_steps, nuclear, inner)
+    around = optax.with_extra_args_support(inner or optax.identity())
+
+    def init(params: Params) -> TruncateRankState:
+        leaves = Leaves(params, scope, kind)
+        ranks = [
+            jnp.zeros([w.shape[a] for a in u.each], jnp.int32)
+            for w, u in zip(leaves.taken(params), leaves.unfoldings, strict=True)
+        ]
+        directions: PyTree = ()
+        if nuclear is not None:
+            cuts = [
+                cut(w, u, partial(_above_noise, like=w))
+                for w, u in zip(leaves.taken(params), leaves.unfoldings, strict=True)
+            ]
+            directions = leaves.truncated(params, cuts).directions
+        return TruncateRankState(
+            jnp.int32(0),
+            leaves.filled(params, ranks, jnp.int32(0)),
+            directions,
+            around.init(params),
+        )
+
+    def update(
+        updates: PyTree, state: TruncateRankState, params: Params = None, **extra: Any
+    ) -> tuple[PyTree, TruncateRankState]:
+        if params is None:
+            raise no_params("truncate_rank")
+        leaves = Leaves(params, scope, kind)
+        if nuclear is not None:
+            lam = nuclear(state.count) if callable(nuclear) else nuclear
+            updates = _add_directions(
+                updates, state.directions, lam, state.count % every == 0
+            )
+        updates, following = around.update(updates, state.inner, params, **extra)
+        count = jnp.asarray(next_step(state.count))
+        due = count % every == 0
+        last = jnp.array(False)
+        if total_steps is not None:
+            last = count >= total_steps
+        moved, ranks, directions = _projected(
+            leaves, updates, state, params, rule, due | last, last
+        )
+        return moved, TruncateRankState(count, ranks, directions, following)
+
+    return transformation(init, update)
+
+
+def _above_noise(s: jax.Array, like: jax.Array) -> jax.Array:
+    """The singular values that are not rounding noise of the largest."""
+    return s > like.size / s.size * jnp.finfo(like.dtype).eps * s[..., :1]
+
+
+def _add_directions(
+    updates: PyTree, directions: PyTree, strength: Any, now: jax.Array
+) -> PyTree:
+    """`u + strength * direction` at the steps that follow a truncation."""
+
+    def leaf(u: jax.Array, d: jax.Array) -> jax.Array:
+        if d.ndim == 0:
+            return u
+        return jnp.where(
+            now, u + (jnp.asarray(strength, d.dtype) * d).astype(u.dtype), u
+        )
+
+    return jax.tree.map(leaf, updates, directions)
+
+
+def _projected(
+    leaves: Leaves,
+    updates: PyTree,
+    state: TruncateRankState,
+    params: Params,
+    rule: Rule,
+    due: jax.Array,
+    last: jax.Array,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """The updates, ranks and directions after this step."""
+    if not leaves.unfoldings:
+        return updates, state.ranks, state.directions
+    ws, ranks = leaves.taken(params), leaves.taken(state.ranks)
+    us = [
+        jnp.asarray(u, jnp.promote_types(u.dtype, w.dtype))  # see `project`
+        for u, w in zip(leaves.taken(updates), ws, strict=True)
+    ]
+    directed = jax.tree.structure(state.directions) == jax.tree.structure(params)
+    known = leaves.taken(state.directions) if directed else []
+
+    def one(u: jax.Array, w: jax.Array, rank: jax.Array, unfolding: Any) -> Any:
+        def keep(s: jax.Array) -> jax.Array:
+            return jnp.where(last, first_values(s, rank), rule.keep(s))
+
+        found = cut((w + u).astype(w.dtype), unfolding, keep)
+        moved = jnp.where(found.lossy, found.kernel.astype(u.dtype) - w, u)
+        return moved, found.rank, found.direction
+
+    def truncated() -> tuple[list[jax.Array], ...]:
+        each = map(one, us, ws, ranks, leaves.unfoldings)
+        moved, reached, directions = map(list, zip(*each, strict=True))
+        return moved, reached, directions if known else []
+
+    moved, reached, directions = jax.lax.cond(
+        due, truncated, lambda: (us, ranks, known)
+    )
+    return (
+        leaves.filled(updates, moved),
+        leaves.filled(state.ranks, reached),
+        leaves.filled(state.directions, directions) if known else state.directions,
+    )
+
+
+def _check(every: int, total_steps: Any, nuclear: Any, inner: Any) -> None:
+    if every < 1:
+        raise value_error(f"`every` must be at least 1, got {every}.")
+    if total_steps is not None and total_steps < every:
+        raise value_error(
+            f"`total_steps` {total_steps} ends before the first truncation, after "
+            f"step {every - 1}: no rank would be known. Lower `every`."
+        )
+    if nuclear is None:
+        return
+    if inner is None:
+        raise value_error(
+            "`nuclear` adds to the raw gradient, which a projection placed last does "
+            "not see: give the optimizer as `inner`, got None."
+        )
+    if not callable(nuclear) and not masks.is_traced(nuclear) and float(nuclear) < 0:
+        raise value_error(f"`nuclear` must not be negative, got {nuclear}.")
+
+
+def trp(
+    learning_rate: ScalarOrSchedule,
+    *,
+    energy: Any = 0.98,
+    every: int = 20,
+    nuclear: ScalarOrSchedule | None = 3e-4,
+    kind: Unfold = "channel",
+    scope: Any = None,
+    min_rank: int = 1,
+    total_steps: int | None = None,
+    weight_decay: Any = 1e-4,
+    decay_scope: Any = None,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD with trained rank pruning: the paper's recipe.
+
+    Start from parameters that are truncated by the same rule, so that the first
+    gradient is taken there as well, and split the kernels at the end::
+
+        start = transforms.truncate(params, energy=0.98).params
+        tx = transforms.trp(0.1, energy=0.98, total_steps=steps)
+        state = tx.init(start)
+        ...
+        ranks = optax.tree.get(state, "ranks")
+        thin = compress.low_rank(apply, params, ranks, x)
+
+    Args:
+      learning_rate: a number or a schedule.
+      energy: see `truncate_rank`; 0.98 in the paper [recalled], 0.9 in the authors'
+        training script.
+      every: see `truncate_rank`; 20 in the paper [recalled], 5 in the script.
+      nuclear: see `truncate_rank`; None truncates only.
+      kind: see `truncate_rank`.
+      scope: which kernels. The paper takes convolutions larger than 1 x 1, all but the
+        first, and never the classifier.
+      min_rank: see `truncate_rank`.
+      total_steps: see `truncate_rank`.
+      weight_decay: of all leaves, as in the authors' code.
+      decay_scope: restricts the decay to a scope.
+      momentum: heavy-ball coefficient.
+      nesterov: Nesterov's form of momentum.
+
+    Returns:
+      An Optax transformation.
+
+    Raises:
+      ValueError: as `truncate_rank`.
+
+    References:
+      Xu et al., arXiv 2004.14566; settings of the authors' code.
+    """
+    return truncate_rank(
+        energy,
+        every=every,
+        kind=kind,
+        scope=scope,
+        min_rank=min_rank,
+        total_steps=total_steps,
+        nuclear=nuclear,
+        inner=optax.chain(
+            _decay(weight_decay, decay_scope),
+            optax.sgd(learning_rate, momentum, nesterov),
+        ),
+    )
+
+
+def _decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
+    if scope is None:
+        return optax.add_decayed_weights(weight_decay)
+    return optax.add_decayed_weights(
+        weight_decay, mask=lambda p: masks.resolve_scope(scope, p)
+    )
