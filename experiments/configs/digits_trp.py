@@ -32,4 +32,33 @@ def get_config() -> Config:
     )
 
 
-CLAIMS = ()
+RUNS = ("trp channel 0.9", "trp spatial 0.9", "trp decoupled 0.9")
+
+
+def _same(*rows) -> bool:
+    return all(row.changed == 0 and row.logit_change < 1e-3 for row in rows)
+
+
+def _gain(*rows) -> bool:
+    return all(row.after >= row.extra["accuracy by one shot"] for row in rows)
+
+
+CLAIMS = (
+    Claim("the factorised network is the truncated one", RUNS, _same),
+    Claim("trained at low rank beats one shot at the same ranks", RUNS, _gain),
+    Claim(
+        "the factorised network takes at most half the FLOPs",
+        RUNS,
+        lambda *rows: all(row.extra["flops"] <= 0.5 for row in rows),
+    ),
+    Claim(
+        "channel- and spatial-wise it is faster on the clock",
+        RUNS[:2],
+        lambda *rows: all(row.extra["latency"] < 1 for row in rows),
+    ),
+    Claim(
+        "TRP is within 3 points of the dense network",
+        ("dense", *RUNS),
+        lambda dense, *rows: all(row.after >= dense.after - 0.03 for row in rows),
+    ),
+)

@@ -7,10 +7,11 @@ decoupled before the learning rate: `add_selective_decay`, `add_masked_l1`,
 `add_decorrelation`, `add_growing_decay`, `add_pruned_decay`. *Projections* come last,
 after the learning rate, and land removed weights on exactly zero: `keep_masked`,
 `prune_by_weight_history`, `prune_gradually`, `prune_once`, `prune_to_n_of_m`,
-`prune_unmoved`, `shrink_softly`, `zero_in_turn`. *Wrappers* stand around a whole
+`prune_unmoved`, `shrink_softly`, `zero_in_turn`; `truncate_rank` lands kernels on low
+rank instead, and `truncate` is its pure function. *Wrappers* stand around a whole
 optimizer. Beside each method is its paper's recipe, a plain `optax.chain`: `csgd`,
-`gsm`, `issp`, `masksparsity`, `sr_ste`, `swd`, `tpp`; `issr` joins the two ends of its
-chain.
+`gsm`, `issp`, `masksparsity`, `sr_ste`, `swd`, `tpp`, `trp`; `issr` joins the two ends
+of its chain.
 
 `check` tells whether a chain is in the right order; `finish` removes after training;
 `diagnostics` gives what to log; `state_sharding` places the state on a mesh.
@@ -82,15 +83,15 @@ from jprune.transforms._selective_decay import (
 )
 from jprune.transforms._selective_decay import swd as swd
 from jprune.transforms._sharding import state_sharding as state_sharding
+from jprune.transforms._shrink_softly import ShrinkSoftlyState as ShrinkSoftlyState
+from jprune.transforms._shrink_softly import issp as issp
+from jprune.transforms._shrink_softly import shrink_softly as shrink_softly
 from jprune.transforms._truncate import Truncated as Truncated
 from jprune.transforms._truncate import Unfolding as Unfolding
 from jprune.transforms._truncate import truncate as truncate
 from jprune.transforms._truncate_rank import TruncateRankState as TruncateRankState
 from jprune.transforms._truncate_rank import trp as trp
 from jprune.transforms._truncate_rank import truncate_rank as truncate_rank
-from jprune.transforms._shrink_softly import ShrinkSoftlyState as ShrinkSoftlyState
-from jprune.transforms._shrink_softly import issp as issp
-from jprune.transforms._shrink_softly import shrink_softly as shrink_softly
 from jprune.transforms._weight_history import (
     PruneByWeightHistoryState as PruneByWeightHistoryState,
 )
