@@ -93,16 +93,23 @@ class Rule(NamedTuple):
                     f"`{name}` must be one number in (0, 1], got {share}."
                 )
 
+    def of_leaf(
+        self, rank: Any, shape: tuple[int, ...], unfolding: Unfolding
+    ) -> "Rule":
+        """The rule for one kernel, a rate as the rank it means there."""
+        if self.rate is not None:
+            rank = _share(min(unfolding.sizes(shape)[1:]), self.rate)
+        return Rule(self.energy, self.value, None, rank, 0)
+
     def keep(self, s: jax.Array) -> jax.Array:
         """Which of the singular values stay, [*each, q] bool: the first ones."""
-        place = places(s)
         if self.energy is not None:
             kept = _below_energy(s, self.energy)
         elif self.value is not None:
             kept = s >= jnp.asarray(self.value, s.dtype)
         else:
-            kept = place < _share(s.shape[-1], self.rate)
-        return kept | (place < self.min_rank)
+            kept = first_values(s, self.ranks)
+        return kept | (places(s) < self.min_rank)
 
 
 def _below_energy(s: jax.Array, energy: Any) -> jax.Array:
@@ -118,8 +125,8 @@ def _below_energy(s: jax.Array, energy: Any) -> jax.Array:
 
 def _share(count: int, rate: Any) -> Any:
     if masks.is_traced(rate):
-        return jnp.floor(rate * count).astype(jnp.int32)
-    return floor(masks.exact(rate) * Fraction(count))  # 0.57 of 100 is 57
+        return jnp.maximum(jnp.floor(rate * count), 1).astype(jnp.int32)
+    return max(floor(masks.exact(rate) * Fraction(count)), 1)  # 0.57 of 100 is 57
 
 
 def truncate(
@@ -173,15 +180,13 @@ def truncate(
     if ranks is not None:
         scope = _scope_of_ranks(ranks, params, scope)
     leaves = Leaves(params, scope, kind)
-    keeps = [rule.keep] * len(leaves.unfoldings)
-    if ranks is not None:
-        keeps = [partial(first_values, rank=k) for k in leaves.taken(ranks)]
-    cuts = [
-        cut(w, unfolding, keep)
-        for w, unfolding, keep in zip(
-            leaves.taken(params), leaves.unfoldings, keeps, strict=True
-        )
+    ws, unfoldings = leaves.taken(params), tuple(leaves.unfoldings)
+    asked = leaves.taken(ranks) if ranks is not None else [None] * len(ws)
+    rules = [
+        rule.of_leaf(k, jnp.shape(w), u)
+        for w, u, k in zip(ws, unfoldings, asked, strict=True)
     ]
+    cuts = _all_cut(ws, rules, unfoldings=unfoldings, min_rank=min_rank)
     return leaves.truncated(params, cuts)
 
 
@@ -214,6 +219,20 @@ def cut(w: jax.Array, unfolding: Unfolding, rule: Keep) -> Cut:
     direction = folded(_product(parts, keep.astype(parts.s.dtype)), unfolding, w)
     kept = keep.sum(-1, dtype=jnp.int32)
     return Cut(jnp.where(lossy, kernel, w), direction, kept, lossy)
+
+
+@partial(jax.jit, static_argnames=("unfoldings", "min_rank"))
+def _all_cut(
+    ws: list[jax.Array],
+    rules: list[Rule],
+    unfoldings: tuple[Unfolding, ...],
+    min_rank: int,
+) -> list[Cut]:
+    """One program for all kernels: compiled once for their shapes."""
+    return [
+        cut(w, u, rule._replace(min_rank=min_rank).keep)
+        for w, rule, u in zip(ws, rules, unfoldings, strict=True)
+    ]
 
 
 def _product(parts: Spectrum, middle: jax.Array) -> jax.Array:

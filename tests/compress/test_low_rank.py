@@ -123,7 +123,8 @@ def test_trp_g8_decoupled_at_full_rank_is_the_convolution(stride):
         for o, k in enumerate(each)
     ]
     close(thin.fn(thin.params, x), fn({"kernel": np.concatenate(parts, -1)}, x))
-    assert thin.ranks == {"kernel": 2}
+    assert isinstance(thin, compress.LowRank) and thin.ranks == {"kernel": 2}
+    assert isinstance(thin.params["kernel"], compress.Factors)
 
 
 # -- layouts and uses ------------------------------------------------------------------
