@@ -11,6 +11,21 @@ Network: 14 layers, six residual blocks of width 16 and 32, 65,488 weights. Gate
 at the dense network, the price rises from 0 over epochs 3 to 7. Batch statistics are
 measured anew with the gates of evaluation before anything is compared.
 
+Ours, seed 0 (dense 99.17 %; of the dense network's FLOPs; of 144 channels inside 6
+blocks; test accuracy of the gated and of the compact network, which agree to 5e-6 in
+every logit; tuned for 5 epochs; dense over compact time of the 360 test images):
+
+    price              FLOPs  channels  blocks  after  tuned  faster
+    0.3                51.3 %       73       6  99.44  99.44   1.06
+    1                  27.3 %       45       5  97.78  98.61   1.52
+    3                  13.5 %       21       4  99.44  99.17   2.13
+    1.32, budget 25 %  20.9 %       36       4  98.33  98.61   2.14
+
+All claims hold. At a price of 0.3 no block goes, and half of the FLOPs buys hardly any
+time on a CPU. The budget is met to a few points only, and its rate decides on which
+side: 0.005 for each step ended at 27.8 % of the FLOPs, 0.007 at 20.9 %, 0.01 at 20.0 %.
+
+Cost: 157 s of CPU time, compilation included (839 s on a machine shared by others).
 Command: `python -m experiments.train digits_gates`.
 """
 

@@ -102,7 +102,8 @@ def learned_gates(
 
     Args:
       groups: channels to gate. A stream's channels share their gates: all its norms are
-        in one group. Stem and head have no gates of their own.
+        in one group. Where a channel passes two norms one after the other (around a
+        depthwise convolution) the gate acts in both, as its square.
       branches: branches to gate, by a name of your choice.
       price: $\lambda$, constant or a schedule of the step; with a target only where it
         begins (0 by default).
