@@ -1,4 +1,4 @@
-"""The twin of the learned gates: one residual block, in NumPy. No jprune here.
+"""The twins of the gates: one residual block, in NumPy. No jprune here.
 
 `h = tanh(x a + c)`, `y = x s + h b`; a gate on each of the 12 hidden units multiplies
 its row of b, one on the block multiplies b.
@@ -82,3 +82,53 @@ class Twin:
         self.a[best] = max(self.a[best], 0)
         self.block = self.block - GATE_RATE * pull_block
         self.price = max(0, self.price + self.rate * (cost - self.target))
+
+
+def scale_start():
+    """`y = x s + v tanh((x a) g + c) b`: a scale g on each unit, a factor v."""
+    p, rng = start(), np.random.default_rng(2)
+    p["a"]["scale"] = rng.normal(size=12)
+    return p
+
+
+def scale_loss(p):
+    a = p["a"]
+    h = jnp.tanh(X @ a["kernel"] * a["scale"][None] + a["bias"][None])
+    return jnp.mean((X @ p["s"]["kernel"] + h @ p["b"]["kernel"] - Y) ** 2)
+
+
+def shrunk(x, amount):
+    return np.sign(x) * np.maximum(np.abs(x) - amount, 0)
+
+
+class ScaleTwin:
+    """Gradient descent, then the proximal step of the scales and of the factor."""
+
+    def __init__(self, price, deep):
+        p = scale_start()
+        self.w, self.c, self.g = p["a"]["kernel"], p["a"]["bias"], p["a"]["scale"]
+        self.b, self.s, self.v = p["b"]["kernel"], p["s"]["kernel"], 1.0
+        self.deep = deep
+        # A unit frees 8 + 1 + 1 + 4 parameters, the block all of its 12 units.
+        mean = (12 * 14 + 12 * 14) / 13 if deep else 14
+        self.unit, self.whole = price * RATE * 14 / mean, price * RATE * 168 / mean
+
+    def step(self):
+        on = (self.g != 0) * (self.v != 0)
+        w, c, b = self.w * on, self.c * on, self.b * on[:, None] * self.v
+        h = np.tanh((X @ w) * self.g + c)
+        e = 2 * (X @ self.s + h @ b - Y) / Y.size
+        d = (e @ b.T) * (1 - h**2)
+        gb = h.T @ e * on[:, None]
+        pull = ((X @ w) * d).sum(0) * on
+        pull_v = (gb * self.b).sum()
+        self.w = self.w - RATE * X.T @ (d * self.g) * on
+        self.c = self.c - RATE * d.sum(0) * on
+        self.b, self.s = self.b - RATE * gb * self.v, self.s - RATE * X.T @ e
+        moved = self.g - RATE * pull
+        self.g = shrunk(moved, self.unit)
+        if not self.g.any():
+            best = np.argmax(np.abs(moved))
+            self.g[best] = moved[best]
+        if self.deep:
+            self.v = shrunk(self.v - RATE * pull_v, self.whole)

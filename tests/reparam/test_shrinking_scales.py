@@ -1,13 +1,16 @@
-"""Shrinking scales: the proximal number of the specification, exact closing."""
+"""Shrinking scales: the proximal number of the specification, a twin."""
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jprune import reparam
 from jprune._groups import AxisRef, Group
+from tests.reparam import gate_twin
 from tests.reparam.gate_net import BLOCKS, INNER, WIDTH, compact, found, start
 
 
@@ -27,6 +30,37 @@ def scale_made(**changes):
     deps, groups, branches = found()
     given = {"price": 1.0, "learning_rate": 0.1, "cost": deps.flops, **changes}
     return reparam.shrinking_scales(groups, branches, **given)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_scales_twin(deep):
+    """Against NumPy, the block gated or not: equal masks at each of 25 steps."""
+    with jax.enable_x64(True):
+        refs = [("a", "kernel", 1, "out"), ("a", "scale", 0, "scale")]
+        refs += [("a", "bias", 0, "bias"), ("b", "kernel", 0, "in")]
+        unit = Group("u", 12, tuple(AxisRef((a, b), n, r) for a, b, n, r in refs))
+        branches = {"block": reparam.Branch(("b/kernel",), (unit,))} if deep else {}
+        price, rate = 0.3, gate_twin.RATE
+        r = reparam.shrinking_scales([unit], branches, price=price, learning_rate=rate)
+        theta = r.init(jax.tree.map(jnp.asarray, gate_twin.scale_start()))
+        tx = optax.chain(optax.sgd(rate), reparam.projection(r))
+        state, grad = tx.init(theta), jax.grad(reparam.wrap(gate_twin.scale_loss, r))
+        step = jax.jit(lambda t, s: tx.update(grad(t), s, t))
+        twin, seen = gate_twin.ScaleTwin(price, deep), set()
+        for _ in range(25):
+            kept = (twin.g != 0) & (twin.v != 0)
+            mask = r.export(theta)[1]
+            for leaf in (mask["a"]["scale"], mask["a"]["kernel"][0], mask["a"]["bias"]):
+                np.testing.assert_array_equal(leaf, kept)
+            np.testing.assert_array_equal(mask["b"]["kernel"][:, 0], kept)
+            seen.add(int(kept.sum()))
+            updates, state = step(theta, state)
+            theta = optax.apply_updates(theta, updates)
+            twin.step()
+            np.testing.assert_allclose(theta.weights["a"]["scale"], twin.g, rtol=1e-8)
+            np.testing.assert_allclose(theta.weights["b"]["kernel"], twin.b, rtol=1e-8)
+            np.testing.assert_allclose(theta.branches.get("block", 1), twin.v)
+        assert (0 in seen) == deep and len(seen) > 2 - deep
 
 
 def test_scales_close_channels_and_blocks_exactly():
