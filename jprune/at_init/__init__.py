@@ -35,12 +35,12 @@ from jprune.at_init._edge_of_chaos import edge_of_chaos as edge_of_chaos
 from jprune.at_init._edge_of_chaos import initialize as initialize
 from jprune.at_init._edge_of_chaos import initializers as initializers
 from jprune.at_init._edge_of_chaos import mean_field as mean_field
+from jprune.at_init._fitness import fitness as fitness
 from jprune.at_init._grasp import grasp as grasp
 from jprune.at_init._iterate import iterate as iterate
 from jprune.at_init._k_starts import better_half as better_half
-from jprune.at_init._k_starts import fitness as fitness
 from jprune.at_init._k_starts import k_starts as k_starts
-from jprune.at_init._k_starts import random_mask as random_mask
+from jprune.at_init._random_mask import random_mask as random_mask
 from jprune.at_init._sbp import branch_scale as branch_scale
 from jprune.at_init._sbp import rescale as rescale
 from jprune.at_init._sbp import rescaling as rescaling
