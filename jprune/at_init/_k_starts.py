@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from jprune import masks
 from jprune._errors import value_error
+from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, Scope
 from jprune.at_init._fitness import fitness, require_balance
 from jprune.at_init._random_mask import ELEMENT, Pattern, random_mask
@@ -183,6 +184,8 @@ class _Contest(NamedTuple):
             )
         if self.at_once is not None and self.at_once < 1:
             raise value_error(f"`at_once` must be at least 1, got {self.at_once}.")
+        if grads is not None:
+            require_same_structure("grads", grads, params)
         if self.within is not None:  # what is gone counts for nobody
             params = masks.apply(self.within, params)
             grads = None if grads is None else masks.apply(self.within, grads)
