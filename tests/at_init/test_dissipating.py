@@ -277,3 +277,25 @@ def test_twin(name, seed):
 
 def kernels(tree):
     return [np.asarray(tree[name]["kernel"]) for name in ("a", "b")]
+
+
+@pytest.mark.slow
+def test_seeds_train_side_by_side():
+    """The early phase under `jit` and `vmap` is that of each seed alone."""
+    rules = at_init.combined(KEY, 0.6, epochs=1, k=3)
+
+    def phase(params, xs, ys):
+        windows = [(xs[i], ys[i]) for i in range(2)]
+        tx = optax.sgd(0.02, 0.9)
+        return at_init.train_early(loss, tx, params, windows, rules)
+
+    runs = [fresh(seed)[1:] for seed in (0, 1)]
+    runs = [jax.tree.map(jnp.float32, run) for run in runs]
+    both = jax.jit(jax.vmap(phase))(*jax.tree.map(lambda *x: jnp.stack(x), *runs))
+    for i, run in enumerate(runs):
+        alone = jax.jit(phase)(*run)
+        together = jax.tree.map(lambda x, i=i: x[i], both)
+        jax.tree.map(np.testing.assert_array_equal, alone.mask, together.mask)
+        for a, b in zip(kernels(alone.params), kernels(together.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+            assert 0 < np.sum(a == 0) < a.size
