@@ -38,7 +38,6 @@ among what dissipating would have ranked, and at 90 % the order that chooses fir
 0.3 points below dissipating alone. Other strengths tried, same order of columns:
 
     dissipating (f = 0.1), then K-starts            96.61  95.44  90.78
-@@@
 As the formula in `jprune.at_init.k_starts` predicts, a choice among 16 masks of a whole
 layer gains little over a random one, and a choice in every channel more. Magnitude
 after one epoch, which the paper does not compare, is as good as anything here.

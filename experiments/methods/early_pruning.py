@@ -96,7 +96,7 @@ def _arms(
         how = {"epochs": window, "order": order, "fraction": fraction}
 
         def at(i: int) -> Step:
-            rules = partial(at_init.combined, k=k, scope=scope, **how)
+            rules = partial(at_init.dissipating_k_starts, k=k, scope=scope, **how)
             return lambda e, key, s: rules(key, s)[i](e)
 
         return [at(i) for i in range(window + 1)]
@@ -144,7 +144,7 @@ class _Trial:
                 f"`early_pruning` trains networks without batch statistics; "
                 f"`{lab.config.model}` has some."
             )
-        begin = jax.vmap(partial(at_init.begin, tx, scope=scope))
+        begin = jax.vmap(partial(at_init.begin_early, tx, scope=scope))
         self.first = jax.jit(begin)(_stacked([params for params, _ in started]))
         self.keys = jnp.stack([one.key("early") for one in self.labs])
 

@@ -124,7 +124,7 @@ def dissipating_to(
     return rule
 
 
-def combined(
+def dissipating_k_starts(
     key: jax.Array,
     sparsity: Any,
     *,
