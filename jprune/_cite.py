@@ -607,7 +607,7 @@ REFERENCES: tuple[Reference, ...] = (
             "dissipating gradients",
             "k_starts",
             "dissipating",
-            "dissipating_k_starts",
+            "combined",
             "prune_unmoved",
         ),
         kind="misc",

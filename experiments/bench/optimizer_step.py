@@ -97,6 +97,14 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         )
         return optax.chain(sgd(), last)
 
+    def decayed(every: int) -> optax.GradientTransformation:
+        return optax.chain(
+            transforms.add_growing_decay(1e-4, 0.9, every=every, limit=1e9), sgd()
+        )
+
+    # The axis of three channels of the first kernel does not divide.
+    fours = r"^(s\d|head).*/kernel$"
+    staged = transforms.prune_to_n_of_m(2, 4, begin=FAR, end=2 * FAR - 2, scope=fours)
     ranked = optax.constant_schedule(0.9)
     return {
         "dense": sgd(),
@@ -110,6 +118,11 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "keep_masked": optax.chain(
             sgd(), transforms.keep_masked(lambda p: masks.unstructured(p, 0.9))
         ),
+        "iss-p": optax.chain(sgd(), transforms.shrink_softly(0.9, end=FAR)),
+        "iss-r": decayed(FAR),
+        "iss-r, mask update": decayed(1),
+        "2:4 in stages": optax.chain(sgd(), staged),
+        "sr-ste": transforms.sr_ste(lr, 2, 4, scope=fours),
     }
 
 

@@ -22,6 +22,7 @@ Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From S
 ICLR 2021 (arXiv 2102.04010).
 """
 
+from bisect import bisect_left
 from typing import Any, NamedTuple
 
 import jax
@@ -296,13 +297,15 @@ def _removal_steps(count: int, begin: int | None, end: int) -> list[int]:
     length = 0 if begin is None else end - begin
     if length == 0:
         return [end] * count
-    gone = [
-        count * (length**3 - (length - t) ** 3) // length**3 for t in range(length + 1)
-    ]
-    return [
-        end - length + next(t for t, g in enumerate(gone) if g >= k)
-        for k in range(1, count + 1)
-    ]
+    cube = length**3
+
+    def first(k: int) -> int:
+        def gone(t: int) -> bool:
+            return count * (cube - (length - t) ** 3) >= k * cube
+
+        return bisect_left(range(length), True, key=gone)
+
+    return [end - length + first(k) for k in range(1, count + 1)]
 
 
 def _require_n_m(n: int, m: int) -> None:
