@@ -66,7 +66,7 @@ class Lab(NamedTuple):
     batch: int
     per_epoch: int
     per_dispatch: int
-    init: Callable[[], tuple[Any, Any]]
+    init: Callable[..., tuple[Any, Any]]
     journal: Journal
     checkpoints: Callable[[str], Any]
     prefix: str = ""
@@ -89,6 +89,10 @@ class Lab(NamedTuple):
             per_epoch=per_epoch,
             per_dispatch=per_epoch if whole else self.per_dispatch,
         )
+
+    def reseeded(self, seed: int) -> "Lab":
+        """The same lab with the initialization and batch order of another seed."""
+        return self._replace(seed=seed, init=partial(self.init, seed=seed))
 
     def count(self, number: int) -> jax.Array:
         """An integer as a traced hyper-parameter, int32."""
@@ -137,7 +141,7 @@ def make_lab(
     inputs, labels = jax.device_put(
         (dataset.inputs, dataset.labels), NamedSharding(mesh, PartitionSpec())
     )
-    init = partial(_init, model, dataset, seed, mesh)
+    init = partial(_init, model, dataset, mesh, seed=seed)
     forward = _forward(model, dataset, augment, mesh)
     per_epoch = len(dataset.train) // batch
     return Lab(
@@ -220,7 +224,7 @@ def _forward(
     return forward
 
 
-def _init(model: nn.Module, dataset: Dataset, seed: int, mesh: Mesh):
+def _init(model: nn.Module, dataset: Dataset, mesh: Mesh, *, seed: int):
     """Parameters and other variables, initialized in one compiled call.
 
     The generator is XLA's own: many small kernels compile three times faster with it

@@ -607,7 +607,7 @@ REFERENCES: tuple[Reference, ...] = (
             "dissipating gradients",
             "k_starts",
             "dissipating",
-            "combined",
+            "dissipating_k_starts",
             "prune_unmoved",
         ),
         kind="misc",

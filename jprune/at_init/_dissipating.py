@@ -23,7 +23,8 @@ from jprune import masks, scores
 from jprune._errors import value_error
 from jprune._typing import Mask, Params, Scores
 from jprune.at_init._early import Early, Rule
-from jprune.at_init._k_starts import ELEMENT, Pattern, k_starts
+from jprune.at_init._k_starts import k_starts
+from jprune.at_init._random_mask import ELEMENT, Pattern
 
 Unit = Callable[[Params], Scores]
 
@@ -123,13 +124,13 @@ def dissipating_to(
     return rule
 
 
-def combined(
+def dissipating_k_starts(
     key: jax.Array,
-    sparsity: float,
+    sparsity: Any,
     *,
     epochs: int = 2,
     order: Literal["dissipating_first", "k_starts_first"] = "dissipating_first",
-    fraction: float = 0.1,
+    fraction: Any = 0.1,
     first: float | None = None,
     unit: Unit = scores.magnitude,
     pattern: Pattern = ELEMENT,
@@ -140,8 +141,8 @@ def combined(
 
     Args:
       key: a PRNG key.
-      sparsity: of each leaf at the end. With "dissipating_first" it is exceeded where
-        dissipating gradients alone went beyond.
+      sparsity: of each leaf at the end; may be traced. With "dissipating_first" it is
+        exceeded where dissipating gradients alone went beyond.
       epochs: windows that end with dissipating gradients.
       order: "dissipating_first" drops what is within `fraction` after each of `epochs`
         windows and chooses the fittest mask of the survivors after one more;
@@ -173,7 +174,7 @@ def combined(
             f"`order` must be 'dissipating_first' or 'k_starts_first', got {order!r}."
         )
     begin = 1 - (1 - sparsity) ** 0.5 if first is None else first
-    if not 0 <= begin < sparsity:
+    if not masks.is_traced(sparsity) and not 0 <= begin < sparsity:
         raise value_error(
             f"`first` must be at least 0 and below `sparsity` {sparsity}, got {first}."
         )

@@ -40,7 +40,7 @@ Rule = Callable[[Early], Mask]
 """What a window ends with: from the training so far to what is kept."""
 
 
-def begin(
+def begin_early(
     tx: optax.GradientTransformation, params: Params, *, scope: Any = None
 ) -> Early:
     """The state before the first window: nothing removed.
@@ -128,8 +128,8 @@ def train_early(
       params: the initial weights.
       windows: batches of each window, `[steps, ...]`; usually an epoch each.
       rules: what each window ends with: `fittest`, `dissipating`, `dissipating_to`, the
-        list that `combined` makes, or any function from `Early` to a mask. Nothing
-        regrows: a rule's mask is intersected with the one before.
+        list that `dissipating_k_starts` makes, or any function from `Early` to a mask.
+        Nothing regrows: a rule's mask is intersected with the one before.
       scope: what may be removed; the same as the rules'.
       magnitudes: see `train_window`.
 
@@ -156,7 +156,7 @@ def train_early(
             "`rules` must hold one rule for each window, got "
             f"{len(rules)} rules and {len(windows)} windows."
         )
-    early = begin(tx, params, scope=scope)
+    early = begin_early(tx, params, scope=scope)
     for batches, rule in zip(windows, rules, strict=True):
         early = train_window(loss_fn, tx, early, batches, magnitudes=magnitudes)
         mask = masks.intersect(early.mask, rule(early))

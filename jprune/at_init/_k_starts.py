@@ -22,7 +22,6 @@ magnitude of weights, of accumulated gradients, or both. The formulas, k, the ex
 counts and who chooses are `[inferred]`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -30,110 +29,13 @@ import jax
 import jax.numpy as jnp
 
 from jprune import masks
-from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, Scope
-
-Pattern = Callable[..., Mask]
-"""`pattern(scores, sparsity=, within=, scope=)` -> mask, each leaf ranked by itself:
-`masks.channels`, or `functools.partial(masks.blocks, block=(4, 4))`."""
+from jprune.at_init._fitness import fitness, require_balance
+from jprune.at_init._random_mask import ELEMENT, Pattern, random_mask
 
 Share = Literal["leaf", "network", "channel"]
-
-ELEMENT: Pattern = partial(masks.unstructured, ranking="leaf")
-
-
-def random_mask(
-    key: jax.Array,
-    params: Params,
-    sparsity: Any,
-    *,
-    start: Any = 0,
-    pattern: Pattern = ELEMENT,
-    within: Mask | None = None,
-    scope: Any = None,
-) -> Mask:
-    """One of the random masks that K-starts compares, with an exact count in each leaf.
-
-    Candidate j of leaf i is drawn from `fold_in(fold_in(key, i), j)`, so that it is the
-    same whatever k, and only its number has to be kept.
-
-    Args:
-      key: a PRNG key.
-      params: gives structure and shapes.
-      sparsity: fraction of zeros in each leaf, or a tree of fractions.
-      start: which candidate; may be traced.
-      pattern: what is removed together; single weights by default. Blocks that reach
-        over the edge of a leaf are drawn a little less often than whole ones.
-      within: a mask; only what it keeps can be kept. If it keeps fewer than asked, all
-        of them stay.
-      scope: see `masks.unstructured`.
-
-    Returns:
-      A mask, uniform over all with its counts.
-
-    Raises:
-      ValueError: as the pattern.
-
-    Examples:
-      >>> import jax
-      >>> from jprune import at_init, masks
-      >>> params = {"kernel": jax.numpy.ones((8, 5))}
-      >>> mask = at_init.random_mask(jax.random.key(0), params, 0.7)
-      >>> int(masks.count(mask))
-      12
-    """
-    scope = masks.resolve_scope(scope, params)
-    contest = _Contest(key, sparsity, pattern, within, scope)
-    return contest.candidate(params, jnp.asarray(start))
-
-
-def fitness(
-    mask: Mask,
-    params: Params,
-    grads: Params | None,
-    *,
-    balance: float = 0.5,
-    share: Literal["leaf", "network"] = "leaf",
-    scope: Any = None,
-) -> jax.Array:
-    r"""How much of the weights and of the accumulated gradient a mask keeps.
-
-    Args:
-      mask: a mask.
-      params: weights w at the end of the scoring window.
-      grads: the gradient summed over it (or the sum of its magnitudes), same structure;
-        may be None where `balance` is 1.
-      balance: $\lambda$ in [0, 1]: 1 for the magnitude of weights alone, 0 for that of
-        gradients alone.
-      share: "leaf" rates each leaf by itself, "network" all together: the sums of all
-        leaves, divided once.
-      scope: see `masks.unstructured`.
-
-    Returns:
-      Numbers in [0, 1], `[leaves in scope]`, or 0-d for the network. A sum that is 0 (a
-      leaf without gradient) contributes 0.
-
-    Raises:
-      ValueError: `balance` outside [0, 1], another `share`, trees of another structure.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from jprune import at_init
-      >>> w, a = jnp.array([[1.0, -2, 3, -4]]), jnp.array([[4.0, 0, 0, -4]])
-      >>> mask = jnp.array([[True, False, False, True]])
-      >>> at_init.fitness(mask, w, a)
-      Array([0.75], dtype=float32)
-    """
-    _require_settings(balance, grads)
-    scope = masks.resolve_scope(scope, params)
-    trees = [(balance, params)] + [(1 - balance, grads)] * (balance < 1)
-    total = jnp.zeros(())
-    for weight, tree in trees:
-        require_same_structure("grads" if tree is grads else "params", tree, params)
-        total = total + weight * _kept_share(mask, tree, share, scope)
-    return total
 
 
 def k_starts(
@@ -143,7 +45,7 @@ def k_starts(
     sparsity: Any,
     *,
     k: int | jax.Array = 16,
-    balance: float = 0.5,
+    balance: Any = 0.5,
     share: Share = "leaf",
     pattern: Pattern = ELEMENT,
     within: Mask | None = None,
@@ -188,7 +90,7 @@ def k_starts(
     References:
       Haroon, arXiv 2209.02201, abstract; the formulas are `[inferred]`.
     """
-    _require_settings(balance, grads)
+    require_balance(balance, grads)
     scope = masks.resolve_scope(scope, params)
     contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
     starts = _starts(k)
@@ -208,7 +110,7 @@ def better_half(
     sparsity: Any,
     starts: jax.Array,
     *,
-    balance: float = 0.5,
+    balance: Any = 0.5,
     share: Literal["leaf", "network"] = "leaf",
     pattern: Pattern = ELEMENT,
     within: Mask | None = None,
@@ -241,7 +143,7 @@ def better_half(
     Raises:
       ValueError: as `k_starts`; `share="channel"`.
     """
-    _require_settings(balance, grads)
+    require_balance(balance, grads)
     scope = masks.resolve_scope(scope, params)
     contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
     rated, starts = contest.rate(params, grads, _starts(starts))
@@ -262,26 +164,14 @@ class _Contest(NamedTuple):
     pattern: Pattern
     within: Mask | None
     scope: Scope
-    balance: float = 0.5
+    balance: Any = 0.5
     share: Share = "leaf"
     at_once: int | None = None
 
     def candidate(self, params: Params, start: jax.Array) -> Mask:
         """The mask of one number for all leaves, 0-d, or one for each. [leaves]"""
-        leaves, treedef = jax.tree.flatten(params)
-        taken = jax.tree.leaves(self.scope)
-        numbers = iter(jnp.broadcast_to(start, (sum(taken),)))
-        drawn = [
-            jax.random.uniform(
-                _fold(self.key, i, next(numbers)), jnp.shape(w), jnp.float32
-            )
-            if t
-            else jnp.zeros(())
-            for i, (w, t) in enumerate(zip(leaves, taken, strict=True))
-        ]
-        scores = jax.tree.unflatten(treedef, drawn)
-        how = {"within": self.within, "scope": self.scope}
-        return self.pattern(scores, sparsity=self.sparsity, **how)
+        how = {"pattern": self.pattern, "within": self.within, "scope": self.scope}
+        return random_mask(self.key, params, self.sparsity, start=start, **how)
 
     def rate(
         self, params: Params, grads: Params | None, starts: jax.Array
@@ -294,6 +184,8 @@ class _Contest(NamedTuple):
             )
         if self.at_once is not None and self.at_once < 1:
             raise value_error(f"`at_once` must be at least 1, got {self.at_once}.")
+        if grads is not None:
+            require_same_structure("grads", grads, params)
         if self.within is not None:  # what is gone counts for nobody
             params = masks.apply(self.within, params)
             grads = None if grads is None else masks.apply(self.within, grads)
@@ -342,36 +234,7 @@ class _Contest(NamedTuple):
         return jax.tree.unflatten(jax.tree.structure(params), chosen)
 
 
-def _kept_share(mask: Mask, tree: Params, share: str, scope: Scope) -> jax.Array:
-    """The share of the magnitudes of a tree that a mask keeps. [leaves] or 0-d"""
-    if share not in ("leaf", "network"):
-        raise value_error(f"`share` must be 'leaf' or 'network', got {share!r}.")
-    sizes = [jnp.abs(wide(x)) for x in masks.in_scope(tree, scope)]
-    pairs = zip(masks.in_scope(mask, scope), sizes, strict=True)
-    kept = jnp.stack([jnp.sum(jnp.where(m, a, 0)) for m, a in pairs])
-    whole = jnp.stack([jnp.sum(a) for a in sizes])
-    if share == "network":
-        kept, whole = jnp.sum(kept), jnp.sum(whole)
-    return jnp.where(whole > 0, kept / jnp.where(whole > 0, whole, 1), 0)
-
-
-def _fold(key: jax.Array, leaf: int, start: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(key, leaf), start)
-
-
 def _starts(k: int | jax.Array) -> jax.Array:
     if not jnp.ndim(k) and k < 1:
         raise value_error(f"`k` must be at least 1, got {k}.")
     return jnp.asarray(k) if jnp.ndim(k) else jnp.arange(k)
-
-
-def _require_settings(balance: float, grads: Params | None) -> None:
-    if not 0 <= balance <= 1:
-        raise value_error(
-            f"`balance` must be in [0, 1] (1: magnitude alone), got {balance}."
-        )
-    if grads is None and balance < 1:
-        raise value_error(
-            "`grads` must be the accumulated gradient unless `balance` is 1 (fitness "
-            "by magnitude alone), got None."
-        )

@@ -15,6 +15,7 @@ import pytest
 from jprune import at_init, masks, scores
 
 KEY = jax.random.key(7)
+combined = at_init.dissipating_k_starts
 W0 = jnp.array([[1.0, -2.0, 0.5, 0.0, 0.1]])
 W = jnp.array([[1.05, -2.5, 0.54, 0.02, 0.3]])
 ALL = jnp.ones((1, 5), bool)
@@ -86,9 +87,9 @@ def test_kstarts_dissipating_g8_combination():
 
 
 def test_orders_of_the_combination():
-    rules = at_init.combined(KEY, 0.9, epochs=3)
+    rules = combined(KEY, 0.9, epochs=3)
     assert len(rules) == 4
-    inside = at_init.combined(KEY, 0.96, epochs=2, order="k_starts_first", first=0.36)
+    inside = combined(KEY, 0.96, epochs=2, order="k_starts_first", first=0.36)
     params = {"kernel": jax.random.normal(KEY, (20, 10))}
     state = early(params, params, masks.full(params))
     counts = []
@@ -103,11 +104,20 @@ def test_orders_of_the_combination():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: at_init.combined(KEY, 1.0), r"`sparsity` must be in \[0, 1\)"),
-        (lambda: at_init.combined(KEY, 0.9, epochs=0), "`epochs` must be at least 1"),
-        (lambda: at_init.combined(KEY, 0.9, order="both"), "`order` must be.*'both'"),
         (
-            lambda: at_init.combined(KEY, 0.5, order="k_starts_first", first=0.5),
+            lambda: combined(KEY, 1.0),
+            r"`sparsity` must be in \[0, 1\)",
+        ),
+        (
+            lambda: combined(KEY, 0.9, epochs=0),
+            "`epochs` must be at least 1",
+        ),
+        (
+            lambda: combined(KEY, 0.9, order="both"),
+            "`order` must be.*'both'",
+        ),
+        (
+            lambda: combined(KEY, 0.5, order="k_starts_first", first=0.5),
             "`first` must be at least 0 and below `sparsity` 0.5, got 0.5",
         ),
         (
@@ -218,7 +228,7 @@ def fresh(seed):
 
 RULES = {
     "dissipating_first": (
-        at_init.combined(KEY, 0.6, epochs=2, fraction=0.15, k=6, balance=0.4),
+        combined(KEY, 0.6, epochs=2, fraction=0.15, k=6, balance=0.4),
         [
             lambda t: t.dissipate(0.15),
             lambda t: t.dissipate(0.15),
@@ -226,7 +236,7 @@ RULES = {
         ],
     ),
     "k_starts_first": (
-        at_init.combined(KEY, 0.75, epochs=2, order="k_starts_first", k=6),
+        combined(KEY, 0.75, epochs=2, order="k_starts_first", k=6),
         [
             lambda t: t.choose(0.5, 6, 0.5),
             lambda t: t.dissipate_to(1 - 0.5 * 0.5**0.5),
@@ -256,7 +266,7 @@ def test_twin(name, seed):
         flat, params, xs, ys = fresh(seed)
         rules, steps = RULES[name]
         tx = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.02, 0.9))
-        run = at_init.begin(tx, params)
+        run = at_init.begin_early(tx, params)
         twin = Twin(flat, 0.02, 0.9, 1e-2)
         same = [lambda e: e.mask] * (4 - len(rules))
         for i, rule in enumerate([*rules, *same]):
@@ -277,3 +287,25 @@ def test_twin(name, seed):
 
 def kernels(tree):
     return [np.asarray(tree[name]["kernel"]) for name in ("a", "b")]
+
+
+@pytest.mark.slow
+def test_seeds_train_side_by_side():
+    """The early phase under `jit` and `vmap` is that of each seed alone."""
+    rules = combined(KEY, 0.6, epochs=1, k=3)
+
+    def phase(params, xs, ys):
+        windows = [(xs[i], ys[i]) for i in range(2)]
+        tx = optax.sgd(0.02, 0.9)
+        return at_init.train_early(loss, tx, params, windows, rules)
+
+    runs = [fresh(seed)[1:] for seed in (0, 1)]
+    runs = [jax.tree.map(jnp.float32, run) for run in runs]
+    both = jax.jit(jax.vmap(phase))(*jax.tree.map(lambda *x: jnp.stack(x), *runs))
+    for i, run in enumerate(runs):
+        alone = jax.jit(phase)(*run)
+        together = jax.tree.map(lambda x, i=i: x[i], both)
+        jax.tree.map(np.testing.assert_array_equal, alone.mask, together.mask)
+        for a, b in zip(kernels(alone.params), kernels(together.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+            assert 0 < np.sum(a == 0) < a.size

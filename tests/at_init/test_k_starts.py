@@ -81,7 +81,7 @@ def test_kstarts_dissipating_g3_accumulation():
         np.testing.assert_array_equal(jnp.abs(state.total), [1, 1])
 
         sgd = optax.sgd(0.0)
-        early = at_init.begin(sgd, jnp.zeros(2), scope=lambda _: True)
+        early = at_init.begin_early(sgd, jnp.zeros(2), scope=lambda _: True)
         early = at_init.train_window(dot, sgd, early, steps, magnitudes=magnitudes)
         np.testing.assert_array_equal(jnp.abs(early.grads), want)
 
@@ -101,18 +101,24 @@ def test_sums_of_half_precision_gradients_are_float32():
 
 @SHARES
 def test_kstarts_dissipating_g6_one_start_is_random_pruning(share):
-    want = at_init.random_mask(KEY, TREE, 0.5)
-    for balance in (0.0, 1.0):
-        got = choose(TREE, GRADS, 0.5, 1, balance=balance, share=share)
-        jax.tree.map(np.testing.assert_array_equal, got, want)
+    @jax.jit
+    def alone(balance):
+        how = {"k": 1, "balance": balance, "share": share}
+        return at_init.k_starts(KEY, TREE["a"], GRADS["a"], 0.5, **how)
+
+    want = at_init.random_mask(KEY, TREE["a"], 0.5)
+    for balance in (0.0, 0.5, 1.0):
+        jax.tree.map(np.testing.assert_array_equal, alone(balance), want)
 
 
 @SHARES
 def test_kstarts_dissipating_g6_more_starts_are_never_less_fit(share):
+    w, g = TREE["a"], GRADS["a"]
+
     @jax.jit
     def best(starts):
-        mask = at_init.k_starts(KEY, TREE, GRADS, 0.5, k=starts, share=share)
-        return jnp.atleast_1d(at_init.fitness(mask, TREE, GRADS, share=share))
+        mask = at_init.k_starts(KEY, w, g, 0.5, k=starts, share=share)
+        return jnp.atleast_1d(at_init.fitness(mask, w, g, share=share))
 
     rated = [best(jnp.arange(16) % k) for k in (1, 2, 4, 8, 16)]
     assert np.all(np.diff(rated, axis=0) >= 0) and np.all(rated[-1] > rated[0])
@@ -121,11 +127,11 @@ def test_kstarts_dissipating_g6_more_starts_are_never_less_fit(share):
 def test_kstarts_dissipating_g7_scale():
     params, grads = jax.tree.map(lambda x: 7 * x, (TREE, GRADS))
     choose = jax.jit(lambda p, g: at_init.k_starts(KEY, p, g, 0.5, k=4))
-    mask, again = choose(TREE, GRADS), choose(params, grads)
+    mask, again = choose(TREE["a"], GRADS["a"]), choose(params["a"], grads["a"])
     jax.tree.map(np.testing.assert_array_equal, again, mask)
     np.testing.assert_allclose(
-        at_init.fitness(mask, params, grads),
-        at_init.fitness(mask, TREE, GRADS),
+        at_init.fitness(mask, params["a"], grads["a"]),
+        at_init.fitness(mask, TREE["a"], GRADS["a"]),
         rtol=1e-6,
     )
 
@@ -139,9 +145,9 @@ def test_kstarts_dissipating_g9_removed_weights_stay_zero():
     def loss(p, x):
         return jnp.mean(jnp.tanh(x @ p["kernel"] + p["bias"][None]) ** 2)
 
-    rule = at_init.fittest(KEY, 0.7, k=8)
+    rule = at_init.fittest(KEY, 0.7, k=2)
     early = at_init.train_early(loss, tx, params, [data[:8]], [rule])
-    dense = at_init.train_window(loss, tx, at_init.begin(tx, params), data[:8])
+    dense = at_init.train_window(loss, tx, at_init.begin_early(tx, params), data[:8])
     kept = np.asarray(early.mask["kernel"])
     assert kept.sum() == 9
     # Nothing is rewound: what is kept has its trained value.
@@ -182,15 +188,27 @@ def test_the_fittest_is_chosen(share):
     rated = brute_force(range(5), share, 0.3)
     how = {"balance": 0.3, "share": share}
     got = choose(TREE, GRADS, 0.5, 5, **how)
-    few = choose(TREE, GRADS, 0.5, 5, at_once=2, **how)
     best = np.broadcast_to(np.argmax(rated, axis=0), 2)
     for name, j in zip("ab", best, strict=True):
         want = at_init.random_mask(KEY, TREE, 0.5, start=int(j))[name]["kernel"]
         np.testing.assert_array_equal(got[name]["kernel"], want)
-        np.testing.assert_array_equal(few[name]["kernel"], want)
 
 
-@SHARES
+def test_two_of_three_stay_in_play():
+    how = {"balance": 0.3, "share": "network"}
+    starts = jax.jit(lambda s: at_init.better_half(KEY, W, ACC, 0.5, s, **how))
+    rated = [
+        float(at_init.fitness(at_init.random_mask(KEY, W, 0.5, start=j), W, ACC)[0])
+        for j in (5, 2, 7)
+    ]
+    worst = int(np.argmin(rated))
+    assert len(set(rated)) == 3
+    left = [j for i, j in enumerate((5, 2, 7)) if i != worst]
+    assert starts(jnp.array([5, 2, 7])).tolist() == left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", ["leaf", "network"])
 def test_a_tournament_discards_the_worse_half(share):
     """On one window's numbers it ends where the choice at once does."""
     rated = brute_force(range(4), share, 0.3)
@@ -202,8 +220,16 @@ def test_a_tournament_discards_the_worse_half(share):
         want = np.sort(np.argsort(-rated, axis=0, kind="stable")[:left], axis=0)
         np.testing.assert_array_equal(starts, want if share == "leaf" else want[:, 0])
     last = choose(TREE, GRADS, 0.5, starts, **how)
-    at_once = choose(TREE, GRADS, 0.5, 4, **how)
-    jax.tree.map(np.testing.assert_array_equal, last, at_once)
+    for name, j in zip("ab", np.broadcast_to(np.asarray(starts)[0], 2), strict=True):
+        want = at_init.random_mask(KEY, TREE, 0.5, start=int(j))[name]["kernel"]
+        np.testing.assert_array_equal(last[name]["kernel"], want)
+
+
+@pytest.mark.slow
+def test_a_few_at_once_choose_alike():
+    all_at_once = choose(TREE, GRADS, 0.5, 5)
+    few = choose(TREE, GRADS, 0.5, 5, at_once=2)
+    jax.tree.map(np.testing.assert_array_equal, few, all_at_once)
 
 
 def test_equal_candidates_leave_the_first():
@@ -215,22 +241,27 @@ def test_equal_candidates_leave_the_first():
 
 
 def test_small_units_gain_more_than_large_ones():
-    w = jnp.abs(jax.random.normal(jax.random.key(3), (64, 50)))
+    w = jnp.abs(jax.random.normal(jax.random.key(3), (64, 12)))
     gain = {}
     for share in ("leaf", "channel"):
         mask = choose(w, None, 0.9, 16, balance=1.0, share=share)
-        np.testing.assert_array_equal(np.sum(mask), 320 if share == "leaf" else 300)
+        np.testing.assert_array_equal(np.sum(mask), 77 if share == "leaf" else 72)
         kept = float(jnp.sum(jnp.where(mask, w, 0)) / jnp.sum(w))
         gain[share] = kept / (float(jnp.sum(mask)) / w.size) - 1
-    # sqrt(2 ln k (1-d)/(d N)) cv with cv = 0.76: 9 % of a leaf, 66 % of 64 weights.
-    assert 0.02 < gain["leaf"] < 0.14 and 0.4 < gain["channel"] < 0.9
+    # sqrt(2 ln k (1-d)/(d N)) cv with cv = 0.76: 19 % of a leaf, 66 % of 64 weights.
+    assert 0.05 < gain["leaf"] < 0.3 and 0.4 < gain["channel"] < 0.9
 
 
-def test_channels_and_blocks_go_whole():
+def test_channels_go_whole():
     params = {"kernel": jax.random.normal(KEY, (8, 12))}
     got = choose(params, None, 0.5, 4, pattern=masks.channels, balance=1.0)
     columns = np.asarray(got["kernel"])
     assert np.all(columns == columns[0]) and columns[0].sum() == 6
+
+
+@pytest.mark.slow
+def test_blocks_go_whole():
+    params = {"kernel": jax.random.normal(KEY, (8, 12))}
     tiles = partial(masks.blocks, block=(4, 4))
     got = choose(params, None, 0.5, 4, pattern=tiles, balance=1.0)
     blocks = np.asarray(got["kernel"]).reshape(2, 4, 3, 4)

@@ -1,0 +1,85 @@
+"""The fitness of a mask: the share it keeps of weights and accumulated gradients."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jprune import masks
+from jprune._dtypes import wide
+from jprune._errors import value_error
+from jprune._tree import require_same_structure
+from jprune._typing import Mask, Params, Scope
+
+
+def fitness(
+    mask: Mask,
+    params: Params,
+    grads: Params | None,
+    *,
+    balance: Any = 0.5,
+    share: Literal["leaf", "network"] = "leaf",
+    scope: Any = None,
+) -> jax.Array:
+    r"""How much of the weights and of the accumulated gradient a mask keeps.
+
+    Args:
+      mask: a mask.
+      params: weights w at the end of the scoring window.
+      grads: the gradient summed over it (or the sum of its magnitudes), same structure;
+        may be None where `balance` is 1.
+      balance: $\lambda$ in [0, 1]: 1 for the magnitude of weights alone, 0 for that of
+        gradients alone; may be traced.
+      share: "leaf" rates each leaf by itself, "network" all together: the sums of all
+        leaves, divided once.
+      scope: see `masks.unstructured`.
+
+    Returns:
+      Numbers in [0, 1], `[leaves in scope]`, or 0-d for the network. A sum that is 0 (a
+      leaf without gradient) contributes 0.
+
+    Raises:
+      ValueError: `balance` outside [0, 1], another `share`, trees of another structure.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import at_init
+      >>> w, a = jnp.array([[1.0, -2, 3, -4]]), jnp.array([[4.0, 0, 0, -4]])
+      >>> mask = jnp.array([[True, False, False, True]])
+      >>> at_init.fitness(mask, w, a)
+      Array([0.75], dtype=float32)
+    """
+    require_balance(balance, grads)
+    scope = masks.resolve_scope(scope, params)
+    by_size = balance * _kept_share(mask, params, share, scope)
+    if grads is None:
+        return by_size
+    require_same_structure("grads", grads, params)
+    return by_size + (1 - balance) * _kept_share(mask, grads, share, scope)
+
+
+def _kept_share(mask: Mask, tree: Params, share: str, scope: Scope) -> jax.Array:
+    """The share of the magnitudes of a tree that a mask keeps. [leaves] or 0-d"""
+    if share not in ("leaf", "network"):
+        raise value_error(f"`share` must be 'leaf' or 'network', got {share!r}.")
+    sizes = [jnp.abs(wide(x)) for x in masks.in_scope(tree, scope)]
+    pairs = zip(masks.in_scope(mask, scope), sizes, strict=True)
+    kept = jnp.stack([jnp.sum(jnp.where(m, a, 0)) for m, a in pairs])
+    whole = jnp.stack([jnp.sum(a) for a in sizes])
+    if share == "network":
+        kept, whole = jnp.sum(kept), jnp.sum(whole)
+    return jnp.where(whole > 0, kept / jnp.where(whole > 0, whole, 1), 0)
+
+
+def require_balance(balance: Any, grads: Params | None) -> None:
+    """Raises unless balance and gradient go together."""
+    traced = masks.is_traced(balance)
+    if not traced and not 0 <= balance <= 1:
+        raise value_error(
+            f"`balance` must be in [0, 1] (1: magnitude alone), got {balance}."
+        )
+    if grads is None and (traced or balance < 1):
+        raise value_error(
+            "`grads` must be the accumulated gradient unless `balance` is 1 (fitness "
+            "by magnitude alone), got None."
+        )
