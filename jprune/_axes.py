@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune._errors import value_error
 from jprune._tree import leaf_name
@@ -83,7 +83,13 @@ def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     if all(spec[axis] is None for axis in axes):
         return x
     kept = [None if axis in axes else name for axis, name in enumerate(spec)]
-    return jax.sharding.reshard(x, PartitionSpec(*kept))
+    return jax.sharding.reshard(x, NamedSharding(mesh_of(x), PartitionSpec(*kept)))
+
+
+def mesh_of(x: jax.Array) -> Any:
+    """The mesh of an array that lies on one, whether or not a mesh is set around."""
+    sharding = getattr(x, "sharding", None)  # traced arrays have it in their type
+    return (sharding or jax.typeof(x).sharding).mesh
 
 
 def placed_as(x: jax.Array, like: jax.Array) -> jax.Array:

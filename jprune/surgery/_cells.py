@@ -32,9 +32,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, reshard
+from jax.sharding import AxisType, NamedSharding, reshard
 
-from jprune._axes import whole_along
+from jprune._axes import mesh_of, whole_along
 from jprune._errors import value_error
 from jprune.surgery._layout import Layout
 
@@ -305,7 +305,9 @@ def take(array: Any, positions: np.ndarray, axis: int) -> Any:
     out = _take(whole_along(array, [axis]), positions, axis)
     if positions.size % pieces(sharding, axis):
         return out
-    return out if not any(sharding.spec) else reshard(out, sharding.spec)
+    if not any(sharding.spec):
+        return out
+    return reshard(out, NamedSharding(mesh_of(array), sharding.spec))
 
 
 def pieces(sharding: Any, axis: int) -> int:

@@ -108,3 +108,19 @@ def test_explicit_mesh_uneven():
             small(plan.pack(params), x)
         with pytest.raises(ValueError, match=r"3 of 8 .* round_to=2"):
             small(plan.pack(params), x)
+
+
+def test_explicit_mesh_without_a_context():
+    mesh = mesh_of(AxisType.Explicit)
+    params, x = placed(mesh)
+    whole_on = NamedSharding(mesh, P())
+
+    def fn(p: Any, x: Any) -> Any:
+        w, v = (jax.sharding.reshard(p[k], whole_on) for k in "wv")
+        return jax.nn.relu(x @ w) @ v
+
+    deps = surgery.groups(fn)(params, x)
+    for kept in KEPT:
+        plan = surgery.plan_from_keep(deps, {"w:1": kept})
+        got = surgery.shrink(fn, plan)(plan.pack(params), x)
+        np.testing.assert_allclose(got, fn(plan.zero(params), x), rtol=1e-5, atol=1e-6)
