@@ -10,6 +10,18 @@ The first kernel has one input channel and stays dense; the others, 76,928 weigh
 77,072, are N:M exactly: each network is packed into values and indices
 (`compress.pack_n_of_m` refuses anything else) and its bytes are those of the table.
 
+Found, seed 0 (dense 99.72 %):
+
+    pair  bytes  one-shot  at once  in stages  SR-STE 2e-4, 2e-3, 2e-2    STE
+    2:4   17/32     96.94    99.44      99.44      98.33, 98.89, 98.33  99.17
+    1:4   17/64     90.28    98.61      98.89      98.89, 99.17, 98.89  98.61
+
+(One-shot has its statistics recalibrated and is not trained; the bytes are those of the
+packed kernels against dense float32.) Removal in stages does as well as claimed, and
+SR-STE is above STE at 1:4. At 2:4 it is not, at any of three strengths, and at 98.33 %
+it misses the dense network by 1.39 points, not one. These are differences of one to
+three images of 360 and of one seed, in 440 steps where the paper has 120 epochs.
+
 Command: `python -m experiments.train digits_nm`.
 """
 
