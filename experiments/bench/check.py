@@ -66,6 +66,8 @@ BOUNDS: tuple[Bound, ...] = (
     _step("swd", 3, "times the dense update, exact threshold at every step"),
     _step("gsm", 3, "times the dense update, exact threshold at every step"),
     _step("gradual", 2, "a step that does not rank only carries and applies its mask"),
+    _step("trp, truncated by the loop", 1.4, "only adds the sub-gradient it holds"),
+    _step("trp", 3, "the branch wants the updates in memory, elsewhere they never are"),
     _step("keep_masked", 1.4, "only applies its mask"),
     _step("gradual, mask update", 10, "a step that ranks"),
     _step("iss-p", 3, "exact thresholds of all leaves at every step"),

@@ -25,6 +25,9 @@ import optax
 from experiments.bench.timing import in_turns, machine
 from jprune import masks, transforms
 
+SLOW = ("trp, truncation",)
+"""Rows of which a few rounds must do."""
+
 FAR = 2**30
 """A period or an end that the timed steps never reach."""
 
@@ -97,6 +100,11 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         )
         return optax.chain(sgd(), last)
 
+    def trp(every: int, by_loop: bool = False) -> optax.GradientTransformation:
+        return transforms.trp(
+            lr, every=every, scope=wide_convolutions, weight_decay=mu, by_loop=by_loop
+        )
+
     def decayed(every: int) -> optax.GradientTransformation:
         return optax.chain(
             transforms.add_growing_decay(1e-4, 0.9, every=every, limit=1e9), sgd()
@@ -118,12 +126,24 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "keep_masked": optax.chain(
             sgd(), transforms.keep_masked(lambda p: masks.unstructured(p, 0.9))
         ),
+        "trp": trp(FAR),
+        "trp, truncated by the loop": trp(FAR, by_loop=True),
+        "trp, truncation": trp(1),
         "iss-p": optax.chain(sgd(), transforms.shrink_softly(0.9, end=FAR)),
         "iss-r": decayed(FAR),
         "iss-r, mask update": decayed(1),
         "2:4 in stages": optax.chain(sgd(), staged),
         "sr-ste": transforms.sr_ste(lr, 2, 4, scope=fours),
     }
+
+
+def wide_convolutions(params: Any) -> Any:
+    """The kernels that TRP truncates: larger than 1 x 1, all but the first."""
+
+    def taken(path: str, leaf: Any) -> bool:
+        return leaf.ndim == 4 and leaf.shape[0] > 1 and not path.startswith("stem")
+
+    return masks.prunable(params, include=taken)
 
 
 def measure(depth: int, repeats: int) -> dict[str, Any]:
@@ -135,13 +155,17 @@ def measure(depth: int, repeats: int) -> dict[str, Any]:
         start = time.perf_counter()
         steps[name] = _stepper(tx, shapes)
         compile_seconds[name] = time.perf_counter() - start
-    times = in_turns(steps, repeats)
+    times = in_turns({n: s for n, s in steps.items() if n not in SLOW}, repeats)
+    dense = dict.fromkeys(times, times["dense"])
+    slow = in_turns({n: steps[n] for n in ("dense", *SLOW)}, 3)
+    times |= {n: slow[n] for n in SLOW}
+    dense |= dict.fromkeys(SLOW, slow["dense"])
     return {
         "parameters": sum(int(np.prod(s)) for s in shapes.values()),
         "milliseconds": {n: 1e3 * float(np.median(t)) for n, t in times.items()},
         "first call, seconds": compile_seconds,
         # Times of one round were taken side by side; their ratios are compared.
-        "rows": {n: float(np.median(t / times["dense"])) for n, t in times.items()},
+        "rows": {n: float(np.median(t / dense[n])) for n, t in times.items()},
     }
 
 

@@ -288,6 +288,28 @@ def test_last_in_a_chain_it_is_the_wrapper():
     chex.assert_trees_all_equal(a, b)
 
 
+def test_truncated_by_the_loop_it_is_the_same_run():
+    with jax.enable_x64(True):
+        params = {"kernel": jnp.asarray(np.random.default_rng(6).normal(size=(8, 6)))}
+        gradient = lambda p, t: jax.tree.map(lambda w: jnp.sin(w + t), p)  # noqa: E731
+        start = transforms.truncate(params, energy=0.8).params
+        chained = transforms.trp(0.1, energy=0.8, every=3, nuclear=0.1)
+        want, states = path_of(chained, start, 8, gradient)
+        tx = transforms.trp(0.1, energy=0.8, every=3, nuclear=0.1, by_loop=True)
+        state, update = tx.init(params), jax.jit(tx.update)
+        for t in range(8):
+            if t % 3 == 0:
+                cut = transforms.truncate(params, energy=0.8)
+                params = cut.params
+                state = optax.tree.set(
+                    state, ranks=cut.ranks, directions=cut.directions
+                )
+            chex.assert_trees_all_close(params, want[t], rtol=1e-9, atol=1e-11)
+            updates, state = update(gradient(params, t), state, params)
+            params = optax.apply_updates(params, updates)
+        assert int(state.ranks["kernel"]) == int(states[-1].ranks["kernel"])
+
+
 def test_the_first_direction_ignores_rounding_noise():
     """From truncated parameters the direction is that of their rank, not U V^T."""
     params = {"kernel": jnp.asarray(np.random.default_rng(7).normal(size=(9, 7)))}
@@ -336,5 +358,9 @@ def test_errors():
         transforms.truncate_rank(0.5, every=10, total_steps=9)
     with pytest.raises(ValueError, match="give the optimizer as `inner`"):
         transforms.truncate_rank(0.5, nuclear=0.1)
+    with pytest.raises(ValueError, match=r"no `total_steps` \(got 9\)"):
+        transforms.trp(0.1, every=3, total_steps=9, by_loop=True)
+    with pytest.raises(ValueError, match="nothing left to do"):
+        transforms.trp(0.1, nuclear=None, by_loop=True)
     with pytest.raises(ValueError, match="`nuclear` must not be negative"):
         transforms.trp(0.1, nuclear=-1.0)
