@@ -14,6 +14,7 @@ A matrix $(I, O)$ has one unfolding, whichever is asked for.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -127,8 +128,19 @@ def spectrum(kernel: jax.Array, unfolding: Unfolding) -> Spectrum:
     kernel = wide(whole_along(kernel, range(kernel.ndim)))
     _, rows, columns = unfolding.sizes(kernel.shape)
     outer = [kernel.shape[a] for a in unfolding.each]
-    matrices = kernel.transpose(unfolding.order).reshape(*outer, rows, columns)
-    return Spectrum(*jnp.linalg.svd(matrices, full_matrices=False))
+    matrices = kernel.transpose(unfolding.order).reshape(-1, rows, columns)
+    if not outer:
+        return Spectrum(*_svd(matrices[0]))
+    # jaxlib's CPU kernel hands the matrices of a batch to the pool of threads that it
+    # runs in and waits: two batches at once on two threads wait forever. One by one.
+    parts = jax.lax.platform_dependent(
+        matrices, cpu=partial(jax.lax.map, _svd), default=_svd
+    )
+    return Spectrum(*(x.reshape(*outer, *x.shape[1:]) for x in parts))
+
+
+def _svd(matrices: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(jnp.linalg.svd(matrices, full_matrices=False))
 
 
 def places(s: jax.Array) -> jax.Array:

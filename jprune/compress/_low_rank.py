@@ -31,7 +31,7 @@ import numpy as np
 
 from jprune._errors import listing, value_error
 from jprune._jaxpr import _compat
-from jprune._jaxpr._trace import is_array, trace
+from jprune._jaxpr._trace import flatten_call, is_array, trace
 from jprune._tree import (
     KeyTuple,
     named_leaves,
@@ -283,8 +283,8 @@ def _compare(
     tolerance: float | None,
 ) -> None:
     """Raises unless the outputs are those of the truncated kernels."""
-    expected = jax.jit(fn)(truncated, *args)
-    found = jax.jit(result.fn)(result.params, *args)
+    expected = _jitted(fn, truncated, args)
+    found = _jitted(result.fn, result.params, args)
     if tolerance is None:
         pairs = [
             pair.first.dtype
@@ -301,3 +301,14 @@ def _compare(
             f"(`tolerance` {tolerance:.1e}): rounding, if the precision is low. Give a "
             "`tolerance` that you accept."
         )
+
+
+def _jitted(fn: Callable[..., Any], params: PyTree, args: tuple) -> Any:
+    """`fn(params, *args)`, compiled; leaves that are no arrays stay as they are."""
+    flat = flatten_call(params, args, {})
+
+    def run(arrays: list[Any]) -> Any:
+        call, _ = flat.rebuild(arrays)
+        return fn(*call)
+
+    return jax.jit(run)(flat.arrays)

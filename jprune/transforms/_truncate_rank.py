@@ -80,9 +80,8 @@ def truncate_rank(
         state = optax.tree.set(state, ranks=cut.ranks, directions=cut.directions)
 
     An SVD needs the whole of a sharded kernel: it is gathered, and the result is
-    sharded as before.
-    Moments of an adaptive optimizer are left as they are, as in the authors' code.
-    `check` looks for zeros, and has nothing to say about ranks.
+    sharded as before. Moments of an adaptive optimizer are left as they are, as in the
+    authors' code. `check` looks for zeros, and has nothing to say about ranks.
 
     Args:
       energy: e, the share of the squared singular values to keep, in (0, 1].

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -337,7 +338,7 @@ def test_factors_train_and_shrink_on(network):
     close(small, fn(plan.zero(params), x))
 
 
-def test_haiku_and_tuples():
+def test_haiku_equinox_and_tuples():
     x = drawn(1, 3, 8)
     net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([8, 8, 4])(x)))
     params = net.init(jax.random.key(0), x)
@@ -347,6 +348,9 @@ def test_haiku_and_tuples():
     check(lambda p, x: x @ p[0] @ p[1], (drawn(0, 8, 8), drawn(2, 8, 3)), "0", 2, x,
           how=plain)  # fmt: skip
     check(lambda p, x: x @ p, drawn(0, 8, 8), "", 2, x, how=plain)
+    model = eqx.nn.MLP(8, 4, 8, 2, key=jax.random.key(0), dtype=jnp.float64)
+    thin = compress.low_rank(lambda m, x: m(x), model, {"layers/1/weight": 2}, x[0])
+    assert thin.fn(thin.params, x[0]).shape == (4,) and thin.ranks
 
 
 def test_ranks_of_a_trained_state():
