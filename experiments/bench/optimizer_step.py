@@ -100,9 +100,9 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         )
         return optax.chain(sgd(), last)
 
-    def trp(every: int, by_loop: bool = False) -> optax.GradientTransformation:
+    def trp(every: int, **settings: Any) -> optax.GradientTransformation:
         return transforms.trp(
-            lr, every=every, scope=wide_convolutions, weight_decay=mu, by_loop=by_loop
+            lr, every=every, scope=wide_convolutions, weight_decay=mu, **settings
         )
 
     def decayed(every: int) -> optax.GradientTransformation:
@@ -128,6 +128,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         ),
         "trp": trp(FAR),
         "trp, truncated by the loop": trp(FAR, by_loop=True),
+        "trp, truncation": trp(1, nuclear=None),
         "trp, truncation": trp(1),
         "iss-p": optax.chain(sgd(), transforms.shrink_softly(0.9, end=FAR)),
         "iss-r": decayed(FAR),
