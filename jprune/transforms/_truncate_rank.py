@@ -131,23 +131,8 @@ def truncate_rank(
 
     def init(params: Params) -> TruncateRankState:
         leaves = Leaves(params, scope, kind)
-        ranks = [
-            jnp.zeros([w.shape[a] for a in u.each], jnp.int32)
-            for w, u in zip(leaves.taken(params), leaves.unfoldings, strict=True)
-        ]
-        directions: PyTree = ()
-        if nuclear is not None:
-            cuts = [
-                cut(w, u, partial(_above_noise, like=w))
-                for w, u in zip(leaves.taken(params), leaves.unfoldings, strict=True)
-            ]
-            directions = leaves.truncated(params, cuts).directions
-        return TruncateRankState(
-            jnp.int32(0),
-            leaves.filled(params, ranks, jnp.int32(0)),
-            directions,
-            around.init(params),
-        )
+        ranks, directions = _before_any(leaves, params, nuclear is not None)
+        return TruncateRankState(jnp.int32(0), ranks, directions, around.init(params))
 
     def update(
         updates: PyTree, state: TruncateRankState, params: Params = None, **extra: Any
@@ -165,15 +150,26 @@ def truncate_rank(
         if by_loop:
             return updates, state._replace(count=count, inner=following)
         due = count % every == 0
-        last = jnp.array(False)
-        if total_steps is not None:
-            last = count >= total_steps
+        last = jnp.array(False) if total_steps is None else count >= total_steps
         moved, ranks, directions = _projected(
             leaves, updates, state, params, rule, due | last, last
         )
         return moved, TruncateRankState(count, ranks, directions, following)
 
     return transformation(init, update)
+
+
+def _before_any(
+    leaves: Leaves, params: Params, directed: bool
+) -> tuple[PyTree, PyTree]:
+    """Ranks 0, and the directions of the parameters at their numerical rank."""
+    pairs = list(zip(leaves.taken(params), leaves.unfoldings, strict=True))
+    ranks = [jnp.zeros([w.shape[a] for a in u.each], jnp.int32) for w, u in pairs]
+    directions: PyTree = ()
+    if directed:
+        cuts = [cut(w, u, partial(_above_noise, like=w)) for w, u in pairs]
+        directions = leaves.truncated(params, cuts).directions
+    return leaves.filled(params, ranks, jnp.int32(0)), directions
 
 
 def _above_noise(s: jax.Array, like: jax.Array) -> jax.Array:
