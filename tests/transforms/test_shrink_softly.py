@@ -9,6 +9,7 @@ import pytest
 
 from jprune import masks, transforms
 from jprune.transforms._low_set import LowSet
+from tests.masks.test_jaxprs import BIG, LIMIT, equations
 from tests.transforms.table import gradients, tree
 
 
@@ -257,6 +258,36 @@ def test_factor_may_be_a_schedule():
     tx = transforms.shrink_softly(0.5, end=9, factor=factor)
     path, _ = follow(tx, row(8.0, 4.0), still(row(8.0, 4.0), 2))
     assert [float(p["w"][0, 1]) for p in path] == [2.0, 0.5]
+
+
+def test_low_precision_leaves_no_residue():
+    params = {"w": jnp.array([[1.2345678, 0.31415927]], jnp.bfloat16)}
+    tx = transforms.shrink_softly(0.5, end=2)
+    path, _ = follow(tx, params, [row(1e-3, 2e-3)] * 4)
+    assert path[0]["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(float(path[0]["w"][0, 1]), 0.95 * 0.3162, rtol=1e-2)
+    assert [float(p["w"][0, 1]) for p in path[2:]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        transforms.shrink_softly(0.9, end=9),
+        transforms.add_growing_decay(0.1, 0.9, every=3),
+        transforms.add_pruned_decay(0.1, 2, 4),
+        transforms.prune_to_n_of_m(2, 4, begin=0, end=9),
+    ],
+    ids=["iss-p", "iss-r", "sr-ste", "stages"],
+)
+def test_no_large_sort_or_concatenation(tx):
+    state = jax.eval_shape(tx.init, BIG)
+    jaxpr = jax.make_jaxpr(tx.update)(BIG, state, BIG).jaxpr
+    sizes = [
+        max(v.aval.size for v in (*eqn.invars, *eqn.outvars))
+        for eqn in equations(jaxpr)
+        if eqn.primitive.name in ("sort", "top_k", "approx_top_k", "concatenate")
+    ]
+    assert max(sizes, default=0) <= LIMIT
 
 
 @pytest.mark.parametrize(
