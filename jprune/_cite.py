@@ -203,7 +203,7 @@ REFERENCES: tuple[Reference, ...] = (
     ),
     Reference(
         key="mocanu2018scalable",
-        methods=("erdos_renyi",),
+        methods=("erdos_renyi", "set", "sparse_evolutionary"),
         kind="article",
         title=(
             "Scalable training of artificial neural networks with adaptive sparse "
@@ -286,7 +286,7 @@ REFERENCES: tuple[Reference, ...] = (
     ),
     Reference(
         key="evci2020rigging",
-        methods=("erk",),
+        methods=("erk", "rigl", "drop_and_grow", "static_sparse"),
         kind="inproceedings",
         title="Rigging the Lottery: Making All Tickets Winners",
         authors=(

@@ -113,6 +113,12 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     # The axis of three channels of the first kernel does not divide.
     fours = r"^(s\d|head).*/kernel$"
     staged = transforms.prune_to_n_of_m(2, 4, begin=FAR, end=2 * FAR - 2, scope=fours)
+
+    def regrown(every: int, **how: Any) -> optax.GradientTransformation:
+        # The number of steps is never 0 modulo a period it does not reach.
+        return transforms.drop_and_grow(sgd(), 0.9, every=every, **how)
+
+    set_like: dict[str, Any] = {"grow": "random", "also_step": True}
     ranked = optax.constant_schedule(0.9)
     return {
         "dense": sgd(),
@@ -134,6 +140,11 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "iss-r, mask update": decayed(1),
         "2:4 in stages": optax.chain(sgd(), staged),
         "sr-ste": transforms.sr_ste(lr, 2, 4, scope=fours),
+        "rigl": regrown(FAR),
+        "rigl, mask update": regrown(1),
+        "set": regrown(FAR, **set_like),
+        "set, mask update": regrown(1, **set_like),
+        "static sparse": regrown(FAR, drop_fraction=0.0),
     }
 
 

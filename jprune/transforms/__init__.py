@@ -9,9 +9,10 @@ after the learning rate, and land removed weights on exactly zero: `keep_masked`
 `prune_by_weight_history`, `prune_gradually`, `prune_once`, `prune_to_n_of_m`,
 `prune_unmoved`, `shrink_softly`, `zero_in_turn`; `truncate_rank` lands kernels on low
 rank instead, and `truncate` is its pure function. *Wrappers* stand around a whole
-optimizer. Beside each method is its paper's recipe, a plain `optax.chain`: `csgd`,
-`gsm`, `issp`, `masksparsity`, `sr_ste`, `swd`, `tpp`, `trp`; `issr` joins the two ends
-of its chain.
+optimizer: `drop_and_grow`. Beside each method is its paper's recipe, made of these and
+of Optax's own: `csgd`, `gsm`, `issp`, `masksparsity`, `rigl`, `sparse_evolutionary`
+(SET), `sr_ste`, `static_sparse`, `swd`, `tpp`, `trp`; `issr` joins the two ends of its
+chain.
 
 `check` tells whether a chain is in the right order; `finish` removes after training;
 `diagnostics` gives what to log; `state_sharding` places the state on a mesh.
@@ -38,6 +39,11 @@ from jprune.transforms._decorrelation import keep_large_filters as keep_large_fi
 from jprune.transforms._decorrelation import tpp as tpp
 from jprune.transforms._decorrelation import zero_in_turn as zero_in_turn
 from jprune.transforms._diagnostics import diagnostics as diagnostics
+from jprune.transforms._drop_and_grow import DropAndGrowState as DropAndGrowState
+from jprune.transforms._drop_and_grow import drop_and_grow as drop_and_grow
+from jprune.transforms._dynamic_sparse import rigl as rigl
+from jprune.transforms._dynamic_sparse import sparse_evolutionary as sparse_evolutionary
+from jprune.transforms._dynamic_sparse import static_sparse as static_sparse
 from jprune.transforms._finish import PruneOnceState as PruneOnceState
 from jprune.transforms._finish import finish as finish
 from jprune.transforms._finish import prune_once as prune_once

@@ -19,10 +19,15 @@ def project(updates: PyTree, params: Params, mask: Mask) -> PyTree:
     """
 
     def leaf(u: jax.Array, p: jax.Array, keep: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(jnp.result_type(u), jnp.result_type(p))
-        return jnp.where(keep, jnp.asarray(u, dtype), -jnp.asarray(p, dtype))
+        return jnp.where(keep, *landing(u, p))
 
     return jax.tree.map(leaf, updates, params, mask)
+
+
+def landing(u: jax.Array, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An update and `-p`, the one that removes, both in the wider dtype of the two."""
+    dtype = jnp.promote_types(jnp.result_type(u), jnp.result_type(p))
+    return jnp.asarray(u, dtype), -jnp.asarray(p, dtype)
 
 
 def checkerboard(mask: Mask) -> Mask:

@@ -111,3 +111,14 @@ def test_recalibrated_statistics_are_means_over_the_batches(tmp_path, open_tiny)
         means.append(out.mean((0, 1, 2)))
     found = fresh["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_allclose(found, np.mean(means, 0), atol=1e-4)
+
+
+def test_a_moving_mask_keeps_its_count(trained):
+    lab, dense = trained
+    run = {**SGD, "weight_decay": 5e-4, "sparsity": (0.9,), "every": 2, "end": 1.0}
+    run |= {"label": "rigl", "grow": "gradient", "drop_fraction": 0.3}
+    (row,) = build.METHODS["dynamic_sparse"](lab, dense, **run)
+    size = masks.size(dense.params)
+    assert row.kept == row.extra["in the mask"] == size - int(0.9 * size + 0.5)
+    assert 0.9 * row.kept < row.nonzero <= row.kept  # some that grew are still 0
+    assert row.run == "rigl 90%" and 0.05 < row.extra["moved"] < 0.7

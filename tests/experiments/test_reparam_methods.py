@@ -42,6 +42,7 @@ RUNS = {
         "weight_decay": 5e-4,
     },
     "straight_through": {**SGD, "sparsity": (0.9,), "weight_decay": 5e-4},
+    "top_kast": {**SGD, "sparsity": (0.9,), "backward": 2.0, "weight_decay": 5e-4},
 }
 SLOW = {"aswl", "sls"}
 SIZE = 64 * 300 + 300 * 100 + 100 * 10
@@ -64,7 +65,7 @@ def test_rows_count_what_is_there(method, trained):
         assert row.nonzero == row.kept and row.got == 1 - row.nonzero / SIZE
         assert row.method == method and 0 <= row.after <= 1
     shares = RUNS[method].get("sparsity", ())
-    if method in ("powerprop", "straight_through"):
+    if method in ("powerprop", "straight_through", "top_kast"):
         assert [row.nonzero for row in rows] == [round(SIZE * (1 - s)) for s in shares]
     if method == "sls":
         half = (SIZE - 1000) // 2 + 1000

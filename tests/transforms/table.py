@@ -26,6 +26,7 @@ class Case(NamedTuple):
       inject: hyper-parameters `optax.inject_hyperparams` may take, with values.
       needs_params: whether `update` without `params` must raise.
       atol: of row 11; an SVD's rounding is relative to the largest value of the leaf.
+      slow: a recipe around a case that runs by default, and as long to compile.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Case(NamedTuple):
     inject: dict[str, float]
     needs_params: bool = True
     atol: float = 1e-7
+    slow: bool = False
 
 
 def half(params: Any) -> Any:
@@ -366,6 +368,53 @@ TABLE = [
         ),
         None,
         {"learning_rate": 0.1, "strength": 0.1},
+    ),
+    Case(
+        "drop_and_grow",
+        lambda sparsity=0.5, drop_fraction=0.5: transforms.drop_and_grow(
+            optax.adam(0.1), sparsity, drop_fraction=drop_fraction, every=2
+        ),
+        lambda: transforms.drop_and_grow(optax.identity(), 0.0, drop_fraction=0.0),
+        {"sparsity": 0.5, "drop_fraction": 0.5},
+    ),
+    Case(
+        "drop_and_grow-random",
+        lambda drop_fraction=0.5: transforms.drop_and_grow(
+            optax.sgd(0.1, 0.9),
+            mask=half,
+            drop_fraction=drop_fraction,
+            grow="random",
+            also_step=True,
+            every=1,
+        ),
+        lambda: transforms.drop_and_grow(
+            optax.identity(), mask=weights, grow="random", also_step=True, every=1
+        ),
+        {"drop_fraction": 0.5},
+    ),
+    Case(
+        "rigl",
+        lambda learning_rate=0.1, weight_decay=0.01: transforms.rigl(
+            learning_rate, sparsity=0.5, end=4, every=2, weight_decay=weight_decay
+        ),
+        None,
+        {"learning_rate": 0.1, "weight_decay": 0.01},
+        slow=True,
+    ),
+    Case(
+        "sparse_evolutionary",
+        lambda learning_rate=0.1: transforms.sparse_evolutionary(
+            learning_rate, sparsity=0.5, every=2
+        ),
+        None,
+        {"learning_rate": 0.1},
+        slow=True,
+    ),
+    Case(
+        "static_sparse",
+        lambda learning_rate=0.1: transforms.static_sparse(learning_rate, sparsity=0.5),
+        None,
+        {"learning_rate": 0.1},
     ),
 ]
 

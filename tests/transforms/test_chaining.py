@@ -86,3 +86,27 @@ def test_gradual_n_of_m_then_fine_tuning_under_its_mask():
     assert int(masks.count(kept_now)) == masks.size(tuned) // 2
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), pruned, tuned)
     assert all(jax.tree.leaves(moved)) and accuracy(tuned) > 0.95
+
+
+@pytest.mark.parametrize(
+    "method", ["rigl", pytest.param("set", marks=pytest.mark.slow)]
+)
+def test_a_moving_mask_under_multisteps(method):
+    """Gradients of two steps make one; the mask moves every fifth of those."""
+    settings = {"sparsity": 0.9, "every": 5, "momentum": 0.9, "key": 1}
+    if method == "rigl":
+        inner = transforms.rigl(0.2, end=100, **settings)
+    else:
+        inner = transforms.sparse_evolutionary(0.2, end=100, **settings)
+    tx = optax.MultiSteps(inner, 2)
+    first = jax.jit(tx.init)(start()).inner_opt_state.mask
+    params, state = run(tx, start())
+    mask = state.inner_opt_state.mask
+    _, want = kept(params)
+    assert int(masks.count(mask)) == want == int(state.inner_opt_state.kept.sum())
+    outside = jax.tree.map(lambda p, m: bool(np.all((p == 0) | m)), params, mask)
+    assert all(jax.tree.leaves(outside))
+    assert kept(params)[0] > 0.8 * want  # grown where nothing flows, some are still 0
+    stayed = jax.tree.map(lambda a, b: a & b, first, mask)
+    assert 0 < int(masks.count(stayed)) < want
+    assert int(state.inner_opt_state.count) == 150 and accuracy(params) > 0.85

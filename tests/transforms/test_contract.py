@@ -19,7 +19,10 @@ from jax.sharding import PartitionSpec as P
 from jprune import transforms
 from tests.transforms.table import TABLE, gradients, tree
 
-CASES = pytest.mark.parametrize("case", TABLE, ids=lambda c: c.name)
+CASES = pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] * c.slow, id=c.name) for c in TABLE],
+)
 STEPS = 4
 
 
@@ -110,6 +113,9 @@ def test_row5_params_none(case):
         "issp": "shrink_softly",
         "issr": "add_growing_decay",
         "sr_ste": "add_pruned_decay",
+        "rigl": "drop_and_grow",
+        "sparse_evolutionary": "drop_and_grow",
+        "static_sparse": "drop_and_grow",
     }.get(base, base)
     with pytest.raises(ValueError, match=named):
         jax.eval_shape(tx.update, grads, state)

@@ -1,0 +1,427 @@
+r"""Dynamic sparse training: the sparsity stands still, its positions move.
+
+A network is sparse from the first step to the last. Every so often, in each layer of n
+weights, the $k = f_t n$ smallest are dropped and k others grow at zero:
+
+$$ A = \mathrm{top}_{n-k}\, |w| \text{ within } m, \qquad
+   B = \mathrm{top}_{k}\, s \text{ outside } A, \qquad m \leftarrow A \cup B. $$
+
+*RigL* grows where the gradient of the dense parameters is largest,
+$s = |\partial L/\partial w|$: a removed weight is exactly 0 and its gradient is there
+for the asking. *SET* grows at random. With $f = 0$ the first mask, drawn at random, is
+held: *static sparse* training, the baseline of both.
+
+`drop_and_grow` is a wrapper around a whole optimizer. The optimizer inside sees the
+gradient of the sparse network alone; the wrapper sees the dense one. A weight that was
+dropped and grown again at once has never left and keeps its value and its moments.
+
+Top-KAST, the third of the family, keeps weights that its forward pass does not use, so
+that parameters and network differ: it is a reparameterization, `reparam.top_kast`.
+
+Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020 (arXiv
+1911.11134); Mocanu et al., "Scalable Training of Artificial Neural Networks with
+Adaptive Sparse Connectivity inspired by Network Science", Nature Communications 2018
+(arXiv 1707.04780).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import masks, scores, selection
+from jprune._dtypes import wide
+from jprune._errors import no_params, value_error
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
+from jprune.transforms._build import next_step, transformation
+from jprune.transforms._inner_state import renew
+from jprune.transforms._keep_masked import keep_masked
+from jprune.transforms._projection import checkerboard, landing
+
+Grow = Literal["gradient", "random"]
+_Select = Callable[..., jax.Array]
+
+
+class DropAndGrowState(NamedTuple):
+    """State of `drop_and_grow`.
+
+    Attributes:
+      count: steps taken, 0-d int32.
+      mask: what is kept now; a 0-d True for leaves out of scope.
+      grown: what of it came when the mask last moved.
+      kept: how many weights each leaf in scope keeps, [leaves] int32; it never changes.
+      key: the data of the PRNG key, uint32; step t folds t into it.
+      passes: passes over the weights the last mask took (read-only, for logs).
+      inner: state of the optimizer inside.
+    """
+
+    count: jax.Array
+    mask: Mask
+    grown: Mask
+    kept: jax.Array
+    key: jax.Array
+    passes: jax.Array
+    inner: PyTree
+
+    def probe(self) -> tuple["DropAndGrowState", Mask]:
+        """A state that holds half of what is kept; see `check`."""
+        mask = checkerboard(self.mask)
+        # Far before the first update of the mask, so that none is due.
+        return self._replace(count=jnp.full_like(self.count, -(2**30)), mask=mask), mask
+
+
+def drop_and_grow(
+    inner: optax.GradientTransformation,
+    sparsity: Any = None,
+    *,
+    mask: Mask | Callable[[Params], Mask] | None = None,
+    drop_fraction: ScalarOrSchedule = 0.3,
+    grow: Grow = "gradient",
+    also_step: bool = False,
+    every: int = 100,
+    begin: int = 1,
+    end: int | None = None,
+    scope: Any = None,
+    min_keep: int = 1,
+    key: jax.Array | int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Trains a sparse network whose mask moves (a wrapper around an optimizer).
+
+    At the steps $t$ from `begin` to before `end` that `every` divides, each leaf of n
+    kept weights drops the $\lfloor f_t n + 1/2 \rfloor$ smallest and grows as many
+    elsewhere. Grown weights start at zero with the moments that `inner.init` gives;
+    dropped ones land on exactly zero. The counts never change.
+
+    The first step makes the weights sparse, with the gradient of the dense network it
+    was given. For a sparse first gradient, make the mask first: `masks.apply` it to the
+    parameters and pass `mask=masks.from_zeros`.
+
+    Args:
+      inner: the optimizer, learning rate included. It is shown the kept weights and
+        their gradient, zeros elsewhere. What rescales updates must stand in it, not
+        behind the wrapper: a removed weight would miss zero (`check` tells).
+      sparsity: of the first mask, drawn at random: a number for every leaf, a tree, or
+        a function of the parameters, e.g. `lambda p: masks.erk(p, 0.9)`.
+      mask: the first mask instead, or a function of the parameters called by `init`. A
+        leaf whose mask is 0-d stays dense.
+      drop_fraction: f, the share of the kept weights that moves; a number, or a
+        schedule of the step such as `optax.cosine_decay_schedule(0.3, end)`. The number
+        0 holds the first mask.
+      grow: where: by the largest "gradient", or at "random".
+      also_step: False: the mask moves in place of a step (RigL): no weight follows its
+        gradient, though the moments take it in. True: it moves after one (SET).
+      every: steps between two moves.
+      begin: no mask moves before; 1 leaves out step 0.
+      end: no mask moves from this step on; None for never.
+      scope: with `sparsity`, which leaves are sparse; see `masks.unstructured`.
+      min_keep: with `sparsity`, the fewest weights any leaf keeps.
+      key: a PRNG key or a seed, for the first mask and for growing at random. Resuming
+        needs none: it is in the state.
+
+    Returns:
+      A `GradientTransformationExtraArgs`. With sparsity 0 and no drop it is `inner`.
+
+    Raises:
+      ValueError: both or neither of `sparsity` and `mask`, a `drop_fraction` outside
+        [0, 1], steps out of order, an unknown `grow`; from `init`, a target that cannot
+        be met or a mask that masks no leaf; from `update`, no `params`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jprune import masks, transforms
+      >>> params = {"w": jnp.array([[0.5, -0.1, 0.0, 0.0]])}
+      >>> tx = transforms.drop_and_grow(
+      ...     optax.sgd(0.1), mask=masks.from_zeros, drop_fraction=0.5, begin=0
+      ... )
+      >>> grads = {"w": jnp.array([[0.1, 0.2, 0.3, 0.9]])}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"]  # -0.1 goes, no step is taken
+      Array([[0.5, 0. , 0. , 0. ]], dtype=float32)
+      >>> state.mask["w"]
+      Array([[ True, False, False,  True]], dtype=bool)
+
+    References:
+      Evci et al., arXiv 1911.11134, algorithm 1. Their code truncates $f_t n$, breaks
+      ties of the weights by noise and moves the mask at step 0 too (`begin=0`); here
+      the count follows jprune's rule, ties go by position, and $f_t n$ is a product in
+      float32, which may differ by one where it lies next to a half. In their code the
+      moments of the weights that stay do not see the gradient of a move; to hold them
+      back here would cost a copy of them at every step.
+    """
+    _require(sparsity, mask, drop_fraction, grow, every, begin, end)
+    inner = optax.with_extra_args_support(inner)
+    first = _First(sparsity, mask, scope, min_keep)
+    moves = _Moves(drop_fraction, every, begin, end)
+
+    def init(params: Params) -> DropAndGrowState:
+        data = _data(key)
+        kept, zero = first.mask(params, data), jnp.int32(0)
+        none = jax.tree.map(jnp.zeros_like, kept) if jax.tree.leaves(kept) else kept
+        return DropAndGrowState(
+            zero, kept, none, _counts(kept), data, zero, inner.init(params)
+        )
+
+    def update(
+        updates: PyTree, state: DropAndGrowState, params: Params = None, **extra: Any
+    ) -> tuple[PyTree, DropAndGrowState]:
+        if params is None:
+            raise no_params("drop_and_grow")
+
+        step = functools.partial(_step, inner, updates, state, params, extra)
+
+        def move(mask: Mask) -> tuple[Mask, Mask, jax.Array]:
+            # The step is taken again rather than handed in: an update that entered the
+            # loop would have to be written to memory at every step.
+            now = params
+            if also_step:
+                now = optax.apply_updates(params, step(_kept, mask)[0])
+            return _move(mask, now, updates, moves.dropped(state), state, grow)
+
+        moved, following = jnp.array(False), state
+        if moves.ever() and jax.tree.leaves(params):
+            moved, following = _once(moves.due(state.count), move, state)
+        survives, marks = _survives(moved), (following.mask, following.grown)
+        final, after = step(survives, *marks)
+        if not also_step:
+            final = jax.tree.map(lambda u: jnp.where(moved, 0, u), final)
+        final = jax.tree.map(
+            lambda u, p, *m: survives(*landing(u, p), *m), final, params, *marks
+        )
+        return final, following._replace(count=next_step(state.count), inner=after)
+
+    return transformation(init, update)
+
+
+def _step(
+    inner: optax.GradientTransformationExtraArgs,
+    updates: PyTree,
+    state: DropAndGrowState,
+    params: Params,
+    extra: dict[str, Any],
+    select: _Select,
+    *marks: Mask,
+) -> tuple[PyTree, PyTree]:
+    """A step of the optimizer on the network that `select` leaves by the marks."""
+    grads, weights = (
+        jax.tree.map(lambda x, *m: select(x, 0, *m), tree, *marks)
+        for tree in (updates, params)
+    )
+    began = renew(inner, state.inner, weights, select, *marks)
+    return inner.update(grads, began, weights, **extra)
+
+
+class _Moves(NamedTuple):
+    """When the mask moves and how much, as given."""
+
+    fraction: Any
+    every: int
+    begin: int
+    end: int | None
+
+    def ever(self) -> bool:
+        unknown = callable(self.fraction) or masks.is_traced(self.fraction)
+        return bool(unknown or self.fraction != 0)
+
+    def due(self, t: jax.Array) -> jax.Array:
+        before_end = True if self.end is None else t < self.end
+        return (t >= self.begin) & (t % self.every == 0) & before_end
+
+    def dropped(self, state: DropAndGrowState) -> jax.Array:
+        """How many of the kept weights of each leaf are dropped now."""
+        f: Any = self.fraction
+        f = f(state.count) if callable(f) else f
+        count = jnp.floor(wide(f) * state.kept + 0.5)
+        return jnp.clip(count.astype(jnp.int32), 0, state.kept)
+
+
+def _kept(x: Any, y: Any, mask: jax.Array) -> jax.Array:
+    """`x` where a weight is kept, else `y`."""
+    return jnp.where(mask, x, jnp.asarray(y, jnp.result_type(x)))
+
+
+def _survives(moved: jax.Array) -> _Select:
+    """`_kept`, except for weights that grew in this step."""
+
+    def select(x: Any, y: Any, kept: jax.Array, grown: jax.Array) -> jax.Array:
+        # Nested, so that no mask is made of the two: it would be written to memory.
+        y = jnp.asarray(y, jnp.result_type(x))
+        return jnp.where(kept, jnp.where(grown, jnp.where(moved, y, x), x), y)
+
+    return select
+
+
+def _once(
+    due: jax.Array,
+    move: Callable[[Mask], tuple[Mask, Mask, jax.Array]],
+    state: DropAndGrowState,
+) -> tuple[jax.Array, DropAndGrowState]:
+    """Whether a move was due, and the state after it.
+
+    A loop of one round or none, where a `lax.cond` would copy the masks at every step:
+    what a loop carries stays where it is.
+    """
+
+    def body(carry: Any) -> Any:
+        return jnp.array(False), jnp.array(True), *move(carry[2])
+
+    carry = (due, jnp.array(False), state.mask, state.grown, state.passes)
+    _, moved, mask, grown, passes = jax.lax.while_loop(lambda c: c[0], body, carry)
+    return moved, state._replace(mask=mask, grown=grown, passes=passes)
+
+
+class _First(NamedTuple):
+    """The mask before the first step, as given."""
+
+    sparsity: Any
+    given: Any
+    scope: Any
+    min_keep: int
+
+    def mask(self, params: Params, key: jax.Array) -> Mask:
+        if not jax.tree.leaves(params):
+            return params
+        if self.given is not None:
+            state: Any = keep_masked(self.given).init(params)
+            return _require_masked(state.mask)
+        target = self.sparsity(params) if callable(self.sparsity) else self.sparsity
+        return masks.unstructured(
+            scores.random(_wrapped(key), params),
+            target,
+            ranking="leaf",
+            scope=masks.resolve_scope(self.scope, params),
+            min_keep=self.min_keep,
+        )
+
+
+def _move(
+    mask: Mask,
+    params: Params,
+    grads: PyTree,
+    dropped: jax.Array,
+    state: DropAndGrowState,
+    grow: Grow,
+) -> tuple[Mask, Mask, jax.Array]:
+    """The next mask of each leaf, what of it is new, and the passes this took."""
+    scope = jax.tree.map(lambda m: m.ndim > 0, mask)
+    stay = state.kept - dropped
+
+    def largest(values: Scores, count: jax.Array, within: Mask, init: Any) -> Any:
+        return masks.ranked(
+            values,
+            count,
+            ranking="leaf",
+            scope=scope,
+            min_keep=0,
+            within=within,
+            init=init,
+        )
+
+    cold = selection.cold(masks.in_scope(params, scope), ranking="leaf")
+    a, _, one = largest(params, stay, mask, cold)
+    if grow == "gradient":
+        # Magnitudes are taken by the ranking.
+        init = selection.cold(masks.in_scope(grads, scope), ranking="leaf")
+    else:
+        grads = _lots(state.key, state.count, params)
+        sizes = np.array([m.size for m in masks.in_scope(mask, scope)], np.int32)
+        init = _expected(dropped, jnp.asarray(sizes) - stay)
+    b, _, two = largest(grads, dropped, jax.tree.map(jnp.logical_not, a), init)
+    union = jax.tree.map(jnp.logical_or, a, b)
+    # What was dropped and grown again is not new.
+    new = jax.tree.map(lambda now, before: now & ~before, union, mask)
+    return union, new, jnp.maximum(one, two)
+
+
+def _lots(data: jax.Array, step: jax.Array, params: Params) -> Scores:
+    """A number in [0, 1) for every weight: its place and a key, mixed to 24 bits.
+
+    Lots need no statistics, only to differ; drawing them by `jax.random` would take
+    most of the time of a move. The key of leaf i at step t is that of the state with t,
+    then i folded in.
+    """
+    key = jax.random.fold_in(_wrapped(data), step)
+
+    def leaf(i: int, p: jax.Array) -> jax.Array:
+        first, second = jax.random.key_data(jax.random.fold_in(key, i))
+        place, stride = jnp.uint32(0), 1
+        for axis in reversed(range(p.ndim)):
+            index = jax.lax.broadcasted_iota(jnp.uint32, p.shape, axis)
+            place, stride = place + index * np.uint32(stride), stride * p.shape[axis]
+        mixed = _mix(_mix(place ^ first) + second)
+        return (mixed >> 8).astype(jnp.float32) * np.float32(2**-24)
+
+    leaves, treedef = jax.tree.flatten(params)
+    return jax.tree.unflatten(treedef, [leaf(i, p) for i, p in enumerate(leaves)])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """The finalizer of MurmurHash3: every bit of x reaches every bit."""
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _expected(k: jax.Array, n: jax.Array) -> selection.WarmStart:
+    """Where the k-th largest of n lots lies, give or take three deviations."""
+    k, n = k.astype(jnp.float32), jnp.maximum(n, 1).astype(jnp.float32)
+    at = selection.image_of(1 - k / n)
+    below = selection.image_of(jnp.maximum(1 - (k + 3 * jnp.sqrt(k)) / n, 0))
+    return selection.WarmStart(at, jnp.maximum(at - below, 1))
+
+
+def _counts(mask: Mask) -> jax.Array:
+    counts = [jnp.sum(m, dtype=jnp.int32) for m in jax.tree.leaves(mask) if m.ndim]
+    return jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32)
+
+
+def _data(key: Any) -> jax.Array:
+    """Two words from a seed, or from a key of any kind."""
+    typed = jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
+    if not typed:
+        key = jax.random.wrap_key_data(key) if jnp.ndim(key) else jax.random.key(key)
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def _wrapped(data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl="threefry2x32")
+
+
+def _require(
+    sparsity: Any,
+    mask: Any,
+    fraction: Any,
+    grow: Any,
+    every: int,
+    begin: int,
+    end: int | None,
+) -> None:
+    if (sparsity is None) == (mask is None):
+        raise value_error(
+            "Give exactly one of `sparsity` and `mask`; got "
+            f"sparsity={sparsity}, mask={mask}."
+        )
+    if grow not in ("gradient", "random"):
+        raise value_error(f"`grow` must be 'gradient' or 'random', got {grow!r}.")
+    known = not (callable(fraction) or masks.is_traced(fraction))
+    if known and not 0 <= jnp.asarray(fraction) <= 1:
+        raise value_error(
+            f"`drop_fraction` must be in [0, 1], the share of the kept weights that "
+            f"moves, got {fraction}."
+        )
+    if every < 1 or begin < 0 or (end is not None and end < begin):
+        raise value_error(
+            "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
+            f"{begin}, {end}, {every}."
+        )
+
+
+def _require_masked(mask: Mask) -> Mask:
+    if not any(m.ndim for m in jax.tree.leaves(mask)):
+        raise value_error(
+            "`mask` holds a 0-d True for every leaf: nothing would be sparse."
+        )
+    return mask

@@ -1,0 +1,213 @@
+"""RigL, SET and static sparse training: `drop_and_grow` with each paper's settings.
+
+All three are SGD with momentum and coupled decay on a network that is sparse from the
+first step to the last; they differ in whether and where removed weights grow again.
+Another optimizer: `drop_and_grow` around it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jprune import masks
+from jprune._errors import value_error
+from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
+from jprune.transforms._drop_and_grow import drop_and_grow
+
+Allocation = Callable[[Params, float, Any], PyTree]
+
+
+def rigl(
+    learning_rate: ScalarOrSchedule,
+    *,
+    sparsity: float,
+    end: int,
+    drop_fraction: float = 0.3,
+    every: int = 100,
+    begin: int = 1,
+    allocation: Allocation = masks.erk,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 1e-4,
+    scope: Any = None,
+    min_keep: int = 1,
+    key: jax.Array | int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""RigL: the smallest weights go, those with the largest gradients come.
+
+    The fraction that moves falls along
+    $f_t = \frac{\alpha}{2} (1 + \cos \frac{\pi t}{T_{end}})$. A step that moves the
+    mask is no step of the optimizer.
+
+    Args:
+      learning_rate: a number or a schedule.
+      sparsity: of the whole scope.
+      end: $T_{end}$; the last quarter of the run stands still in the paper.
+      drop_fraction: $\alpha$, the fraction at step 0.
+      every: $\Delta T$, steps between two moves.
+      begin: see `drop_and_grow`.
+      allocation: `masks.erk`, `masks.uniform`, `masks.erdos_renyi` or any function of
+        parameters, sparsity and scope to the sparsity of each leaf.
+      momentum: its coefficient.
+      nesterov: Nesterov's form of momentum.
+      weight_decay: of the scope.
+      scope: which leaves are sparse; see `masks.unstructured`. With `masks.uniform` the
+        paper leaves the first layer out.
+      min_keep: the fewest weights any leaf keeps.
+      key: a PRNG key or a seed, for the first mask.
+
+    Returns:
+      A `GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError: as `drop_and_grow` and the allocation.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import masks, transforms
+      >>> params = {"kernel": jnp.ones((20, 30)), "bias": jnp.zeros(30)}
+      >>> tx = transforms.rigl(0.1, sparsity=0.9, end=75, every=5)
+      >>> int(masks.count(tx.init(params).mask))
+      60
+
+    References:
+      Evci et al., arXiv 1911.11134, algorithm 1 and section 3; settings of the authors'
+      ImageNet script.
+    """
+    if end < 1:
+        raise value_error(f"`end` must be at least 1, got {end}.")
+    return drop_and_grow(
+        _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
+        lambda p: allocation(p, sparsity, scope),
+        drop_fraction=optax.cosine_decay_schedule(drop_fraction, end),
+        every=every,
+        begin=begin,
+        end=end,
+        scope=scope,
+        min_keep=min_keep,
+        key=key,
+    )
+
+
+def sparse_evolutionary(
+    learning_rate: ScalarOrSchedule,
+    *,
+    sparsity: float,
+    every: int,
+    drop_fraction: float = 0.3,
+    begin: int = 1,
+    end: int | None = None,
+    allocation: Allocation = masks.erdos_renyi,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    scope: Any = None,
+    min_keep: int = 1,
+    key: jax.Array | int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SET, sparse evolutionary training: the smallest weights go, any others come.
+
+    Which come is drawn at random. The mask moves after a step of the optimizer, by the
+    weights that step leaves.
+
+    Args:
+      learning_rate: a number or a schedule.
+      sparsity: of the whole scope.
+      every: steps between two moves; an epoch in the paper.
+      drop_fraction: $\zeta$, the share of the kept weights that moves.
+      begin: see `drop_and_grow`.
+      end: no mask moves from this step on; None for never.
+      allocation: see `rigl`.
+      momentum: its coefficient.
+      nesterov: Nesterov's form of momentum.
+      weight_decay: of the scope.
+      scope: which leaves are sparse; see `masks.unstructured`.
+      min_keep: the fewest weights any leaf keeps.
+      key: a PRNG key or a seed.
+
+    Returns:
+      A `GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError: as `drop_and_grow` and the allocation.
+
+    References:
+      Mocanu et al., Nature Communications 2018 (arXiv 1707.04780), figure 1 and eq.
+      (3). They drop the share $\zeta$ of the positive and of the negative weights each;
+      here of the magnitudes, as Evci et al. do.
+    """
+    return drop_and_grow(
+        _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
+        lambda p: allocation(p, sparsity, scope),
+        drop_fraction=drop_fraction,
+        grow="random",
+        also_step=True,
+        every=every,
+        begin=begin,
+        end=end,
+        scope=scope,
+        min_keep=min_keep,
+        key=key,
+    )
+
+
+def static_sparse(
+    learning_rate: ScalarOrSchedule,
+    *,
+    sparsity: float,
+    allocation: Allocation = masks.erk,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 1e-4,
+    scope: Any = None,
+    min_keep: int = 1,
+    key: jax.Array | int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """A random mask, drawn once and held: what RigL and SET must beat.
+
+    Args:
+      learning_rate: a number or a schedule.
+      sparsity: of the whole scope.
+      allocation: see `rigl`.
+      momentum: its coefficient.
+      nesterov: Nesterov's form of momentum.
+      weight_decay: of the scope.
+      scope: which leaves are sparse; see `masks.unstructured`.
+      min_keep: the fewest weights any leaf keeps.
+      key: a PRNG key or a seed.
+
+    Returns:
+      A `GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError: as `drop_and_grow` and the allocation.
+
+    References:
+      "Static" of Evci et al., arXiv 1911.11134, section 4.
+    """
+    return drop_and_grow(
+        _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
+        lambda p: allocation(p, sparsity, scope),
+        drop_fraction=0.0,
+        scope=scope,
+        min_keep=min_keep,
+        key=key,
+    )
+
+
+def _sgd(
+    learning_rate: ScalarOrSchedule,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    scope: Any,
+) -> optax.GradientTransformation:
+    def leaves(params: Params) -> Scope:
+        return masks.resolve_scope(scope, params)
+
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=leaves),
+        optax.sgd(learning_rate, momentum, nesterov),
+    )
