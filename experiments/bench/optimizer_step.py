@@ -114,11 +114,6 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     fours = r"^(s\d|head).*/kernel$"
     staged = transforms.prune_to_n_of_m(2, 4, begin=FAR, end=2 * FAR - 2, scope=fours)
 
-    def regrown(every: int, **how: Any) -> optax.GradientTransformation:
-        # The number of steps is never 0 modulo a period it does not reach.
-        return transforms.drop_and_grow(sgd(), 0.9, every=every, **how)
-
-    set_like: dict[str, Any] = {"grow": "random", "also_step": True}
     ranked = optax.constant_schedule(0.9)
     return {
         "dense": sgd(),
@@ -140,6 +135,19 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "iss-r, mask update": decayed(1),
         "2:4 in stages": optax.chain(sgd(), staged),
         "sr-ste": transforms.sr_ste(lr, 2, 4, scope=fours),
+        **moving_masks(),
+    }
+
+
+def moving_masks() -> dict[str, optax.GradientTransformation]:
+    """The rows of `drop_and_grow`."""
+
+    def regrown(every: int, **how: Any) -> optax.GradientTransformation:
+        # The number of steps is never 0 modulo a period it does not reach.
+        return transforms.drop_and_grow(sgd(), 0.9, every=every, **how)
+
+    set_like: dict[str, Any] = {"grow": "random", "also_step": True}
+    return {
         "rigl": regrown(FAR),
         "rigl, mask update": regrown(1),
         "set": regrown(FAR, **set_like),

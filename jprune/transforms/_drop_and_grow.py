@@ -407,7 +407,7 @@ def _require(
     if grow not in ("gradient", "random"):
         raise value_error(f"`grow` must be 'gradient' or 'random', got {grow!r}.")
     known = not (callable(fraction) or masks.is_traced(fraction))
-    if known and not 0 <= jnp.asarray(fraction) <= 1:
+    if known and not 0 <= np.asarray(fraction) <= 1:
         raise value_error(
             f"`drop_fraction` must be in [0, 1], the share of the kept weights that "
             f"moves, got {fraction}."
