@@ -141,12 +141,15 @@ def solve(plan: Plan, program: Program) -> dict[Atom, np.ndarray]:
             except Unsolvable as error:
                 raise value_error(
                     f"the plan does not fit the function at {'/'.join(map(str, path))} "
-                    f"axis {axis}: {error}."
+                    f"axis {axis}: {error}. Make it from the groups of this function."
                 ) from None
     try:
         return solver.solve()
     except Unsolvable as error:
-        raise value_error(f"the plan does not fit the function: {error}.") from None
+        raise value_error(
+            f"the plan does not fit the function: {error}. Make it from the groups of "
+            "this function."
+        ) from None
 
 
 class Graph:
