@@ -38,6 +38,7 @@ class Reason:
 
 
 TRIVIAL = Reason("size 1")
+SINGLE = Reason("cut into single coordinates")
 
 
 class Atom:
@@ -182,10 +183,15 @@ def same(s: Term, t: Term) -> bool:
 
 
 def why_frozen(term: Term) -> Reason:
-    """The first reason found on a term that is frozen."""
-    reasons = [a.frozen for a in leaves(term) if a.frozen]
-    real = [r for r in reasons if r is not TRIVIAL]
-    return (real or reasons or [TRIVIAL])[0]
+    """The first reason found on a term that is frozen.
+
+    A longer axis may be frozen only because it was cut into single coordinates; that is
+    a reason like any other for whatever is found to be equal to it.
+    """
+    for atom in leaves(term):
+        if atom.frozen and atom.frozen is not TRIVIAL:
+            return atom.frozen
+    return TRIVIAL if term.size <= 1 else SINGLE
 
 
 def _bind(atom: Atom, term: Term) -> None:

@@ -187,8 +187,10 @@ class Maker:
 
     def make_cond(self, width: int) -> Any:
         one, two = self.pick(*ACTS), self.pick(*ACTS)
+        # Of squares: a sum that is 0 but for rounding would decide by rounding.
+        sign = lambda h: jnp.cos(jnp.sum(h * h)) > 0  # noqa: E731
         return (
-            lambda p, h: lax.cond(h.sum() > 0, one, lambda a: two(a) - a.mean(), h),
+            lambda p, h: lax.cond(sign(h), one, lambda a: two(a) - a.mean(), h),
             width,
         )
 

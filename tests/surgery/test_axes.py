@@ -155,6 +155,17 @@ def test_frozen_spreads_through_unify():
     assert ax.why_frozen(b) == ax.Reason("said so", "sort")
 
 
+def test_an_axis_of_single_coordinates_freezes_what_equals_it():
+    """A grouped convolution splits it; the kernel's axis must not stay free."""
+    a, b, c = ax.Atom(4), ax.Atom(2), ax.Atom(4)
+    ax.cut(a, (1, 1, 1, 1))
+    _, inner = ax.split(a, (2, 2))
+    ax.unify(inner, b)
+    ax.unify(c, ax.cut(ax.product((a, ax.Atom(1))), (4,))[0])
+    assert ax.is_frozen(b) and ax.is_frozen(c)
+    assert ax.why_frozen(b) == ax.SINGLE == ax.why_frozen(a)
+
+
 def test_flatten_then_cut_keeps_the_channels():
     h, c = ax.Atom(4), ax.Atom(6)
     ax.freeze(h, ax.Reason("space"))

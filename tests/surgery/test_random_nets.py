@@ -85,7 +85,11 @@ def test_shrinking_twice_is_the_composed_plan(seed: int):
         np.testing.assert_allclose(twice, once, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("seed", range(5))
+SINGLES = 2283
+"""A roll by one, twice, before a grouped convolution: an axis of single coordinates."""
+
+
+@pytest.mark.parametrize("seed", [*range(5), SINGLES])
 def test_exact_groups_are_exact(seed: int):
     check(seed)
 
