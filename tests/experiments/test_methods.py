@@ -122,3 +122,25 @@ def test_a_moving_mask_keeps_its_count(trained):
     assert row.kept == row.extra["in the mask"] == size - int(0.9 * size + 0.5)
     assert 0.9 * row.kept < row.nonzero <= row.kept  # some that grew are still 0
     assert row.run == "rigl 90%" and 0.05 < row.extra["moved"] < 0.7
+
+
+@pytest.mark.slow
+def test_trp_ends_factorised(open_tiny, tiny, tmp_path):
+    lab = open_tiny(tmp_path, model="digits_resnet", batch=476)
+    dense = train_dense(lab, **tiny.dense)
+    shared = {"epochs": 1, "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
+    rows = build.METHODS["trp"](
+        lab,
+        dense,
+        **shared,
+        kinds=("channel", "spatial"),
+        energy=0.7,
+        every=2,
+        nuclear=3e-4,
+        stats_momentum=0.9,
+        rounds=1,
+    )
+    for row in rows:
+        assert row.changed == 0 and row.logit_change < 1e-3
+        assert row.kept == row.nonzero < masks.size(dense.params)
+        assert row.extra["flops"] < 1 and row.extra["kernels split"] == 6
