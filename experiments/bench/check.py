@@ -81,6 +81,8 @@ BOUNDS: tuple[Bound, ...] = (
     _step("set, mask update", 10, "two rankings of every leaf, and lots"),
     _step("weight history", 2, "beside the mask, one more average is read and written"),
     _step("weight history, mask update", 10, "a step that ranks"),
+    _step("grow_and_prune", 1.4, "a step that does not rank only carries its mask"),
+    _step("grow_and_prune, mask update", 10, "a step that ranks every leaf"),
     _row("one sweep / sum of magnitudes", "<=", 1.6, PASS),
     _row(
         "one sweep / one count", "<=", 0.35, "the variadic reduction is the fast form"

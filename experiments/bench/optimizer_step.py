@@ -114,6 +114,11 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     fours = r"^(s\d|head).*/kernel$"
     staged = transforms.prune_to_n_of_m(2, 4, begin=FAR, end=2 * FAR - 2, scope=fours)
 
+    def grown(period: int, steps: int) -> optax.GradientTransformation:
+        return transforms.grow_and_prune(
+            sgd(), 0.9, partitions=4, period=period, steps=steps
+        )
+
     ranked = optax.constant_schedule(0.9)
     return {
         "dense": sgd(),
@@ -124,6 +129,8 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "gradual, mask update": gradual(ranked, 0),
         "weight history": history(0.9, FAR),
         "weight history, mask update": history(ranked, 0),
+        "grow_and_prune": grown(FAR, 1),
+        "grow_and_prune, mask update": handing_over(grown(2, FAR)),
         "keep_masked": optax.chain(
             sgd(), transforms.keep_masked(lambda p: masks.unstructured(p, 0.9))
         ),
@@ -163,6 +170,15 @@ def wide_convolutions(params: Any) -> Any:
         return leaf.ndim == 4 and leaf.shape[0] > 1 and not path.startswith("stem")
 
     return masks.prunable(params, include=taken)
+
+
+def handing_over(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Every update that of a step's end: GaP ranks only at the first of each step."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return tx.update(updates, state._replace(count=jnp.int32(2)), params)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def measure(depth: int, repeats: int) -> dict[str, Any]:

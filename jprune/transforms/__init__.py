@@ -9,8 +9,9 @@ after the learning rate, and land removed weights on exactly zero: `keep_masked`
 `prune_by_weight_history`, `prune_gradually`, `prune_once`, `prune_to_n_of_m`,
 `prune_unmoved`, `shrink_softly`, `zero_in_turn`; `truncate_rank` lands kernels on low
 rank instead, and `truncate` is its pure function. *Wrappers* stand around a whole
-optimizer: `drop_and_grow`. Beside each method is its paper's recipe, made of these and
-of Optax's own: `csgd`, `gsm`, `issp`, `masksparsity`, `rigl`, `sparse_evolutionary`
+optimizer: `drop_and_grow`, `grow_and_prune`; the latter's form for several workers is
+`grow_in_parallel`. Beside each method is its paper's recipe, made of these and of
+Optax's own: `csgd`, `gap`, `gsm`, `issp`, `masksparsity`, `rigl`, `sparse_evolutionary`
 (SET), `sr_ste`, `static_sparse`, `swd`, `tpp`, `trp`; `issr` joins the two ends of its
 chain.
 
@@ -47,6 +48,14 @@ from jprune.transforms._dynamic_sparse import static_sparse as static_sparse
 from jprune.transforms._finish import PruneOnceState as PruneOnceState
 from jprune.transforms._finish import finish as finish
 from jprune.transforms._finish import prune_once as prune_once
+from jprune.transforms._grow_and_prune import GrowAndPruneState as GrowAndPruneState
+from jprune.transforms._grow_and_prune import average_density as average_density
+from jprune.transforms._grow_and_prune import gap as gap
+from jprune.transforms._grow_and_prune import grow_and_prune as grow_and_prune
+from jprune.transforms._grow_and_prune import hand_over as hand_over
+from jprune.transforms._grow_and_prune import sparse_start as sparse_start
+from jprune.transforms._grow_in_parallel import combine_grown as combine_grown
+from jprune.transforms._grow_in_parallel import grow_in_parallel as grow_in_parallel
 from jprune.transforms._growing_decay import (
     AddGrowingDecayState as AddGrowingDecayState,
 )
@@ -72,6 +81,8 @@ from jprune.transforms._n_of_m import PruneToNOfMState as PruneToNOfMState
 from jprune.transforms._n_of_m import add_pruned_decay as add_pruned_decay
 from jprune.transforms._n_of_m import prune_to_n_of_m as prune_to_n_of_m
 from jprune.transforms._n_of_m import sr_ste as sr_ste
+from jprune.transforms._partitions import split_by_path as split_by_path
+from jprune.transforms._partitions import split_evenly as split_evenly
 from jprune.transforms._prune_gradually import (
     PruneGraduallyState as PruneGraduallyState,
 )

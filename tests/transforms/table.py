@@ -84,6 +84,12 @@ SCALED = [
 """The same units as if their kernel were a norm's scale."""
 
 
+def two_parts(params: Any) -> Any:
+    """Two parts, or one where there is only one leaf to prune."""
+    parts = min(2, sum(jax.tree.leaves(masks.prunable(params))))
+    return transforms.split_evenly(params, parts)
+
+
 TABLE = [
     Case(
         "keep_masked",
@@ -415,6 +421,35 @@ TABLE = [
         lambda learning_rate=0.1: transforms.static_sparse(learning_rate, sparsity=0.5),
         None,
         {"learning_rate": 0.1},
+    ),
+    Case(
+        "grow_and_prune",
+        lambda sparsity=0.5, rate=0.5: transforms.grow_and_prune(
+            optax.adam(0.1),
+            sparsity,
+            partitions=two_parts,
+            period=2,
+            steps=2,
+            rate=rate,
+        ),
+        lambda: transforms.grow_and_prune(
+            optax.identity(), 0.0, partitions=two_parts, period=9, steps=2
+        ),
+        {"sparsity": 0.5, "rate": 0.5},
+    ),
+    Case(
+        "gap",
+        lambda learning_rate=0.1, weight_decay=0.01: transforms.gap(
+            learning_rate,
+            0.5,
+            partitions=two_parts,
+            period=2,
+            steps=1,
+            weight_decay=weight_decay,
+        ),
+        None,
+        {"learning_rate": 0.1, "weight_decay": 0.01},
+        slow=True,
     ),
 ]
 

@@ -116,6 +116,7 @@ def test_row5_params_none(case):
         "rigl": "drop_and_grow",
         "sparse_evolutionary": "drop_and_grow",
         "static_sparse": "drop_and_grow",
+        "gap": "grow_and_prune",
     }.get(base, base)
     with pytest.raises(ValueError, match=named):
         jax.eval_shape(tx.update, grads, state)
