@@ -80,6 +80,19 @@ def sgd() -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(1e-4, momentum=0.9))
 
 
+def history(sparsity: Any, begin: int) -> optax.GradientTransformation:
+    last = transforms.prune_by_weight_history(
+        sparsity, end=2 * FAR - 2, begin=begin, every=1
+    )
+    return optax.chain(sgd(), last)
+
+
+def grown(period: int, steps: int) -> optax.GradientTransformation:
+    return transforms.grow_and_prune(
+        sgd(), 0.9, partitions=4, period=period, steps=steps
+    )
+
+
 def optimizers() -> dict[str, optax.GradientTransformation]:
     """Each row's optimizer; a row is an ordinary step unless it says otherwise."""
     lr, mu = 1e-4, 5e-4
@@ -92,12 +105,6 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
 
     def gradual(sparsity: Any, begin: int) -> optax.GradientTransformation:
         last = transforms.prune_gradually(sparsity, end=2 * FAR - 2, begin=begin)
-        return optax.chain(sgd(), last)
-
-    def history(sparsity: Any, begin: int) -> optax.GradientTransformation:
-        last = transforms.prune_by_weight_history(
-            sparsity, end=2 * FAR - 2, begin=begin, every=1
-        )
         return optax.chain(sgd(), last)
 
     def trp(every: int, **settings: Any) -> optax.GradientTransformation:
@@ -113,11 +120,6 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
     # The axis of three channels of the first kernel does not divide.
     fours = r"^(s\d|head).*/kernel$"
     staged = transforms.prune_to_n_of_m(2, 4, begin=FAR, end=2 * FAR - 2, scope=fours)
-
-    def grown(period: int, steps: int) -> optax.GradientTransformation:
-        return transforms.grow_and_prune(
-            sgd(), 0.9, partitions=4, period=period, steps=steps
-        )
 
     ranked = optax.constant_schedule(0.9)
     return {
