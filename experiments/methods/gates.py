@@ -93,7 +93,13 @@ def gates(
         start = (dense.params, dense.stats)
         done = train_theta(lab, r, tx, run=run, epochs=epochs, start=start)
         done = done._replace(stats=refresh(done.params, done.stats))
-        yield _cut(lab, deps, r, done, run, tune_epochs, tune_lr, momentum)
+        free = done.theta._replace(price=np.float32(1))
+        found = {
+            "expected flops": float(jax.jit(r.penalty)(free)),
+            "price": float(done.theta.price),
+        }
+        tuning = {"epochs": tune_epochs, "lr": tune_lr, "momentum": momentum}
+        yield cut(lab, deps, done, run, "gates", tuning, found)
 
 
 def branch(group: Any) -> reparam.Branch:
@@ -107,17 +113,26 @@ def branch(group: Any) -> reparam.Branch:
     return reparam.Branch((f"{norm}/scale", f"{norm}/bias"), (group,))
 
 
-def _cut(
+def cut(
     lab: Lab,
     deps: Any,
-    r: reparam.Reparam,
     done: Exported,
     run: str,
-    epochs: int,
-    lr: float,
-    momentum: float,
+    method: str,
+    tuning: dict[str, Any],
+    extra: dict[str, float],
 ) -> Row:
-    """The compact network, checked and timed; and the gated one trained on."""
+    """The compact network, checked and timed; and the gated one trained on.
+
+    Args:
+      lab: the shared part.
+      deps: the groups.
+      done: the run whose closed gates are removed.
+      run: its label.
+      method: its name.
+      tuning: epochs, lr and momentum of the training with closed gates held at zero.
+      extra: further numbers.
+    """
     plan = surgery.plan_from_masks(deps, done.mask, at="params", allow_empty=True)
     tree = structured.variables(done.params, done.stats)
     packed = plan.pack(tree)
@@ -127,7 +142,7 @@ def _cut(
         packed,
         tree,
         run=run,
-        method="gates",
+        method=method,
         before=lab.logits(done.params, done.stats),
         seconds=done.seconds,
     )
@@ -137,24 +152,23 @@ def _cut(
     )
     if not report.ok:
         raise RuntimeError(f"the compact network differs from the gated one:\n{report}")
-    numbers = _left(r, done) | {"verified error": report.error}
+    numbers = _left(deps, plan) | {"verified error": report.error, **extra}
     numbers |= structured.measured(lab, plan, tree, packed)
-    tuned = _trained_on(lab, done, run, epochs, lr, momentum)
-    return found._replace(extra={**(found.extra or {}), **numbers, "tuned": tuned})
+    numbers["tuned"] = _trained_on(lab, done, run, **tuning)
+    return found._replace(extra={**(found.extra or {}), **numbers})
 
 
-def _left(r: reparam.Reparam, done: Exported) -> dict[str, float]:
-    """How many blocks and how many of their channels are open, and were expected to."""
-    channels, blocks = jax.device_get(reparam.open_gates(done.theta))
-    widths = [np.sum(channels[name]) * blocks[name] for name in channels]
-    free = done.theta._replace(price=np.float32(1))
+def _left(deps: Any, plan: Any) -> dict[str, float]:
+    """How many blocks, and how many channels inside them, are left."""
+    widths = []
+    for group in structured.inner(deps):
+        (ref,) = [ref for ref in group.members if ref.role == "out"]
+        widths.append(plan.keep[ref.path][ref.axis])
     return {
-        "blocks": float(sum(blocks.values())),
-        "of blocks": float(len(blocks)),
-        "channels": float(sum(widths)),
-        "of channels": float(sum(c.size for c in channels.values())),
-        "expected flops": float(jax.jit(r.penalty)(free)),
-        "price": float(done.theta.price),
+        "blocks": float(sum(w.any() for w in widths)),
+        "of blocks": float(len(widths)),
+        "channels": float(sum(w.sum() for w in widths)),
+        "of channels": float(sum(w.size for w in widths)),
     }
 
 

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from experiments import build
-from experiments.methods import gates, structured
+from experiments.methods import gates, scales, structured
 from experiments.methods.dense import train_dense
 from experiments.methods.powerprop import agreement
 from experiments.methods.reparameterized import train_theta
@@ -124,11 +124,17 @@ def test_closed_gates_leave_a_smaller_equal_network(tmp_path, open_tiny, tiny):
         "tune_epochs": 1,
         "tune_lr": 0.01,
     }
-    (row,) = gates.gates(lab, dense, **settings)
-    left = row.extra or {}
-    assert left["blocks"] < 6 and left["flops"] < 0.9
-    assert row.nonzero == row.kept < 65_488
-    assert row.changed == 0 and (row.logit_change or 0) < 1e-3
+    shared = ("epochs", "lr", "momentum", "weight_decay", "stats_momentum")
+    shared += ("tune_epochs", "tune_lr")
+    both = [
+        *gates.gates(lab, dense, **settings),
+        *scales.scales(lab, dense, price=(20.0,), **{k: settings[k] for k in shared}),
+    ]
+    for row in both:
+        left = row.extra or {}
+        assert left["blocks"] < 6 and left["flops"] < 0.9
+        assert row.nonzero == row.kept < 65_488
+        assert row.changed == 0 and (row.logit_change or 0) < 1e-3
 
 
 def test_agreement_counts_covered_weights():

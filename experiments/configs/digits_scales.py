@@ -1,0 +1,61 @@
+"""Shrinking scales on digits: gates without noise, closed by a proximal step.
+
+Claim (ours, as in `digits_gates`): with a price on norm scales and on one factor for
+each block, training closes channels and whole blocks by itself; the compact network
+equals the gated one, and is faster.
+
+Command: `python -m experiments.train digits_scales`.
+"""
+
+from experiments.config import Claim, Config
+
+
+def get_config() -> Config:
+    """The settings; data, network and dense run are those of `digits_gates`."""
+    return Config(
+        data="digits",
+        model="digits_resnet14",
+        batch=64,
+        dense={"epochs": 20, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+        runs={
+            "scales": {
+                "method": "scales",
+                "price": (0.1, 0.3, 1.0),
+                "epochs": 30,
+                "lr": 0.05,
+                "momentum": 0.9,
+                "weight_decay": 5e-4,
+                "stats_momentum": 0.9,
+                "tune_epochs": 5,
+                "tune_lr": 0.02,
+            },
+        },
+        claims=CLAIMS,
+    )
+
+
+ALL = ("scales 0.1", "scales 0.3", "scales 1")
+
+CLAIMS = (
+    Claim(
+        "removing what is closed changes no prediction and no logit by 0.001",
+        ALL,
+        lambda *rows: all(r.changed == 0 and r.logit_change < 1e-3 for r in rows),
+    ),
+    Claim(
+        "at a price of 0.3 at least two of the six blocks are gone, and the compact "
+        "network is at least 1.5 times faster, measured",
+        ("scales 0.3",),
+        lambda row: row.extra["blocks"] <= 4 and row.extra["dense over compact"] >= 1.5,
+    ),
+    Claim(
+        "a higher price leaves fewer FLOPs",
+        ALL,
+        lambda a, b, c: a.extra["flops"] > b.extra["flops"] > c.extra["flops"],
+    ),
+    Claim(
+        "tuned, each is within a point of the dense network",
+        ("dense", *ALL),
+        lambda dense, *rows: all(r.extra["tuned"] >= dense.after - 0.01 for r in rows),
+    ),
+)
