@@ -28,11 +28,12 @@ def equations(jaxpr):
         lambda p: masks.unstructured(p, 0.9),
         lambda p: masks.unstructured(p, SHARES),
         lambda p: masks.unstructured(p, 0.9, within=masks.from_zeros(p), min_keep=9),
+        lambda p: masks.above(p, 0.5, within=masks.from_zeros(p), min_keep=None),
         lambda p: masks.n_of_m(p, 2, 4),
         lambda p: masks.channels(p, 0.5),
         lambda p: masks.blocks(p, (4, 4), 0.5, ranking="global"),
     ],
-    ids=["global", "leaf", "within", "n_of_m", "channels", "blocks"],
+    ids=["global", "leaf", "within", "above", "n_of_m", "channels", "blocks"],
 )
 def test_no_large_sort_or_concatenation(make):
     seen = set()
