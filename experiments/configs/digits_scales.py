@@ -4,6 +4,18 @@ Claim (ours, as in `digits_gates`): with a price on norm scales and on one facto
 each block, training closes channels and whole blocks by itself; the compact network
 equals the gated one, and is faster.
 
+Ours, seed 0 (dense 99.17 %; columns as in `digits_gates`):
+
+    price   FLOPs  channels  blocks  after  tuned  faster
+    0.1    43.5 %        63       6  99.44  100.0    1.02
+    0.3    11.4 %        19       4  99.44  99.72    2.80
+    1       4.8 %         8       2  98.89  98.89    7.32
+
+All claims hold. Prices of 0.01 (all of a run) and 0.03 (its first 24 epochs) closed
+nothing. Without noise and without an optimizer of its own for the gates this does at
+least as well here as `digits_gates`.
+
+Cost: 131 s of CPU time, compilation included.
 Command: `python -m experiments.train digits_scales`.
 """
 
