@@ -1,6 +1,33 @@
-"""TRP on digits.
+"""TRP on digits: trained at low rank, then every 3 x 3 kernel split into two thin ones.
 
-Command: `python -m experiments.train digits_trp`.
+Claim (Xu et al., TRP, IJCAI 2020): truncating the kernels' SVDs every few steps of
+training, with the nuclear norm beside it, ends in a network that is split with no loss
+and stands above one that is truncated after training. The paper's ResNet-20 on CIFAR-10
+(README of the authors' code): 91.74 % dense; channel-wise 90.50 % at 2.17x fewer FLOPs,
+spatial-wise 90.62 % at 2.84x, decoupled 90.88 % at 2.04x.
+
+The first convolution, the 1 x 1 ones and the classifier stay whole, as in the paper;
+batch statistics of the network truncated in one shot are measured anew. A cut keeps 0.9
+of the energy, as in the authors' script, and 20 steps lie between two cuts. The paper
+trains 164 epochs from the initialization, here are 20 from the dense network.
+
+Found, seed 0 (dense 99.72 %, 77,072 weights); FLOPs and latency over those of the dense
+network, the latency on 360 images and a busy CPU:
+
+                   one shot     TRP  weights   FLOPs  latency
+    channel 0.9       93.33   98.33   16,192    0.32     0.44
+    spatial 0.9       85.56   97.22   11,744    0.23     0.41
+    decoupled 0.5     70.28  100.00   13,552    0.25     2.96
+
+All claims hold: splitting changes no prediction and no logit by more than 3e-5.
+Decoupled, one image is worth 0.28 points and this is one seed. There a kernel is cut
+for each output by itself, and 0.5 of the energy leaves rank 1, a depthwise separable
+network. At 0.9 and 0.7 it was 98.89 and 99.44 % (one shot 99.17 and 96.11) with 1.20
+and 0.53 of the FLOPs: its 1 x 1 convolutions come before the stride. However few its
+FLOPs, it is slower than the dense network here, for XLA's depthwise convolutions on a
+CPU are slow.
+
+Cost: 5 minutes on 2 busy cores. Command: `python -m experiments.train digits_trp`.
 """
 
 from experiments.config import Claim, Config

@@ -71,8 +71,8 @@ def truncate_rank(
     truncation; so it must stand around the optimizer, given as `inner`.
 
     The SVDs run at those steps only, in a branch of the program. The updates of the
-    kernels must be in memory for it, which an ordinary step pays for: some twice the
-    time of SGD alone on a CPU, where nothing else would be written. With `by_loop` the
+    kernels must be in memory for it, which an ordinary step pays for: up to twice the
+    time of SGD on a CPU, which otherwise never writes them. With `by_loop` the
     branch is not there, and the loop does before steps 0, m, 2m, ...::
 
         cut = transforms.truncate(params, energy=0.98)
