@@ -27,6 +27,7 @@ from experiments.methods import (
     n_of_m,
     one_shot,
     powerprop,
+    prune_at_init,
     scales,
     sls,
     straight_through,
@@ -37,7 +38,7 @@ from experiments.methods import (
     trp,
     weightmom,
 )
-from experiments.models import digits_resnet, lenet, resnet
+from experiments.models import deep_tanh, digits_resnet, lenet, resnet
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
@@ -66,6 +67,7 @@ def _digits_resnet14(classes: int) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "deep_tanh": deep_tanh.DeepTanh,
     "digits_resnet": digits_resnet.DigitsResNet,
     "digits_resnet14": _digits_resnet14,
     "gcn": _gcn,
@@ -93,6 +95,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "masksparsity": masksparsity.masksparsity,
     "one_shot": one_shot.one_shot,
     "powerprop": powerprop.powerprop,
+    "prune_at_init": prune_at_init.prune_at_init,
     "scales": scales.scales,
     "sls": sls.sls,
     "sr_ste": n_of_m.sr_ste,

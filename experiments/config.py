@@ -143,20 +143,18 @@ def only(config: Config, labels: Iterable[str]) -> Config:
 
 
 def combine(configs: Sequence[Config]) -> Config:
-    """One configuration of all of them; those that share a dense run train it once.
+    """One configuration of all their parts; those that share a dense run train it once.
 
     Raises:
       ConfigError: if two runs of one dense network have one label and other settings.
     """
     groups: list[Config] = []
-    for config in configs:
-        alike = [
-            i for i, group in enumerate(groups) if _shared(group) == _shared(config)
-        ]
+    for part in (part for config in configs for part in config.parts()):
+        alike = [i for i, group in enumerate(groups) if _shared(group) == _shared(part)]
         if alike:
-            groups[alike[0]] = _merged(groups[alike[0]], config)
+            groups[alike[0]] = _merged(groups[alike[0]], part)
         else:
-            groups.append(config)
+            groups.append(part)
     return dataclasses.replace(groups[0], beside=tuple(groups[1:]))
 
 

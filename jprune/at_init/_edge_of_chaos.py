@@ -142,38 +142,43 @@ def edge_of_chaos(
     return MeanField(1 / _moments(activation, high)[1], float(sigma_b2), high, 1.0)
 
 
-def initializers(point: MeanField) -> tuple[Any, Any]:
+def initializers(sigma_w2: float = 2.0, sigma_b2: float = 0.0) -> tuple[Any, Any]:
     """Kernel and bias initializers `(key, shape, dtype)`, as Flax and Haiku take them.
 
     Args:
-      point: from `edge_of_chaos`.
+      sigma_w2: of `edge_of_chaos`; 2 is the edge of ReLU.
+      sigma_b2: of `edge_of_chaos`.
 
     Returns:
       `kernel_init`, normal with variance `sigma_w2` over the product of all axes but
       the last, and `bias_init`, normal with variance `sigma_b2`.
 
     Examples:
+      >>> import jax.numpy as jnp
       >>> from jprune import at_init
-      >>> kernel_init, bias_init = at_init.initializers(at_init.edge_of_chaos())
+      >>> edge = at_init.edge_of_chaos(jnp.tanh, 0.05)
+      >>> kernel_init, bias_init = at_init.initializers(edge.sigma_w2, edge.sigma_b2)
     """
-    kernel = jax.nn.initializers.variance_scaling(point.sigma_w2, "fan_in", "normal")
-    return kernel, jax.nn.initializers.normal(point.sigma_b2**0.5)
+    kernel = jax.nn.initializers.variance_scaling(sigma_w2, "fan_in", "normal")
+    return kernel, jax.nn.initializers.normal(sigma_b2**0.5)
 
 
 def initialize(
     key: jax.Array,
     params: Params,
-    point: MeanField,
+    sigma_w2: float = 2.0,
+    sigma_b2: float = 0.0,
     *,
     fan_in: int | PyTree | None = None,
     scope: Any = None,
 ) -> Params:
-    """Draws the weights of any tree anew at a point, e.g. on the edge of chaos.
+    """Draws the weights of any tree anew, e.g. on the edge of chaos.
 
     Args:
       key: a PRNG key.
       params: gives structure, shapes and dtypes.
-      point: from `edge_of_chaos`.
+      sigma_w2: of `edge_of_chaos`; 2 is the edge of ReLU (He's initialization).
+      sigma_b2: of `edge_of_chaos`.
       fan_in: a number, a tree of numbers, or None for all axes but the last of leaves
         named `kernel` or `w` of rank 2 or 4.
       scope: the kernels; see `masks.unstructured`. Beside them leaves named `bias` or
@@ -184,16 +189,24 @@ def initialize(
 
     Raises:
       ValueError: no default fan-in for a leaf; as `masks.unstructured` for `scope`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from jprune import at_init
+      >>> params = {"kernel": jnp.zeros((500, 100)), "bias": jnp.ones(100)}
+      >>> drawn = at_init.initialize(jax.random.key(0), params)
+      >>> print(f"{500 * drawn['kernel'].var():.1f} {drawn['bias'].var():.1f}")
+      2.0 0.0
     """
     taken = masks.resolve_scope(scope, params)
-    variances = iter([point.sigma_w2 / n for n in fan_ins(fan_in, params, taken)])
+    variances = iter([sigma_w2 / n for n in fan_ins(fan_in, params, taken)])
     keys = iter(jax.random.split(key, len(jax.tree.leaves(params))))
 
     def draw(path: str, x: Any, kernel: bool) -> Any:
         own = next(keys)
         if not kernel and leaf_name(path) not in ("bias", "b"):
             return x
-        variance = next(variances) if kernel else point.sigma_b2
+        variance = next(variances) if kernel else sigma_b2
         normal = jax.random.normal(own, x.shape, jnp.float32)
         return (variance**0.5 * normal).astype(x.dtype)
 

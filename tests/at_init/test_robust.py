@@ -82,7 +82,9 @@ def test_deep_networks_on_the_edge_keep_their_sensitivities():
     edge = at_init.edge_of_chaos(jnp.tanh, 0.05)
     below = at_init.mean_field(jnp.tanh, 0.7, 0.05)
     on, off = (
-        np.asarray(moments(at_init.initialize(jax.random.key(0), shapes, point)))
+        np.asarray(
+            moments(at_init.initialize(jax.random.key(0), shapes, point.sigma_w2, 0.05))
+        )
         for point in (edge, below)
     )
     assert on.max() / on.min() < 30
@@ -92,7 +94,7 @@ def test_deep_networks_on_the_edge_keep_their_sensitivities():
 
 def test_initializers_have_the_variance_asked_for():
     edge = at_init.edge_of_chaos(jnp.tanh, 0.05)
-    kernel_init, bias_init = at_init.initializers(edge)
+    kernel_init, bias_init = at_init.initializers(edge.sigma_w2, 0.05)
     for shape, fan in (((200, 300), 200), ((3, 3, 40, 300), 360)):
         drawn = kernel_init(jax.random.key(0), shape, jnp.float32)
         assert np.var(drawn) * fan == pytest.approx(edge.sigma_w2, rel=0.02)
@@ -109,7 +111,9 @@ def test_initialize_draws_kernels_and_biases_and_nothing_else():
         "norm": {"scale": jnp.full(7, 3.0)},
         "head": {"w": jnp.ones((500, 100), jnp.bfloat16), "b": jnp.ones(9)},
     }
-    got = jax.jit(lambda k: at_init.initialize(k, params, edge))(jax.random.key(0))
+    got = jax.jit(lambda k: at_init.initialize(k, params, edge.sigma_w2, 0.2))(
+        jax.random.key(0)
+    )
     want = edge.sigma_w2
     assert np.var(got["conv"]["kernel"]) * 180 == pytest.approx(want, rel=0.03)
     head = np.float32(got["head"]["w"])
@@ -119,7 +123,7 @@ def test_initialize_draws_kernels_and_biases_and_nothing_else():
     assert not np.any(got["head"]["b"] == 1)
     np.testing.assert_array_equal(got["norm"]["scale"], params["norm"]["scale"])
     with pytest.raises(ValueError, match="No default output axis for one of shape"):
-        at_init.initialize(jax.random.key(0), {"one": jnp.ones((2, 2))}, edge)
+        at_init.initialize(jax.random.key(0), {"one": jnp.ones((2, 2))})
 
 
 def test_robust_init_g6():

@@ -88,6 +88,8 @@ def test_another_dense_run_stands_beside():
     pair = config.combine([main, other])
     assert [part.model for part in pair.parts()] == ["digits_resnet", "lenet300"]
     assert pair.settings()["beside"] == [other.settings()]
+    again = config.combine([main, pair])  # what stands beside stays there, once
+    assert again.settings() == pair.settings()
     changed = config.override(pair, ["dense.epochs=1", "swd.mu=0.5"])
     assert [p.dense["epochs"] for p in changed.parts()] == [1, 1]
     assert [p.runs["swd"]["mu"] for p in changed.parts()] == [0.5, 0.5]
