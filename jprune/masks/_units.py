@@ -43,6 +43,7 @@ def channels(
     within: Mask | None = None,
     scope: Any = None,
     min_keep: int = 1,
+    signed: bool = False,
 ) -> Mask:
     """Keeps whole channels: slices along one axis, scored by their reduced scores.
 
@@ -50,7 +51,8 @@ def channels(
     `jprune.surgery`, which ties a channel's producers and consumers together.
 
     Args:
-      scores: non-negative scores, or weights, which count by their magnitude.
+      scores: non-negative scores, or weights, which count by their magnitude; with
+        `signed`, scores of either sign.
       sparsity: fraction of channels removed; see `unstructured`.
       keep: number of channels kept, over all leaves of a global ranking.
       axis: the channel axis: a number, a tree of numbers, or None for the output axis
@@ -61,12 +63,14 @@ def channels(
       within: a mask; only channels it keeps something of can be kept.
       scope: see `unstructured`.
       min_keep: the fewest channels each leaf keeps.
+      signed: add scores up with their signs and rank by value (movement, GraSP).
 
     Returns:
       A mask; constant within a channel.
 
     Raises:
-      ValueError: no axis given for a leaf that has no default; as `unstructured`.
+      ValueError: no axis given for a leaf that has no default; "max" of signed scores;
+        as `unstructured`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -84,7 +88,7 @@ def channels(
         for x, a in zip(leaves, axes, strict=True)
     ]
     units = [
-        _reduced(x, other, reduce, x.size // max(x.shape[a], 1))
+        _reduced(x, other, reduce, x.size // max(x.shape[a], 1), signed)
         for x, other, a in zip(leaves, others, axes, strict=True)
     ]
     masked = inside(within, scores, scope)
@@ -93,7 +97,7 @@ def channels(
             m if m.ndim == 0 else m.any(other)
             for m, other in zip(masked, others, strict=True)
         ]
-    kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep)
+    kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep, signed)
     spread = [
         jnp.broadcast_to(jnp.expand_dims(k, other), x.shape)
         for k, other, x in zip(kept, others, leaves, strict=True)
@@ -112,11 +116,13 @@ def blocks(
     within: Mask | None = None,
     scope: Any = None,
     min_keep: int = 1,
+    signed: bool = False,
 ) -> Mask:
     """Keeps whole blocks of the trailing axes, e.g. `(4, 4)` tiles of a matrix.
 
     Args:
-      scores: non-negative scores, or weights, which count by their magnitude.
+      scores: non-negative scores, or weights, which count by their magnitude; with
+        `signed`, scores of either sign.
       block: the block's shape over the last `len(block)` axes of every leaf; 1 along
         the others. Where it does not divide an axis the last block is smaller.
       sparsity: fraction of blocks removed; see `unstructured`.
@@ -126,13 +132,14 @@ def blocks(
       within: a mask; only blocks it keeps something of can be kept.
       scope: see `unstructured`.
       min_keep: the fewest blocks each leaf keeps.
+      signed: add scores up with their signs and rank by value (movement, GraSP).
 
     Returns:
       A mask; constant within a block.
 
     Raises:
-      ValueError: a block with more axes than a leaf, or not of positive integers; as
-        `unstructured`.
+      ValueError: a block with more axes than a leaf, or not of positive integers; "max"
+        of signed scores; as `unstructured`.
 
     References:
       Narang, Undersander and Diamos, "Block-Sparse Recurrent Neural Networks", arXiv
@@ -142,7 +149,7 @@ def blocks(
     leaves, names = in_scope(scores, scope), scoped_names(scores, scope)
     shapes = [block_shape(block, n, x) for n, x in zip(names, leaves, strict=True)]
     units = [
-        _reduced(tiles(x, b), within_tiles(b), reduce, _tile_sizes(x.shape, b))
+        _reduced(tiles(x, b), within_tiles(b), reduce, _tile_sizes(x.shape, b), signed)
         for x, b in zip(leaves, shapes, strict=True)
     ]
     masked = inside(within, scores, scope)
@@ -151,7 +158,7 @@ def blocks(
             m if m.ndim == 0 else tiles(m, b).any(within_tiles(b))
             for m, b in zip(masked, shapes, strict=True)
         ]
-    kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep)
+    kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep, signed)
     spread = [
         untiled(k, x.shape, b) for k, x, b in zip(kept, leaves, shapes, strict=True)
     ]
@@ -166,21 +173,25 @@ def _rank_units(
     within: list[jax.Array] | None,
     scope: Scope,
     min_keep: int,
+    signed: bool,
 ) -> list[jax.Array]:
     if not units:
         return []
     sizes = [u.size for u in units]
     counts, ranking = unit_counts(sizes, sparsity, keep, scope=scope, ranking=ranking)
-    return rank(units, counts, ranking=ranking, within=within, min_keep=min_keep)[0]
+    how: Any = {"within": within, "min_keep": min_keep, "signed": signed}
+    return rank(units, counts, ranking=ranking, **how)[0]
 
 
 def _reduced(
-    x: jax.Array, axes: tuple[int, ...], reduce: Reduce, sizes: Any
+    x: jax.Array, axes: tuple[int, ...], reduce: Reduce, sizes: Any, signed: bool
 ) -> jax.Array:
     """One score for each unit, at least in float32; `sizes` counts its scalars."""
     if reduce not in ("sum", "mean", "max"):
         raise value_error(f"`reduce` must be 'sum', 'mean' or 'max', got {reduce!r}.")
-    size = jnp.abs(wide(x))
+    if signed and reduce == "max":
+        raise value_error("Signed scores need `reduce` 'sum' or 'mean', got 'max'.")
+    size = wide(x) if signed else jnp.abs(wide(x))
     if reduce == "max":
         return jnp.max(size, axis=axes, initial=0)
     total = jnp.sum(size, axis=axes)

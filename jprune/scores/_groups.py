@@ -20,6 +20,7 @@ def over_groups(
     roles: Sequence[Role] | None = None,
     order: int = 1,
     reduce: Literal["mean", "sum", "max"] = "mean",
+    signed: bool = False,
 ) -> tuple[jax.Array, ...]:
     r"""One vector of scores for each group.
 
@@ -35,13 +36,16 @@ def over_groups(
         or `("out",)` for the producing kernels; None counts all.
       order: p, 1 or 2.
       reduce: how a group's members combine.
+      signed: add scores up with their signs (movement, GraSP); `order` 1 only. Rank the
+        vectors with `masks.unstructured(vectors, ..., signed=True)`.
 
     Returns:
       A tuple of arrays, `[group.size]` each, in the order of `groups`; float32 or
       wider.
 
     Raises:
-      ValueError: a group with no member of the given roles in the tree.
+      ValueError: a group with no member of the given roles in the tree; `signed` with
+        another `order`.
     """
     combine = {"mean": jnp.mean, "sum": jnp.sum, "max": jnp.max}
     if reduce not in combine or order not in (1, 2):
@@ -49,10 +53,12 @@ def over_groups(
             f"`reduce` must be mean, sum or max and `order` 1 or 2; got {reduce!r}, "
             f"{order!r}."
         )
+    if signed and order != 1:
+        raise value_error(f"Signed scores need `order` 1, got {order}.")
     vectors = []
     for group, members in member_leaves(scores, groups):
         rows = [
-            _member(leaf, ref, group.size, order)
+            _member(leaf, ref, group.size, order, signed)
             for ref, _, leaf in members
             if roles is None or ref.role in roles
         ]
@@ -62,10 +68,13 @@ def over_groups(
     return tuple(vectors)
 
 
-def _member(leaf: jax.Array, ref: AxisRef, size: int, order: int) -> jax.Array:
-    """The norm of a leaf at each coordinate of the group. [size]"""
+def _member(
+    leaf: jax.Array, ref: AxisRef, size: int, order: int, signed: bool
+) -> jax.Array:
+    """The norm, or signed sum, of a leaf at each coordinate of the group. [size]"""
     others = tuple(i for i in range(leaf.ndim) if i != ref.axis)
-    total = jnp.sum(jnp.abs(wide(leaf)) ** order, axis=others)  # [axis length]
+    terms = wide(leaf) if signed else jnp.abs(wide(leaf)) ** order
+    total = jnp.sum(terms, axis=others)  # [axis length]
     if ref.labels is not None:
         labels = np.asarray(ref.labels)
         at = np.flatnonzero(labels >= 0)

@@ -4,6 +4,7 @@ What a ranking compiles takes seconds, so each case is compiled once for each tr
 """
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -13,10 +14,19 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jprune import masks
+from jprune import at_init, masks
 from tests.at_init.table import BATCH, SPARSITY, TABLE, loss
 
 CASES = pytest.mark.parametrize("case", TABLE, ids=lambda c: c.name)
+# A ranking takes seconds to compile: where scores tell the same, masks are slow tests.
+RANKINGS_SLOW = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] * (c.kind in ("mask", "pruned")))
+        for c in TABLE
+    ],
+    ids=lambda c: c.name,
+)
 SCOPES = {"dict": None, "tuple": ".", "array": None}
 
 
@@ -101,8 +111,11 @@ def test_zeros_give_finite_scores_and_exact_counts(case):
     check(case, compiled(case.name, "dict")(params, BATCH, None), params, "dict")
 
 
-@pytest.mark.parametrize("case", [c for c in TABLE if c.data], ids=lambda c: c.name)
+@RANKINGS_SLOW
 def test_the_key_decides_and_nothing_else_does(case):
+    if not case.data:
+        assert "key" not in inspect.signature(getattr(at_init, case.name)).parameters
+        return
     run, params = compiled(case.name, "dict"), tree("dict")
     one, again, other = (run(params, BATCH, jax.random.key(i)) for i in (0, 0, 5))
     chex.assert_trees_all_equal(one, again)
@@ -111,7 +124,7 @@ def test_the_key_decides_and_nothing_else_does(case):
     assert any(np.any(np.asarray(a) != np.asarray(b)) for a, b in pairs)
 
 
-@CASES
+@RANKINGS_SLOW
 def test_bfloat16_is_near_float32(case):
     """Scores to the rounding of the loss; a mask within a few of its entries."""
     halves = tree("dict", jnp.bfloat16)

@@ -32,12 +32,13 @@ def problem(seed, n=12):
 
 
 @jax.jit
-def both(params, batch):
-    """The two scores, and the masks that keep 20 of the 80 weights."""
-    found = (
-        at_init.snip(cross_entropy, params, batch),
-        at_init.grasp(cross_entropy, params, batch),
-    )
+def both(params, batch, scale=1.0):
+    """The two scores of a scaled loss, and the masks that keep 20 of the 80 weights."""
+
+    def loss(params, batch):
+        return scale * cross_entropy(params, batch)
+
+    found = (at_init.snip(loss, params, batch), at_init.grasp(loss, params, batch))
     snip, grasp = found
     kept = (
         masks.unstructured(snip, keep=20),
@@ -60,13 +61,12 @@ def test_robust_init_g10():
     """Ranks of SNIP and GraSP do not see the scale of the loss."""
     with jax.enable_x64(True):
         params, batch = problem(0)
-        _, want = both(params, batch)
-        triple = lambda p, b: 3 * cross_entropy(p, b)  # noqa: E731
-        snip = at_init.snip(triple, params, batch)
-        grasp = at_init.grasp(triple, params, batch)
-        for mask, found, signed in zip(want, (snip, grasp), (False, True), strict=True):
-            got = masks.unstructured(found, keep=20, signed=signed)
-            jax.tree.map(np.testing.assert_array_equal, got, mask)
+        one, want = both(params, batch)
+        three, got = both(params, batch, 3.0)
+        ratios = [np.asarray(t["a"] / o["a"]) for t, o in zip(three, one, strict=True)]
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    np.testing.assert_allclose(ratios[0], 3, rtol=1e-9)
+    np.testing.assert_allclose(ratios[1], 9, rtol=1e-9)
 
 
 def test_scores_and_masks_are_those_of_the_twin():
@@ -99,7 +99,7 @@ def test_hessian_product_is_that_of_finite_differences():
             gradient(jax.tree.map(lambda p, d, s=s: p + s * t * d, params, g), batch)
             for s in (1, -1)
         )
-        found = at_init.grasp(cross_entropy, params, batch)
+        found = both(params, batch)[0][1]
         for leaf in ("a", "b"):
             want = params[leaf] * (ahead[leaf] - behind[leaf]) / (2 * t)
             np.testing.assert_allclose(found[leaf], want, rtol=1e-6, atol=1e-10)
@@ -110,8 +110,10 @@ def test_the_scope_decides_what_the_hessian_sees():
     with jax.enable_x64(True):
         params, batch = problem(4)
         params["bias"] = np.linspace(-1, 1, 4)
-        alone = at_init.grasp(cross_entropy, params, batch)
-        every = at_init.grasp(cross_entropy, params, batch, scope=".")
+        alone = both(params, batch)[0][1]
+        every = jax.jit(lambda p: at_init.grasp(cross_entropy, p, batch, scope="."))(
+            params
+        )
     assert np.any(every["bias"]) and not np.any(alone["bias"])
     assert not np.allclose(every["b"], alone["b"], rtol=1e-3)
 
@@ -120,7 +122,7 @@ def test_chunks_use_one_gradient_for_all():
     """The mean over chunks of H_c g with the whole g: the whole H g for a mean loss."""
     with jax.enable_x64(True):
         params, batch = problem(5)
-        whole = at_init.grasp(cross_entropy, params, batch)
+        whole = both(params, batch)[0][1]
         parts = jax.jit(lambda p: at_init.grasp(cross_entropy, p, batch, chunks=3))
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),

@@ -137,10 +137,11 @@ def test_an_overflow_is_an_error_and_normalize_avoids_it():
 def test_normalizing_a_chain_changes_no_rank():
     with jax.enable_x64(True):
         params = normal(2, SHAPES)
-        plain, normed = (
-            at_init.synflow(chain, params, jnp.ones((1, 7)), normalize=n)
+        score = lambda p: [  # noqa: E731
+            at_init.synflow(chain, p, jnp.ones((1, 7)), normalize=n)
             for n in (False, True)
-        )
+        ]
+        plain, normed = jax.jit(score)(params)
         factor = plain[0].sum() / normed[0].sum()
         for a, b in zip(plain, normed, strict=True):
             np.testing.assert_allclose(a, factor * b, rtol=1e-10)
@@ -163,7 +164,8 @@ def test_iterate_removes_the_asked_number_in_each_round():
     w = jnp.linspace(1, 2, 40).reshape(5, 8)
     for schedule, want in (("exponential", [40, 20, 10]), ("linear", [40, 28, 17])):
         seen.clear()
-        mask = at_init.iterate(watched, w, keep=5, rounds=3, schedule=schedule)
+        prune = partial(at_init.iterate, watched, keep=5, rounds=3, schedule=schedule)
+        mask = jax.jit(prune)(w)
         jax.effects_barrier()
         assert seen == want
         np.testing.assert_array_equal(mask, w > np.sort(w.ravel())[-6])
