@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -139,6 +140,24 @@ def test_bfloat16_is_near_float32(case):
     else:
         pairs = zip(*map(jax.tree.leaves, (mask, parts(case, want)[1])), strict=True)
         assert sum(int(np.sum(a != b)) for a, b in pairs) <= 6
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(getattr(inner, "jaxpr", inner))
+
+
+@CASES
+def test_at_a_million_weights_nothing_is_sorted_or_joined(case):
+    big = {"a": {"kernel": jnp.zeros((1024, 768))}, "b": {"kernel": jnp.zeros((9, 4))}}
+    jaxpr = jax.make_jaxpr(lambda p: case.run(loss, p, BATCH, None, None))(big).jaxpr
+    seen = {eqn.primitive.name for eqn in equations(jaxpr)}
+    for eqn in equations(jaxpr):
+        if eqn.primitive.name in ("sort", "top_k", "concatenate"):
+            assert max(v.aval.size for v in eqn.invars) <= 65_536, eqn
+    assert len(seen) > 5
 
 
 @pytest.mark.slow
