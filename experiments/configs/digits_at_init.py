@@ -1,6 +1,62 @@
 """Pruning at initialization on digits: SNIP, GraSP, SynFlow, SBP with rescaling.
 
-Command: `python -m experiments.train digits_at_init`.
+Papers and claims:
+  SNIP (Lee et al., ICLR 2019), GraSP (Wang et al., ICLR 2020): far better than a random
+    or a magnitude mask at initialization.
+  SynFlow (Tanaka et al., NeurIPS 2020): on a chain it never empties a layer before it
+    must; one-shot criteria do. Beside a shortcut it may empty one.
+  Robust Pruning at Initialization (Hayou et al., ICLR 2021; its body and tables could
+    not be read): on the edge of chaos SNIP may remove more before a layer is empty, and
+    the rescaling trick makes the pruned deep network trainable.
+  Frankle et al. (ICLR 2021): masks shuffled within each layer do as well.
+
+Nothing keeps a criterion from emptying a layer here. Networks: the chain is dense
+64-300-100-10, 50,200 weights, from He's initialization; the deep one has 20 hidden tanh
+layers of 128 units, 320,768 weights, biases of variance 0.05, and starts on the edge of
+chaos (weight variance 1.76095), in the ordered (0.88) or the chaotic phase (5); the
+last is the residual network of `digits`. 20 training examples of each class score;
+GraSP's logits are divided by 200, SynFlow takes 100 rounds.
+
+Ours, test accuracy in percent, seeds 0 / 1 / 2 of the chain, dense 97.78 / 97.50 /
+96.94 (`experiments/results/digits_at_init_seed{0,1,2}.json`; seeds 1 and 2 with
+`--only chain`), and the effective sparsity at 98 % and 99.8 %, seed 0:
+
+                     90 %                   98 %                   99.8 %
+    random           96.39 / 95.83 / 95.56  41.67 / 38.06 / 36.39  10 / 10 / 10
+    magnitude        96.11 / 93.89 / 95.28  10.00 / 10.00 / 10.00  10 / 10 / 10
+    SNIP             96.11 / 97.78 / 96.94  88.33 / 92.50 / 95.00  17.22 / 10 / 22.22
+      rescaled       96.39 / 94.44 / 97.22  62.22 / 73.89 / 93.06  10 / 10 / 10
+      shuffled       96.94 / 96.11 / 97.22  77.22 / 64.44 / 73.06  10 / 10 / 10
+    GraSP            96.11 / 96.39 / 96.11  90.00 / 88.89 / 90.83  10 / 10 / 10
+      shuffled       96.67 / 96.11 / 96.67  19.72 / 54.72 / 44.72  10 / 10 / 10
+    SynFlow          97.78 / 97.50 / 96.67  95.28 / 95.00 / 95.28  46.94 / 47.22 / 56.39
+      shuffled       96.39 / 96.94 / 97.50  71.67 / 71.39 / 64.72  10 / 10 / 10
+
+    effective        random   magnitude  SNIP    GraSP   SynFlow
+      98 %           99.48    99.99      98.51   99.30   98.00
+      99.8 %         100.00   100.00     99.97   100.00  99.80
+
+Magnitude keeps 1,004 weights at 98 % of which 4 are on a path: layers of unlike fan-in
+are initialized at unlike scales. SynFlow wastes nothing at any sparsity.
+
+The claim on shuffling holds at 90 % and fails at 98 %, on every seed, at learning rates
+0.03, 0.1 and 0.2, and with 100 examples of each class: there a shuffled mask of so
+small a network leaves units without inputs or outputs.
+
+Deep network, seed 0, dense 98.06: from the edge of chaos SNIP at 90 % and 95 % leaves
+10.28 (chance), rescaled 94.72 and 89.17; at 98 % both are at chance, with 666 of 6,415
+weights on a path. The critical sparsity, from which a layer is empty, is 99.95 % on the
+edge, 96.55 % in the ordered and 84.61 % in the chaotic phase, where at 95 % nothing
+flows any more and rescaling cannot help. On the shallow chain the trick does not pay:
+at 98 % it costs 2 to 26 points, also at learning rates 0.03 and 0.2 (seed 0).
+
+Residual network, seed 0, 99.5 % (385 weights left), dense 99.17: magnitude 51.11, SNIP
+50.00, GraSP 76.94, SynFlow 88.61. SynFlow empties both 3x3 convolutions of the last
+block and keeps its 1x1 shortcut (the reverse is reported for ResNet-18); all but 5 of
+its weights are on a path. SNIP empties one layer, magnitude five.
+
+Command: `python -m experiments.train digits_at_init`. Cost: about 160 s of CPU time,
+compilation included.
 """
 
 import dataclasses
