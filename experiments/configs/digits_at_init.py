@@ -69,6 +69,17 @@ SCORING = {"per_class": 20, "chunks": 2, "temperature": 200.0, "rounds": 100}
 TRAINING = {"epochs": 15, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 DEEP_TRAINING = {"epochs": 30, "lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
 BLOCK_TRAINING = {"epochs": 12, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+CRITERIA = (
+    "random",
+    "magnitude",
+    "snip",
+    "snip rescaled",
+    "snip shuffled",
+    "grasp",
+    "grasp shuffled",
+    "synflow",
+    "synflow shuffled",
+)
 
 
 def get_config() -> Config:
@@ -81,17 +92,7 @@ def get_config() -> Config:
         runs={
             "chain": {
                 "method": "prune_at_init",
-                "criteria": (
-                    "random",
-                    "magnitude",
-                    "snip",
-                    "snip rescaled",
-                    "snip shuffled",
-                    "grasp",
-                    "grasp shuffled",
-                    "synflow",
-                    "synflow shuffled",
-                ),
+                "criteria": CRITERIA,
                 "sparsity": (0.9, 0.98, 0.998),
                 "prefix": "",
                 "draw": (2.0, 0.0),

@@ -11,7 +11,7 @@ import optax
 
 from experiments.config import unknown
 from experiments.lab import Lab
-from experiments.loop import Fit, compile_program, fit
+from experiments.loop import Fit, Program, compile_program, fit
 from experiments.methods.removal import row
 from experiments.results import Row
 from experiments.schedules import warmup_cosine
@@ -69,15 +69,7 @@ def prune_at_init(
         params = at_init.initialize(lab.key("draw"), params, *draw)
     data = examples(lab, per_class, chunks)
     score = partial(_scores, lab, stats, data, chunks, temperature, rounds)
-    rate = warmup_cosine(lr, epochs * lab.per_epoch)
-    program = compile_program(
-        lab,
-        lambda mask: optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
-            optax.sgd(rate, momentum),
-            transforms.keep_masked(mask),
-        ),
-    )
+    program = _program(lab, epochs, lr, momentum, weight_decay)
     effective = _effective(lab, stats, params)
     for criterion in criteria:
         name, _, change = criterion.partition(" ")
@@ -94,7 +86,11 @@ def prune_at_init(
                 start = at_init.rescale(start, mask, sigma_w2)
             run = f"{prefix}{criterion} {share * 100:g}%"
             done = fit(lab, program, run, epochs, start=(start, stats), hyper=mask)
-            found = row(
+            worth = {
+                "emptied": len(at_init.emptied(mask)),
+                "effective": float(masks.sparsity(effective(mask))),
+            }
+            yield row(
                 lab,
                 done.params,
                 after=lab.logits(done.params, done.stats),
@@ -102,14 +98,22 @@ def prune_at_init(
                 method="prune_at_init",
                 kept=kept,
                 seconds=done.seconds,
-            )
-            yield found._replace(
-                extra={
-                    "emptied": len(at_init.emptied(mask)),
-                    "effective": float(masks.sparsity(effective(mask))),
-                    **facts,
-                }
-            )
+            )._replace(extra={**worth, **facts})
+
+
+def _program(
+    lab: Lab, epochs: int, lr: float, momentum: float, weight_decay: float
+) -> Program:
+    """Ordinary training with a mask held, compiled once for all masks."""
+    rate = warmup_cosine(lr, epochs * lab.per_epoch)
+    return compile_program(
+        lab,
+        lambda mask: optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
+            optax.sgd(rate, momentum),
+            transforms.keep_masked(mask),
+        ),
+    )
 
 
 def examples(lab: Lab, per_class: int, chunks: int) -> jax.Array:
