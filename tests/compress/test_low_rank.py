@@ -338,6 +338,7 @@ def test_factors_train_and_shrink_on(network):
     close(small, fn(plan.zero(params), x))
 
 
+@pytest.mark.slow
 def test_haiku_equinox_and_tuples():
     x = drawn(1, 3, 8)
     net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([8, 8, 4])(x)))

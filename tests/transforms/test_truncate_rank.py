@@ -196,7 +196,10 @@ def twin(start, gradients, kind, *, lr, mu, eta, lam, energy, every, total):
     return [*seen, params], cuts
 
 
-@pytest.mark.parametrize("kind", ["channel", "spatial", "decoupled"])
+@pytest.mark.parametrize(
+    "kind",
+    ["channel", pytest.param("spatial", marks=pytest.mark.slow), "decoupled"],
+)
 def test_twin(kind):
     settings: dict[str, Any] = {
         "lr": 0.05, "mu": 0.9, "eta": 1e-2, "lam": 0.3, "energy": 0.85, "every": 4,
