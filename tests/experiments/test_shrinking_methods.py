@@ -67,6 +67,7 @@ def test_hard_n_of_m(trained):
         assert stored == pytest.approx(17 / 64, abs=1e-5)  # whole bytes
 
 
+@pytest.mark.slow
 def test_sr_ste(trained):
     rows = rows_of("sr_ste", trained, pairs=((2, 4),), strengths=(2e-4,), **SGD)
     row = rows["sr-ste 0.0002, 2:4"]

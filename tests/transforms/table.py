@@ -324,20 +324,12 @@ TABLE = [
         {"sparsity": 0.5, "factor": 0.9},
     ),
     Case(
-        "shrink_softly-nm",
-        lambda factor=0.9: transforms.shrink_softly(
-            end=3, factor=factor, select=two_of_four
-        ),
-        lambda: transforms.shrink_softly(end=9, factor=1.0, select=two_of_four),
-        {"factor": 0.9},
-    ),
-    Case(
         "issp",
-        lambda learning_rate=0.1, sparsity=0.5: transforms.issp(
-            learning_rate, sparsity=sparsity, end=3
+        lambda learning_rate=0.1, factor=0.9: transforms.issp(
+            learning_rate, factor=factor, select=two_of_four, end=3
         ),
         None,
-        {"learning_rate": 0.1, "sparsity": 0.5},
+        {"learning_rate": 0.1, "factor": 0.9},
     ),
     Case(
         "add_growing_decay",

@@ -57,7 +57,7 @@ def test_issp_g2_ten_steps():
 
 
 def test_issp_g3_the_two_ends_of_the_factor():
-    params = tree("dict")
+    params = {"w": tree("array")}
     grads = [gradients(params, t) for t in range(3)]
     same, _ = follow(transforms.shrink_softly(0.5, end=9, factor=1.0), params, grads)
     hard, state = follow(
@@ -245,6 +245,7 @@ def test_issr_removes_at_end_at_the_latest():
     assert zeros == [0] * 5 + [16] * 3
 
 
+@pytest.mark.slow
 def test_one_low_set_over_all_leaves():
     params = {"a": jnp.full((2, 4), 3.0), "b": jnp.array([[1.0, 2.0, 9.0, 8.0]])}
     tx = transforms.shrink_softly(0.15, end=1, ranking="global")
