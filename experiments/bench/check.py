@@ -70,7 +70,7 @@ BOUNDS: tuple[Bound, ...] = (
     _step("trp", 3, "the branch wants the updates in memory, elsewhere they never are"),
     _step("keep_masked", 1.4, "only applies its mask"),
     _step("gradual, mask update", 10, "a step that ranks"),
-    _step("iss-p", 3, "exact thresholds of all leaves at every step"),
+    _step("iss-p", 6, "ranks at every step what the update leads to, a new tree"),
     _step("iss-r", 2, "a step that does not rank reads a count for each weight"),
     _step("iss-r, mask update", 10, "a step that ranks"),
     _step("2:4 in stages", 1.4, "only applies its mask"),
