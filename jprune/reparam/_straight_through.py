@@ -94,8 +94,8 @@ def n_of_m(
 
     SR-STE is this together with an extra decay $\lambda (1 - m) \odot w$ on the
     gradient of the weights pruned now, placed first in the chain
-    (`transforms.add_pruned_decay` with the same n, m, axis and scope; `transforms.sr_ste`
-    is that chain).
+    (`transforms.add_pruned_decay` with the same n, m, axis and scope; that chain is
+    `transforms.sr_ste`).
 
     Args:
       n: kept of each m.
