@@ -11,6 +11,32 @@ Four parts in the order of the network, each with its norms: the stem and block 
 fine-tuning 6 (150). Every kernel is pruned, the first and the last too. One image of
 the test set is 0.28 points.
 
+Found, seed 0, test accuracy in percent (dense, 20 epochs: 99.72):
+
+                               epochs   80 %   90 %
+    C-GaP, 1 round                 14  99.44  98.61
+    C-GaP, 3 rounds                30  98.61  98.06
+    P-GaP, 3 rounds                30  98.06  96.11
+    static random masks            30  98.06  97.78
+
+Other strengths at 80 % (a dense run of 1 epoch, only its sizes are used):
+
+    lr=0.05, 3 rounds (30 epochs)                C-GaP 99.44, P-GaP 97.22, static 98.06
+    epochs=4, 2 rounds (38 epochs)               C-GaP 99.17, P-GaP 98.06, static 98.61
+
+(`--set dense.epochs=1 --set "gap.sparsity=(0.8,)"` with `--set gap.lr=0.05`, or with
+`--set gap.epochs=4` and rounds of 2; `digits_gap_lr005_seed0.json` and
+`digits_gap_epochs4_seed0.json` beside the result of this configuration.)
+
+C-GaP is above static masks at both sparsities, and at 80 % within 1 point of the dense
+network in three of four settings, but not in the one above with three rounds. That more
+rounds help does not hold: one round of 14 epochs beats three of 30. P-GaP stays 1.6
+points or more below the dense network at each of three strengths, and at 90 % below
+static masks. Its parts were trained apart and meet for the first time when they are
+combined; each has 12 epochs here, fine-tuning included, where the paper's have 390 [recalled].
+
+Cost: 25 minutes on two very busy cores (a run of 30 epochs took 40 to 260 s).
+
 Command: `python -m experiments.train digits_gap`.
 """
 
