@@ -33,7 +33,8 @@ network in three of four settings, but not in the one above with three rounds. T
 rounds help does not hold: one round of 14 epochs beats three of 30. P-GaP stays 1.6
 points or more below the dense network at each of three strengths, and at 90 % below
 static masks. Its parts were trained apart and meet for the first time when they are
-combined; each has 12 epochs here, fine-tuning included, where the paper's have 390 [recalled].
+combined; each has 12 or 14 epochs here, fine-tuning included, where the paper's have
+390 [recalled].
 
 Cost: 25 minutes on two very busy cores (a run of 30 epochs took 40 to 260 s).
 
