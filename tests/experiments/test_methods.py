@@ -42,6 +42,13 @@ RUNS = {
         "every": 1,
         "weight_decay": 5e-4,
     },
+    "iterative": {
+        **SGD,
+        "sparsity": (0.9,),
+        "rounds": 2,
+        "early_epochs": 1,
+        "weight_decay": 5e-4,
+    },
     "one_shot": {"sparsity": (0.57, 0.98), "stats_momentum": None},
     "swd": {
         **SGD,
@@ -62,7 +69,7 @@ def trained(tmp_path_factory, open_tiny, tiny):
     return lab, train_dense(lab, **tiny.dense)
 
 
-@pytest.mark.parametrize("method", sorted(RUNS.keys() - {"gap"}))
+@pytest.mark.parametrize("method", sorted(RUNS.keys() - {"gap", "iterative"}))
 def test_counts_are_exact_and_rows_consistent(method, trained):
     lab, dense = trained
     size = masks.size(dense.params)
@@ -86,6 +93,18 @@ def test_grow_and_prune_in_its_three_forms(trained):
     for row in rows:
         assert row.nonzero == row.kept == 1920 + 3000 + 100
         assert row.before is None and row.extra["epochs"] == 3
+
+
+def test_iterative_pruning_ends_at_the_count_however_it_rewinds(trained):
+    lab, dense = trained
+    rows = list(build.METHODS["iterative"](lab, dense, **RUNS["iterative"]))
+    names = ["weights rewound 90%", "rate rewound 90%", "one round 90%"]
+    assert [row.run for row in rows] == names
+    for row in rows:
+        assert row.nonzero == row.kept == 5020 and row.method == "iterative"
+        assert row.before is None and row.got == row.asked == 1 - 5020 / 50_200
+    weights, rate, _ = rows
+    assert weights.after != rate.after
 
 
 def test_removal_is_measured_against_the_network_before_it(trained):

@@ -1,0 +1,87 @@
+"""Iterative magnitude pruning: rewound in two ways, and one round of it alone."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import optax
+
+from experiments.lab import Lab
+from experiments.loop import Fit, compile_program, fit
+from experiments.methods.removal import row
+from experiments.results import Row
+from experiments.schedules import warmup_cosine
+from jprune import masks, transforms
+
+
+def iterative(
+    lab: Lab,
+    dense: Fit,
+    *,
+    sparsity: tuple[float, ...],
+    rounds: int,
+    early_epochs: int,
+    epochs: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> Iterator[Row]:
+    """Three rows for each sparsity: weights rewound, learning rate rewound, one round.
+
+    Args:
+      lab: the shared part.
+      dense: the dense run; every row trains its own.
+      sparsity: fractions to remove.
+      rounds: how many times a share is removed.
+      early_epochs: length of the run whose end the weights go back to.
+      epochs: length of the run of each round, the schedule from its start.
+      lr: where the cosine starts.
+      momentum: of heavy ball.
+      weight_decay: of the kernels.
+    """
+    steps = epochs * lab.per_epoch
+
+    def transform(mask: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
+            optax.sgd(warmup_cosine(lr, steps), momentum),
+            transforms.keep_masked(mask),
+        )
+
+    program = compile_program(lab, transform)
+    params, stats = lab.init()
+    everything = lab.replicated(masks.full(params))
+    first = fit(lab, program, "iterative, early", early_epochs, hyper=everything)
+
+    def prune(run: str, share: float, count: int, rewind: Any) -> Row:
+        runs: list[Fit] = []
+
+        def train(start: Any, mask: Any) -> Any:
+            name = f"{run}, round {len(runs)}"
+            runs.append(
+                fit(lab, program, name, epochs, start=(start, stats), hyper=mask)
+            )
+            return runs[-1].params
+
+        clock = time.perf_counter()
+        found, mask = transforms.prune_iteratively(
+            train,
+            params,
+            transforms.iterative_sparsities(share, count),
+            rewind=rewind,
+            early=first.params,
+        )
+        return row(
+            lab,
+            found,
+            after=lab.logits(found, runs[-1].stats),
+            run=run,
+            method="iterative",
+            kept=masks.kept_count(masks.size(params), share),
+            seconds=time.perf_counter() - clock,
+        )
+
+    for share in sparsity:
+        yield prune(f"weights rewound {share:.0%}", share, rounds, "weights")
+        yield prune(f"rate rewound {share:.0%}", share, rounds, "learning_rate")
+        yield prune(f"one round {share:.0%}", share, 1, "learning_rate")
