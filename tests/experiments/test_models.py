@@ -9,6 +9,7 @@ from experiments.build import MODELS
 from jprune import masks
 
 IMAGES = {
+    "deep_tanh": ((8, 8, 1), 64 * 128 + 19 * 128 * 128 + 128 * 10),
     "digits_resnet": ((8, 8, 1), 77_072),
     "digits_resnet14": (
         (8, 8, 1),
