@@ -80,7 +80,7 @@ def test_mask_of_another_structure(make):
         make({"w": jnp.ones((2, 2), bool), "v": None}).init(params)
 
 
-def test_cubic_counts_every_five_steps():
+def test_schedules_g1_cubic_every_five_steps():
     """s 0 -> 0.8 from step 10 to 30 every 5: .4625, .7, .7875, .8 (Zhu and Gupta)."""
     params = {"w": jax.random.normal(jax.random.key(0), (20, 40))}
     tx = optax.chain(
@@ -92,6 +92,17 @@ def test_cubic_counts_every_five_steps():
     assert {t: counts[t] for t in want} == want
 
 
+def test_schedules_g2_cosine_and_iterative():
+    """Cosine to 80 % in ten steps; to 90 % in four rounds of one equal share."""
+    falling = optax.cosine_decay_schedule(0.8, 10)
+    tx = transforms.prune_gradually(lambda t: 0.8 - falling(t), end=10)
+    path, _ = train(tx, {"w": jax.random.normal(jax.random.key(0), (10, 10))}, 12)
+    zeros = [int(jnp.sum(p["w"] == 0)) for p in path]
+    assert [zeros[t] for t in (0, 5, 10, 11)] == [0, 40, 80, 80]
+    densities = 1 - np.asarray(transforms.iterative_sparsities(0.9, 4))
+    np.testing.assert_allclose(densities, [0.5623, 0.3162, 0.1778, 0.1], atol=5e-5)
+
+
 def test_last_update_at_end_whatever_the_period():
     params = {"w": jax.random.normal(jax.random.key(0), (10, 10))}
     tx = transforms.prune_gradually(0.9, end=7, every=5)
@@ -99,7 +110,7 @@ def test_last_update_at_end_whatever_the_period():
     assert [int(jnp.sum(p["w"] == 0)) for p in path][6:] == [88, 90, 90]
 
 
-def test_gradual_masks_nest_and_stay_zero_under_adam_and_decay():
+def test_schedules_g11_g12_exact_zeros_and_nested_masks_under_adam_and_decay():
     params = tree("dict")
     tx = optax.chain(
         optax.adamw(0.05, weight_decay=0.1), transforms.prune_gradually(0.7, end=20)
