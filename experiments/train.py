@@ -101,20 +101,35 @@ def _train(
     """Every part with its own lab: all rows, and which claims hold."""
     rows: list[Row] = []
     claims: dict[str, bool] = {}
-    for index, part in enumerate(chosen.parts()):
+    parts = chosen.parts()
+    for part, prefix in zip(parts, prefixes(parts), strict=True):
         lab = build.open_lab(
             part,
             seed=args.seed,
             data_dir=args.data_dir,
             journal=journal,
             checkpoints=partial(_checkpoints, out, args.resume, part.checkpoint_every),
-            prefix=f"{part.model} " if index else "",
+            prefix=prefix,
         )
         found = _rows(lab)
         rows += [row._replace(run=lab.prefix + row.run) for row in found]
         for text, holds in results.verdicts(part.claims, found).items():
             claims[lab.prefix + text] = holds
     return rows, claims
+
+
+def prefixes(parts: Sequence[Config]) -> list[str]:
+    """What the names of each part's runs begin with, no two parts the same.
+
+    Nothing for the first part; then the model's name, numbered where an earlier part
+    trains the same model.
+    """
+    models = [part.model for part in parts]
+    found = [""]
+    for index, model in enumerate(models[1:], start=1):
+        earlier = models[:index].count(model)
+        found.append(f"{model} {earlier + 1} " if earlier else f"{model} ")
+    return found
 
 
 def _rows(lab: Lab) -> list[Row]:

@@ -65,6 +65,13 @@ def test_mistakes_are_said_in_one_line(words, message, tmp_path, capsys):
     assert error.startswith("error: ") and message in error
 
 
+def test_parts_are_told_apart_also_where_they_share_a_model():
+    parts = load("digits_all").parts()
+    found = train.prefixes(parts)
+    assert len(set(found)) == len(parts)
+    assert found[0] == "" and "lenet300 " in found and "lenet300 2 " in found
+
+
 def test_a_folder_that_is_not_a_job_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="files that are no job's"):
