@@ -1,10 +1,13 @@
 """Every method of the table at toy length: exact counts, honest rows."""
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from experiments import build
+from experiments.loop import fit
+from experiments.methods import iterative
 from experiments.methods.dense import train_dense
 from experiments.methods.one_shot import recalibration
 from experiments.methods.removal import count_nonzero
@@ -95,16 +98,35 @@ def test_grow_and_prune_in_its_three_forms(trained):
         assert row.before is None and row.extra["epochs"] == 3
 
 
-def test_iterative_pruning_ends_at_the_count_however_it_rewinds(trained):
+def test_iterative_pruning_rewinds_as_it_says(trained, monkeypatch):
     lab, dense = trained
+    runs = {}
+
+    def recorded(lab, program, name, epochs, *, start=None, hyper):
+        begins = jax.tree.map(np.asarray, None if start is None else start[0])
+        found = fit(lab, program, name, epochs, start=start, hyper=hyper)
+        ends, mask = jax.tree.map(np.asarray, (found.params, hyper))
+        runs[name] = begins, ends, mask
+        return found
+
+    monkeypatch.setattr(iterative, "fit", recorded)
     rows = list(build.METHODS["iterative"](lab, dense, **RUNS["iterative"]))
     names = ["weights rewound 90%", "rate rewound 90%", "one round 90%"]
     assert [row.run for row in rows] == names
     for row in rows:
         assert row.nonzero == row.kept == 5020 and row.method == "iterative"
         assert row.before is None and row.got == row.asked == 1 - 5020 / 50_200
-    weights, rate, _ = rows
-    assert weights.after != rate.after
+    early = runs["iterative, early"][1]
+    for name, last, source in [
+        ("weights rewound 90%", 2, lambda before: early),
+        ("rate rewound 90%", 2, lambda before: before[1]),
+        ("one round 90%", 1, lambda before: before[1]),
+    ]:
+        assert f"{name}, round {last + 1}" not in runs
+        for k in range(1, last + 1):
+            begins, _, mask = runs[f"{name}, round {k}"]
+            want = masks.apply(mask, source(runs[f"{name}, round {k - 1}"]))
+            chex.assert_trees_all_equal(begins, want)
 
 
 def test_removal_is_measured_against_the_network_before_it(trained):
