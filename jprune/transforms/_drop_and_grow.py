@@ -326,7 +326,9 @@ def _move(
         # Magnitudes are taken by the ranking.
         init = selection.cold(masks.in_scope(grads, scope), ranking="leaf")
     else:
-        grads = _lots(state.key, state.count, params)
+        # After the first ranking, whose memory they then take.
+        data, one = jax.lax.optimization_barrier((state.key, one))
+        grads = _lots(data, state.count, params)
         sizes = np.array([m.size for m in masks.in_scope(mask, scope)], np.int32)
         init = _expected(dropped, jnp.asarray(sizes) - stay)
     b, _, two = largest(grads, dropped, jax.tree.map(jnp.logical_not, a), init)
