@@ -15,8 +15,9 @@ Optax's own: `csgd`, `gap`, `gsm`, `issp`, `masksparsity`, `rigl`, `sparse_evolu
 (SET), `sr_ste`, `static_sparse`, `swd`, `tpp`, `trp`; `issr` joins the two ends of its
 chain.
 
-`check` tells whether a chain is in the right order; `finish` removes after training;
-`diagnostics` gives what to log; `state_sharding` places the state on a mesh.
+`check` tells whether the projections of a chain have the last word; `finish` removes
+after training; `diagnostics` gives what to log; `state_sharding` places the state on
+a mesh.
 """
 
 from jprune.transforms._accumulate_gradient import (
