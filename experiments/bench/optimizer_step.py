@@ -24,6 +24,7 @@ import optax
 
 from experiments.bench.timing import in_turns, machine
 from jprune import masks, transforms
+from jprune._groups import AxisRef, Group
 
 SLOW = ("trp, truncation",)
 """Rows of seconds, an SVD of every kernel: one round, and no bound."""
@@ -93,7 +94,48 @@ def grown(period: int, steps: int) -> optax.GradientTransformation:
     )
 
 
-def optimizers() -> dict[str, optax.GradientTransformation]:
+def inner_groups(shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:
+    """The widths inside the blocks: a convolution, its norm, and its one reader."""
+    groups = []
+    for name, shape in shapes.items():
+        block, dot, number = name.removesuffix("/kernel").rpartition("c")
+        reader = f"{block}c{int(number) + 1}/kernel" if number.isdigit() else None
+        if not dot or reader not in shapes:
+            continue
+        norm = name.replace("/kernel", "_bn")
+        members = (
+            AxisRef((name,), 3, "out"),
+            AxisRef((f"{norm}/scale",), 0, "scale"),
+            AxisRef((f"{norm}/bias",), 0, "bias"),
+            AxisRef((reader,), 2, "in"),
+        )
+        groups.append(Group(name, shape[3], members))
+    return groups
+
+
+def by_groups(
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, optax.GradientTransformation]:
+    """The rows of methods on channels; half of every inner width is to go."""
+    groups, lr, mu = inner_groups(shapes), 1e-4, 5e-4
+    clusters = {g.id: transforms.even_clusters(g.size, g.size // 2) for g in groups}
+    keeps = [jnp.arange(g.size) % 2 == 0 for g in groups]
+    return {
+        "c-sgd": transforms.csgd(lr, groups, clusters, strength=3e-3, weight_decay=mu),
+        "network slimming": transforms.network_slimming(lr, strength=1e-4),
+        "masksparsity": transforms.masksparsity(lr, groups, keeps),
+        "tpp": transforms.tpp(
+            lr, groups, keeps, grow=FAR // 2, settle=FAR // 2, weight_decay=mu
+        ),
+        "prune_unmoved": optax.chain(
+            sgd(), transforms.prune_unmoved(every=FAR, end=FAR)
+        ),
+    }
+
+
+def optimizers(
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, optax.GradientTransformation]:
     """Each row's optimizer; a row is an ordinary step unless it says otherwise."""
     lr, mu = 1e-4, 5e-4
 
@@ -145,6 +187,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "2:4 in stages": optax.chain(sgd(), staged),
         "sr-ste": transforms.sr_ste(lr, 2, 4, scope=fours),
         **moving_masks(),
+        **by_groups(shapes),
     }
 
 
@@ -188,7 +231,7 @@ def measure(depth: int, repeats: int) -> dict[str, Any]:
     shapes = resnet_shapes(depth)
     compile_seconds: dict[str, float] = {}
     steps = {}
-    for name, tx in optimizers().items():
+    for name, tx in optimizers(shapes).items():
         start = time.perf_counter()
         steps[name] = _stepper(tx, shapes)
         compile_seconds[name] = time.perf_counter() - start
