@@ -73,6 +73,7 @@ def kinds_of_cases():
     for case in TABLE:
         for kind, dtype in KINDS:
             slow = [pytest.mark.slow] if case.dear and kind != "dict" else []
+            dtype = dtype if case.half else jnp.float32
             yield pytest.param(case, kind, dtype, marks=slow, id=f"{case.name}-{kind}")
 
 
