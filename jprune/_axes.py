@@ -26,19 +26,30 @@ def contraction_axis(path: str, leaf: Any, given: int | None) -> int:
     return _axis(path, leaf, given, -2, "contracted")
 
 
-def output_axis(path: str, leaf: Any, given: int | None) -> int:
-    """The axis of the units the weight produces, counted from 0."""
-    return _axis(path, leaf, given, -1, "output")
+def output_axis(path: str, leaf: Any, given: int | None, argument: str = "axis") -> int:
+    """The axis of the units the weight produces, counted from 0.
+
+    `argument` is what a caller gives instead of the default, for the error.
+    """
+    return _axis(path, leaf, given, -1, "output", argument)
 
 
-def _axis(path: str, leaf: Any, given: int | None, default: int, what: str) -> int:
+def _axis(
+    path: str,
+    leaf: Any,
+    given: int | None,
+    default: int,
+    what: str,
+    argument: str = "axis",
+) -> int:
     rank = np.ndim(leaf)
     if given is None:
         if leaf_name(path) not in _KERNEL_NAMES or rank not in (2, 4):
             raise value_error(
                 f"No default {what} axis for {path} of shape {np.shape(leaf)}: only "
-                "leaves named `kernel` or `w` of rank 2 or 4 have one. Pass `axis` (a "
-                "number or a tree of numbers), or leave the leaf out of `scope`."
+                "leaves named `kernel` or `w` of rank 2 or 4 have one. Pass "
+                f"`{argument}` (a number or a tree of numbers), or leave the leaf out "
+                "of `scope`."
             )
         given = default
     if not -rank <= given < rank:

@@ -74,7 +74,7 @@ def train_theta(
         penalty=r.penalty,
         logits=lambda theta, stats: lab.logits(export(theta)[0], stats),
     )._replace(watch=watch)
-    theta = lab.replicated(jax.jit(r.init)(params))
+    theta = lab.replicated(r.init(params))  # not traced: it may refuse values
     done = fit(lab, program, run, epochs, start=(theta, stats))
     params, mask = export(done.params)
     return Exported(done.params, params, mask, done.stats, done.seconds)

@@ -69,6 +69,9 @@ def dissipating(
     Returns:
       A function from `Early` to a mask.
 
+    Raises:
+      ValueError: a negative `fraction`.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import at_init
@@ -80,6 +83,8 @@ def dissipating(
     References:
       Haroon, arXiv 2209.02201, abstract.
     """
+    if not masks.is_traced(fraction) and not 0 <= float(fraction) < float("inf"):
+        raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")
 
     def rule(early: Early) -> Mask:
         return masks.above(
@@ -174,7 +179,7 @@ def dissipating_k_starts(
             f"`order` must be 'dissipating_first' or 'k_starts_first', got {order!r}."
         )
     begin = 1 - (1 - sparsity) ** 0.5 if first is None else first
-    if not masks.is_traced(sparsity) and not 0 <= begin < sparsity:
+    if not (first is None or masks.is_traced(sparsity) or 0 <= first < sparsity):
         raise value_error(
             f"`first` must be at least 0 and below `sparsity` {sparsity}, got {first}."
         )

@@ -110,7 +110,8 @@ def edge_of_chaos(
       A `MeanField` with `chi` 1.
 
     Raises:
-      ValueError: there is no edge for this `sigma_b2`; for ReLU there is none but 0.
+      ValueError: there is no edge for this `sigma_b2`; for ReLU there is none but 0,
+        for a flat activation (a sign) none at all.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -122,13 +123,15 @@ def edge_of_chaos(
       Hayou et al., arXiv 2002.08797; the values are computed here.
     """
     _require_bias(sigma_b2)
-    if sigma_b2 == 0 and _moments(activation, 1e-12)[0] < 1e-6:
-        return MeanField(1 / _moments(activation, 1e-12)[1], 0.0, 0.0, 1.0)
+    (square, slope), (_, nearer) = (_moments(activation, q) for q in (1e-12, 1e-14))
+    # A slope that vanishes towards 0 (of a square) is no slope at 0.
+    if sigma_b2 == 0 and square < 1e-6 and nearer > slope / 2:
+        return MeanField(1 / slope, 0.0, 0.0, 1.0)
 
     def above(q: float) -> bool:
         """Whether the variance that belongs to q on the edge is above q."""
         square, slope = _moments(activation, q)
-        return sigma_b2 + square / slope > q * (1 + 1e-9)
+        return sigma_b2 * slope + square > q * (1 + 1e-9) * slope
 
     low, high = 1e-6, 1e3
     if not above(low) or above(high):

@@ -27,7 +27,8 @@ def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[i
     names = masks.in_scope(_names(params), scope)
     leaves = masks.in_scope(params, scope)
     if fan_in is None:
-        axes = [output_axis(n, x, None) for n, x in zip(names, leaves, strict=True)]
+        pairs = zip(names, leaves, strict=True)
+        axes = [output_axis(n, x, None, "fan_in") for n, x in pairs]
         pairs = zip(leaves, axes, strict=True)
         return [prod(x.shape) // max(x.shape[axis], 1) for x, axis in pairs]
     if isinstance(fan_in, int | np.integer):

@@ -59,7 +59,8 @@ def k_starts(
       params: the weights at the end of the scoring window.
       grads: the gradient summed over it: `Early.grads` of `train_window`, or the state
         of `transforms.accumulate_gradient`. May be None where `balance` is 1.
-      sparsity: fraction of zeros in each leaf, or a tree of fractions.
+      sparsity: fraction of zeros in each leaf, or a tree of fractions. Every leaf, or
+        channel that chooses for itself, keeps at least one weight.
       k: how many candidates, or the numbers of those still in play (`better_half`).
       balance: $\lambda$ of `fitness`.
       share: who chooses: "leaf", "network" (one number for all leaves), or "channel":

@@ -6,13 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune import masks
-from jprune._typing import Mask, Params
+from jprune._dtypes import wide
+from jprune._tree import require_same_structure
+from jprune._typing import Mask, Params, PyTree, Scope
 
 Pattern = Callable[..., Mask]
-"""`pattern(scores, sparsity=, within=, scope=)` -> mask, each leaf ranked by itself:
-`masks.channels`, or `functools.partial(masks.blocks, block=(4, 4))`."""
+"""`pattern(scores, sparsity=, within=, scope=)` -> mask, each leaf ranked by itself.
+`sparsity` is a tree of shares: `masks.channels`, or `functools.partial(masks.blocks,
+block=(4, 4))`."""
 
 ELEMENT: Pattern = partial(masks.unstructured, ranking="leaf")
 
@@ -35,7 +39,8 @@ def random_mask(
     Args:
       key: a PRNG key.
       params: gives structure and shapes.
-      sparsity: fraction of zeros in each leaf, or a tree of fractions.
+      sparsity: fraction of zeros in each leaf, or a tree of fractions. Every leaf keeps
+        at least one weight, however small it is.
       start: which candidate, or one number `[leaves in scope]` for each leaf; may be
         traced.
       pattern: what is removed together; single weights by default. Blocks that reach
@@ -72,4 +77,22 @@ def random_mask(
         for i, (w, t) in enumerate(zip(leaves, taken, strict=True))
     ]
     scores = jax.tree.unflatten(treedef, drawn)
-    return pattern(scores, sparsity=sparsity, within=within, scope=scope)
+    shares = _leaving_one(sparsity, params, scope)
+    return pattern(scores, sparsity=shares, within=within, scope=scope)
+
+
+def _leaving_one(sparsity: Any, params: Params, scope: Scope) -> PyTree:
+    """The share of zeros in each leaf, less where it would take every weight."""
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(sparsity)):
+        masks.require_sparsity(sparsity)
+        sparsity = jax.tree.map(lambda t: sparsity if t else 0.0, scope)
+    require_same_structure("sparsity", sparsity, params)
+
+    def leaf(share: Any, w: Any) -> Any:
+        most = 1 - 1 / max(np.size(w), 1)
+        if masks.is_traced(share):
+            return jnp.minimum(wide(share), most)
+        # What is no share at all is left to the pattern, which names the leaf.
+        return most if np.ndim(share) == 0 and most < share <= 1 else share
+
+    return jax.tree.map(leaf, sparsity, params)

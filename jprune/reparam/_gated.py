@@ -30,8 +30,8 @@ class Branch(NamedTuple):
       leaves: paths of the parameters that make what the branch adds to its stream: the
         scale and the bias of its last norm, or its last kernel and bias. The whole
         output must be a multiple of them.
-      inner: the groups inside, which go when the branch goes. They need no gates of
-        their own.
+      inner: the groups inside, which go when the branch goes: what closing it frees.
+        They need no gates of their own. May be empty under a `branch_price` only.
     """
 
     leaves: tuple[str, ...]
@@ -118,9 +118,12 @@ def _numbers(params: Params) -> dict[str, int]:
 
 
 def require_gates(
-    params: Params, groups: Sequence[Group], branches: Mapping[str, Branch]
+    params: Params,
+    groups: Sequence[Group],
+    branches: Mapping[str, Branch],
+    branch_price: float = 0.0,
 ) -> None:
-    """Every gate multiplies something, and once.
+    """Every gate multiplies something, and once, and has a price.
 
     Raises:
       ValueError: otherwise.
@@ -134,6 +137,12 @@ def require_gates(
     if not ids and not branches:
         raise value_error(
             "There is nothing to gate: `groups` and `branches` are empty."
+        )
+    free = [name for name, branch in branches.items() if not branch.inner]
+    if free and not branch_price:
+        raise value_error(
+            f"Branch {free[0]!r} has no `inner`, closing it frees nothing: list the "
+            "groups inside, or use `branch_price` of `learned_gates`."
         )
     for group, members in member_leaves(params, groups):
         if not _gated(members):

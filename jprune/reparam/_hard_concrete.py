@@ -119,7 +119,8 @@ def expected_cost(
         here = [float(group not in row or i == row[group]) for i in range(rows)]
         return count * jnp.asarray(here, jnp.result_type(count))
 
-    each = jax.vmap(cost)({group: laid(group, n) for group, n in counts.items()})
+    laid_out = {group: laid(group, n) for group, n in counts.items()}
+    each = jax.vmap(cost, axis_size=rows)(laid_out)
     if not branches:
         return each[0]
     return each[0] + jnp.stack([*branches.values()]) @ (each[1:] - each[0])

@@ -35,10 +35,10 @@ import jax.numpy as jnp
 
 from jprune import selection
 from jprune._errors import value_error
-from jprune._tree import named_leaves
+from jprune._tree import leaf_name, named_leaves
 from jprune._typing import Mask, Params, PyTree
 from jprune.reparam._named import as_mask, chosen, clip, replaced, scalar, size
-from jprune.reparam._reparam import Reparam
+from jprune.reparam._reparam import Reparam, no_penalty
 from jprune.reparam._straight_through import pass_through
 
 LEAST, MOST = 0.01, 0.99
@@ -89,7 +89,8 @@ def learned_attention(
       [0.01, 1]; `export` folds them into kernels and biases.
 
     Raises:
-      ValueError: arguments out of range; two kernels beside one bias.
+      ValueError: arguments out of range; from `init`, two kernels with one bias, or
+        `biases` from what is no kernel in scope, or to one.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -163,6 +164,8 @@ def _apply(rule: _Rule, theta: AttentionTheta, key: Any = None) -> Params:
 
 def _penalty(rule: _Rule, theta: AttentionTheta) -> jax.Array:
     sizes = {n: size(w) for n, w in chosen(theta.weights, rule.scope).items()}
+    if not any(sizes.values()):
+        return no_penalty(theta)
     left = remaining(theta.attention, sizes, alpha=rule.alpha)
     price = rule.gamma * (left - rule.target) ** 2
     if rule.decay == 0:
@@ -221,11 +224,13 @@ def _kept(
     kernels: Mapping[str, jax.Array], attention: Mapping[str, jax.Array], alpha: float
 ) -> dict[str, jax.Array]:
     """The masks of now: all but the floor(n p) smallest of each kernel."""
+    if not kernels:
+        return {}
     counts = []
     for name, w in kernels.items():
         share = jax.lax.stop_gradient(pruning_ratio(attention[name], alpha))
         removed = jnp.floor(share * size(w)).astype(jnp.int32)
-        counts.append(size(w) - jnp.clip(removed, 0, size(w) - 1))
+        counts.append(size(w) - jnp.clip(removed, 0, max(size(w) - 1, 0)))
     leaves = [jax.lax.stop_gradient(w) for w in kernels.values()]
     found = selection.kth_magnitude(leaves, counts, ranking="leaf")
     kept = selection.keep_mask(leaves, found, counts)
@@ -240,25 +245,28 @@ def _bias_of(
     params: Params, kernels: Mapping[str, Any], given: Mapping[str, str] | None
 ) -> dict[str, str]:
     """Which bias goes with which kernel, by path."""
-    names = {name for name, _ in named_leaves(params)}
-    if given is not None:
-        wrong = [
-            f"{k}: {b}" for k, b in given.items() if k not in kernels or b not in names
-        ]
-        if wrong:
-            raise value_error(
-                f"`biases` must lead from a kernel in scope to a leaf: {wrong[0]!r}."
-            )
-        return dict(given)
-    found: dict[str, str] = {}
-    for kernel in kernels:
-        level, slash, _ = kernel.rpartition("/")
-        beside = [level + slash + name for name in _BIAS_NAMES]
-        for bias in (b for b in beside if b in names and b not in kernels):
-            if bias in found.values():
-                raise value_error(
-                    f"Two kernels lie beside {bias}: say which it belongs to with "
-                    "`biases={kernel path: bias path}`."
-                )
-            found[kernel] = bias
-    return found
+    others = [name for name, _ in named_leaves(params) if name not in kernels]
+    if given is None:
+        named = (name for name in others if leaf_name(name) in _BIAS_NAMES)
+        beside = {_level(name): name for name in named}
+        given = {k: beside[_level(k)] for k in kernels if _level(k) in beside}
+    wrong = [f"{k}: {b}" for k, b in given.items() if k not in kernels]
+    wrong += [f"{k}: {b}" for k, b in given.items() if b not in others]
+    if wrong:
+        raise value_error(
+            "`biases` must lead from a kernel in scope to a leaf that is none: "
+            f"{wrong[0]!r}."
+        )
+    biases = [*given.values()]
+    twice = [bias for bias in biases if biases.count(bias) > 1]
+    if twice:
+        raise value_error(
+            f"Two kernels share the bias {twice[0]}: say which it belongs to with "
+            "`biases={kernel path: bias path}`."
+        )
+    return dict(given)
+
+
+def _level(path: str) -> str:
+    """Where a leaf lies, without its name; see `leaf_name`."""
+    return path.removesuffix("/value").rpartition("/")[0]

@@ -123,7 +123,8 @@ def learned_gates(
 
     Raises:
       ValueError: arguments out of range, neither `price` nor `target`; from `init`,
-        groups or branches without a parameter to multiply, a group named twice.
+        groups or branches without a parameter to multiply, a group named twice, a
+        branch that is free (no `inner`, no `branch_price`).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -200,7 +201,7 @@ class _Gates(NamedTuple):
 
 
 def _init(gates: _Gates, params: Params) -> GateTheta:
-    require_gates(params, gates.groups, gates.branches)
+    require_gates(params, gates.groups, gates.branches, gates.branch_price)
     first, kind = math.log(gates.start / (1 - gates.start)), jnp.result_type(float)
     price = gates.price(0) if callable(gates.price) else gates.price
     return GateTheta(

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune._axes import axis_list, contraction_axis
 from jprune._errors import listing, value_error
@@ -96,8 +97,9 @@ def learned_n_of_m(
       anneals; `export` keeps exactly the N largest of each group.
 
     Raises:
-      ValueError: `target` not in (1/M, 1], m below 2; from `init`, an axis that M does
-        not divide, with the leaf's name.
+      ValueError: `target` not in (1/M, 1], m below 2, a negative `weight`,
+        `steps_per_epoch` no positive integer; from `init`, an axis that M does not
+        divide, with the leaf's name.
 
     References:
       Oh et al., arXiv 2204.12266; the authors' code for the clip, the cut and the
@@ -111,6 +113,14 @@ def learned_n_of_m(
         raise value_error(
             f"`target` must be in (1/m, 1] = ({1 / m:.4g}, 1]: one weight of each {m} "
             f"always stays, got {target}."
+        )
+    if not weight >= 0:
+        raise value_error(f"`weight` must not be negative, got {weight}.")
+    steps = 1 if steps_per_epoch is None else steps_per_epoch
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise value_error(
+            "`steps_per_epoch` must be a positive integer, or None, got "
+            f"{steps_per_epoch!r}."
         )
 
     search = _Search(
@@ -161,12 +171,12 @@ class _Search(NamedTuple):
         return jnp.concatenate([jnp.ones_like(kept[:1]), kept])
 
     def relative_cost(self, theta: NOfMTheta) -> jax.Array:
-        """$C / C_0$."""
+        """$C / C_0$, 0 without weights."""
         each = cost_each(self.costs, theta.weights)
         leaves = chosen(theta.weights, self.scope)
         prices = {name: each(name) * size(w) for name, w in leaves.items()}
         total = cost(theta.priorities, prices, strict=self.strict)
-        return total / sum(prices.values())
+        return total / (sum(prices.values()) or 1)
 
 
 def _init(search: _Search, params: Params) -> NOfMTheta:
@@ -267,7 +277,7 @@ def cost(
         (1 + jnp.sum(units(k, strict=strict))) / (k.size + 1) * prices[name]
         for name, k in priorities.items()
     ]
-    return sum(each[1:], each[0])
+    return sum(each, jnp.zeros(()))
 
 
 def anneal(

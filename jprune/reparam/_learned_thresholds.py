@@ -43,7 +43,7 @@ from jprune.reparam._named import (
     scalar,
     size,
 )
-from jprune.reparam._reparam import Reparam
+from jprune.reparam._reparam import Reparam, no_penalty
 
 Budget = Literal["global", "leaf"]
 
@@ -87,7 +87,8 @@ def learned_thresholds(
       one_sided: only exceeding the budget costs, $\lambda \max(0, d - (1 - s^*))$.
       costs: $c_l$, a tree of numbers structured as the parameters; None counts
         parameters. For FLOPs give the output positions of each convolution.
-      min_size: smaller leaves stay dense and are not counted.
+      min_size: smaller leaves stay dense and are not counted, nor are those without
+        weights.
       start: the thresholds begin at the predicted sparsity `start * target`.
       center: subtract each kernel's mean (in the forward pass, not differentiated, and
         in `project`), as the authors' code does in place.
@@ -125,7 +126,16 @@ def learned_thresholds(
         raise value_error(f"`budget` must be 'global' or 'leaf', got {budget!r}.")
 
     loss = _Loss(
-        target, weight, budget, one_sided, costs, min_size, start, center, eps, scope
+        target,
+        weight,
+        budget,
+        one_sided,
+        costs,
+        max(min_size, 1),
+        start,
+        center,
+        eps,
+        scope,
     )
     return Reparam(
         partial(_init, loss),
@@ -154,7 +164,7 @@ class _Loss(NamedTuple):
         """The leaves that have a threshold, by path."""
         taken = chosen(params, self.scope)
         found = {n: w for n, w in taken.items() if size(w) >= self.min_size}
-        if not found and jax.tree.leaves(params):
+        if not found and any(map(size, jax.tree.leaves(params))):
             raise value_error(
                 f"No leaf in scope has `min_size`={self.min_size} weights; lower it."
             )
@@ -190,6 +200,8 @@ def _apply(loss: _Loss, theta: ThresholdTheta, key: Any = None) -> Params:
 def _penalty(loss: _Loss, theta: ThresholdTheta) -> jax.Array:
     each = cost_each(loss.costs, theta.weights)
     kernels = loss.kernels(theta.weights)
+    if not kernels:
+        return no_penalty(theta)
     return budget_penalty(
         theta.thresholds,
         {name: each(name) * size(w) for name, w in kernels.items()},
@@ -289,7 +301,7 @@ def budget_penalty(
     Returns:
       A 0-d array.
     """
-    densities = {name: predicted_density(r) for name, r in thresholds.items()}
+    densities = {name: predicted_density(thresholds[name]) for name in prices}
 
     def price(density: jax.Array) -> jax.Array:
         over = density - (1 - target)

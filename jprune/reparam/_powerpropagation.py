@@ -9,7 +9,8 @@ network has far more mass near zero, and magnitude pruning costs it less. It is 
 criterion by itself. $|w|$ and $|\theta|$ order alike, so every magnitude method may
 work on $\theta$ as if on weights: `transforms.prune_gradually`, `swd` and `keep_masked`
 go unchanged into the chain that trains theta. $\theta = 0$ is a fixed point, so what
-they remove stays removed; methods that regrow need `floor`.
+they remove stays removed. Methods that grow weights (RigL, SET) need a `floor` and
+stand around `reparameterized`, where they see $w$ and $\partial L / \partial w$.
 
 One step of gradient descent moves w by about
 $-\eta\, \alpha^2 |w|^{2 - 2/\alpha}\, \partial L/\partial w$, and an L2 decay of theta
@@ -45,10 +46,13 @@ def powerpropagation(
       scope: which leaves; None for `masks.prunable` (kernels, not biases or norms).
       floor: least derivative used in the backward pass,
         $\max(\alpha |\theta|^{\alpha-1}, \text{floor})$. A deviation for methods that
-        grow weights from zero (RigL, SET), which could never leave it: at
-        $\theta = 0$ the gradient is then `floor` times $\partial L / \partial w$, so
-        that growing by $|\partial L/\partial\theta|$ grows by $|\partial L/\partial
-        w|$.
+        grow weights from zero (RigL, SET), which without it could never leave it: at
+        $\theta = 0$ the gradient is `floor` times $\partial L / \partial w$. Among
+        exact zeros $|\partial L/\partial\theta|$ then orders as $|\partial L/\partial
+        w|$, but not against weights just dropped, whose own slope is far above `floor`
+        and which would come straight back: grow in the space of the weights,
+        `drop_and_grow(reparameterized(inner, powerpropagation(alpha, floor=0.1)),
+        ...)`.
 
     Returns:
       A `Reparam` whose theta is structured as the parameters. `init` is the inverse
@@ -57,7 +61,7 @@ def powerpropagation(
 
     Raises:
       ValueError: `alpha` below 1, a negative `floor`; from `init`, a leaf in scope that
-        is all zero, which would never train.
+        is all zero, which would never train (not checked under `jit`).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -178,7 +182,7 @@ def _require_not_zero(params: Params, scope: Any) -> None:
     zero = [
         name
         for (name, leaf), t in pairs
-        if t and not masks.is_traced(leaf) and not np.any(np.asarray(leaf))
+        if t and not masks.is_traced(leaf) and np.size(leaf) and not np.any(leaf)
     ]
     if zero:
         raise value_error(

@@ -106,8 +106,7 @@ def wrap(
       >>> jax.grad(loss)(jnp.array([[0.5, -0.2]]))
       Array([[1. , 0.4]], dtype=float32)
     """
-    if not isinstance(r, Reparam):
-        raise type_error(f"`r` must be a Reparam, got {type(r).__name__}.")
+    _require_reparam("r", r)
 
     def loss(theta: PyTree, *args: Any, reparam_key: Any = None, **kwargs: Any) -> Any:
         out = loss_fn(r.apply(theta, reparam_key), *args, **kwargs)
@@ -129,7 +128,19 @@ def compose(first: Reparam, second: Reparam) -> Reparam:
 
     Returns:
       A `Reparam` whose theta is that of `first`.
+
+    Raises:
+      ValueError: `second` has a constraint: its `project` is not `unconstrained`.
+      TypeError: one of the two is not a `Reparam`.
     """
+    _require_reparam("first", first)
+    _require_reparam("second", second)
+    if second.project is not unconstrained:
+        raise value_error(
+            "`second` must be unconstrained: its theta is what `first` gives and is "
+            "never stored, so that its `project` could not hold it. Exchange the two, "
+            "or take a map whose `project` is `reparam.unconstrained`."
+        )
 
     def penalty(theta: PyTree) -> jax.Array:
         return first.penalty(theta) + second.penalty(first.apply(theta))
@@ -150,6 +161,11 @@ def compose(first: Reparam, second: Reparam) -> Reparam:
         project=first.project,
         export=export,
     )
+
+
+def _require_reparam(name: str, r: Any) -> None:
+    if not isinstance(r, Reparam):
+        raise type_error(f"`{name}` must be a Reparam, got {type(r).__name__}.")
 
 
 def _both(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -230,12 +246,14 @@ def reparameterized(
     $\partial L/\partial w$, the inner optimizer takes its step in $\theta$ and the
     update is $g(\theta + u) - w$. The training loop, masks and whatever stands around
     it (SWD, RigL, which must see $\partial L/\partial w$) stay in the space of the
-    weights.
+    weights. Around it a method that grows weights from zero (RigL, SET) needs
+    `powerpropagation` with a `floor` above 0: elsewhere a weight at 0 stays there.
 
     Args:
       inner: the optimizer of theta, learning rate included.
       r: a one-to-one reparameterization: `init` must be the inverse of `apply`, which
-        among ours is true of `powerpropagation`. Its penalty is not added.
+        among ours is true of `powerpropagation`. Its penalty is not added. What `init`
+        refuses is refused at the start only: later a leaf may be masked entirely.
 
     Returns:
       A `GradientTransformationExtraArgs`. The inverse is taken anew at each step, so
@@ -247,6 +265,7 @@ def reparameterized(
         `update`, no `params`.
     """
     inner = optax.with_extra_args_support(inner)
+    inverse = jax.jit(r.init)  # of traced values, which `init` cannot refuse
 
     def init(params: Params) -> ReparameterizedState:
         theta = r.init(params)
@@ -265,7 +284,7 @@ def reparameterized(
     ) -> tuple[PyTree, ReparameterizedState]:
         if params is None:
             raise no_params("reparameterized")
-        theta, pull = r.init(params), updates
+        theta, pull = inverse(params), updates
         if jax.tree.leaves(params):
             (pull,) = jax.vjp(r.apply, theta)[1](_like(updates, params))
         steps, following = inner.update(pull, state.inner, theta, **extra)

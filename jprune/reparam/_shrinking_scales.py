@@ -27,8 +27,9 @@ import numpy as np
 
 from jprune import masks
 from jprune._axes import whole_along
-from jprune._errors import value_error
+from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group, member_leaves, no_member
+from jprune._tree import named_leaves
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.reparam._gated import (
     Branch,
@@ -67,8 +68,9 @@ def shrinking_scales(
     r"""Norm scales and branch factors that a price shrinks to zero.
 
     Args:
-      groups: channels to gate; each must have a norm scale. Of several scales over one
-        group (a stream) each shrinks by itself, and the channel closes with the last.
+      groups: channels to gate; each must have a norm scale, of float32 or wider. Of
+        several scales over one group (a stream) each shrinks by itself, and the channel
+        closes with the last.
       branches: branches to gate, by a name of your choice.
       price: $\lambda$.
       learning_rate: $\eta$, a number or a schedule of the step: that of the optimizer.
@@ -82,8 +84,9 @@ def shrinking_scales(
       altogether.
 
     Raises:
-      ValueError: a negative `price`; from `init`, a group without a scale, and what
-        `learned_gates` refuses.
+      ValueError: a negative `price`; from `init`, a group without a scale, a scale of
+        half precision (a step below half a unit of its last place would not move it), a
+        branch without `inner`, and what `learned_gates` refuses.
 
     References:
       Liu et al., Learning Efficient Convolutional Networks through Network Slimming,
@@ -114,9 +117,18 @@ class _Scales(NamedTuple):
 
 def _init(given: _Scales, params: Params) -> ScaleTheta:
     require_gates(params, given.groups, given.branches)
+    paths, half = [name for name, _ in named_leaves(params)], {}
     for group, members in member_leaves(params, given.groups):
         if not _scales(members):
             raise no_member(group, ("scale",))
+        found = {paths[i]: jnp.result_type(leaf) for _, i, leaf in _scales(members)}
+        half |= {n: kind for n, kind in found.items() if jnp.finfo(kind).bits < 32}
+    if half:
+        lines = [f"{name}: {kind}" for name, kind in half.items()]
+        raise value_error(
+            "Scales of half precision stand still where a proximal step is below half "
+            f"a unit of their last place; keep these in float32.{listing(lines)}"
+        )
     return ScaleTheta(params, {name: scalar(1.0) for name in given.branches})
 
 
@@ -195,9 +207,9 @@ def freed_costs(
     sizes = {g.id: g.size for g in every}
 
     def freed(gone: Mapping[str, int]) -> float:
-        return float(
-            price(sizes) - price({n: s - gone.get(n, 0) for n, s in sizes.items()})
-        )
+        left = {n: s - gone.get(n, 0) for n, s in sizes.items()}
+        with jax.ensure_compile_time_eval():
+            return float(price(sizes) - price(left))
 
     found = {g.id: freed({g.id: 1}) for g in groups}
     count = {g.id: g.size for g in groups} | dict.fromkeys(branches, 1)

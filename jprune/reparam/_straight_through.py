@@ -187,7 +187,7 @@ def top_kast(
         forward = largest(theta, sparsity)
         backward = largest(theta, backward_sparsity)
         squares = jax.tree.map(leaf, theta, forward, backward)
-        return 0.5 * decay * jnp.sum(jnp.stack(jax.tree.leaves(squares)))
+        return 0.5 * decay * sum(jax.tree.leaves(squares), jnp.zeros(()))
 
     def export(theta: Params) -> tuple[Params, Mask]:
         mask = largest(theta, sparsity)

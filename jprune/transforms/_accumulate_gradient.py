@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jprune._dtypes import wide
@@ -48,7 +49,7 @@ def accumulate_gradient(
       A `GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: a `window` below 1.
+      ValueError: a `window` that is no integer of at least 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -64,8 +65,8 @@ def accumulate_gradient(
       Haroon, arXiv 2209.02201, abstract ("gradient accumulation"); both readings are
       `[inferred]`.
     """
-    if window < 1:
-        raise value_error(f"`window` must be at least 1, got {window}.")
+    if not isinstance(window, int | np.integer) or window < 1:
+        raise value_error(f"`window` must be a positive integer, got {window!r}.")
 
     def init(params: Params) -> AccumulateGradientState:
         total = jax.tree.map(lambda p: wide(jnp.zeros_like(p)), params)

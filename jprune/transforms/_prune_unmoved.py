@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jprune import masks, scores
@@ -82,8 +83,9 @@ def prune_unmoved(
       A `GradientTransformationExtraArgs`. Its state holds a copy of the parameters.
 
     Raises:
-      ValueError: a negative `fraction`, steps out of order, a negative `min_keep`; from
-        `init`, a scope that matches nothing; from `update`, no `params`.
+      ValueError: a negative `fraction`, steps out of order or no integers, a negative
+        `min_keep`; from `init`, a scope that matches nothing; from `update`, no
+        `params`.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -102,10 +104,11 @@ def prune_unmoved(
     References:
       Haroon, arXiv 2209.02201, abstract; the formula is `[inferred]`.
     """
-    if not 1 <= every <= end or end % every:
+    whole = all(isinstance(step, int | np.integer) for step in (every, end))
+    if not whole or not 1 <= every <= end or end % every:
         raise value_error(
-            "`every` and `end` need 1 <= every <= end, with `end` a multiple of "
-            f"`every`; got {every}, {end}."
+            "The integers `every` and `end` need 1 <= every <= end, with `end` a "
+            f"multiple of `every`; got {every}, {end}."
         )
     if not masks.is_traced(fraction) and not 0 <= float(fraction) < float("inf"):
         raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")

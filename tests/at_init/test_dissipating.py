@@ -101,6 +101,11 @@ def test_orders_of_the_combination():
     assert counts == [128, 32, 8]  # 0.64, 0.64/4, 0.64/16 of 200
 
 
+def test_k_starts_first_may_ask_for_nothing():
+    for rule in combined(KEY, 0.0, order="k_starts_first", balance=1.0):
+        assert int(masks.count(rule(early(W, W0, ALL)))) == W.size
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -125,8 +130,8 @@ def test_orders_of_the_combination():
             "one rule for each window, got 0 rules and 1 windows",
         ),
         (
-            lambda: at_init.dissipating(-1.0)(early(W, W0, ALL)),
-            "`threshold` must be finite and >= 0, got -1.0",
+            lambda: at_init.dissipating(-1.0),
+            "`fraction` must be finite and >= 0, got -1.0",
         ),
         (
             lambda: at_init.dissipating()(early({"w": W}, {"v": W0}, {"w": ALL})),

@@ -252,6 +252,18 @@ def test_small_units_gain_more_than_large_ones():
     assert 0.05 < gain["leaf"] < 0.3 and 0.4 < gain["channel"] < 0.9
 
 
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["concrete", "traced"])
+def test_small_units_keep_one_weight(wrap):
+    params = {"kernel": jnp.ones((10, 3))}
+    fit = partial(at_init.k_starts, KEY, params, None, balance=1.0)
+    each = wrap(lambda s: fit(s, share="channel"))(0.98)["kernel"]
+    np.testing.assert_array_equal(each.sum(0), 1)
+    assert int(wrap(fit)(0.99)["kernel"].sum()) == 1
+    two = params | {"w": jnp.ones((20, 10), jnp.bfloat16)}
+    mask = wrap(lambda s: at_init.random_mask(KEY, two, s))(0.99)
+    assert [int(mask[name].sum()) for name in two] == [1, 2]  # nothing is moved
+
+
 def test_channels_go_whole():
     params = {"kernel": jax.random.normal(KEY, (8, 12))}
     got = choose(params, None, 0.5, 4, pattern=masks.channels, balance=1.0)
@@ -320,6 +332,10 @@ def test_sharded_weights_choose_alike(axis_type):
             "`share='channel'` removes single weights",
         ),
         ({"sparsity": 1.0}, r"`sparsity` must be in \[0, 1\)"),
+        (
+            {"sparsity": {"a": GRADS["a"], "b": {"kernel": 1.5}}},
+            "`sparsity` cannot be met at",
+        ),
         ({"scope": "nothing"}, "`include`='nothing' matches no leaf"),
     ],
 )
@@ -334,5 +350,6 @@ def test_errors_of_the_others():
         at_init.fitness(W > 0, W, W, share="channel")
     with pytest.raises(ValueError, match=r"in `k_starts`, 'channel'; got 'channel'"):
         at_init.better_half(KEY, W, W, 0.5, jnp.arange(4), share="channel")
-    with pytest.raises(ValueError, match="`window` must be at least 1, got 0"):
-        transforms.accumulate_gradient(0)
+    for window in (0, 2.5):
+        with pytest.raises(ValueError, match=f"positive integer, got {window}"):
+            transforms.accumulate_gradient(window)  # pyright: ignore

@@ -57,6 +57,10 @@ def test_ordered_and_chaotic_phase():
 def test_edge_errors():
     with pytest.raises(ValueError, match="no edge of chaos with `sigma_b2`=0.1"):
         at_init.edge_of_chaos(jax.nn.relu, 0.1)
+    with pytest.raises(ValueError, match="no edge of chaos with `sigma_b2`=0.1"):
+        at_init.edge_of_chaos(jnp.sign, 0.1)
+    with pytest.raises(ValueError, match="no edge of chaos with `sigma_b2`=0"):
+        at_init.edge_of_chaos(lambda x: jax.nn.relu(x) ** 2)
     with pytest.raises(ValueError, match="`sigma_b2` must not be negative, got -1"):
         at_init.edge_of_chaos(jnp.tanh, -1)
     with pytest.raises(ValueError, match="`sigma_w2` must be above 0, got 0"):
@@ -122,7 +126,7 @@ def test_initialize_draws_kernels_and_biases_and_nothing_else():
     assert np.var(got["conv"]["bias"]) == pytest.approx(0.2, rel=0.04)
     assert not np.any(got["head"]["b"] == 1)
     np.testing.assert_array_equal(got["norm"]["scale"], params["norm"]["scale"])
-    with pytest.raises(ValueError, match="No default output axis for one of shape"):
+    with pytest.raises(ValueError, match="No default output axis for one.*`fan_in`"):
         at_init.initialize(jax.random.key(0), {"one": jnp.ones((2, 2))})
 
 
@@ -171,7 +175,7 @@ def test_rescaling_touches_what_the_mask_covers():
 
 def test_rescaling_errors():
     mask = jnp.abs(W) >= 0.5
-    with pytest.raises(ValueError, match="No default output axis for"):
+    with pytest.raises(ValueError, match="No default output axis for.*Pass `fan_in`"):
         at_init.rescale(W, mask)
     with pytest.raises(ValueError, match="`fan_in` at .* must be a positive integer"):
         at_init.rescale(W, mask, fan_in=0)

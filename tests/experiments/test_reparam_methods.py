@@ -81,6 +81,14 @@ def test_rows_are_of_the_exported_network(trained):
     jax.tree.map(np.testing.assert_array_equal, done.params, cut)
 
 
+def test_a_start_that_would_never_train_is_refused(trained):
+    lab, dense = trained
+    start = (jax.tree.map(np.zeros_like, dense.params), dense.stats)
+    r, tx = reparam.powerpropagation(2), optax.sgd(0.05)
+    with pytest.raises(ValueError, match="would never train"):
+        train_theta(lab, r, tx, run="check", epochs=1, start=start)
+
+
 def abstract_groups():
     """The groups of the network of `digits_gates`, from shapes alone."""
     model = build.MODELS["digits_resnet14"](10)

@@ -29,6 +29,7 @@ class Case(NamedTuple):
       dear: takes long to compile: only one tree in the default run.
       proximal: `project` takes a step towards 0 each time instead of leading into a
         set.
+      half: takes parameters of half precision.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Case(NamedTuple):
     smooth: Callable[[Any], Any]
     dear: bool = False
     proximal: bool = False
+    half: bool = True
 
 
 def everywhere(theta: Any) -> Any:
@@ -210,6 +212,7 @@ TABLE = [
         lambda: scales(0.0),
         open_scales,
         proximal=True,
+        half=False,
     ),
     Case("learned_n_of_m", search, search, priority_smooth),
     Case(

@@ -73,6 +73,7 @@ def kinds_of_cases():
     for case in TABLE:
         for kind, dtype in KINDS:
             slow = [pytest.mark.slow] if case.dear and kind != "dict" else []
+            dtype = dtype if case.half else jnp.float32
             yield pytest.param(case, kind, dtype, marks=slow, id=f"{case.name}-{kind}")
 
 
@@ -152,6 +153,33 @@ def test_gradient_is_that_of_finite_differences(case):
             for at in map(tuple, np.argwhere(np.asarray(smooth[i]))[:6]):
                 want = (moved(i, at, h) - moved(i, at, -h)) / (2 * h)
                 np.testing.assert_allclose(gradient[i][at], want, rtol=1e-5, atol=1e-7)
+
+
+HOLLOW = {"hollow": {"kernel": jnp.zeros((0, 4))}}
+WHOLE = {"whole": {"kernel": jax.random.normal(jax.random.key(0), (8, 12))}}
+TREES = {"empty": {}, "hollow": HOLLOW, "partly": HOLLOW | WHOLE}
+UNTIED = [c for c in TABLE if not c.name.startswith(("learned_gates", "shrinking"))]
+
+
+@pytest.mark.parametrize("params", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("case", UNTIED, ids=lambda c: c.name)
+def test_leaves_without_weights_pass(case, params):
+    """Those of an emptied group, and the tree without leaves that wrappers hand over;
+    gates belong to groups, which have members.
+    """
+    r = case.make()
+    theta = r.init(params)
+    used, mask = r.export(theta)
+    chex.assert_trees_all_equal_shapes_and_dtypes(used, params)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    gradient = jax.grad(
+        reparam.wrap(lambda p: sum(map(jnp.sum, jax.tree.leaves(p))) + 0.0, r)
+    )
+    chex.assert_tree_all_finite(
+        (gradient(theta), r.project(theta, theta, jnp.int32(0)))
+    )
+    if "whole" not in params:
+        assert float(r.penalty(theta)) == 0
 
 
 @CASES

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from jprune import reparam
 from tests.reparam import twins
@@ -229,10 +230,35 @@ def test_biases_are_found_or_named():
     named = reparam.learned_attention(start=0.5, biases={"w1/kernel": "shift"})
     np.testing.assert_array_equal(r.apply(r.init(two))["shift"], [1, 1])
     np.testing.assert_array_equal(named.apply(named.init(two))["shift"], [0.5, 0.5])
-    with pytest.raises(ValueError, match="Two kernels lie beside bias"):
+    with pytest.raises(ValueError, match="Two kernels share the bias bias: say"):
         r.init({"q": jnp.ones((2, 2)), "k": jnp.ones((2, 2)), "bias": jnp.ones(2)})
-    with pytest.raises(ValueError, match="from a kernel in scope to a leaf: 'x: y'"):
-        reparam.learned_attention(biases={"x": "y"}).init(two)
+
+
+@pytest.mark.parametrize(
+    ("biases", "message"),
+    [
+        ({"x": "shift"}, "from a kernel in scope to a leaf that is none: 'x: shift'"),
+        ({"a/kernel": "y"}, "to a leaf that is none: 'a/kernel: y'"),
+        ({"a/kernel": "b/kernel"}, "to a leaf that is none: 'a/kernel: b/kernel'"),
+        (
+            {"a/kernel": "shift", "b/kernel": "shift"},
+            "Two kernels share the bias shift: say",
+        ),
+    ],
+)
+def test_bad_biases(biases, message):
+    kernel = {"kernel": jnp.ones((2, 2))}
+    params = {"a": kernel, "b": kernel, "shift": jnp.ones(2)}
+    with pytest.raises(ValueError, match=message):
+        reparam.learned_attention(biases=biases).init(params)
+
+
+def test_the_bias_of_an_nnx_layer_is_found():
+    ones = nnx.initializers.ones
+    params = nnx.state(nnx.Linear(4, 3, bias_init=ones, rngs=nnx.Rngs(0)))
+    r = reparam.learned_attention(start=0.5)
+    used = r.apply(r.init(params))
+    np.testing.assert_array_equal(jax.tree.leaves(used["bias"]), [[0.5] * 3])
 
 
 @pytest.mark.parametrize(

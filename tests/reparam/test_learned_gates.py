@@ -350,6 +350,16 @@ def test_schedule_moves_the_price():
     assert float(tilted.penalty(theta)) == pytest.approx(2 * q, rel=1e-5)
 
 
+def test_a_branch_without_groups_closes_by_its_own_price():
+    free = {"0": reparam.Branch(("0/outer/scale", "0/outer/bias"))}
+    r = reparam.learned_gates([], free, price=5.0, branch_price=2.0)
+    theta = r.init(start())
+    q = reparam.open_probability(theta.branches["0"])
+    penalty, pull = jax.value_and_grad(r.penalty)(theta)
+    np.testing.assert_allclose(penalty, 5 + 2 * q, rtol=1e-6)  # the whole network: 1
+    np.testing.assert_allclose(pull.branches["0"], 2 * q * (1 - q), rtol=1e-6)
+
+
 def test_errors():
     groups, branches = found()[1:]
     gates = reparam.learned_gates
@@ -373,6 +383,9 @@ def test_errors():
         ValueError, match="(?s)paths such as '0/inner/bias'.*0: 0/outer"
     ):
         gates(groups, wrong, price=1.0).init(start())
+    free = {"0": reparam.Branch(("0/outer/scale",))}
+    with pytest.raises(ValueError, match="Branch '0' has no `inner`, closing it frees"):
+        gates(groups, free, price=1.0).init(start())
     held = Group("r", WIDTH, (AxisRef(("head",), 0, "stat"),))
     with pytest.raises(ValueError, match="(?s)'r' has no member.*head"):
         gates([held], price=1.0).init(start())

@@ -181,6 +181,19 @@ def test_export_after_search_meets_the_target():
 
 
 @pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"weight": -1.0}, "`weight` must not be negative, got -1.0"),
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a positive integer.*got 0"),
+        ({"steps_per_epoch": 2.5}, "must be a positive integer, or None, got 2.5"),
+    ],
+)
+def test_errors_of_the_price(settings, message):
+    with pytest.raises(ValueError, match=message):
+        reparam.learned_n_of_m(4, target=0.5, **{"weight": 1.0, **settings})
+
+
+@pytest.mark.parametrize(
     "m, target, message",
     [
         (1, 0.5, "`m` must be at least 2"),

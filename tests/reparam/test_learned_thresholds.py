@@ -204,6 +204,13 @@ def test_the_largest_weight_stays():
     np.testing.assert_array_equal(flat, [[1.0]])
 
 
+def test_leaves_without_weights_have_no_threshold():
+    params = {"kernel": jnp.zeros((0, 4)), "w": jnp.ones((2, 2))}
+    assert [*reparam.learned_thresholds(0.5, min_size=0).init(params).thresholds] == [
+        "w"
+    ]
+
+
 def test_errors():
     with pytest.raises(ValueError, match="`target` in"):
         reparam.learned_thresholds(1.0)

@@ -235,7 +235,7 @@ def test_swd_in_theta_ends_exactly_sparse():
 
 
 def test_floor_lets_zeros_grow_by_the_gradient_of_the_weight():
-    """At zero |dL/dtheta| orders as |dL/dw| does: RigL grows the right ones."""
+    """Among zeros |dL/dtheta| orders as |dL/dw|, not against what is not zero."""
     theta = jnp.array([[0.0, 0.0, 0.0, 0.9]])
     pull = jnp.array([[0.3, -2.0, 0.7, 0.1]])
 
@@ -246,6 +246,79 @@ def test_floor_lets_zeros_grow_by_the_gradient_of_the_weight():
     np.testing.assert_allclose(gradient(0.0)[:3], 0)
     np.testing.assert_allclose(gradient(0.01)[:3], 0.01 * pull[0, :3], rtol=1e-6)
     np.testing.assert_allclose(gradient(0.01)[3], 3 * 0.81 * 0.1, rtol=1e-5)
+
+
+def rigl(floor):
+    """RigL around powerpropagation in the space of the weights, and a task for it."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    goal = jax.random.normal(keys[0], (30, 30))
+    mask = {"kernel": jax.random.uniform(keys[1], (30, 30)) > 0.5}
+    w = {"kernel": 0.3 * jax.random.normal(keys[2], (30, 30))}
+    tx = transforms.drop_and_grow(
+        reparam.reparameterized(
+            optax.sgd(0.02), reparam.powerpropagation(2, floor=floor)
+        ),
+        mask=mask,
+        every=10,
+        begin=10,
+        end=30,
+    )
+    gradient = jax.grad(lambda w: jnp.sum((w["kernel"] - goal) ** 2))
+
+    @jax.jit
+    def step(w, state):
+        updates, state = tx.update(gradient(w), state, w)
+        return optax.apply_updates(w, updates), state
+
+    return masks.apply(mask, w), tx, gradient, step
+
+
+def test_rigl_around_reparameterized_grows_by_the_gradient_of_the_weight():
+    w, tx, gradient, step = rigl(0.1)
+    state = tx.init(w)
+    for _ in range(10):
+        w, state = step(w, state)
+    before = np.asarray(state.mask["kernel"])
+    pull = np.abs(gradient(w)["kernel"])
+    dropped = masks.removed_count(int(before.sum()), 0.3)
+    kept = twins.smallest_out(
+        [np.where(before, w["kernel"], 0)], before.sum() - dropped
+    )
+    grown = twins.smallest_out([np.where(kept[0], 0, pull)], dropped)
+    _, state = step(w, state)
+    np.testing.assert_array_equal(state.mask["kernel"], kept[0] | grown[0])
+    assert np.sum(grown[0] & ~before) > dropped / 2
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_grown_weights_need_a_floor_to_train(floor):
+    w, tx, _, step = rigl(floor)
+    state, first = tx.init(w), w["kernel"] != 0
+    for _ in range(40):
+        w, state = step(w, state)
+    new = np.asarray(state.mask["kernel"] & ~first)
+    assert new.sum() > 50
+    assert np.all(np.asarray(w["kernel"])[new] != 0) == (floor > 0)
+
+
+def test_a_leaf_that_is_masked_entirely_trains_on():
+    r = reparam.powerpropagation(2)
+    tx = reparam.reparameterized(optax.sgd(0.1), r)
+    params = {"kernel": jnp.ones((2, 2))}
+    state, gone = tx.init(params), masks.apply({"kernel": jnp.array(False)}, params)
+    updates, _ = tx.update(params, state, gone)
+    np.testing.assert_array_equal(updates["kernel"], 0)
+
+
+def test_compose_refuses_a_second_with_a_constraint():
+    power, ranked = reparam.powerpropagation(2), reparam.learned_attention()
+    with pytest.raises(ValueError, match="`second` must be unconstrained"):
+        reparam.compose(power, ranked)
+    assert reparam.compose(reparam.powerpropagation(1), power).apply(W).shape == (1, 3)
+    with pytest.raises(TypeError, match="`first` must be a Reparam, got function"):
+        reparam.compose(reparam.powerpropagation, power)  # pyright: ignore
+    with pytest.raises(TypeError, match="`second` must be a Reparam, got tuple"):
+        reparam.compose(power, ())  # pyright: ignore
 
 
 def test_with_top_kast():

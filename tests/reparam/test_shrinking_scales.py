@@ -109,6 +109,19 @@ def test_scales_never_empty_a_layer():
         assert float(after.branches[name]) == 0
 
 
+def test_a_cost_of_arrays_may_be_traced():
+    groups = found()[1]
+
+    def cost(counts):
+        return 2 * jnp.sum(jnp.asarray([counts[g.id] for g in groups]))
+
+    r = reparam.shrinking_scales(groups, price=0.1, learning_rate=0.1, cost=cost)
+    theta = r.init(start())
+    want = r.project(theta, theta, jnp.int32(0))
+    got = jax.jit(r.project)(theta, theta, jnp.int32(0))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_scale_errors():
     with pytest.raises(ValueError, match="`price` must not be negative, got -1"):
         scale_made(price=-1)
@@ -118,6 +131,12 @@ def test_scale_errors():
         ValueError, match=r"'bare' has no member in the roles \('scale'"
     ):
         make([bare]).init(start())
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), start())
+    with pytest.raises(ValueError, match="(?s)half precision.*scale: bfloat16"):
+        make(found()[1]).init(half)
+    free = {"0": reparam.Branch(("0/outer/scale",))}
+    with pytest.raises(ValueError, match="Branch '0' has no `inner`"):
+        make(found()[1], free).init(start())
     with pytest.raises(ValueError, match="frees nothing of the `cost`"):
         r = make(found()[1], cost=lambda counts: 7)
         r.project(theta := r.init(start()), theta, jnp.int32(0))
