@@ -23,7 +23,7 @@ LAYERS = {
     **dict.fromkeys(("scores", "masks"), 2),
     **dict.fromkeys(("transforms", "reparam", "at_init", "surgery"), 3),
     **dict.fromkeys(("compress", "analysis"), 4),
-    **dict.fromkeys(("", "cli"), 5),
+    **dict.fromkeys(("", "cli", "__main__"), 5),
 }
 """Layer of each package or module; "" is the root, any `_file.py` beside it is 0."""
 

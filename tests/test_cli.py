@@ -1,5 +1,6 @@
 """`jprune report` and `jprune cite`: what is printed, and each error."""
 
+import runpy
 import shutil
 import subprocess
 
@@ -128,6 +129,14 @@ def test_usage_errors_leave_with_status_2(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"jprune {jprune.__version__}\n"
+
+
+def test_python_m_jprune(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["jprune", "cite", "swd"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("jprune", run_name="__main__")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"{jprune.cite('swd')}\n"
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jprune import masks
-from jprune._errors import listing, value_error
+from jprune._errors import listing, require_regex, value_error
 from jprune._groups import Group, member_leaves
 from jprune._typing import Params
 
@@ -80,6 +80,8 @@ def find_clusters(
         raise value_error(
             f"`how` must be 'kmeans', 'even' or 'imbalanced', got {how!r}."
         )
+    if pacesetter is not None:
+        require_regex("pacesetter", pacesetter)
     found = {}
     for group, n in _widths(groups, sparsity, keep):
         if how == "kmeans":

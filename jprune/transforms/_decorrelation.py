@@ -35,7 +35,7 @@ import optax
 from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
-from jprune._errors import listing, no_params, value_error
+from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import Group, Role, member_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
 from jprune.transforms._build import next_step, transformation
@@ -201,6 +201,7 @@ def zero_in_turn(
       zeroed too and only the given groups have turns.
     """
     _require_fitting(groups, keeps)
+    require_static(begin=begin, every=every)
     if begin < 0 or every < 0:
         raise value_error(f"`begin`, `every` must not be negative: {begin}, {every}.")
 
@@ -249,6 +250,7 @@ def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Sch
       >>> float(strength(9)), float(strength(10)), float(strength(1000))
       (0.0, 0.10000000149011612, 1.0)
     """
+    require_static(grow=grow, every=every)
     if grow < 1 or every < 1:
         raise value_error(f"`grow`, `every` must be at least 1: {grow}, {every}.")
 
@@ -345,6 +347,7 @@ def tpp(
     References:
       Wang and Fu, arXiv 2207.12534; settings of the authors' code.
     """
+    require_static(grow=grow, settle=settle, every=every, interval=interval)
     if settle <= interval * len(groups):
         raise value_error(
             f"`settle` {settle} must exceed `interval` * groups = {interval} * "

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, scores
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._projection import checkerboard, project
@@ -102,6 +102,7 @@ def prune_unmoved(
     References:
       Haroon, arXiv 2209.02201, abstract; the formula is `[inferred]`.
     """
+    require_static(every=every, end=end, min_keep=min_keep)
     if not 1 <= every <= end or end % every:
         raise value_error(
             "`every` and `end` need 1 <= every <= end, with `end` a multiple of "
