@@ -90,7 +90,10 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("file", help=".npz (keys = paths), .npy, or a folder of .npy")
     parser.add_argument("--mask", metavar="FILE", help="mask with the same paths")
     parser.add_argument(
-        "--scope", metavar="REGEX", help="leaves that take part, searched in the path"
+        "--scope",
+        metavar="REGEX",
+        help="leaves that take part, searched in the path (by default the weights, as "
+        "in masks.prunable; .* for all)",
     )
     parser.set_defaults(run=_report)
 

@@ -62,7 +62,7 @@ def test_report_of_files_and_folders(tmp_path, capsys):
     assert main(["report", str(tmp_path / "net")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["b", "deep/w"]
-    assert main(["report", str(tmp_path / "net" / "b.npy")]) == 0
+    assert main(["report", str(tmp_path / "net" / "b.npy"), "--scope", ".*"]) == 0
     assert capsys.readouterr().out.splitlines()[2].split()[:4] == [
         *("b", "2", "float64", "0")
     ]
