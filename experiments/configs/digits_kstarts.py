@@ -37,9 +37,9 @@ Ours, five seeds from 0, mean +- standard deviation of the test accuracy:
 Both combinations beat random pruning at every sparsity, and dissipating beats K-starts.
 Magnitude after one epoch, which the paper does not compare, is the best of all at 98 %
 and within one standard deviation of the best at 90 % and 95 %. That a combination beats
-both of its parts everywhere fails in either order: K-starts then chooses at random where
-dissipating would rank, and the order that chooses first is above dissipating alone at
-95 % and 98 % but not at 90 %. Other strengths tried:
+both of its parts everywhere fails in either order: K-starts then chooses at random
+where dissipating would rank, and the order that chooses first is above dissipating
+alone at 95 % and 98 % but not at 90 %. Other strengths tried:
 
     f = 0.1
       dissipating, then K-starts                    96.61  95.44  90.78
