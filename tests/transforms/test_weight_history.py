@@ -222,10 +222,12 @@ def test_leaves_out_of_scope_have_no_history():
     assert state.history["bias"].ndim == state.history["steps"].ndim == 0
 
 
-def test_check_knows_the_projection():
-    transforms.check(optax.chain(optax.sgd(0.1), prune(0.5, end=9)), tree("dict"))
+@pytest.mark.parametrize("signal", ["weight_ema", "product", "grad_momentum"])
+def test_check_knows_the_projection(signal):
+    last = prune(0.5, end=9, signal=signal)
+    transforms.check(optax.chain(optax.sgd(0.1), last), tree("dict"))
     with pytest.raises(ValueError, match="A projection must come last"):
-        transforms.check(optax.chain(prune(0.5, end=9), optax.sgd(0.1)), tree("dict"))
+        transforms.check(optax.chain(last, optax.sgd(0.1)), tree("dict"))
 
 
 @pytest.mark.parametrize(
