@@ -517,9 +517,9 @@ REFERENCES: tuple[Reference, ...] = (
         arxiv="2111.02399",
     ),
     Reference(
-        key="jayakumar2021top",
+        key="jayakumar2020top",
         methods=("top-kast", "top_kast"),
-        kind="misc",
+        kind="inproceedings",
         title="Top-KAST: Top-K Always Sparse Training",
         authors=(
             "Jayakumar, Siddhant M.",
@@ -528,9 +528,10 @@ REFERENCES: tuple[Reference, ...] = (
             "Osindero, Simon",
             "Elsen, Erich",
         ),
-        year=2021,
-        venue="arXiv preprint",
+        year=2020,
+        venue=_NEURIPS,
         arxiv="2106.03517",
+        volume="33",
     ),
     Reference(
         key="schwarz2021powerpropagation",

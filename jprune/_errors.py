@@ -4,7 +4,11 @@ Errors are plain `ValueError` and `TypeError`, so nothing has to be imported to 
 them; the prefix says where they come from in a long trace.
 """
 
+import re
 from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 PREFIX = "[jprune] "
 
@@ -25,6 +29,42 @@ def no_params(name: str) -> ValueError:
         f"`{name}` needs the parameters: call `update(updates, state, params)` with "
         "`params`, got None."
     )
+
+
+def require_static(**options: Any) -> None:
+    """Steps, periods and floors decide the program: integers of Python, never arrays.
+
+    Args:
+      **options: the values, by the names of the arguments.
+
+    Raises:
+      ValueError: one is an array, traced or not.
+    """
+    arrays = [f"`{name}`" for name, x in options.items() if isinstance(x, jax.Array)]
+    if arrays:
+        raise value_error(
+            f"{', '.join(arrays)} must be Python integers, got arrays. Under "
+            "`optax.inject_hyperparams` name them in `static_args`."
+        )
+
+
+def require_regex(name: str, pattern: str) -> None:
+    """A text given for leaf paths is a regular expression.
+
+    Args:
+      name: of the argument.
+      pattern: its value.
+
+    Raises:
+      ValueError: it is not one, as a glob that begins with a star.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise value_error(
+            f"`{name}`={pattern!r} is not a regular expression ({error}); for a glob "
+            "such as '*/kernel' write '/kernel$'."
+        ) from error
 
 
 def listing(lines: Sequence[str], limit: int = 12) -> str:

@@ -13,6 +13,8 @@ shows how to write such an archive from any pytree with one call of `numpy.savez
 `flops` and `groups` take `module:callable`, a function without arguments that returns
 `(fn, variables, *args)`; arrays may be `jax.ShapeDtypeStruct`s, nothing is computed.
 
+`python -m jprune` is the same as the installed `jprune`.
+
 Each sub-command is one `_add_...` function, which declares its arguments, and one
 function from the parsed arguments to the text that is printed. There is no training
 here: that is `python -m experiments.train`.
@@ -21,7 +23,6 @@ here: that is `python -m experiments.train`.
 import argparse
 import importlib
 import math
-import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -89,7 +90,10 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("file", help=".npz (keys = paths), .npy, or a folder of .npy")
     parser.add_argument("--mask", metavar="FILE", help="mask with the same paths")
     parser.add_argument(
-        "--scope", metavar="REGEX", help="leaves that take part, searched in the path"
+        "--scope",
+        metavar="REGEX",
+        help="leaves that take part, searched in the path (by default the weights, as "
+        "in masks.prunable; .* for all)",
     )
     parser.set_defaults(run=_report)
 
@@ -97,12 +101,7 @@ def _add_report(commands: Any) -> None:
 def _report(args: argparse.Namespace) -> str:
     params = _load(args.file)
     mask = None if args.mask is None else _load(args.mask)
-    try:
-        return str(report(params, mask, scope=args.scope))
-    except re.error as error:
-        raise value_error(
-            f"`--scope` must be a regular expression, got {args.scope!r}: {error}."
-        ) from error
+    return str(report(params, mask, scope=args.scope))
 
 
 def _add_cite(commands: Any) -> None:

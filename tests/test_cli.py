@@ -1,5 +1,6 @@
 """`jprune report` and `jprune cite`: what is printed, and each error."""
 
+import runpy
 import shutil
 import subprocess
 
@@ -61,7 +62,7 @@ def test_report_of_files_and_folders(tmp_path, capsys):
     assert main(["report", str(tmp_path / "net")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["b", "deep/w"]
-    assert main(["report", str(tmp_path / "net" / "b.npy")]) == 0
+    assert main(["report", str(tmp_path / "net" / "b.npy"), "--scope", ".*"]) == 0
     assert capsys.readouterr().out.splitlines()[2].split()[:4] == [
         *("b", "2", "float64", "0")
     ]
@@ -128,6 +129,14 @@ def test_usage_errors_leave_with_status_2(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"jprune {jprune.__version__}\n"
+
+
+def test_python_m_jprune(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["jprune", "cite", "swd"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("jprune", run_name="__main__")
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"{jprune.cite('swd')}\n"
 
 
 @pytest.mark.slow

@@ -116,7 +116,8 @@ def compare(
 
 
 def _measure(fn: Callable, variables: Any, args: tuple, time: Latency) -> Measures:
-    total = report(jax.device_get(variables)).total
+    values = jax.device_get(variables)
+    total = report(values, jax.tree.map(lambda x: x != 0, values)).total
     return Measures(
         parameters=total.size,
         sparsity=total.sparsity,

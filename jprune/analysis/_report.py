@@ -2,9 +2,10 @@
 
 A *report* reads parameters, masks, or both, on the host and changes nothing. For each
 leaf it counts the kept scalars (non-zero entries of a parameter, True entries of a
-mask) and gives two sizes. The *dense* size is what the array takes now, zeros included.
-The *stored* size is what a file needs that writes each kept value once, and one bit per
-entry to say where it belongs,
+mask) and gives two sizes. A leaf that takes no part in pruning is listed and counts as
+kept whole: a bias that is still zero was not removed. The *dense* size is what the
+array takes now, zeros included. The *stored* size is what a file needs that writes each
+kept value once, and one bit per entry to say where it belongs,
 
     stored = min(dense, kept * itemsize + ceil(size / 8)),
 
@@ -103,7 +104,8 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
         non-zero entries of `params` count as kept.
       scope: which leaves take part: a tree of Python bools, a regular expression
         searched in the path, or a function of the parameters such as `masks.prunable`.
-        None: `mask` (or `params`, if it is a mask) says so; otherwise every leaf does.
+        None: `mask` (or `params`, if it is a mask) says so; without one it is
+        `masks.prunable`. `".*"` takes every floating leaf.
 
     Returns:
       A `Report`: `.rows`, `.in_scope`, `.total`; printing it gives a table. Of a bare
@@ -111,13 +113,14 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
 
     Raises:
       TypeError: if a leaf is not a numeric array; names its path.
-      ValueError: if there is no leaf, or `mask` or `scope` does not fit `params`.
+      ValueError: if there is no leaf or none takes part, or `mask` or `scope` does not
+        fit `params`.
 
     Examples:
       >>> import numpy as np
       >>> ones = np.ones(4, np.float32)
       >>> params = {"kernel": np.diag(ones), "bias": ones}
-      >>> result = report(params, scope={"kernel": True, "bias": False})
+      >>> result = report(params)
       >>> result.in_scope.kept, result.in_scope.sparsity
       (4, 0.75)
       >>> print(result)
@@ -133,7 +136,8 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
     _require_arrays(leaves, counted=mask is None)
     bare = mask is None and all(_is_bool(leaf) for _, leaf in leaves)
     marks = [leaf for _, leaf in leaves] if mask is None else _marks(mask, params)
-    flags = [True] * len(leaves) if scope is None else _flags(scope, params)
+    marked = scope is None and (bare or mask is not None)
+    flags = [True] * len(leaves) if marked else _flags(scope, params)
     counts = jax.device_get([_nonzero(mark) for mark in marks])
     rows = tuple(
         # A 0-d mark on a larger leaf says "out of scope".

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
-from jprune._errors import value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import from_scope, in_scope, inside, resolve_scope
@@ -73,6 +73,7 @@ def _floor(leaf: jax.Array, min_keep: int | None) -> int:
     """How many scalars the leaf keeps at least."""
     if min_keep is None:
         return leaf.shape[-1] if leaf.ndim else leaf.size
+    require_static(min_keep=min_keep)
     if not isinstance(min_keep, int | np.integer) or min_keep < 0:
         raise value_error(
             f"`min_keep` must be an integer >= 0, or None, got {min_keep!r}."

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
-from jprune._errors import value_error
+from jprune._errors import require_static, value_error
 from jprune.masks._count import is_traced
 
 Ranking = Literal["global", "leaf"]
@@ -94,6 +94,7 @@ def _rank(
 
 
 def _floors(leaves: Sequence[jax.Array], min_keep: int) -> tuple[int, ...]:
+    require_static(min_keep=min_keep)
     if not isinstance(min_keep, int | np.integer) or min_keep < 0:
         raise value_error(f"`min_keep` must be an integer >= 0, got {min_keep!r}.")
     return tuple(min(int(min_keep), x.size) for x in leaves)

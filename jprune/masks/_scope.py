@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from jprune._errors import listing, type_error, value_error
+from jprune._errors import listing, require_regex, type_error, value_error
 from jprune._tree import leaf_name, map_named, named_leaves, require_same_structure
 from jprune._typing import Mask, Params, PyTree, Scope
 
@@ -50,7 +50,7 @@ def prunable(
 
     Raises:
       ValueError: `params` has leaves and none of them is in scope, or `include` or
-        `exclude` matches no leaf.
+        `exclude` matches no leaf or is no regular expression.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -62,6 +62,8 @@ def prunable(
     if not leaves:
         return params
     for name, pattern in (("include", include), ("exclude", exclude)):
+        if isinstance(pattern, str):
+            require_regex(name, pattern)
         if pattern is not None and not any(
             _matches(pattern, path, leaf) for path, leaf in leaves
         ):
@@ -107,7 +109,8 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
       A tree of Python bools; `params` itself if it has no leaves.
 
     Raises:
-      ValueError: another structure than `params`, or no leaf in scope.
+      ValueError: another structure than `params`, no leaf in scope, or a text that is
+        no regular expression.
       TypeError: a leaf that is not a Python bool, or an integer or complex leaf in
         scope.
     """
@@ -116,6 +119,7 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
     if scope is None:
         return prunable(params)
     if isinstance(scope, str):
+        require_regex("scope", scope)
         return prunable(params, include=scope)
     # A module of Equinox is both a tree and callable.
     is_tree = not jtu.treedef_is_leaf(jax.tree.structure(scope))

@@ -15,6 +15,12 @@ Optax's own: `csgd`, `gap`, `gsm`, `issp`, `masksparsity`, `rigl`, `sparse_evolu
 (SET), `sr_ste`, `static_sparse`, `swd`, `tpp`, `trp`; `issr` joins the two ends of its
 chain.
 
+Under `optax.inject_hyperparams` learning rates, strengths, decays and sparsities are
+injected. What decides the program is static: steps, periods and floors (`total_steps`,
+`begin`, `end`, `every`, `min_keep`), N and M, seeds, and functions that are no
+schedules (`select`, `scope`, `allocation`); of these name in `static_args` all that the
+transformation takes, those left at their defaults too.
+
 `check` tells whether the projections of a chain have the last word; `finish` removes
 after training; `diagnostics` gives what to log; `state_sharding` places the state on
 a mesh.

@@ -35,7 +35,7 @@ import optax
 
 from jprune import masks, scores, selection
 from jprune._dtypes import wide
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._inner_state import renew
@@ -150,6 +150,7 @@ def drop_and_grow(
       moments of the weights that stay do not see the gradient of a move; to hold them
       back here would cost a copy of them at every step.
     """
+    require_static(every=every, begin=begin, end=end, min_keep=min_keep)
     _require(sparsity, mask, drop_fraction, grow, every, begin, end)
     inner = optax.with_extra_args_support(inner)
     first = _First(sparsity, mask, scope, min_keep)

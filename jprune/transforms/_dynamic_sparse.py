@@ -12,7 +12,7 @@ import jax
 import optax
 
 from jprune import masks
-from jprune._errors import value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
 from jprune.transforms._drop_and_grow import drop_and_grow
 
@@ -76,6 +76,7 @@ def rigl(
       Evci et al., arXiv 1911.11134, algorithm 1 and section 3; settings of the authors'
       ImageNet script.
     """
+    require_static(end=end, every=every, begin=begin, min_keep=min_keep)
     if end < 1:
         raise value_error(f"`end` must be at least 1, got {end}.")
     return drop_and_grow(

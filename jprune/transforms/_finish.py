@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
 from jprune.transforms._build import transformation
 from jprune.transforms._projection import project
@@ -49,8 +49,11 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
       A `GradientTransformationExtraArgs` whose state is two counters.
 
     Raises:
+      TypeError: `select` is not a function.
       ValueError: a negative `step`; from `update`, no `params`.
     """
+    _require_function(select)
+    require_static(step=step)
     if step < 0:
         raise value_error(f"`step` must be at least 0, got {step}.")
 
@@ -94,6 +97,15 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
     return transformation(init, update)
 
 
+def _require_function(select: Any) -> None:
+    if not callable(select):
+        raise type_error(
+            "`select` must be a function of the parameters such as `lambda p: "
+            f"masks.unstructured(p, 0.9)`, got {type(select).__name__}. For a mask you "
+            "have use `masks.apply`."
+        )
+
+
 def _all_kept(mask: jax.ShapeDtypeStruct, p: jax.Array) -> jax.Array:
     """All True, with the sharding of the parameter; 0-d where the mask is."""
     return ~jnp.zeros_like(p, bool) if mask.ndim else jnp.array(True)
@@ -121,6 +133,9 @@ def finish(params: Params, select: Select) -> tuple[Params, Mask]:
     Returns:
       The parameters with exact zeros, and the mask.
 
+    Raises:
+      TypeError: `select` is not a function.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import masks, transforms
@@ -128,5 +143,6 @@ def finish(params: Params, select: Select) -> tuple[Params, Mask]:
       >>> transforms.finish(params, lambda p: masks.unstructured(p, 0.5))[0]["w"]
       Array([[0.5, 0. ]], dtype=float32)
     """
+    _require_function(select)
     mask = select(params)
     return masks.apply(mask, params), mask

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from jprune import masks, scores, selection
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._inner_state import renew
@@ -133,6 +133,7 @@ def grow_and_prune(
       Ma et al., arXiv 2106.09857, figure 4, and the authors' code. It prunes to a
       percentile, which misses the count where weights are equal; ours is exact.
     """
+    require_static(period=period, steps=steps, min_keep=min_keep)
     if period < 2 or steps < 1:
         raise value_error(
             "`period` must be at least 2, an update to hand over and one to train, and "

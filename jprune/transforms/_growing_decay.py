@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, selection
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._low_set import LowSet
@@ -123,6 +123,7 @@ def add_growing_decay(
     """
     low = LowSet(sparsity, select, scope, ranking)
     low.require_one()
+    require_static(every=every)
     if every < 1:
         raise value_error(f"`every` must be at least 1, got {every}.")
 
@@ -226,6 +227,7 @@ def issr(
     References:
       Wang et al., arXiv 2303.09650; settings of the authors' code.
     """
+    require_static(end=end, every=every)
     if end < 1:
         raise value_error(f"`end` must be at least 1, got {end}: nothing would grow.")
     penalty = add_growing_decay(

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jprune import masks, selection
-from jprune._errors import value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, Scores
 from jprune.transforms._ranking import Ranking
 
@@ -46,6 +46,7 @@ class GrowingSparsity(NamedTuple):
         Raises:
           ValueError: steps out of order.
         """
+        require_static(begin=begin, end=end, every=every, min_keep=ranking.min_keep)
         if not 0 <= begin <= end or every < 1:
             raise value_error(
                 "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._groups import Group
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import next_step, transformation
@@ -208,7 +208,8 @@ def masksparsity(
 
     Args:
       learning_rate: a number or a schedule.
-      groups: the groups, as data.
+      groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
+        its groups.
       keeps: for each group a bool vector, True = keep; see `masks.keep_by_scale`.
       strength: of the penalty.
       kind: see `add_masked_l1`.
@@ -230,6 +231,7 @@ def masksparsity(
     References:
       Jiang et al., arXiv 2201.06776; settings of the authors' ImageNet runs.
     """
+    require_static(total_steps=total_steps)
     if len(keeps) != len(groups):
         raise value_error(
             f"`keeps` must have one vector for each of the {len(groups)} groups, got "

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from jprune import masks
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
@@ -184,6 +184,7 @@ def sr_ste(
     References:
       Zhou et al., arXiv 2102.04010; settings of the authors' ResNet-50 on ImageNet.
     """
+    require_static(n=n, m=m, total_steps=total_steps)
     steps = [
         add_pruned_decay(strength, n, m, axis, scope=scope),
         optax.add_decayed_weights(weight_decay),

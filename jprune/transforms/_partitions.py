@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jprune import masks
-from jprune._errors import listing, value_error
+from jprune._errors import listing, require_regex, value_error
 from jprune._tree import KeyTuple, keyed_leaves, named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scope
 
@@ -37,8 +37,8 @@ def split_by_path(
       its module.
 
     Raises:
-      ValueError: a pruned leaf that no pattern matches, or a pattern that is the first
-        to match none of them.
+      ValueError: a pruned leaf that no pattern matches, a pattern that is the first to
+        match none of them, or one that is no regular expression.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -47,6 +47,8 @@ def split_by_path(
       >>> transforms.split_by_path({"a": layer, "b": layer}, ["a/", "b/"])
       {'a': {'bias': 0, 'kernel': 0}, 'b': {'bias': 1, 'kernel': 1}}
     """
+    for pattern in patterns:
+        require_regex("patterns", pattern)
     taken = jax.tree.leaves(masks.resolve_scope(scope, params))
     first: list[int | None] = [
         next((i for i, p in enumerate(patterns) if re.search(p, path)), None)

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from jprune import masks, scores
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._projection import checkerboard, project
@@ -104,6 +104,7 @@ def prune_unmoved(
     References:
       Haroon, arXiv 2209.02201, abstract; the formula is `[inferred]`.
     """
+    require_static(every=every, end=end, min_keep=min_keep)
     whole = all(isinstance(step, int | np.integer) for step in (every, end))
     if not whole or not 1 <= every <= end or end % every:
         raise value_error(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, selection
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
 from jprune.transforms._build import transformation
@@ -139,6 +139,7 @@ def gsm(
     References:
       Ding et al., arXiv 1909.12778, eq. (8); counts of the authors' code.
     """
+    require_static(total_steps=total_steps)
     if not masks.is_traced(weight_decay) and not weight_decay > 0:
         raise value_error(
             f"`weight_decay` must be positive, got {weight_decay}: passive weights "

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from jprune import masks, selection
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
@@ -109,6 +109,7 @@ def add_selective_decay(
     """
     chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
     _require_one_choice(select, sparsity, keep)
+    require_static(every=every, min_keep=min_keep)
     if every < 1:
         raise value_error(f"`every` must be at least 1, got {every}.")
 
@@ -220,12 +221,18 @@ def swd(
       Tessier et al., arXiv 2011.10520, section 3.2 and 4; defaults of the authors'
       code.
     """
-    if not 0 < a_min <= a_max:
+    require_static(total_steps=total_steps, every=every, min_keep=min_keep)
+    bounds_known = not (masks.is_traced(a_min) or masks.is_traced(a_max))
+    if bounds_known and not 0 < a_min <= a_max:
         raise value_error(
             f"`a_min`, `a_max` need 0 < a_min <= a_max: {a_min}, {a_max}."
         )
-    strength = optax.exponential_decay(a_min, total_steps, a_max / a_min)
-    _warn_if_unstable(learning_rate, mu, strength, momentum, total_steps)
+
+    def strength(t: Any) -> Any:
+        return a_min * (a_max / a_min) ** (t / total_steps)
+
+    if bounds_known:
+        _warn_if_unstable(learning_rate, mu, strength, momentum, total_steps)
     chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
     steps = [
         optax.add_decayed_weights(mu, mask=chosen.leaves),

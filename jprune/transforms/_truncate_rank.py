@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Params, PyTree, ScalarOrSchedule
 from jprune._unfolding import Unfold, first_values
 from jprune.transforms._build import next_step, transformation
@@ -244,6 +244,7 @@ def _check(
             f"`total_steps` (got {total_steps}), and a `nuclear` (got {nuclear}), or "
             "there would be nothing left to do."
         )
+    require_static(every=every, total_steps=total_steps)
     if every < 1:
         raise value_error(f"`every` must be at least 1, got {every}.")
     if total_steps is not None and total_steps < every:

@@ -29,6 +29,12 @@ def test_measures_by_hand():
     assert both.dense.latency.rounds == 3 and both.compact.latency.median > 0
 
 
+def test_zeros_are_counted_over_all_leaves():
+    fn, params = lambda p, x: x @ p["a"], {"a": jnp.ones((2, 2)), "bias": jnp.zeros(4)}
+    both = analysis.compare((fn, params), (fn, params), jnp.ones((1, 2)), rounds=1)
+    assert both.dense.sparsity == 0.5
+
+
 def test_text_shows_every_measure_with_its_ratio():
     time = analysis.Latency(0.004, 0.003, 0.005, 9)
     dense = analysis.Measures(2_000_000, 0.5, 4_000_000, 10**9, time)

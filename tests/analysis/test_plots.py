@@ -19,7 +19,7 @@ LOG = [
 def reports():
     half = {"a": np.array([1.0, 0.0]), "b": np.ones(4)}
     third = {"a": np.array([0.0, 0.0]), "b": np.array([1.0, 1, 1, 0])}
-    return report(half), report(third)
+    return report(half, scope=".*"), report(third, scope=".*")
 
 
 def test_sparsity_bars_are_the_reports_numbers():

@@ -61,6 +61,16 @@ def test_patterns_that_match_nothing():
         masks.unstructured(PARAMS, 0.5, scope="kernels")
 
 
+def test_a_glob_is_no_regular_expression():
+    reason = r"'\*/kernel' is not a regular expression \(.*write '/kernel\$'"
+    for argument in ("include", "exclude"):
+        pattern: Any = {argument: "*/kernel"}
+        with pytest.raises(ValueError, match=f"`{argument}`={reason}"):
+            masks.prunable(PARAMS, **pattern)
+    with pytest.raises(ValueError, match=f"`scope`={reason}"):
+        masks.unstructured(PARAMS, 0.5, scope="*/kernel")
+
+
 def test_nothing_prunable():
     with pytest.raises(ValueError, match="by the default rule.*\n.*b float32.3."):
         masks.prunable({"b": jnp.ones(3)})

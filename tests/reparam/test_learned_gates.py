@@ -386,6 +386,9 @@ def test_errors():
     free = {"0": reparam.Branch(("0/outer/scale",))}
     with pytest.raises(ValueError, match="Branch '0' has no `inner`, closing it frees"):
         gates(groups, free, price=1.0).init(start())
+    text = {"0": reparam.Branch("0/outer/bias")}  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'0' .* write `\('0/outer/bias',\)`"):
+        gates(groups, text, price=1.0).init(start())
     held = Group("r", WIDTH, (AxisRef(("head",), 0, "stat"),))
     with pytest.raises(ValueError, match="(?s)'r' has no member.*head"):
         gates([held], price=1.0).init(start())

@@ -251,6 +251,15 @@ def test_finish_masks_an_average():
     assert int(jnp.sum(final["w"] != 0)) == 16 == int(masks.count(mask))
 
 
+@pytest.mark.parametrize("select", [0.9, {"w": np.ones((2, 2), bool)}])
+def test_a_number_or_a_mask_is_no_select(select):
+    message = r"`select` must be a function .* got (float|dict)\. .*`masks\.apply`"
+    with pytest.raises(TypeError, match=message):
+        transforms.finish({"w": jnp.ones((2, 2))}, select)
+    with pytest.raises(TypeError, match=message):
+        transforms.prune_once(select, step=0)
+
+
 def gradual():
     return transforms.prune_gradually(0.5, end=5)
 
