@@ -24,7 +24,7 @@ import optax
 
 from experiments.bench.timing import in_turns, machine
 from jprune import masks, transforms
-from jprune._groups import AxisRef, Group
+from jprune.surgery import AxisRef, Group
 
 SLOW = ("trp, truncation",)
 """Rows of seconds, an SVD of every kernel: one round, and no bound."""

@@ -13,6 +13,8 @@ coordinate still contributes (a norm's variance, a pooled sigmoid) is carried al
 *ghost* (see `surgery._cells`).
 """
 
+from jprune._groups import AxisRef as AxisRef
+from jprune._groups import Group as Group
 from jprune.surgery._groups import Frozen as Frozen
 from jprune.surgery._groups import Groups as Groups
 from jprune.surgery._groups import contraction_axes as contraction_axes
