@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._axes import axis_list, contraction_axis
+from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
 from jprune._errors import listing, value_error
 from jprune._tree import named_leaves
 from jprune._typing import Mask, Params, PyTree
@@ -193,7 +193,9 @@ def _apply(search: _Search, theta: NOfMTheta, key: Any = None) -> Params:
     used = {}
     for name, rank in search.ranks(theta.weights).items():
         factors = search.units(theta.priorities[name]).astype(leaves[name].dtype)
-        used[name] = leaves[name] * factors[rank]
+        # Not `factors[rank]`: where the ranks lie on a mesh a gather wants to be told.
+        factor = sum(jnp.where(rank == k, factors[k], 0) for k in range(search.m))
+        used[name] = leaves[name] * factor
     return replaced(theta.weights, used)
 
 
@@ -320,7 +322,7 @@ def _unit_ranks(
 
 
 def _ranks(w: jax.Array, m: int, axis: int) -> jax.Array:
-    moved = jnp.moveaxis(jnp.abs(w), axis, -1)
+    moved = jnp.moveaxis(jnp.abs(whole_along(w, (axis,))), axis, -1)
     length = moved.shape[-1]
     filled = jnp.pad(moved, [(0, 0)] * (w.ndim - 1) + [(0, -length % m)])
     groups = filled.reshape(*filled.shape[:-1], -1, m)
@@ -332,4 +334,5 @@ def _ranks(w: jax.Array, m: int, axis: int) -> jax.Array:
     ]
     beaten_by = (other > mine) | ((other == mine) & (place[1] < place[0]))
     ranks = jnp.sum(beaten_by, axis=-1, dtype=jnp.int32)
-    return jnp.moveaxis(ranks.reshape(filled.shape)[..., :length], -1, axis)
+    ranks = ranks.reshape(filled.shape)[..., :length]
+    return placed_as(jnp.moveaxis(ranks, -1, axis), w)
