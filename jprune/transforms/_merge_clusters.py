@@ -31,7 +31,7 @@ import numpy as np
 import optax
 
 from jprune import masks
-from jprune._errors import listing, no_params, value_error
+from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import AxisRef, Group, member_leaves
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
@@ -200,6 +200,7 @@ def csgd(
       Ding et al., arXiv 1904.03837; defaults of the authors' code.
     """
     chosen = _validated(groups, clusters)
+    require_static(total_steps=total_steps)
     if total_steps is not None:
         rates = {"kernels": weight_decay + strength}
         if any(m.role in ("bias", "scale") for g, _ in chosen for m in g.members):
@@ -261,6 +262,7 @@ def collapse_factor(
       >>> round(transforms.collapse_factor(0.03, 3.1e-3, 782), 3)
       0.484
     """
+    require_static(steps=steps)
     tau = _rates(learning_rate, steps)
     d, z = 1.0, 0.0
     for step_size in tau:
