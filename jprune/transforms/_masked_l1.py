@@ -33,7 +33,7 @@ import optax
 
 from jprune import masks
 from jprune._errors import no_params, require_static, value_error
-from jprune._groups import Group
+from jprune._groups import Group, require_keeps
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
@@ -225,18 +225,14 @@ def masksparsity(
       An Optax transformation.
 
     Raises:
-      ValueError: as many vectors as groups are wanted, and one group with a scale.
+      ValueError: as many bool vectors as groups are wanted, and one group with a
+        scale.
 
     References:
       Jiang et al., arXiv 2201.06776; settings of the authors' ImageNet runs.
     """
     require_static(total_steps=total_steps)
-    if len(keeps) != len(groups):
-        raise value_error(
-            f"`keeps` must have one vector for each of the {len(groups)} groups, got "
-            f"{len(keeps)}."
-        )
-
+    require_keeps(groups, keeps)
     scaled = [i for i, g in enumerate(groups) if "scale" in {r.role for r in g.members}]
     if not scaled:
         raise value_error("No group of `groups` has a member with the role 'scale'.")
