@@ -23,7 +23,8 @@ LAYERS = {
     **dict.fromkeys(("scores", "masks"), 2),
     **dict.fromkeys(("transforms", "reparam", "at_init", "surgery"), 3),
     **dict.fromkeys(("compress", "analysis"), 4),
-    **dict.fromkeys(("", "cli", "__main__"), 5),
+    **dict.fromkeys(("", "cli"), 5),
+    "__main__": 6,
 }
 """Layer of each package or module; "" is the root, any `_file.py` beside it is 0."""
 
@@ -34,6 +35,7 @@ THIRD_PARTY = {
     3: {"jax", "numpy", "optax"},
     4: {"jax", "numpy", "optax", "scipy"},
     5: {"jax", "numpy"},
+    6: set(),
 }
 """What each layer may import beside the standard library."""
 

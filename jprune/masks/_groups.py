@@ -30,7 +30,8 @@ def from_groups(
 
     Args:
       params: the parameters, or the sub-tree of the variables one prunes.
-      groups: the groups, as data.
+      groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
+        its groups.
       keeps: for each group a bool vector `[group.size]`, True = keep.
       roles: touch only members in these roles, e.g. `("scale", "bias")`; None for all.
 

@@ -36,7 +36,8 @@ def keep_by_scale(
 
     Args:
       params: the parameters, trained with a penalty on their scales.
-      groups: the groups, as data. One without a scale is kept whole.
+      groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of its
+        groups. One without a scale is kept whole.
       threshold: of the magnitude, exceeded strictly; "optimal" for
         `energy_threshold` of each scale leaf by itself.
       min_keep: the fewest coordinates a member, and the group, keeps: the largest

@@ -138,6 +138,12 @@ def require_gates(
     for group, members in member_leaves(params, groups):
         if not _gated(members):
             raise no_member(group, ("scale", "in", "out", "table", "bias"))
+    for name, branch in branches.items():
+        if isinstance(branch.leaves, str):
+            raise value_error(
+                f"`leaves` of the branch {name!r} must be a tuple of paths, got a "
+                f"text: write `({branch.leaves!r},)`."
+            )
     number = _numbers(params)
     wrong = [
         f"{name}: {leaf}"

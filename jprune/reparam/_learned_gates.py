@@ -18,7 +18,7 @@ asked for: how many channels of each layer go and which branches go are outcomes
 $\lambda$. Or a budget is given, and $\lambda$ is learned by dual ascent.
 
     deps = surgery.groups(apply)(variables, x)
-    r = reparam.learned_gates(groups, branches, price=0.5, cost=deps.flops)
+    r = reparam.learned_gates(deps, branches, price=0.5, cost=deps.flops)
     loss = reparam.wrap(loss_fn, r)              # pass `reparam_key`: fresh noise
     ... train theta = r.init(params); project as the last transform ...
     params, mask = r.export(theta)
@@ -101,7 +101,8 @@ def learned_gates(
     r"""Hard-concrete gates on channels and residual branches.
 
     Args:
-      groups: channels to gate. A stream's channels share their gates: all its norms are
+      groups: channels to gate: what `surgery.groups(fn)(params, x)` returns, or a list
+        of some of its groups. A stream's channels share their gates: all its norms are
         in one group. Where a channel passes two norms one after the other (around a
         depthwise convolution) the gate acts in both, as its square.
       branches: branches to gate, by a name of your choice.
@@ -126,16 +127,39 @@ def learned_gates(
         groups or branches without a parameter to multiply, a group named twice.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> from jprune import reparam
-      >>> from jprune._groups import AxisRef, Group
-      >>> unit = Group("w", 2, (AxisRef(("w",), 1, "out"), AxisRef(("v",), 0, "in")))
-      >>> r = reparam.learned_gates([unit], price=1.0)
-      >>> theta = r.init({"w": jnp.ones((1, 2)), "v": jnp.ones((2, 1))})
-      >>> theta = theta._replace(channels={"w": jnp.array([0.0, -3.0])})
+      A block that the data have no use for goes, from groups to the compact function:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from jprune import reparam, surgery
+      >>> def fn(p, x):
+      ...     h = jax.nn.relu(x @ p["stem"])
+      ...     return (h + jax.nn.relu(h @ p["in"]) @ p["out"]) @ p["head"]
+      >>> keys = jax.random.split(jax.random.key(0), 6)
+      >>> x = jax.random.normal(keys[0], (64, 4))
+      >>> shapes = {"stem": (4, 8), "in": (8, 8), "out": (8, 8), "head": (8, 1)}
+      >>> params = {n: jax.random.normal(k, shapes[n]) / 2
+      ...           for n, k in zip(shapes, keys[1:])}
+      >>> deps = surgery.groups(fn)(params, x)
+      >>> block = reparam.Branch(leaves=("out",), inner=(deps["in:1"],))
+      >>> r = reparam.learned_gates(deps, {"block": block}, price=1.0, cost=deps.flops)
+      >>> mse = lambda p, x: jnp.mean((fn(p, x) - jax.nn.relu(x[:, :1])) ** 2)
+      >>> loss = reparam.wrap(mse, r)
+      >>> tx = optax.chain(optax.adam(0.05), reparam.projection(r))
+      >>> @jax.jit
+      ... def step(theta, state, key):
+      ...     grads = jax.grad(loss)(theta, x, reparam_key=key)  # noise of its own
+      ...     updates, state = tx.update(grads, state, theta)
+      ...     return optax.apply_updates(theta, updates), state
+      >>> theta, state = r.init(params), tx.init(r.init(params))
+      >>> for key in jax.random.split(keys[5], 300):
+      ...     theta, state = step(theta, state, key)
       >>> params, mask = r.export(theta)
-      >>> params["v"][:, 0], mask["w"]
-      (Array([0.5, 0. ], dtype=float32), Array([[ True, False]], dtype=bool))
+      >>> plan = surgery.plan_from_masks(deps, mask, allow_empty=True)
+      >>> small, compact = surgery.shrink(fn, plan), plan.pack(params)
+      >>> compact["in"].shape[1], bool(mse(params, x) < 0.01)
+      (0, True)
+      >>> bool(jnp.allclose(small(compact, x), fn(params, x), atol=1e-5))
+      True
 
     References:
       Louizos et al., arXiv 1712.01312, for the gates; the rest is ours.

@@ -67,7 +67,8 @@ def shrinking_scales(
     r"""Norm scales and branch factors that a price shrinks to zero.
 
     Args:
-      groups: channels to gate; each must have a norm scale. Of several scales over one
+      groups: channels to gate, each with a norm scale: what `surgery.groups(fn)(params,
+        x)` returns, or a list of some of its groups. Of several scales over one
         group (a stream) each shrinks by itself, and the channel closes with the last.
       branches: branches to gate, by a name of your choice.
       price: $\lambda$.
@@ -183,7 +184,7 @@ def freed_costs(
 
     Args:
       params: the parameters.
-      groups: the gated channels.
+      groups: the gated channels; see `shrinking_scales`.
       branches: the gated branches.
       cost: see `shrinking_scales`.
 

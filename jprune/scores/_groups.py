@@ -31,7 +31,8 @@ def over_groups(
     Args:
       scores: non-negative scores with the structure of the parameters, or of a sub-tree
         of the variables the groups were found on.
-      groups: the groups, as data.
+      groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
+        its groups.
       roles: count only members in these roles, e.g. `("scale",)` for BatchNorm scales
         or `("out",)` for the producing kernels; None counts all.
       order: p, 1 or 2.

@@ -8,7 +8,7 @@ reason for every coordinate that may not go.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import jax
 import jax.tree_util as jtu
@@ -57,7 +57,7 @@ class Frozen:
     primitive: str
 
 
-class Groups:
+class Groups(Sequence[Group]):
     """The groups of a function's parameters.
 
     A sequence of `Group`s in the order of the parameters, with look-up by id. Made by
@@ -83,8 +83,14 @@ class Groups:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, group_id: str | int) -> Group:
-        if isinstance(group_id, int):
+    @overload
+    def __getitem__(self, group_id: str | int) -> Group: ...
+
+    @overload
+    def __getitem__(self, group_id: slice) -> list[Group]: ...
+
+    def __getitem__(self, group_id: str | int | slice) -> Group | list[Group]:
+        if isinstance(group_id, int | slice):
             return list(self._groups.values())[group_id]
         if group_id not in self._groups:
             raise value_error(

@@ -1,5 +1,6 @@
 """Plans from decisions: kept coordinates of groups, or masks left by training."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ def plan_from_masks(
 ) -> Plan:
     """The plan that removes every coordinate which masks leave without effect.
 
+    Masks that keep everything give the plan that removes nothing, with a warning.
+
     A coordinate goes when every parameter that produces it ("out" and "table" members),
     or every one that reads it ("in"), or every norm scale over it, is masked there
     altogether. What else lives on a removed coordinate (a bias, running statistics)
@@ -88,7 +91,7 @@ def plan_from_masks(
         (element-wise sparsity removes nothing).
     """
     arrays = _located(deps, masks, at)
-    keep, touched = {}, False
+    keep = {}
     for group in deps:
         if group.kind == "unused":
             continue
@@ -108,6 +111,12 @@ def plan_from_masks(
             f"{', '.join(map(repr, emptied))}."
         )
     touched = any(not m.all() for m in arrays.values())
+    if not touched:
+        warnings.warn(
+            "[jprune] `masks` keep everything, so the plan removes nothing: have the "
+            "weights been set to zero (`transforms.finish`), or the gates closed?",
+            stacklevel=2,
+        )
     if touched and not keep:
         raise value_error(
             "`masks` remove entries but no coordinate of any group altogether, so "

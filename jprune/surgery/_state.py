@@ -3,12 +3,14 @@
 An Optax state is a tree in which some sub-trees are copies of the parameters' tree
 (moments, averages), possibly with holes (`optax.MaskedNode`) where a wrapper left
 leaves to another optimizer. Such a copy is recognized by its leaves: the paths from
-some node of the state down are paths of the parameters. Counters and other 0-d leaves
-pass.
+some node of the state down are paths of the parameters. Scalars pass, and so do whole
+numbers that lie at no parameter's path: counters, PRNG keys, where a search for a
+threshold begins.
 """
 
 from typing import Any
 
+import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from jprune._errors import listing, value_error
@@ -43,8 +45,9 @@ def pack_state(
             return x
         name = "/".join(map(str, keys))
         fits = [p for p in shapes if p == keys[len(keys) - len(p) :]]
-        if not fits and () not in shapes:
-            wrong.append(f"{name} {shape}: belongs to no parameter")
+        if not fits:
+            if jnp.issubdtype(x.dtype, jnp.inexact):
+                wrong.append(f"{name} {shape}: belongs to no parameter")
             return x
         found: KeyTuple = max(fits, key=len)
         masks = plan.keep[(*prefix, *found)]
@@ -61,9 +64,9 @@ def pack_state(
     out = jtu.tree_map_with_path(leaf, opt_state)
     if wrong:
         raise value_error(
-            "`opt_state` has leaves that are not copies of parameters; a factored "
-            "state (Adafactor) cannot be sliced: start it afresh with "
-            "`tx.init(plan.pack(params))`, or give a `rule` for these leaves."
+            "`opt_state` has leaves that are not copies of parameters, such as the "
+            "factored moments of Adafactor; they cannot be sliced. Give a `rule` for "
+            "these leaves, or start afresh with `tx.init(plan.pack(params))`."
             f"{listing(wrong)}"
         )
     return out

@@ -21,8 +21,9 @@ injected. What decides the program is static: steps, periods and floors (`total_
 schedules (`select`, `scope`, `allocation`); of these name in `static_args` all that the
 transformation takes, those left at their defaults too.
 
-`check` tells whether a chain is in the right order; `finish` removes after training;
-`diagnostics` gives what to log; `state_sharding` places the state on a mesh.
+`check` tells whether the projections of a chain have the last word; `finish` removes
+after training; `diagnostics` gives what to log; `state_sharding` places the state on
+a mesh.
 """
 
 from jprune.transforms._accumulate_gradient import (

@@ -47,7 +47,8 @@ def find_clusters(
 
     Args:
       params: the parameters, or the variables, before training.
-      groups: the groups, as data.
+      groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
+        its groups.
       sparsity: fraction of the coordinates to remove from every group that parameters
         both produce and read; a group of r is left with
         `masks.kept_count(r, sparsity)` clusters, at least one.
@@ -69,12 +70,13 @@ def find_clusters(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import transforms
-      >>> from jprune._groups import AxisRef, Group
-      >>> group = Group("h", 3, (AxisRef(("kernel",), 1, "out"),))
-      >>> params = {"kernel": jnp.array([[0.0, 5.0, 0.1], [0.0, 5.0, 0.0]])}
-      >>> transforms.find_clusters(params, [group], keep={"h": 2})
-      {'h': array([0, 1, 0])}
+      >>> from jprune import surgery, transforms
+      >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
+      >>> w = jnp.array([[0.0, 5.0, 0.1], [0.0, 5.0, 0.0]])
+      >>> params = {"v": jnp.ones((3, 1)), "w": w}
+      >>> deps = surgery.groups(fn)(params, jnp.ones((1, 2)))
+      >>> transforms.find_clusters(params, deps, keep={"w:1": 2})
+      {'w:1': array([0, 1, 0])}
     """
     if how not in ("kmeans", "even", "imbalanced"):
         raise value_error(

@@ -95,8 +95,9 @@ def add_decorrelation(
     different groups are penalized too [inferred].
 
     Args:
-      groups: the groups to prune, as data. The authors prune only channels inside a
-        residual block, never those of the stream.
+      groups: the groups to prune: what `surgery.groups(fn)(params, x)` returns, or a
+        list of some of its groups. The authors prune only channels inside a residual
+        block, never those of the stream.
       keeps: for each group a bool vector, True = stays; see `keep_large_filters`.
       strength: $\lambda$, a number or a schedule; see `growing_strength`.
       gram: c, the weight of the Gram term.
@@ -112,13 +113,13 @@ def add_decorrelation(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import transforms
-      >>> from jprune._groups import AxisRef, Group
-      >>> group = Group("h", 3, (AxisRef(("w",), 1, "out"),))
+      >>> from jprune import surgery, transforms
+      >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
+      >>> params = {"v": jnp.ones((3, 1)), "w": jnp.diag(jnp.array([1.0, 2.0, 3.0]))}
+      >>> deps = surgery.groups(fn)(params, jnp.ones((1, 3)))
       >>> tx = transforms.add_decorrelation(
-      ...     [group], [jnp.array([True, True, False])], 1.0, gram=9 / 4)
-      >>> params = {"w": jnp.diag(jnp.array([1.0, 2.0, 3.0]))}
-      >>> zero = {"w": jnp.zeros((3, 3))}
+      ...     deps, [jnp.array([True, True, False])], 1.0, gram=9 / 4)
+      >>> zero = {"v": jnp.zeros((3, 1)), "w": jnp.zeros((3, 3))}
       >>> updates, _ = tx.update(zero, tx.init(params), params)
       >>> updates["w"]  # 3 * 9 of the Gram term and 3 of the decay
       Array([[ 0.,  0.,  0.],
@@ -183,7 +184,7 @@ def zero_in_turn(
     them changes nothing.
 
     Args:
-      groups: the groups, in the order of their turns.
+      groups: as for `add_decorrelation`, in the order of their turns.
       keeps: for each group a bool vector, True = stays.
       begin: the 0-based step from which turns are counted.
       every: steps between two turns; 100 in the authors' code.
@@ -272,7 +273,8 @@ def keep_large_filters(
 
     Args:
       params: the parameters, trained.
-      groups: the groups, as data.
+      groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
+        its groups.
       sparsity: s, for all groups or by group id (groups not named stay whole).
 
     Returns:

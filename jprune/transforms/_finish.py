@@ -21,13 +21,16 @@ class PruneOnceState(NamedTuple):
 
     Attributes:
       left: steps before the one that removes; -1 after it. 0-d int32.
+      removed: how many weights that step removed, 0 before it (read-only, for logs).
+        0-d int32.
     """
 
     left: jax.Array
+    removed: jax.Array
 
     def probe(self) -> tuple["PruneOnceState", None]:
         """The state that removes at the next update; see `check`."""
-        return PruneOnceState(jnp.zeros_like(self.left)), None
+        return self._replace(left=jnp.zeros_like(self.left)), None
 
 
 def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtraArgs:
@@ -43,7 +46,7 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
       step: the 0-based step whose update removes; `total_steps - 1` for the last.
 
     Returns:
-      A `GradientTransformationExtraArgs` whose state is one counter.
+      A `GradientTransformationExtraArgs` whose state is two counters.
 
     Raises:
       TypeError: `select` is not a function.
@@ -57,7 +60,7 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
     def init(params: Params) -> PruneOnceState:
         if jax.tree.leaves(params):
             jax.eval_shape(select, params)  # bad targets and scopes fail here
-        return PruneOnceState(jnp.int32(step))
+        return PruneOnceState(jnp.int32(step), jnp.int32(0))
 
     def update(
         updates: PyTree, state: PruneOnceState, params: Params = None, **extra: Any
@@ -65,26 +68,31 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
         del extra
         if params is None:
             raise no_params("prune_once")
-        following = PruneOnceState(jnp.maximum(state.left - 1, -1))
+        left = jnp.maximum(state.left - 1, -1)
         if not jax.tree.leaves(params):
-            return updates, following
+            return updates, state._replace(left=left)
 
         # 1. Only the parameters enter the `cond`: an update that did would have to be
         #    written to memory at every step.
         # 2. Afterwards a removed weight is known by its zero. A leaf `select` never
         #    touches (0-d True) is left alone: a bias may well be 0 and still train.
         touched = jax.eval_shape(select, params)
-        kept = jax.lax.cond(
+
+        def remove() -> tuple[Mask, jax.Array]:
+            mask = select(params)
+            return mask, _count(mask, params)
+
+        kept, removed = jax.lax.cond(
             state.left == 0,
-            lambda: select(params),
-            lambda: jax.tree.map(_all_kept, touched, params),
+            remove,
+            lambda: (jax.tree.map(_all_kept, touched, params), state.removed),
         )
         kept = jax.tree.map(
             lambda k, p: k & ((state.left >= 0) | (p != 0)) if k.ndim else k,
             kept,
             params,
         )
-        return project(updates, params, kept), following
+        return project(updates, params, kept), PruneOnceState(left, removed)
 
     return transformation(init, update)
 
@@ -101,6 +109,14 @@ def _require_function(select: Any) -> None:
 def _all_kept(mask: jax.ShapeDtypeStruct, p: jax.Array) -> jax.Array:
     """All True, with the sharding of the parameter; 0-d where the mask is."""
     return ~jnp.zeros_like(p, bool) if mask.ndim else jnp.array(True)
+
+
+def _count(mask: Mask, params: Params) -> jax.Array:
+    """Weights that were not 0 and are dropped. 0-d int32"""
+    drops = jax.tree.map(
+        lambda m, p: jnp.sum(jnp.logical_not(m) & (p != 0)), mask, params
+    )
+    return optax.tree.sum(drops).astype(jnp.int32)
 
 
 def finish(params: Params, select: Select) -> tuple[Params, Mask]:

@@ -254,9 +254,12 @@ def issr(
         before = before._replace(full=jax.tree.map(lambda f: f | over, before.full))
         after: Any
         added, after = penalty.update(updates, before, params)
+        # What was full before this step is removed in it: one step to settle. From
+        # then on what is kept decays no more.
+        done = before.done()
+        added = jax.tree.map(lambda a, u: jnp.where(done, u, a), added, updates)
         moved, inner = adam.update(added, state.inner, params)
-        # What was full before this step is removed in it: one step to settle.
-        kept = jax.tree.map(lambda m: m | ~before.done(), before.mask)
+        kept = jax.tree.map(lambda m: m | ~done, before.mask)
         return project(moved, params, kept), IssrState(after, inner)
 
     return transformation(init, update)

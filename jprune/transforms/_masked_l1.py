@@ -224,7 +224,8 @@ def masksparsity(
 
     Args:
       learning_rate: a number or a schedule.
-      groups: the groups, as data.
+      groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
+        its groups.
       keeps: for each group a bool vector, True = keep; see `masks.keep_by_scale`.
       strength: of the penalty.
       kind: see `add_masked_l1`.

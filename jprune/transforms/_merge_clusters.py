@@ -79,7 +79,8 @@ def merge_clusters(
     members apart again. In a grouped convolution clusters must not cross its groups.
 
     Args:
-      groups: the groups, as data.
+      groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
+        its groups.
       clusters: cluster numbers `[group.size]` by group id; see `find_clusters`. The
         same mapping goes to `compress.merge`.
       strength: $\epsilon$, the pull to the cluster's mean; 3e-3 (CIFAR-10) and 0.05
@@ -99,13 +100,13 @@ def merge_clusters(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import transforms
-      >>> from jprune._groups import AxisRef, Group
-      >>> group = Group("h", 3, (AxisRef(("w",), 1, "out"),))
+      >>> from jprune import surgery, transforms
+      >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
+      >>> params = {"v": jnp.ones((3, 1)), "w": jnp.array([[1.0, 3.0, 5.0]])}
+      >>> deps = surgery.groups(fn)(params, jnp.ones((1, 1)))
       >>> tx = transforms.merge_clusters(
-      ...     [group], {"h": [0, 0, 1]}, strength=0.5, weight_decay=0.1)
-      >>> params = {"w": jnp.array([[1.0, 3.0, 5.0]])}
-      >>> grads = {"w": jnp.array([[0.2, 0.4, 1.0]])}
+      ...     deps, {"w:1": [0, 0, 1]}, strength=0.5, weight_decay=0.1)
+      >>> grads = {"v": jnp.ones((3, 1)), "w": jnp.array([[0.2, 0.4, 1.0]])}
       >>> updates, _ = tx.update(grads, tx.init(params), params)
       >>> [round(float(u), 4) for u in updates["w"][0]]
       [-0.1, 1.1, 1.5]

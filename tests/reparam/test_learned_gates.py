@@ -373,6 +373,9 @@ def test_errors():
         ValueError, match="(?s)paths such as '0/inner/bias'.*0: 0/outer"
     ):
         gates(groups, wrong, price=1.0).init(start())
+    text = {"0": reparam.Branch("0/outer/bias")}  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'0' .* write `\('0/outer/bias',\)`"):
+        gates(groups, text, price=1.0).init(start())
     held = Group("r", WIDTH, (AxisRef(("head",), 0, "stat"),))
     with pytest.raises(ValueError, match="(?s)'r' has no member.*head"):
         gates([held], price=1.0).init(start())

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import surgery
+from jprune import masks, surgery, transforms
 
 MASKED = lambda v: isinstance(v, optax.MaskedNode)  # noqa: E731
 
@@ -170,6 +170,13 @@ def test_masks_that_remove_no_coordinate_are_an_error():
         surgery.plan_from_masks(deps, bad)
 
 
+def test_masks_that_keep_everything_are_told():
+    params, _, deps = make()
+    with pytest.warns(UserWarning, match="keep everything, so the plan removes noth"):
+        plan = surgery.plan_from_masks(deps, masks_with(params))
+    assert plan.removed == {}
+
+
 def test_masks_of_a_plan_are_its_zeros():
     params, _, deps = make()
     plan = plan_of(deps)
@@ -239,11 +246,47 @@ def test_state_continues_as_the_zeroed_dense_run(name: str, whole: bool):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        transforms.rigl(0.1, sparsity=0.5, every=2, end=9, key=3),
+        transforms.swd(
+            0.1, mu=1e-4, a_max=1e2, total_steps=9, sparsity=0.5, ranking="leaf"
+        ),
+        optax.chain(
+            optax.sgd(0.1), transforms.prune_gradually(0.5, end=9, ranking="leaf")
+        ),
+        optax.chain(optax.sgd(0.1), transforms.keep_masked(masks.from_zeros)),
+    ],
+    ids=["rigl", "swd", "gradual", "keep_masked"],
+)
+def test_states_of_our_own_are_packed(tx: Any):
+    """Masks as the parameters they are of; keys and starts of searches as they are."""
+    params, x, deps = make()
+    params, plan = jax.tree.map(jnp.asarray, params), plan_of(deps)
+    small = plan.pack(params)
+    state = plan.pack_state(tx.init(params), params)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, tx.init(small))
+    step = jax.jit(tx.update)
+    for _ in range(4):
+        updates, state = step(jax.tree.map(jnp.ones_like, small), state, small)
+        small = optax.apply_updates(small, updates)
+    assert all(bool(jnp.all(jnp.isfinite(p))) for p in jax.tree.leaves(small))
+
+
+def test_a_flat_copy_of_the_parameters_is_refused():
+    params, _, deps = make()
+    params = jax.tree.map(jnp.asarray, params)
+    state = optax.flatten(optax.adam(0.1)).init(params)
+    with pytest.raises(ValueError, match="mu .*: belongs to no parameter"):
+        plan_of(deps).pack_state(state, params)
+
+
 def test_factored_states_are_refused():
     params, _, deps = make()
     tx = optax.adafactor(1e-2, min_dim_size_to_factor=2)
     state = tx.init(jax.tree.map(jnp.asarray, params))
-    with pytest.raises(ValueError, match="factored state"):
+    with pytest.raises(ValueError, match="belongs to no parameter|factored moments"):
         plan_of(deps).pack_state(state, params)
 
 
@@ -272,5 +315,5 @@ def test_a_rule_takes_factored_states():
     columns = lambda s: s[0].v_col["params"]["in"]["kernel"].shape  # noqa: E731
     assert {rows(state), columns(state)} == {(4,), (2,)}
     assert {rows(fresh), columns(fresh)} == {(4,), (2,)}
-    with pytest.raises(ValueError, match="give a `rule` for these leaves"):
+    with pytest.raises(ValueError, match="Give a `rule` for these leaves"):
         plan.pack_state(tx.init(params), params, rule=lambda *_: None)

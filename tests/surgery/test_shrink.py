@@ -1,5 +1,6 @@
 """The compact function: composition, meanings, state, and every error it raises."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -373,6 +374,13 @@ def test_plan_for_another_model():
     del packed["w"]
     with pytest.raises(ValueError, match="lacks leaves that the plan has: w"):
         small(packed, X)
+
+
+def test_groups_are_a_sequence():
+    _, deps = make()
+    assert isinstance(deps, Sequence) and deps[:] == list(deps)
+    assert deps[0] is deps[deps[0].id] and deps[0].id in deps
+    assert deps.index(deps[0]) == 0
 
 
 def test_wrong_options():

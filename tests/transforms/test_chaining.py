@@ -103,7 +103,7 @@ def test_a_moving_mask_under_multisteps(method):
     params, state = run(tx, start())
     mask = state.inner_opt_state.mask
     _, want = kept(params)
-    assert int(masks.count(mask)) == want == int(state.inner_opt_state.kept.sum())
+    assert int(masks.count(mask)) == want
     outside = jax.tree.map(lambda p, m: bool(np.all((p == 0) | m)), params, mask)
     assert all(jax.tree.leaves(outside))
     assert kept(params)[0] > 0.8 * want  # grown where nothing flows, some are still 0

@@ -294,7 +294,7 @@ def test_moments_of_grown_weights_begin_anew(name):
     params = shaped()
     state, step = tx.init(params), stepper(tx)
     first = moments(inner, inner.init(params), state.mask)
-    assert state.kept.tolist() == [48, 24] and len(first) > 0
+    assert len(first) > 0
     for t in range(5):
         before = state.mask
         params, state = step(gradients(params, t), state, params)
@@ -353,8 +353,8 @@ def test_counts_are_exact_with_ties_only():
     state, step = tx.init(params), stepper(tx)
     for _ in range(4):
         params, state = step(grads, state, params)
-        assert state.kept.tolist() == [masks.kept_count(1604, 0.7) - 4, 4]
-        assert [int(state.mask[k].sum()) for k in "wz"] == state.kept.tolist()
+        counts = [int(state.mask[k].sum()) for k in "wz"]
+        assert counts == [masks.kept_count(1604, 0.7) - 4, 4]
     assert bool(jnp.all(params["z"] == -2)) and bool(jnp.all(params["b"] == -2))
 
 

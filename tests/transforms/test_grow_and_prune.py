@@ -126,6 +126,11 @@ def test_gap_g6_combine():
     np.testing.assert_array_equal(got["out"], 1)
 
 
+def test_a_glob_is_no_path_pattern():
+    with pytest.raises(ValueError, match=r"`patterns`='\*/kernel' is not a regular"):
+        transforms.split_by_path(BLOCKS, ["*/kernel"])
+
+
 def test_gap_g8_one_part():
     params = {"w": jnp.array([[3.0, 1.0, -2.0, 0.5]])}
     full = masks.full(params)

@@ -260,6 +260,8 @@ def test_find_clusters_over_all_producers_of_a_group():
     params["a"] = jnp.array([[0.0, 0.0, 5.0, 5.0]])
     led = transforms.find_clusters(params, [group], sparsity=0.5, pacesetter="^a$")
     np.testing.assert_array_equal(led["sum"], [0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"`pacesetter`='\*/a' is not a regular"):
+        transforms.find_clusters(params, [group], sparsity=0.5, pacesetter="*/a")
     even = transforms.find_clusters(params, [group], keep={"sum": 3}, how="even")
     np.testing.assert_array_equal(even["sum"], [0, 0, 1, 2])
     alone = transforms.find_clusters(params, [group], sparsity=0.9, how="imbalanced")

@@ -290,8 +290,32 @@ def test_check_refuses_a_projection_before_the_learning_rate(projection):
 def test_check_is_not_fooled_by_weights_that_start_at_zero():
     params = {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}
     transforms.check(optax.chain(optax.sgd(0.1), once()), params)
-    with pytest.raises(ValueError, match="no new zero anywhere"):
+    with pytest.raises(ValueError, match="of them kept by every stored mask"):
         transforms.check(optax.chain(once(), optax.sgd(0.1)), params)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        transforms.swd(0.05, mu=5e-4, a_max=10.0, total_steps=20, sparsity=0.9),
+        transforms.gsm(0.05, sparsity=0.9, weight_decay=5e-4, total_steps=20),
+        transforms.prune_once(lambda p: masks.unstructured(p, 0.5), step=5),
+    ],
+    ids=["swd", "gsm", "prune_once"],
+)
+def test_check_refuses_clipping_after_a_single_removal(recipe):
+    """Small weights reach zero through the clip, so that some zero is no proof."""
+    params, tx = {"w": jax.random.normal(jax.random.key(0), (40, 40))}, recipe
+    transforms.check(tx, params)
+    with pytest.raises(ValueError, match="weights: [1-9][0-9]* became 0"):
+        transforms.check(optax.chain(tx, optax.clip(0.01)), params)
+
+
+def test_prune_once_counts_what_it_removed():
+    params = {"kernel": jnp.arange(8.0).reshape(2, 4), "bias": jnp.zeros(2)}
+    tx = optax.chain(optax.sgd(0.0), once())
+    assert int(train(tx, params, 5)[1][1].removed) == 0
+    assert int(train(tx, params, 8)[1][1].removed) == 3  # of four, one was 0 before
 
 
 def test_check_of_a_chain_that_ends_within_its_dry_steps():
@@ -305,7 +329,7 @@ def test_check_of_a_chain_that_ends_within_its_dry_steps():
     held = transforms.keep_masked(select)
     labels = {"one": "a", "two": "b"}
     both = optax.partition({"a": held, "b": optax.chain(soon, optax.sgd(0.1))}, labels)
-    with pytest.raises(ValueError, match="no new zero anywhere"):
+    with pytest.raises(ValueError, match="of them kept by every stored mask"):
         transforms.check(both, tree("dict"))
 
 

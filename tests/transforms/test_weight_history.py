@@ -235,10 +235,12 @@ def test_a_scalar_in_scope_has_a_history(how):
     np.testing.assert_allclose(state.history["gain"], 0.9 * 9 + 0.1 * 4.5)
 
 
-def test_check_knows_the_projection():
-    transforms.check(optax.chain(optax.sgd(0.1), prune(0.5, end=9)), tree("dict"))
+@pytest.mark.parametrize("signal", ["weight_ema", "product", "grad_momentum"])
+def test_check_knows_the_projection(signal):
+    last = prune(0.5, end=9, signal=signal)
+    transforms.check(optax.chain(optax.sgd(0.1), last), tree("dict"))
     with pytest.raises(ValueError, match="A projection must come last"):
-        transforms.check(optax.chain(prune(0.5, end=9), optax.sgd(0.1)), tree("dict"))
+        transforms.check(optax.chain(last, optax.sgd(0.1)), tree("dict"))
 
 
 @pytest.mark.parametrize(
