@@ -4,6 +4,7 @@ Errors are plain `ValueError` and `TypeError`, so nothing has to be imported to 
 them; the prefix says where they come from in a long trace.
 """
 
+import operator
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -32,13 +33,15 @@ def no_params(name: str) -> ValueError:
 
 
 def require_static(**options: Any) -> None:
-    """Steps, periods and floors decide the program: integers of Python, never arrays.
+    """Steps, periods and floors decide the program: integers of Python or NumPy.
+
+    An array cannot, and what is planned for step 13.5 would never come.
 
     Args:
-      **options: the values, by the names of the arguments.
+      **options: the values, by the names of the arguments; None where none is given.
 
     Raises:
-      ValueError: one is an array, traced or not.
+      ValueError: one is an array of JAX, traced or not, or no integer; 3.0 is none.
     """
     arrays = [f"`{name}`" for name, x in options.items() if isinstance(x, jax.Array)]
     if arrays:
@@ -46,6 +49,19 @@ def require_static(**options: Any) -> None:
             f"{', '.join(arrays)} must be Python integers, got arrays. Under "
             "`optax.inject_hyperparams` name them in `static_args`."
         )
+    for name, x in options.items():
+        if x is not None and not _is_integer(x):
+            raise value_error(
+                f"`{name}` must be a whole number, got {x!r}: use round(...)."
+            )
+
+
+def _is_integer(x: Any) -> bool:
+    try:
+        operator.index(x)
+    except TypeError:
+        return False
+    return not isinstance(x, bool)
 
 
 def require_regex(name: str, pattern: str) -> None:

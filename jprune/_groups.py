@@ -151,6 +151,28 @@ def member_leaves(
     return found
 
 
+def require_keeps(groups: Sequence[Group], keeps: Sequence[Any]) -> None:
+    """Raises unless there is one bool vector for each group, True = keep.
+
+    Numbers are refused, as `~` of an integer is no opposite.
+
+    Raises:
+      ValueError: naming the group and what came.
+    """
+    if len(keeps) != len(groups):
+        raise value_error(
+            f"`keeps` must have one vector for each of the {len(groups)} groups, got "
+            f"{len(keeps)}."
+        )
+    for group, keep in zip(groups, keeps, strict=True):
+        dtype = keep.dtype if hasattr(keep, "dtype") else np.asarray(keep).dtype
+        if np.shape(keep) != (group.size,) or dtype.kind != "b":
+            raise value_error(
+                f"`keeps` must have a bool vector of {group.size} for group "
+                f"{group.id!r}, True = keep; got {dtype} of shape {np.shape(keep)}."
+            )
+
+
 def no_member(group: Group, roles: Sequence[Role] | None) -> ValueError:
     """The error of a group that a tree holds nothing of (in the given roles)."""
     members = [f"{'/'.join(map(str, ref.path))} ({ref.role})" for ref in group.members]

@@ -68,17 +68,20 @@ def require_same_structure(what: str, tree: PyTree, like: PyTree) -> None:
     """Raises unless `tree` has the tree structure of `like` (the parameters).
 
     Raises:
-      ValueError: naming `what` and the leaf paths only one of the two has.
+      ValueError: naming `what` and the leaf paths only one of the two has, or what came
+        in place of a tree.
     """
     if jax.tree.structure(tree) == jax.tree.structure(like):
         return
+    expected = f"`{what}` must have exactly the structure of the parameters"
+    if jtu.treedef_is_leaf(jax.tree.structure(tree)):
+        raise value_error(f"{expected}, got a single {type(tree).__name__}.")
     have = {name for name, _ in named_leaves(tree)}
     want = {name for name, _ in named_leaves(like)}
     lines = [f"missing: {name}" for name in sorted(want - have)]
     lines += [f"unexpected: {name}" for name in sorted(have - want)]
     if not lines:
         lines = [f"{jax.tree.structure(tree)} against {jax.tree.structure(like)}"]
-    raise value_error(
-        f"`{what}` must have exactly the structure of the parameters (a leaf out of "
-        f"scope is a 0-d True, not None).{listing(lines)}"
-    )
+    if what in ("mask", "within"):
+        expected += " (a leaf out of scope is a 0-d True, not None)"
+    raise value_error(f"{expected}.{listing(lines)}")

@@ -87,7 +87,7 @@ def unfolding_of(path: str, leaf: Any, kind: Unfold) -> Unfolding:
                 f"`kind` for {path} of shape {np.shape(leaf)} must name every axis "
                 f"once, rows and columns at least one, got {kind}."
             )
-        return kind
+        return Unfolding(*map(tuple, kind))  # hashable, whatever the fields were
     if not isinstance(kind, str) or kind not in _NAMED:
         raise value_error(
             f"`kind` must be one of {', '.join(_NAMED)}, an `Unfolding`, or a function "

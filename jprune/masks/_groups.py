@@ -8,8 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
-from jprune._errors import value_error
-from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
+from jprune._groups import (
+    AxisRef,
+    Group,
+    Role,
+    member_leaves,
+    no_member,
+    require_keeps,
+)
 from jprune._typing import Mask, Params
 
 
@@ -34,23 +40,14 @@ def from_groups(
       that no group touches hold a 0-d True.
 
     Raises:
-      ValueError: a vector of the wrong length, or a group with no member of the given
-        roles in the tree (nothing of it would be removed).
+      ValueError: a vector of the wrong length or not of bools, or a group with no
+        member of the given roles in the tree (nothing of it would be removed).
     """
-    if len(keeps) != len(groups):
-        raise value_error(
-            f"`keeps` must have one vector for each of the {len(groups)} groups, got "
-            f"{len(keeps)}."
-        )
+    require_keeps(groups, keeps)
     leaves, treedef = jax.tree.flatten(params)
     kept = [jnp.array(True)] * len(leaves)
     found = member_leaves(params, groups)
     for (group, members), keep in zip(found, keeps, strict=True):
-        if jnp.shape(keep) != (group.size,):
-            raise value_error(
-                f"Group {group.id!r} has {group.size} coordinates, got a keep vector "
-                f"of shape {jnp.shape(keep)}."
-            )
         touched = [m for m in members if roles is None or m[0].role in roles]
         if not touched:
             raise no_member(group, roles)

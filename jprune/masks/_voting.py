@@ -13,7 +13,7 @@ scales is Ye et al.'s optimal thresholding, as the authors' code computes it.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import numpy as np
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, member_leaves
 from jprune._typing import Params
+from jprune.masks._count import is_traced
 
 
 def keep_by_scale(
@@ -47,8 +48,10 @@ def keep_by_scale(
       For each group a bool vector, True = keep: what `masks.from_groups` takes.
 
     Raises:
-      ValueError: no group has a member with the role "scale" in `params`.
+      ValueError: another `threshold`, or a negative one; no group has a member with the
+        role "scale" in `params`.
     """
+    _require_threshold(threshold)
     found, any_scale = [], False
     for group, members in member_leaves(params, groups):
         scales = [
@@ -62,7 +65,8 @@ def keep_by_scale(
         any_scale = True
         keeps = []
         for scale in scales:
-            at = energy_threshold(scale) if threshold == "optimal" else threshold
+            by_name = isinstance(threshold, str)
+            at = energy_threshold(scale) if by_name else threshold
             keeps.append(_at_least(scale > at, scale, min_keep))
         agreed = vote(keeps)
         found.append(_at_least(agreed, jnp.mean(jnp.stack(scales), 0), min_keep))
@@ -73,6 +77,17 @@ def keep_by_scale(
             "built without a scale has none."
         )
     return tuple(found)
+
+
+def _require_threshold(threshold: Any) -> None:
+    if is_traced(threshold):
+        return
+    named = isinstance(threshold, str)
+    if not (threshold == "optimal" if named else threshold >= 0):
+        raise value_error(
+            "`threshold` must be a number of at least 0, or 'optimal'; got "
+            f"{threshold!r}."
+        )
 
 
 def vote(keeps: Sequence[jax.Array]) -> jax.Array:

@@ -36,7 +36,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
 from jprune._errors import listing, no_params, require_static, value_error
-from jprune._groups import Group, Role, member_leaves
+from jprune._groups import Group, Role, member_leaves, require_keeps
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._projection import project
@@ -131,7 +131,7 @@ def add_decorrelation(
       finds the norm of a layer by its place in the model and fails where there is none;
       here it is a member of the group or absent.
     """
-    _require_fitting(groups, keeps)
+    require_keeps(groups, keeps)
 
     def init(params: Params) -> AddDecorrelationState:
         if jax.tree.leaves(params):
@@ -201,7 +201,7 @@ def zero_in_turn(
       convolutions, and counts turns over all layers, pruned or not; here the biases are
       zeroed too and only the given groups have turns.
     """
-    _require_fitting(groups, keeps)
+    require_keeps(groups, keeps)
     require_static(begin=begin, every=every)
     if begin < 0 or every < 0:
         raise value_error(f"`begin`, `every` must not be negative: {begin}, {every}.")
@@ -364,16 +364,6 @@ def tpp(
         optax.sgd(learning_rate, momentum),
         zero_in_turn(groups, keeps, begin=grow, every=interval),
     )
-
-
-def _require_fitting(groups: Sequence[Group], keeps: Sequence[Any]) -> None:
-    sizes = [group.size for group in groups]
-    shapes = [jnp.shape(keep) for keep in keeps]
-    if shapes != [(size,) for size in sizes]:
-        raise value_error(
-            "`keeps` must have one bool vector for each group, of sizes "
-            f"{sizes}; got shapes {shapes}."
-        )
 
 
 def _doomed(

@@ -1,17 +1,60 @@
 """The state of a wrapped optimizer: find its moments, begin some of them anew.
 
-A wrapper does not know its inner optimizer. What it holds for each weight, whatever it
-is called, is what `optax.tree.map_params` finds; the rest (counters, schedules, keys)
-belongs to no weight and is left alone.
+A wrapper does not know its inner optimizer. What it holds for each parameter, whatever
+it is called, is what `map_moments` finds; the rest (counters, schedules, keys) belongs
+to no weight and is left alone.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.tree_util as jtu
 import optax
 
 from jprune._typing import Mask, Params, PyTree
+
+
+def map_moments(
+    tx: optax.GradientTransformation,
+    fn: Callable[..., Any],
+    state: PyTree,
+    *like: PyTree,
+    other: Callable[[Any], Any],
+) -> PyTree:
+    """`optax.tree.map_params`, for anything that stands in a parameter's place.
+
+    Args:
+      tx: the transformation.
+      fn: of what stands in the place of a parameter, mostly an array, but a list for
+        SM3, and an `optax.MaskedNode` where the parameter is masked out; and of the
+        leaves of `like`.
+      state: its state.
+      *like: trees with the structure of the parameters, at least one.
+      other: of every other leaf.
+
+    Returns:
+      A tree of what the functions return.
+    """
+    places = {path for path, _ in jtu.tree_leaves_with_path(like[0])}
+
+    def of_tree(moments: PyTree, *trees: PyTree) -> PyTree:
+        return jtu.tree_map_with_path(
+            lambda _, *at: fn(*at),
+            moments,
+            *trees,
+            is_leaf=lambda path, x: path in places or _is_masked(x),
+            is_leaf_takes_path=True,
+        )
+
+    return optax.tree.map_params(
+        tx,
+        of_tree,
+        state,
+        *like,
+        transform_non_params=other,
+        is_leaf=lambda _: True,
+    )
 
 
 def renew(
@@ -27,8 +70,8 @@ def renew(
     after it would cost a copy of the moments. Outside any `lax.cond`, which would write
     every moment to memory.
 
-    A moment that is not of its parameter's shape (Adafactor's rows and columns) speaks
-    of many weights and is kept.
+    A moment that is not of its parameter's shape (the rows and columns of Adafactor and
+    SM3) speaks of many weights and is kept.
 
     Args:
       inner: the optimizer.
@@ -44,17 +87,17 @@ def renew(
     """
     first = inner.init(params)
     # The place of a moment holds its masks, any other place the marker.
-    marks = optax.tree.map_params(
+    marks = map_moments(
         inner,
         lambda s, *m: s if _is_masked(s) else _Marks(m),
         state,
         *masks,
-        transform_non_params=lambda _: _Marks(()),
-        is_leaf=_is_masked,
+        other=lambda _: _Marks(()),
     )
 
     def leaf(mark: Any, now: Any, begun: Any) -> Any:
-        if _is_masked(mark) or not mark.of or mark.of[0].shape != now.shape:
+        shape = getattr(now, "shape", None)
+        if _is_masked(mark) or not mark.of or mark.of[0].shape != shape:
             return now
         return select(now, begun, *mark.of)
 

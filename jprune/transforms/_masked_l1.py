@@ -32,9 +32,10 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks
-from jprune._errors import no_params, require_static, value_error
-from jprune._groups import Group
-from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune._errors import listing, no_params, require_static, value_error
+from jprune._groups import Group, require_keeps
+from jprune._tree import leaf_name, map_named, named_leaves
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._keep_masked import keep_masked
@@ -80,8 +81,8 @@ def add_masked_l1(
 
     Raises:
       ValueError: an unknown `kind`, or "smooth_l1" without a learning rate; from
-        `init`, a mask of another structure, or one that removes nothing by its shape
-        (every leaf 0-d); from `update`, no `params`.
+        `init`, a mask of another structure, or one of 0-d True only; from `update`, no
+        `params`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -107,7 +108,7 @@ def add_masked_l1(
         state: Any = held.init(params)
         keep = state.mask
         leaves = jax.tree.leaves(keep)
-        if leaves and not any(m.ndim for m in leaves):
+        if leaves and all(_is_true(m) for m in leaves):
             raise value_error(
                 "`mask` holds a 0-d True for every leaf: nothing would be penalized."
             )
@@ -126,8 +127,6 @@ def add_masked_l1(
         tau = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def leaf(u: jax.Array, w: jax.Array, keep: jax.Array) -> jax.Array:
-            if keep.ndim == 0:
-                return u
             force = jnp.asarray(s, w.dtype) * _slope(w, s, tau)
             return jnp.where(keep, u, u + force.astype(u.dtype))
 
@@ -145,11 +144,16 @@ def add_masked_l1(
     return transformation(init, update)
 
 
+def _is_true(m: jax.Array) -> bool:
+    """Whether a leaf of a mask is a 0-d True; one that is traced is not known."""
+    return m.ndim == 0 and not masks.is_traced(m) and bool(m)
+
+
 def network_slimming(
     learning_rate: ScalarOrSchedule,
     *,
     strength: ScalarOrSchedule,
-    scope: Any = r"(^|/)(scale|gamma)$",
+    scope: Any = None,
     weight_decay: Any = 1e-4,
     decay_scope: Any = None,
     momentum: float = 0.9,
@@ -160,7 +164,8 @@ def network_slimming(
     Args:
       learning_rate: a number or a schedule.
       strength: of the penalty; 5e-4 in MaskSparsity, 1e-4 or 1e-5 in network slimming.
-      scope: the scales; see `masks.resolve_scope`.
+      scope: the scales; see `masks.resolve_scope`, but None is the leaves named scale
+        or gamma.
       weight_decay: of all leaves, norm scales included, as the authors have it.
       decay_scope: restricts the decay to a scope.
       momentum: its coefficient.
@@ -180,7 +185,7 @@ def network_slimming(
                 jnp.zeros(jnp.shape(p), bool) if taken else jnp.array(True)
             ),
             params,
-            masks.resolve_scope(scope, params),
+            masks.resolve_scope(_scales if scope is None else scope, params),
         )
 
     return optax.chain(
@@ -188,6 +193,17 @@ def network_slimming(
         _decay(weight_decay, decay_scope),
         optax.sgd(learning_rate, momentum, nesterov),
     )
+
+
+def _scales(params: Params) -> Scope:
+    found = map_named(lambda path, _: leaf_name(path) in ("scale", "gamma"), params)
+    if not any(jax.tree.leaves(found)):
+        names = [path for path, _ in named_leaves(params)]
+        raise value_error(
+            "No leaf is named scale or gamma: pass `scope`. The leaves are:"
+            + listing(names)
+        )
+    return found
 
 
 def masksparsity(
@@ -226,18 +242,14 @@ def masksparsity(
       An Optax transformation.
 
     Raises:
-      ValueError: as many vectors as groups are wanted, and one group with a scale.
+      ValueError: as many bool vectors as groups are wanted, and one group with a
+        scale.
 
     References:
       Jiang et al., arXiv 2201.06776; settings of the authors' ImageNet runs.
     """
     require_static(total_steps=total_steps)
-    if len(keeps) != len(groups):
-        raise value_error(
-            f"`keeps` must have one vector for each of the {len(groups)} groups, got "
-            f"{len(keeps)}."
-        )
-
+    require_keeps(groups, keeps)
     scaled = [i for i, g in enumerate(groups) if "scale" in {r.role for r in g.members}]
     if not scaled:
         raise value_error("No group of `groups` has a member with the role 'scale'.")

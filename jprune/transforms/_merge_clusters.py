@@ -23,6 +23,7 @@ Complicated Structure", CVPR 2019 (arXiv 1904.03837).
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,9 +32,9 @@ import numpy as np
 import optax
 
 from jprune import masks
-from jprune._errors import listing, no_params, value_error
+from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import AxisRef, Group, member_leaves
-from jprune._tree import named_leaves
+from jprune._tree import leaf_name, named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
 from jprune.transforms._build import transformation
 from jprune.transforms._clusters import Clusters
@@ -94,8 +95,8 @@ def merge_clusters(
       decay it is the identity.
 
     Raises:
-      ValueError: cluster numbers that fit no group; from `init`, parameters that no
-        clustered group lives in; from `update`, no `params`.
+      ValueError: cluster numbers that fit no group, a schedule; from `init`, parameters
+        that no clustered group lives in; from `update`, no `params`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -116,6 +117,7 @@ def merge_clusters(
       strength and decay.
     """
     chosen = _validated(groups, clusters)
+    _require_constant(strength=strength, weight_decay=weight_decay)
 
     def init(params: Params) -> MergeClustersState:
         if jax.tree.leaves(params) and not _clustered(params, chosen):
@@ -182,8 +184,9 @@ def csgd(
       nesterov: Nesterov's form of momentum.
       vector_multiplier: see `merge_clusters`.
       vector_weight_decay: see `merge_clusters`.
-      bias_rate: times the learning rate for leaves named bias (2 in the authors' code,
-        which is needed to follow their trajectories).
+      bias_rate: times the learning rate for biases, those of the groups and those named
+        bias or b (2 in the authors' code, which is needed to follow their
+        trajectories).
       scope: leaves that decay when not clustered; see `masks.unstructured`.
       total_steps: length of the run. With it the collapse is checked beforehand.
 
@@ -191,7 +194,7 @@ def csgd(
       An Optax transformation.
 
     Raises:
-      ValueError: as `merge_clusters`.
+      ValueError: as `merge_clusters`; from `init`, a `bias_rate` without any bias.
 
     Warns:
       UserWarning: given `total_steps`, when the spread within clusters will not shrink
@@ -201,6 +204,8 @@ def csgd(
       Ding et al., arXiv 1904.03837; defaults of the authors' code.
     """
     chosen = _validated(groups, clusters)
+    _require_constant(strength=strength, weight_decay=weight_decay)
+    require_static(total_steps=total_steps)
     if total_steps is not None:
         rates = {"kernels": weight_decay + strength}
         if any(m.role in ("bias", "scale") for g, _ in chosen for m in g.members):
@@ -214,10 +219,6 @@ def csgd(
             treedef, [taken and i not in merged for i, taken in enumerate(leaves)]
         )
 
-    def biases(params: Params) -> Scope:
-        named = ["bias" in path.split("/")[-1] for path, _ in named_leaves(params)]
-        return jax.tree.unflatten(jax.tree.structure(params), named)
-
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=others),
         merge_clusters(
@@ -229,8 +230,29 @@ def csgd(
             vector_weight_decay=vector_weight_decay,
         ),
         optax.sgd(learning_rate, momentum, nesterov),
-        *([] if bias_rate == 1 else [optax.masked(optax.scale(bias_rate), biases)]),
+        *(
+            []
+            if bias_rate == 1
+            else [optax.masked(optax.scale(bias_rate), partial(_biases, groups=groups))]
+        ),
     )
+
+
+def _biases(params: Params, groups: Sequence[Group]) -> Scope:
+    """The leaves that shift: by their role in a group, or by their name."""
+    leaves = named_leaves(params)
+    found = member_leaves(params, groups) if leaves else []
+    shifting = {i for _, at in found for ref, i, _ in at if ref.role == "bias"}
+    taken = [
+        i in shifting or "bias" in leaf_name(path) or leaf_name(path) == "b"
+        for i, (path, _) in enumerate(leaves)
+    ]
+    if leaves and not any(taken):
+        raise value_error(
+            "`bias_rate` must be 1 where there is no bias: no group has one, no leaf "
+            f"is called so. The leaves are:{listing([path for path, _ in leaves])}"
+        )
+    return jax.tree.unflatten(jax.tree.structure(params), taken)
 
 
 def collapse_factor(
@@ -262,6 +284,7 @@ def collapse_factor(
       >>> round(transforms.collapse_factor(0.03, 3.1e-3, 782), 3)
       0.484
     """
+    require_static(steps=steps)
     tau = _rates(learning_rate, steps)
     d, z = 1.0, 0.0
     for step_size in tau:
@@ -304,6 +327,16 @@ def _warn_if_not_collapsed(
             "`vector_multiplier`), the learning rate, or the number of steps.",
             stacklevel=3,
         )
+
+
+def _require_constant(**rates: Any) -> None:
+    for name, rate in rates.items():
+        if callable(rate):
+            raise value_error(
+                f"`{name}` must be a number, got the function {rate!r}: there is no "
+                "step count. For a schedule use `optax.inject_hyperparams("
+                "merge_clusters)(...)`."
+            )
 
 
 def _validated(

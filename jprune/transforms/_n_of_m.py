@@ -255,6 +255,7 @@ def prune_to_n_of_m(
       Gupta, arXiv 1710.01878, eq. (1), rounded down to whole weights of a group.
     """
     _require_n_m(n, m)
+    require_static(begin=begin, end=end)
     if end < 0 or (begin is not None and not 0 <= begin <= end):
         raise value_error(
             f"`begin`, `end` need 0 <= begin <= end; got begin={begin}, end={end}."
@@ -310,5 +311,6 @@ def _removal_steps(count: int, begin: int | None, end: int) -> list[int]:
 
 
 def _require_n_m(n: int, m: int) -> None:
+    require_static(n=n, m=m)
     if not 1 <= n <= m:
         raise value_error(f"N:M needs 1 <= n <= m, got n={n}, m={m}.")

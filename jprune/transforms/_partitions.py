@@ -110,18 +110,23 @@ def resolve_partitions(
         raise value_error(
             f"`partitions` must be a sequence of patterns, got the single {given!r}."
         )
-    if isinstance(given, int) and not isinstance(given, bool):
-        return split_evenly(params, given, scope=scope), given
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        return split_evenly(params, int(given), scope=scope), int(given)
     if isinstance(given, Sequence) and given and all(isinstance(p, str) for p in given):
         return split_by_path(params, given, scope=scope), len(given)
     tree = given(params) if callable(given) else given
     require_same_structure("partitions", tree, params)
     numbers, taken = jax.tree.leaves(tree), jax.tree.leaves(scope)
-    used = {n for n, on in zip(numbers, taken, strict=True) if on}
-    if not all(type(n) is int for n in numbers) or set(numbers) - used:
+    if not all(type(n) is int for n in numbers):
         raise value_error(
-            "`partitions` must hold Python ints, each the number of some pruned leaf; "
-            f"got {numbers}, of which {sorted(used, key=str)} are pruned."
+            "`partitions` must hold Python ints, got "
+            f"{sorted({type(n).__name__ for n in numbers})}."
+        )
+    used = {n for n, on in zip(numbers, taken, strict=True) if on}
+    if set(numbers) - used:
+        raise value_error(
+            "`partitions` must give each leaf the number of some pruned leaf; got "
+            f"{numbers}, of which {sorted(used)} are pruned."
         )
     if used != set(range(len(used))):
         raise value_error(f"`partitions` must count from 0 up, got {sorted(used)}.")

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune._errors import value_error
 from jprune._typing import Params, PyTree
+from jprune.transforms._inner_state import map_moments
 
 
 def state_sharding(
@@ -15,8 +16,9 @@ def state_sharding(
 ) -> PyTree:
     """Where each array of `tx`'s state should live, given where the parameters live.
 
-    Momenta, masks and other parameter-shaped state follow their parameter; counters,
-    warm starts and the 0-d True of a leaf out of scope are replicated over the mesh.
+    Momenta, masks and other state of a parameter's shape follow their parameter;
+    counters, warm starts, the 0-d True of a leaf out of scope and what else has another
+    shape (rows and columns of Adafactor) are replicated over the mesh.
 
     Args:
       tx: the whole chain.
@@ -38,16 +40,11 @@ def state_sharding(
     replicated = NamedSharding(named[0].mesh, PartitionSpec())
     shapes = jax.eval_shape(tx.init, params)
 
-    def follow(leaf: Any, sharding: NamedSharding) -> Any:
-        if isinstance(leaf, optax.MaskedNode):
-            return leaf
-        return replicated if leaf.ndim < len(sharding.spec) else sharding
+    def follow(moment: PyTree, param: Any, sharding: NamedSharding) -> PyTree:
+        return jax.tree.map(
+            lambda x: sharding if x.shape == param.shape else replicated, moment
+        )
 
-    return optax.tree.map_params(
-        tx,
-        follow,
-        shapes,
-        shardings,
-        transform_non_params=lambda _: replicated,
-        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    return map_moments(
+        tx, follow, shapes, params, shardings, other=lambda _: replicated
     )

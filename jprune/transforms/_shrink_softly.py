@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, selection
-from jprune._errors import no_params, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._low_set import LowSet
@@ -112,6 +112,7 @@ def shrink_softly(
     """
     low = LowSet(sparsity, select, scope, ranking)
     low.require_one()
+    require_static(end=end)
     if end < 1:
         raise value_error(f"`end` must be at least 1, got {end}: no step would shrink.")
     _require_factor(factor)

@@ -160,7 +160,7 @@ def truncate(
 
     Raises:
       ValueError: not exactly one rule, a number out of range, a leaf without an
-        unfolding, ranks of another structure or negative.
+        unfolding, ranks of another structure, not integers, negative or all 0.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -192,13 +192,26 @@ def truncate(
 
 def _scope_of_ranks(ranks: PyTree, params: Params, scope: Any) -> Any:
     require_same_structure("ranks", ranks, params)
+    bad = [f"{path}: {k}" for path, k in named_leaves(ranks) if not _is_integer(k)]
+    if bad:
+        raise value_error(f"`ranks` must be integers:{listing(bad)}")
     found = [(path, k) for path, k in named_leaves(ranks) if not masks.is_traced(k)]
     bad = [f"{path}: {k}" for path, k in found if np.min(k, initial=0) < 0]
     if bad:
         raise value_error(f"`ranks` must not be negative:{listing(bad)}")
     if scope is not None or len(found) < len(jax.tree.leaves(ranks)):
         return scope
-    return jax.tree.map(lambda k: bool(np.max(k, initial=0) > 0), ranks)
+    given = jax.tree.map(lambda k: bool(np.max(k, initial=0) > 0), ranks)
+    if found and not any(jax.tree.leaves(given)):
+        raise value_error(
+            "`ranks` are 0 for every leaf: nothing has been truncated yet. Give an "
+            "`energy`, or wait for the first truncation of the run."
+        )
+    return given
+
+
+def _is_integer(rank: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(rank), jnp.integer)
 
 
 class Cut(NamedTuple):

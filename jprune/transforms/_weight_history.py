@@ -29,7 +29,7 @@ from jprune import masks, selection
 from jprune._dtypes import wide
 from jprune._errors import no_params, value_error
 from jprune._tree import require_same_structure
-from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._growing_sparsity import GrowingSparsity
 from jprune.transforms._projection import checkerboard, project
@@ -162,7 +162,8 @@ def prune_by_weight_history(
         kept, zero = target.all_kept(params), jnp.int32(0)
         if not jax.tree.leaves(params):
             return PruneByWeightHistoryState(zero, kept, params, selection.cold(), zero)
-        history = jax.tree.map(lambda p, m: _first(p, m, signal), params, kept)
+        scope = target.final.leaves(params)
+        history = jax.tree.map(lambda p, t: _first(p, t, signal), params, scope)
         warm = target.scoped(params).final.cold(history)
         return PruneByWeightHistoryState(zero, kept, history, warm, zero)
 
@@ -180,7 +181,7 @@ def prune_by_weight_history(
         if not jax.tree.leaves(params):
             return updates, state
         seen = _seen(signal, updates, params, grad, state.mask if regrow else None)
-        history = _averages(state.history, seen, beta)
+        history = _averages(state.history, seen, beta, target.final.leaves(params))
 
         def select() -> tuple[Mask, selection.WarmStart, jax.Array]:
             sizes = _sizes(signal, history, params)
@@ -201,9 +202,9 @@ def prune_by_weight_history(
     return transformation(init, update)
 
 
-def _first(p: jax.Array, m: jax.Array, signal: Signal) -> jax.Array:
-    """The average before the first step."""
-    if m.ndim == 0:
+def _first(p: jax.Array, taken: bool, signal: Signal) -> jax.Array:
+    """The average before the first step; a 0-d zero out of scope."""
+    if not taken:
         return jnp.zeros((), wide(jnp.zeros((), p.dtype)).dtype)
     size = jnp.abs(wide(p))
     # Momentum starts at 0. The bias this leaves is one factor for all weights.
@@ -228,19 +229,19 @@ def _seen(
     # A removed weight is 0 and so has no size of its own; it competes with what the
     # optimizer would make of it: the average stays dense [inferred].
     return jax.tree.map(
-        lambda s, u, m: jnp.where(m, s, jnp.abs(wide(u))) if m.ndim else s,
+        lambda s, u, m: jnp.where(m, s, jnp.abs(wide(u))),
         sizes,
         updates,
         mask,
     )
 
 
-def _averages(history: PyTree, seen: PyTree, beta: Any) -> PyTree:
-    def leaf(h: jax.Array, x: jax.Array) -> jax.Array:
+def _averages(history: PyTree, seen: PyTree, beta: Any, scope: Scope) -> PyTree:
+    def leaf(h: jax.Array, x: jax.Array, taken: bool) -> jax.Array:
         b = jnp.asarray(beta, h.dtype)
-        return b * h + (1 - b) * x.astype(h.dtype) if h.ndim else h
+        return b * h + (1 - b) * x.astype(h.dtype) if taken else h
 
-    return jax.tree.map(leaf, history, seen)
+    return jax.tree.map(leaf, history, seen, scope)
 
 
 def _sizes(signal: Signal, history: PyTree, params: Params) -> Scores:
@@ -255,7 +256,7 @@ def _weighted(sizes: PyTree, mask: Mask, gamma: Any, layer_norm: bool) -> Scores
     """Importance times history; out of scope, whatever stands there."""
 
     def leaf(size: jax.Array, m: jax.Array, importance: jax.Array) -> jax.Array:
-        if layer_norm and m.ndim:
+        if layer_norm:
             total = jnp.sum(jnp.where(m, size, 0))
             mean = total / jnp.maximum(jnp.sum(m), 1).astype(size.dtype)
             size = size / jnp.where(mean > 0, mean, 1)

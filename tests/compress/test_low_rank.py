@@ -464,6 +464,8 @@ def test_errors():
         compress.low_rank(fn, params, {"w": 2.0})
     with pytest.raises(ValueError, match="`ranks` must have exactly the structure"):
         compress.low_rank(fn, params, [2, 3])
+    with pytest.raises(ValueError, match="`ranks` must have .*, got a single int"):
+        compress.low_rank(fn, params, 3)
     with pytest.raises(ValueError, match="outside of `jit`"):
         jax.jit(lambda k: compress.low_rank(fn, params, {"w": k}).params)(2)
     with pytest.raises(ValueError, match="No default unfolding for q"):

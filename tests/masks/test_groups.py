@@ -59,8 +59,10 @@ def test_two_groups_on_one_leaf_remove_either():
 
 def test_from_groups_errors():
     group = hidden()
-    with pytest.raises(ValueError, match="'hidden' has 3 coordinates.*shape .4,."):
+    with pytest.raises(ValueError, match="bool vector of 3 for group 'hidden'.*.4,."):
         masks.from_groups(PARAMS, (group,), (jnp.ones(4, bool),))
+    with pytest.raises(ValueError, match="bool vector .* 'hidden'.*got int32"):
+        masks.from_groups(PARAMS, (group,), (jnp.array([1, 0, 1]),))
     with pytest.raises(ValueError, match="one vector for each of the 1 groups, got 2"):
         masks.from_groups(PARAMS, (group,), (KEEP, KEEP))
     with pytest.raises(ValueError) as error:

@@ -81,6 +81,17 @@ def test_threshold_is_strict_and_sign_blind():
     np.testing.assert_array_equal(kept, [False, True, False])
 
 
+def test_bad_thresholds():
+    params, groups = scales([0.01, -0.02, 0.005])
+    for threshold in ("optimum", -1.0, float("nan")):
+        with pytest.raises(
+            ValueError, match="`threshold` must be a number of at least"
+        ):
+            masks.keep_by_scale(params, groups, threshold)
+    keep = jax.jit(lambda t: masks.keep_by_scale(params, groups, t))
+    np.testing.assert_array_equal(keep(0.01)[0], [False, True, False])
+
+
 def test_norm_over_a_concatenation():
     first = Group("a", 2, (AxisRef(("s",), 0, "scale", (0, 1, -1, -1)),))
     second = Group("b", 2, (AxisRef(("s",), 0, "scale", (-1, -1, 1, 0)),))

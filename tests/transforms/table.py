@@ -208,7 +208,6 @@ TABLE = [
             {"hidden": [0, 1, 0, 1]},
             strength=strength,
             weight_decay=weight_decay,
-            bias_rate=2.0,
         ),
         None,
         {"learning_rate": 0.1, "strength": 0.1, "weight_decay": 0.01},

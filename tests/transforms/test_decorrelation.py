@@ -298,8 +298,15 @@ def test_groups_that_share_an_axis_and_heads():
 def test_errors():
     params = {"kernel": jnp.asarray(F)}
     stays = [jnp.asarray(STAYS)]
-    with pytest.raises(ValueError, match=r"of sizes \[3\]; got shapes \[\(2,\)\]"):
+    with pytest.raises(
+        ValueError, match=r"bool vector of 3 .* got bool of shape \(2,\)"
+    ):
         transforms.add_decorrelation([KERNEL], [jnp.ones(2, bool)], 1.0)
+    for numbers in (np.array([1, 1, 0]), jnp.array([1.0, 1.0, 0.0])):
+        with pytest.raises(ValueError, match="bool vector .* True = keep; got (i|f)"):
+            transforms.add_decorrelation([KERNEL], [numbers], 1.0)
+        with pytest.raises(ValueError, match="bool vector .* True = keep; got (i|f)"):
+            transforms.zero_in_turn([KERNEL], [numbers], begin=0)
     with pytest.raises(ValueError, match="has no member"):
         transforms.add_decorrelation([KERNEL], stays, 1.0).init({"x": params["kernel"]})
     with pytest.raises(ValueError, match="has no member"):

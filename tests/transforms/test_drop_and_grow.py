@@ -311,6 +311,24 @@ def test_moments_of_grown_weights_begin_anew(name):
             assert (np.sum(on) < count) == (t in (2, 4))
 
 
+def test_moments_of_many_weights_are_kept():
+    """SM3: a list of rows and columns in the place of each parameter."""
+    tx = transforms.drop_and_grow(optax.sm3(0.1), 0.6, drop_fraction=0.5, every=2)
+    params = shaped()
+    state, step = tx.init(params), stepper(tx)
+    for t in range(4):
+        before = state
+        params, state = step(gradients(params, t), state, params)
+        was, now = before.inner[0], state.inner[0]
+        for x, y in zip(*map(jax.tree.leaves, (was.mu, now.mu)), strict=True):
+            assert np.all(y >= x) and np.any(y > x)
+        for k in ("one", "two"):
+            on = np.asarray(before.mask[k]["kernel"] & state.mask[k]["kernel"])
+            assert np.all(np.asarray(params[k]["kernel"])[~on] == 0)
+            assert np.all(np.asarray(now.nu[k]["kernel"])[~on] == 0)
+            assert np.all(np.asarray(now.nu[k]["kernel"])[on] != 0)
+
+
 def test_a_move_of_rigl_is_no_step():
     params = shaped()
     tx = transforms.drop_and_grow(optax.adam(0.1), 0.5, every=2)

@@ -384,6 +384,9 @@ def test_leaves_that_are_not_pruned_go_with_their_module():
     for i in range(3):
         assert set(jax.tree.leaves(found[f"block_{i}"])) == {i}
     assert found["out"] == 0
+    assert transforms.average_density(
+        BLOCKS, 0.5, np.int64(3)
+    ) == transforms.average_density(BLOCKS, 0.5, 3)
     nested = {"net": BLOCKS}  # a module around all of them is none of theirs
     assert transforms.split_evenly(nested, 3)["net"]["out"] == 0
 
@@ -396,7 +399,13 @@ def test_leaves_that_are_not_pruned_go_with_their_module():
         (0, "must be from 1 to the number of pruned leaves, 3; got 0"),
         (4, "must be from 1 to the number of pruned leaves, 3; got 4"),
         ("block", "a sequence of patterns, got the single 'block'"),
-        ({"block_0": 0}, "`partitions` must have exactly the structure"),
+        ({"block_0": 0}, "`partitions` must have exactly the structure of the param"),
+        (2.0, "`partitions` must have exactly the structure.*, got a single float"),
+        (lambda p: jax.tree.map(lambda _: jnp.int32(0), p), "must hold Python ints"),
+        (
+            lambda p: transforms.split_evenly(p, 3) | {"out": 7},
+            "must give each leaf the number of some pruned leaf; got .*7",
+        ),
         (lambda p: jax.tree.map(lambda _: 1, p), "must count from 0 up, got"),
         (lambda p: jax.tree.map(lambda _: 0.5, p), "must hold Python ints"),
     ],

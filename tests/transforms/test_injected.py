@@ -1,10 +1,11 @@
-"""`optax.inject_hyperparams`: what is injected, what is static, and the errors.
+"""`optax.inject_hyperparams`: what is injected, what is static; steps are integers.
 
 That injected numbers change no result is row 7 of the contract test.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -81,3 +82,52 @@ def test_numbers_that_must_be_static_are_named(name):
 def test_every_recipe_says_so(make, named):
     with pytest.raises(ValueError, match=f"`{named or 'total_steps'}` must be .*stat"):
         make(jnp.int32(2))
+
+
+NO_STEPS = {
+    "prune_gradually-end": lambda: transforms.prune_gradually(0.9, end=0.75 * 18),
+    "prune_gradually-every": lambda: transforms.prune_gradually(0.9, end=9, every=2.5),
+    "weight_history": lambda: transforms.prune_by_weight_history(0.9, end=13.5),
+    "prune_once": lambda: transforms.prune_once(lambda p: p, step=3.0),
+    "grow_and_prune": lambda: transforms.grow_and_prune(
+        optax.sgd(0.1), 0.5, partitions=1, period=4.5, steps=2
+    ),
+    "drop_and_grow": lambda: transforms.drop_and_grow(optax.sgd(0.1), 0.5, every=2.5),
+    "rigl": lambda: transforms.rigl(0.1, sparsity=0.5, end=7.5),
+    "truncate_rank": lambda: transforms.truncate_rank(0.8, every=2.5),
+    "trp": lambda: transforms.trp(0.1, every=2, total_steps=12.5),
+    "add_growing_decay": lambda: transforms.add_growing_decay(0.1, 0.5, every=2.5),
+    "issr": lambda: transforms.issr(0.1, sparsity=0.5, end=7.5),
+    "shrink_softly": lambda: transforms.shrink_softly(0.5, end=7.5),
+    "add_selective_decay": lambda: transforms.add_selective_decay(
+        0.1, 1.0, sparsity=0.5, every=1.5
+    ),
+    "swd": lambda: transforms.swd(0.1, mu=0.1, total_steps=9.5, sparsity=0.5),
+    "gsm": lambda: transforms.gsm(0.1, weight_decay=0.1, keep=5, total_steps=9.5),
+    "prune_to_n_of_m": lambda: transforms.prune_to_n_of_m(2, 4, end=1.5, begin=0),
+    "prune_to_n_of_m-n": lambda: transforms.prune_to_n_of_m(2.0, 4, end=1),
+    "add_pruned_decay": lambda: transforms.add_pruned_decay(0.1, True, 4),
+    "growing_strength": lambda: transforms.growing_strength(7.5),
+    "zero_in_turn": lambda: transforms.zero_in_turn([], [], begin=7.5),
+    "tpp": lambda: transforms.tpp(0.1, [], [], grow=5, settle=9.5, weight_decay=0.0),
+    "collapse_factor": lambda: transforms.collapse_factor(lambda t: 0.1, 0.1, 9.5),
+}
+
+
+@pytest.mark.parametrize("make", NO_STEPS.values(), ids=NO_STEPS)
+def test_a_step_has_a_whole_number(make):
+    with pytest.raises(
+        ValueError, match=r"` must be a whole number, got .*: use round"
+    ):
+        make()
+
+
+def test_integers_of_numpy_are_whole():
+    end, every = np.int64(2), np.array(1)
+    tx = transforms.prune_gradually(0.9, end=end, every=every)
+    at = params()
+    state = tx.init(at)
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, at), state, at)
+        at = optax.apply_updates(at, updates)
+    assert int(jnp.sum(at["w"] != 0)) == KEPT

@@ -269,6 +269,29 @@ def test_network_slimming_penalizes_every_scale_and_nothing_else():
     assert not np.any(np.asarray(updates["a"]["scale"]))
 
 
+def test_network_slimming_finds_the_scales_of_nnx():
+    params = {"bn": {"scale": {"value": jnp.ones(2)}}, "w": {"value": jnp.ones((2, 2))}}
+    tx = transforms.network_slimming(1.0, strength=0.5, weight_decay=0.0, momentum=0.0)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    np.testing.assert_array_equal(updates["bn"]["scale"]["value"], [-0.5, -0.5])
+    assert not np.any(np.asarray(updates["w"]["value"]))
+    with pytest.raises(ValueError, match="named scale or gamma: pass `scope`.*\n  w/v"):
+        tx.init({"w": params["w"]})
+
+
+@pytest.mark.parametrize("name", ["one of two", "the only one"])
+def test_a_scalar_is_penalized_as_any_scale(name):
+    params = {"skip": {"scale": jnp.array(2.0)}}
+    if name == "one of two":
+        params["bn"] = {"scale": jnp.ones(3)}
+    tx = transforms.network_slimming(1.0, strength=0.5, weight_decay=0.0, momentum=0.0)
+    for init in (tx.init, jax.jit(tx.init)):
+        zero = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = tx.update(zero, init(params), params)
+        assert float(updates["skip"]["scale"]) == -0.5
+
+
 def test_errors():
     params = {"scale": jnp.ones(2)}
     kind: Any = "huber"

@@ -306,6 +306,63 @@ def test_bad_clusters(clusters, message):
         hand(clusters)
 
 
+NAMES = {
+    "nnx": lambda w, v: {"a": {"kernel": {"value": w}, "bias": {"value": v}}},
+    "haiku": lambda w, v: {"a": {"w": w, "b": v}},
+    "role": lambda w, v: {"a": {"weight": w, "shift": v}},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bias_rate_finds_the_biases_of_every_framework(name):
+    """By the role, where the clustered group knows it, or by the name."""
+    params = NAMES[name](jnp.ones((2, 3)), jnp.ones(3))
+    (bias, _), (kernel, _) = sorted(
+        jax.tree_util.tree_leaves_with_path(params), key=lambda leaf: leaf[1].ndim
+    )
+    members = [AxisRef(tuple(k.key for k in kernel), 1, "out")]
+    if name == "role":
+        members.append(AxisRef(tuple(k.key for k in bias), 0, "bias"))
+    group = Group("h", 3, tuple(members))
+
+    def step(rate):
+        tx = transforms.csgd(
+            0.1, [group], PAIR, strength=0.1, weight_decay=0.0, bias_rate=rate
+        )
+        return tx.update(params, tx.init(params), params)[0]
+
+    factors = jax.tree.map(lambda x, y: y / x, step(1.0), step(2.0))
+    want = NAMES[name](jnp.ones((2, 3)), jnp.full(3, 2.0))
+    chex.assert_trees_all_close(factors, want)
+
+
+def test_bias_rate_without_a_bias():
+    tx = transforms.csgd(
+        0.1, [GROUP], PAIR, strength=0.1, weight_decay=0.0, bias_rate=2.0
+    )
+    with pytest.raises(ValueError, match="`bias_rate` must be 1.*\n  kernel$"):
+        tx.init({"kernel": jnp.array(W)})
+
+
+def test_a_schedule_is_injected():
+    params, zero = {"kernel": jnp.array(W)}, {"kernel": jnp.zeros((2, 3))}
+    strength = optax.linear_schedule(0.0, 0.5, 1)
+    with pytest.raises(ValueError, match="`strength` must be a number.*inject_hyper"):
+        hand(strength=strength)
+    with pytest.raises(ValueError, match="`strength` must be a number.*inject_hyper"):
+        transforms.csgd(
+            0.1, [GROUP], PAIR, strength=strength, weight_decay=0.1, total_steps=9
+        )
+    tx = optax.inject_hyperparams(transforms.merge_clusters)(
+        [GROUP], PAIR, strength=strength, weight_decay=0.1
+    )
+    state = tx.init(params)
+    for s in (0.0, 0.5):
+        updates, state = tx.update(zero, state, params)
+        want, _ = hand(strength=s).update(zero, hand().init(params), params)
+        chex.assert_trees_all_close(updates, want)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="nothing would be merged.*\n  kernel\n  next"):
         hand().init({"other": jnp.ones((2, 3))})

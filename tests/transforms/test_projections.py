@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jprune import masks, transforms
 from tests.transforms.table import gradients, tree
@@ -359,6 +361,22 @@ def test_diagnostics():
 def test_state_sharding_needs_named_shardings():
     with pytest.raises(ValueError, match="NamedSharding"):
         transforms.state_sharding(gradual(), tree("dict"), {"one": None})
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [lambda: optax.adafactor(0.1, min_dim_size_to_factor=2), lambda: optax.sm3(0.1)],
+    ids=["adafactor", "sm3"],
+)
+def test_state_of_another_shape_is_replicated(optimizer):
+    mesh = jax.make_mesh((4,), ("x",))
+    rows, whole = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
+    params = {"w": jnp.ones((8, 12)), "b": jnp.ones(16)}
+    tx = optax.chain(optimizer(), transforms.keep_masked(masks.full))
+    where = transforms.state_sharding(tx, params, {"w": rows, "b": rows})
+    state = jax.jit(tx.init, out_shardings=where)(params)
+    for x, sharding in zip(*map(jax.tree.leaves, (state, where)), strict=True):
+        assert sharding == (rows if x.shape in ((8, 12), (16,)) else whole)
 
 
 def quadratic_training(goal):

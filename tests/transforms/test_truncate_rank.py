@@ -332,6 +332,14 @@ def test_attention_kernels_by_a_function():
     assert int(found.ranks["q"]["kernel"]) == 3 == numerical_rank(kernel)
 
 
+def test_an_unfolding_of_lists():
+    axes: Any = ([0], [1, 2])
+    params = {"q": jnp.arange(12.0).reshape(2, 3, 2)}
+    listed = transforms.truncate(params, ranks={"q": 1}, kind=Unfolding(*axes))
+    want = transforms.truncate(params, ranks={"q": 1}, kind=Unfolding((0,), (1, 2)))
+    chex.assert_trees_all_equal(listed, want)
+
+
 def test_errors():
     params = {"a": {"kernel": jnp.ones((3, 3, 2, 4))}}
     for rules in ({}, {"energy": 0.5, "rate": 0.5}):
@@ -346,6 +354,10 @@ def test_errors():
         transforms.truncate(params, ranks={"b": 1})
     with pytest.raises(ValueError, match="(?s)`ranks` must not be neg.*a/kernel: -1"):
         transforms.truncate(params, ranks={"a": {"kernel": -1}})
+    with pytest.raises(ValueError, match="`ranks` must be integers:\n  a/kernel: 1.5"):
+        transforms.truncate(params, ranks={"a": {"kernel": 1.5}})
+    with pytest.raises(ValueError, match="`ranks` are 0 .* nothing has been truncated"):
+        transforms.truncate(params, ranks=transforms.truncate_rank().init(params).ranks)
     kind: Any = "rows"
     with pytest.raises(ValueError, match="`kind` must be one of channel, .*'rows'"):
         transforms.truncate(params, energy=0.5, kind=kind)

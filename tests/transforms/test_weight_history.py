@@ -222,6 +222,19 @@ def test_leaves_out_of_scope_have_no_history():
     assert state.history["bias"].ndim == state.history["steps"].ndim == 0
 
 
+@pytest.mark.parametrize("how", [{}, {"regrow": True}, {"layer_norm": True}], ids=str)
+def test_a_scalar_in_scope_has_a_history(how):
+    params = {"gain": jnp.array(9.0), "w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+    tx = prune(0.4, end=0, scope=r".", min_keep=0, gamma=0.0, **how)
+    state = tx.init(params)
+    assert float(state.history["gain"]) == 9.0
+    _, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    assert bool(state.mask["gain"])
+    halved = jax.tree.map(lambda p: p / 2, params)
+    _, state = tx.update(halved, state, halved)
+    np.testing.assert_allclose(state.history["gain"], 0.9 * 9 + 0.1 * 4.5)
+
+
 @pytest.mark.parametrize("signal", ["weight_ema", "product", "grad_momentum"])
 def test_check_knows_the_projection(signal):
     last = prune(0.5, end=9, signal=signal)
