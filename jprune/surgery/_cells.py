@@ -35,7 +35,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, reshard
 
 from jprune._axes import mesh_of, whole_along
-from jprune._errors import value_error
+from jprune._errors import PREFIX, value_error
 from jprune.surgery._layout import Layout
 
 Bits = tuple[int, ...]
@@ -189,7 +189,11 @@ def _evaluate(cell: Cell, env: dict[Cell, Any]) -> Any:
             raise value_error("internal: a leaf of the compact program has no value.")
         return cell.known
     args = [env[d] if cell.loose else _exact(d, env[d]) for d in cell.deps]
-    out = cell.fn(*[_scalar(a) for a in args] if cell.loose else args)
+    try:
+        out = cell.fn(*[_scalar(a) for a in args] if cell.loose else args)
+    except Exception as error:
+        error.add_note(f"{PREFIX}in `{cell.name}` rewritten at compact shapes.")
+        raise
     if cell.shape is not None and tuple(out.shape) != cell.shape:
         if cell.loose and _repeats(tuple(out.shape), cell.shape):
             return jnp.broadcast_to(out, cell.shape)

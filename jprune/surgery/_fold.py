@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jprune._jaxpr import _compat
 
@@ -56,11 +58,19 @@ _UNARY: dict[str, Callable[[np.ndarray], Any]] = {
     "tanh": np.tanh,
 }
 
+
+def _complex(real: np.ndarray, imag: np.ndarray) -> np.ndarray:
+    out = np.empty(np.broadcast_shapes(real.shape, imag.shape), np.complex128)
+    out.real, out.imag = real, imag
+    return out
+
+
 _BINARY: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     "add": np.add,
     "add_any": np.add,
     "and": np.bitwise_and,
     "atan2": np.arctan2,
+    "complex": _complex,
     "eq": np.equal,
     "ge": np.greater_equal,
     "gt": np.greater,
@@ -82,6 +92,27 @@ def _div(a: np.ndarray, b: np.ndarray) -> Any:
     if np.issubdtype(a.dtype, np.integer):
         return np.trunc(np.true_divide(a, b)) if np.all(b) else None
     return np.true_divide(a, b)
+
+
+def _round(x: np.ndarray, method: Any) -> Any:
+    """To even, or half away from zero."""
+    if method == lax.RoundingMethod.TO_NEAREST_EVEN:
+        return np.rint(x)
+    whole = np.trunc(x)
+    return np.where(np.abs(x - whole) >= 0.5, whole + np.sign(x), whole)
+
+
+def _cast(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """As XLA casts: no float leaves the range of the integers, and nan is 0."""
+    if not (
+        jnp.issubdtype(x.dtype, jnp.inexact) and jnp.issubdtype(dtype, jnp.integer)
+    ):
+        return x
+    low, high = jnp.iinfo(dtype).min, jnp.iinfo(dtype).max
+    x = np.real(x).astype(np.float64)
+    inside = np.where((x > low) & (x < high), x, 0).astype(dtype)
+    ends = [np.asarray(low, dtype), np.asarray(high, dtype)]
+    return np.select([x <= low, x >= high], ends, inside)
 
 
 def _select(which: np.ndarray, *cases: np.ndarray) -> Any:
@@ -119,7 +150,9 @@ def _apply(name: str, params: dict[str, Any], args: Sequence[np.ndarray]) -> Any
         y = params["y"]
         return np.power(args[0], y) if y >= 0 else 1 / np.power(args[0], -y)
     if name == "convert_element_type":
-        return args[0]
+        return _cast(args[0], params["new_dtype"])
+    if name == "round":
+        return _round(args[0], params["rounding_method"])
     if name == "select_n":
         return _select(*args)
     if name == "clamp":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax import lax
 
 from jprune.surgery import _cells as ce
 from jprune.surgery._cells import Bits, Cell, Value
@@ -32,6 +33,17 @@ def moved(value: Value, inner: Bits, bits: Bits, fn: Any) -> Cell:
     out = ce.compute(fn, cell)
     out.known = array
     return out
+
+
+def transposed(value: Value, order: Sequence[int]) -> Value:
+    """The value with its dimensions in another order: permutes the bits."""
+    inverse = np.argsort(order)
+
+    def cell(bits: Bits) -> Cell:
+        inner = tuple(bits[i] for i in inverse)
+        return moved(value, inner, bits, lambda a: lax.transpose(a, order))
+
+    return Value([value.layouts[d] for d in order], value.dtype, cell)
 
 
 def cell_shape(layouts: Sequence[Layout], bits: Bits) -> tuple[int, ...]:

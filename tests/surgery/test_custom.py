@@ -78,6 +78,71 @@ def _softmax_bwd(y, ct):
 
 custom_softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
+
+@jax.custom_vjp
+def normalized_back(x):
+    """Removed coordinates that are constant receive, and hand on, a cotangent."""
+    return x
+
+
+normalized_back.defvjp(
+    lambda x: (x, None),
+    lambda _, ct: (ct / (1e-3 + jnp.linalg.norm(ct, axis=-1, keepdims=True)),),
+)
+
+
+@jax.custom_jvp
+def centred_slope(x):
+    """Removed coordinates that are constant move."""
+    return x
+
+
+centred_slope.defjvp(lambda p, t: (p[0], t[0] - t[0].mean(-1, keepdims=True)))
+
+
+@jax.custom_vjp
+def gradient_to_other(x, y):
+    """The primal does not read the operand that the cotangent goes to."""
+    return y
+
+
+gradient_to_other.defvjp(lambda x, y: (y, None), lambda _, ct: (ct, jnp.zeros_like(ct)))
+
+
+@jax.custom_jvp
+def slope_of_other(x, y):
+    return y
+
+
+slope_of_other.defjvp(lambda p, t: (p[1], t[0]))
+
+
+@jax.custom_vjp
+def gated_back(x, gate):
+    """Only the rule reads the integers."""
+    return x
+
+
+gated_back.defvjp(lambda x, gate: (x, gate), lambda gate, ct: (ct * gate, None))
+
+ROWS = np.linspace(0.5, 1.0, 3)[:, None]
+
+
+@jax.custom_vjp
+def closing_over(x):
+    """JAX passes what a rule closes over as further operands."""
+    return jnp.tanh(x) * jnp.asarray(ROWS)
+
+
+closing_over.defvjp(
+    lambda x: (closing_over(x), None), lambda _, ct: (ct * jnp.asarray(ROWS),)
+)
+
+
+def centred(h: Any) -> Any:
+    return h - h.mean(-1, keepdims=True)
+
+
 CASES = {
     "wrong jvp": lambda h: wrong_by_seven(h),
     "straight through": lambda h: straight_through(h),
@@ -88,6 +153,27 @@ CASES = {
     "corrections inside a jvp rule": lambda h: custom_norm(h) + h,
     "corrections inside a vjp rule": lambda h: custom_softmax(h) + h,
     "rule on a moving ghost, corrected inside": lambda h: custom_softmax(two_pass(h)),
+    "vjp that sums, a known ghost": lambda h: centred(normalized_back(jax.nn.relu(h))),
+    "vjp that sums, another constant": (
+        lambda h: centred(normalized_back(jax.nn.sigmoid(h)))
+    ),
+    "vjp that sums, in a scan": lambda h: jax.lax.scan(
+        lambda c, _: (centred(normalized_back(jax.nn.relu(c))), None), h, None, 2
+    )[0],
+    "vjp that sums, a moving ghost": lambda h: normalized_back(two_pass(h)) + h,
+    "jvp that sums, a known ghost": lambda h: centred(centred_slope(jax.nn.relu(h))),
+    "jvp that sums, another constant": (
+        lambda h: centred(centred_slope(jax.nn.sigmoid(h)))
+    ),
+    "vjp to what is not read": lambda h: gradient_to_other(h, jnp.sign(h)),
+    "vjp to a moving ghost that is not read": (
+        lambda h: gradient_to_other(two_pass(h), jnp.sign(two_pass(h))) + h
+    ),
+    "vjp with integers that are not read": (
+        lambda h: gated_back(h, (h > 0).astype(np.int32))
+    ),
+    "jvp of what is not read": lambda h: slope_of_other(h, jnp.sign(h)),
+    "vjp that closes over an array": closing_over,
 }
 
 
@@ -153,4 +239,50 @@ def test_a_rule_that_relates_other_axes_says_so():
     small = surgery.shrink(fn, plan)
     small(plan.pack(params), np.ones((1, 2)))
     with pytest.raises(ValueError, match="derivative rule of .* cannot be carried"):
+        jax.grad(small)(plan.pack(params), np.ones((1, 2)))
+
+
+def test_a_rule_on_a_weight():
+    """The cotangents of the removed rows belong to the norm of all."""
+
+    def fn(p, x):
+        v = normalized_back(p["v"].T).T
+        return jnp.tanh(jax.nn.sigmoid(x @ p["w"]) @ v)
+
+    rng = np.random.default_rng(0)
+    params = {"w": rng.standard_normal((4, 6)), "v": rng.standard_normal((6, 3))}
+    x = rng.standard_normal((3, 4))
+    deps = surgery.groups(fn)(params, x)
+    plan = surgery.plan_from_keep(deps, {"w:1": [0, 2, 5]})
+    report = surgery.verify(fn, plan, params, x, gradient=True)
+    assert report.ok and report.way == "ghost", str(report)
+    assert report.error < 1e-12 and (report.gradient_error or 0) < 1e-12, str(report)
+
+
+def test_a_constant_through_a_plain_rule_stays_one():
+    """A tangent that is known to be 0 leaves the ghost of a relu a zero."""
+
+    def fn(p, x):
+        return centred(jax.nn.relu(x @ p["w"])) @ p["v"]
+
+    params = {"w": np.ones((4, 6)), "v": np.ones((6, 3))}
+    deps = surgery.groups(fn)(params, np.ones((3, 4)))
+    assert deps.exactness["w:1"].way == "zero"
+
+
+def test_a_cotangent_of_coordinates_that_differ_says_so():
+    @jax.custom_vjp
+    def centred_back(h):
+        return h
+
+    centred_back.defvjp(lambda h: (h, None), lambda _, ct: (centred(ct),))
+
+    def fn(p, x):
+        return (centred_back(x @ p["w"] + jnp.arange(4.0)) @ p["v"]).sum()
+
+    params = {"w": np.ones((2, 4)), "v": np.ones((4, 1))}
+    deps = surgery.groups(fn)(params, np.ones((1, 2)))
+    plan = surgery.plan_from_keep(deps, {"w:1": [1, 2]})
+    small = surgery.shrink(fn, plan)
+    with pytest.raises(ValueError, match="a custom_vjp function cannot .* differs"):
         jax.grad(small)(plan.pack(params), np.ones((1, 2)))

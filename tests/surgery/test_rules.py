@@ -102,7 +102,22 @@ CASES = {
     "interior padding": (lambda h: lax.pad(h, 0.0, ((0, 0, 0), (0, 0, 1))), 0, "pad"),
     "a size-0 piece": (lambda h: jnp.split(h, [6], 1)[0], 6, ""),
     "an empty operand": (lambda h: jnp.concatenate([h, h[:, :0]], 1), 6, ""),
+    "edges repeated across": (
+        lambda h: jnp.pad(h, ((1, 0), (0, 0)), mode="edge"),
+        4,  # the outer two are cut off, to be repeated zero times
+        "",
+    ),
     "transpose": (lambda h: jnp.tanh(h.T).T, 6, ""),
+    "permuting reshape": (
+        lambda h: lax.reshape(jnp.cos(h).reshape(2, 2, 6), (2, 12), (1, 2, 0)),
+        6,
+        "",
+    ),
+    "permuting reshape of a constant": (
+        lambda h: h + lax.reshape(jnp.arange(24.0).reshape(2, 2, 6), (4, 6), (1, 0, 2)),
+        6,
+        "",
+    ),
     "a call with a constant": (inner, 6, ""),
     "named": (lambda h: checkpoint_name(h, "h"), 6, ""),
     "callback": (
@@ -152,3 +167,46 @@ def check(name: str, kept: Any) -> None:
         want = jax.jit(fn)(plan.zero(params), x)
         got = jax.jit(surgery.shrink(fn, plan))(plan.pack(params), x)
         np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def conv(x: Any, kernel: Any) -> Any:
+    names = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=names)
+
+
+MOVES = {
+    # name: (function, shapes of the parameters, group to cut)
+    "edges repeated": (
+        lambda p, x: (
+            jnp.pad(jnp.cos(x[0, 0] @ p["w"]), ((1, 0), (0, 0)), mode="edge") @ p["v"]
+        ),
+        {"w": (3, 6), "v": (6, 2)},
+        "w:1",
+    ),
+    "permuting reshape": (
+        lambda p, x: lax.reshape(jnp.cos(x @ p["w"]), (4, 12), (1, 2, 0, 3)) @ p["v"],
+        {"w": (3, 6), "v": (12, 2)},
+        "w:1",
+    ),
+    "an ensemble of convolutions": (
+        lambda p, x: jax.vmap(lambda w, v: conv(jnp.tanh(conv(x, w)), v))(
+            p["w"], p["v"]
+        ),
+        {"w": (2, 1, 1, 3, 6), "v": (2, 1, 1, 6, 5)},
+        "v:3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_moves_with_gradients(name: str):
+    fn, shapes, cut = MOVES[name]
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        rng = np.random.default_rng(0)
+        params = {k: rng.standard_normal(s) for k, s in shapes.items()}
+        x = rng.standard_normal((2, 2, 2, 3))
+        deps = surgery.groups(fn)(params, x)
+        plan = surgery.plan_from_keep(deps, {cut: [0, 2]})
+        report = surgery.verify(fn, plan, params, x, gradient=True)
+    assert report.ok and report.error < 1e-12, str(report)
+    assert report.gradient_error is not None and report.gradient_error < 1e-12

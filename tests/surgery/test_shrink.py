@@ -11,6 +11,7 @@ import pytest
 from jax.extend.core import Primitive
 
 from jprune import surgery
+from jprune.surgery import _cells as ce
 from jprune.surgery.rules import RULES
 from tests.surgery.structures import attention, two_pass, two_pass_norm
 
@@ -360,6 +361,16 @@ def test_pruned_output():
     plan = surgery.Plan(keep)
     with pytest.raises(ValueError, match="v axis 1: it may not shrink: model output"):
         surgery.shrink(two_pass_norm, plan)(plan.pack(params), X)
+
+
+def test_an_error_of_a_primitive_names_it():
+    def fail(*arrays):
+        raise TypeError("sub got incompatible shapes")
+
+    cell = ce.compute(fail, name="sub")
+    with pytest.raises(TypeError, match="incompatible") as caught:
+        ce.emit([cell], {})
+    assert caught.value.__notes__ == ["[jprune] in `sub` rewritten at compact shapes."]
 
 
 def test_plan_for_another_model():

@@ -8,6 +8,10 @@ primals and tangents: the tangent of a known cell is zero. For a reverse rule, t
 cotangent of a ghost is the sum over the positions that it stands for, so it is divided
 by their number on entry and multiplied on exit.
 
+A rule need not be the derivative of its primal. So a constant result is a constant to
+what follows only if its tangent is known to be 0, and the call is given operands that
+the primal does not read: a reverse rule may send them a cotangent.
+
 The rule is traced only when a derivative is taken. A rule that relates axes which the
 primal does not, or that needs a removed coordinate with no single value, raises then.
 """
@@ -26,7 +30,7 @@ from jprune.surgery import _axes as ax
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import Context, walk
 from jprune.surgery._build import Builder, Log
-from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._cells import Bits, Cell, Item, Value
 from jprune.surgery._frames import Boundary, Frame, GraphCall, plain
 from jprune.surgery._layout import Choice, Solver, Unsolvable
 from jprune.surgery._registry import Rule
@@ -43,14 +47,20 @@ def custom_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value
     out_axes = [site.scope.info(v).axes for v in eqn.outvars]
     call = _CustomCall([frame], boundary, plain, name=eqn.primitive.name)
     call.eqn, call.ins, call.builder = eqn, ins, site.builder
-    call.axes, call.out_axes = axes, out_axes
+    call.axes, call.out_axes, call.slopes = axes, out_axes, None
     return call.results(frame.outs)
 
 
 class _CustomCall(GraphCall):
     """A call with a derivative rule of its own."""
 
-    __slots__ = ("axes", "builder", "eqn", "ins", "out_axes")
+    __slots__ = ("axes", "builder", "eqn", "ins", "out_axes", "slopes")
+    slopes: dict[int, Value] | None
+
+    @property
+    def reverse(self) -> bool:
+        """Whether the rule is a reverse one."""
+        return self.eqn.primitive.name == "custom_vjp_call"
 
     def run(self, *arrays: Any) -> dict[Any, Any]:
         """The custom function of the cells, applied."""
@@ -64,23 +74,76 @@ class _CustomCall(GraphCall):
             cells = [self._cell(frame, k) for k in keys]
             return tuple(map(jnp.asarray, frame.compute(cells, leaves)))
 
-        if self.eqn.primitive.name == "custom_jvp_call":
-            call: Any = jax.custom_jvp(primal)
-            call.defjvp(lambda p, t: (call(*p), self._jvp(keys, p, t)))
-        else:
-            call = jax.custom_vjp(primal)
+        if self.reverse:
+            call: Any = jax.custom_vjp(primal)
             call.defvjp(
                 lambda *given: (call(*given), given),
                 lambda given, cts: self._vjp(keys, given, cts),
             )
+        else:
+            call = jax.custom_jvp(primal)
+            call.defjvp(lambda p, t: (call(*p), self._jvp(keys, p, t)))
         return dict(zip(keys, call(*map(jnp.asarray, arrays)), strict=True))
+
+    def want(self, key: Any) -> list[Cell]:
+        """Marks the result, and what its rule may reach where the primal does not."""
+        found = super().want(key)
+        reached = [v.kept for v in self.ins] + (self._cells() if self.reverse else [])
+        new = [c for c in dict.fromkeys(reached) if _dynamic(c) and c not in self.deps]
+        self.deps = (*self.deps, *new)
+        return [*found, *new]
+
+    def _result(self, index: int, like: Value) -> Value:
+        """A known result is a constant only if no derivative passes through it."""
+        value = super()._result(index, like)
+
+        def rule(bits: Bits) -> Cell:
+            cell = value.cell(bits)
+            if cell.known is None or self._still(index, bits):
+                return cell
+            return Item(self, (index, bits))
+
+        return Value(like.layouts, like.dtype, rule, value.dense, like.reduced)
+
+    def _still(self, index: int, bits: Bits) -> bool:
+        """Whether a known result does not move: its tangent is known to be 0."""
+        if index not in _inexact(self.eqn.outvars):
+            return True
+        if self.reverse:  # what a cotangent does is not known before there is one
+            return False
+        if self.slopes is None:
+            every = dict.fromkeys(filter(_dynamic, self._cells()))
+            try:
+                _, self.slopes = self._tangents(every, every, {})
+            except Exception:  # noqa: BLE001  it raises again where it is needed
+                self.slopes = {}
+        return index in self.slopes and self.slopes[index].cell(bits).zero
+
+    def _cells(self) -> list[Cell]:
+        """Every cell of the differentiable operands."""
+        values = [self.ins[i] for i in _smooth(self.eqn)]
+        return [v.cell(bits) for v in values for bits in ce.patterns(v.layouts)]
 
     # -- the derivative rule, rewritten ----------------------------------------------
 
     def _jvp(self, keys: Any, primals: Any, tangents: Any) -> tuple[Any, ...]:
         """The tangents of the wanted cells."""
-        smooth = _inexact(self.eqn.invars)
-        smooth_out = _inexact(self.eqn.outvars)
+        given = dict(zip(self.deps, primals, strict=True))
+        moving = dict(zip(self.deps, tangents, strict=True))
+        leaves: dict[Cell, Any] = {}
+        program, outs = self._tangents(given, moving, leaves)
+        cells = [outs[j].cell(bits) for j, bits in keys if j in outs]
+        found = iter(program.emit(cells, leaves))
+        return tuple(
+            next(found) if j in outs else _float0(self.frames[0].outs[j].shape(bits))
+            for j, bits in keys
+        )
+
+    def _tangents(
+        self, given: Any, moving: Any, leaves: dict[Cell, Any]
+    ) -> tuple["_Program", dict[int, Value]]:
+        """The rule's program and the tangents of the results."""
+        smooth, smooth_out = _smooth(self.eqn), _inexact(self.eqn.outvars)
 
         def dense(*args: Any) -> list[Any]:
             xs, ts = args[: len(self.ins)], args[len(self.ins) :]
@@ -89,23 +152,13 @@ class _CustomCall(GraphCall):
             return [out[j] for j in smooth_out]
 
         program = _Program(self, dense, smooth, smooth_out)
-        given = dict(zip(self.deps, primals, strict=True))
-        moving = dict(zip(self.deps, tangents, strict=True))
-        leaves: dict[Cell, Any] = {}
         ins = [program.given(i, given, leaves) for i in range(len(self.ins))]
         ins += [program.tangent(i, moving, leaves) for i in smooth]
-        outs = dict(zip(smooth_out, program.build(ins), strict=True))
-        cells = [outs[j].cell(bits) for j, bits in keys if j in outs]
-        found = iter(program.emit(cells, leaves))
-        return tuple(
-            next(found) if j in outs else _float0(self.frames[0].outs[j].shape(bits))
-            for j, bits in keys
-        )
+        return program, dict(zip(smooth_out, program.build(ins), strict=True))
 
     def _vjp(self, keys: Any, given_arrays: Any, cts: Any) -> tuple[Any, ...]:
         """The cotangents of the cells that were passed in."""
-        smooth = _inexact(self.eqn.invars)
-        smooth_out = _inexact(self.eqn.outvars)
+        smooth, smooth_out = _smooth(self.eqn), _inexact(self.eqn.outvars)
 
         def dense(*args: Any) -> list[Any]:
             xs, bars = args[: len(self.ins)], list(args[len(self.ins) :])
@@ -124,10 +177,19 @@ class _CustomCall(GraphCall):
         ins = [program.given(i, given, leaves) for i in range(len(self.ins))]
         ins += [program.cotangent(j, bars, leaves) for j in smooth_out]
         outs = dict(zip(smooth, program.build(ins), strict=True))
+        self._check_all_taken(program, outs)
         return tuple(
             self._bar(program, dep, outs, leaves, array)
             for dep, array in zip(self.deps, given_arrays, strict=True)
         )
+
+    def _check_all_taken(self, program: "_Program", outs: dict[int, Value]) -> None:
+        """A cotangent of removed coordinates that differ would be lost."""
+        for i, out in outs.items():
+            for bits in ce.patterns(out.layouts):
+                why = self.ins[i].cell(bits).bad
+                if why is not None and not out.cell(bits).zero:
+                    raise program.error(why)
 
     def _bar(self, program: Any, dep: Cell, outs: Any, leaves: Any, array: Any) -> Any:
         """The cotangent of one passed cell, over all operands that it is a cell of."""
@@ -191,7 +253,7 @@ class _Program:
                 solver.add(new, old.choice.layout(old_term).keep)
             keep = solver.solve()
         except Unsolvable as error:
-            raise self._error(str(error)) from None
+            raise self.error(str(error)) from None
         refined = frozenset(
             leaf
             for atom in old.choice.refined
@@ -202,7 +264,7 @@ class _Program:
         for new, old_term in pairs:
             mine, theirs = self.choice.layout(new), old.choice.layout(old_term)
             if not np.array_equal(mine.rep, theirs.rep):
-                raise self._error("it refines an axis that the function does not")
+                raise self.error("it refines an axis that the function does not")
         self.builder = Builder(old.rules, self.choice, old.options, self.log)
 
     def build(self, ins: list[Value]) -> list[Value]:
@@ -213,7 +275,7 @@ class _Program:
         """The arrays of some cells."""
         why = ce.first_bad(cells)
         if why or self.log.leaks:
-            raise self._error(why or self.log.leaks[0][1])
+            raise self.error(why or self.log.leaks[0][1])
         ce.mark([*cells, *self.builder.effects])
         return ce.emit(cells, leaves)
 
@@ -267,11 +329,12 @@ class _Program:
             return ce.known(cell.known)
         return ce.bad(cell.bad or "its rule reads removed coordinates that it does not")
 
-    def _error(self, why: str) -> ValueError:
+    def error(self, why: str) -> ValueError:
+        kind = self.call.name.removesuffix("_call")
         return value_error(
-            f"the derivative rule of `{self.call.eqn.params.get('name', 'a custom')}` "
-            f"function cannot be carried over to the compact shapes: {why}. Keep the "
-            "groups that pass through it whole, or differentiate the dense function."
+            f"the derivative rule of a {kind} function cannot be carried over to the "
+            f"compact shapes: {why}. Keep the groups that pass through it whole, or "
+            "differentiate the dense function."
         )
 
 
@@ -310,6 +373,17 @@ def _inexact(variables: Sequence[Any]) -> list[int]:
     return [
         i for i, v in enumerate(variables) if jnp.issubdtype(v.aval.dtype, jnp.inexact)
     ]
+
+
+def _smooth(eqn: Any) -> list[int]:
+    """The differentiable operands; what a reverse rule closes over is not one."""
+    reverse = eqn.primitive.name == "custom_vjp_call"
+    first = eqn.params["num_consts"] if reverse else 0
+    return [i for i in _inexact(eqn.invars) if i >= first]
+
+
+def _dynamic(cell: Cell) -> bool:
+    return cell.known is None and cell.bad is None
 
 
 def _of_smooth(

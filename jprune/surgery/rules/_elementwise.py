@@ -142,8 +142,9 @@ def rewrite(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     return [value]
 
 
-_EQUAL_SHAPES = ("select_n", "clamp")
-"""Primitives that do not repeat a scalar case by themselves."""
+_EQUAL_SHAPES = ("add_any", "clamp", "convert_element_type", "select_n")
+"""Primitives that do not repeat a scalar by themselves, or that JAX evaluates in NumPy
+on one: out of range, a cast in NumPy differs from one in XLA."""
 
 
 def _fold_small(eqn: Any, values: list[np.ndarray], rank: int) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from jprune.surgery import _cells as ce
 from jprune.surgery._axes import Axes, StructureError, product, split
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Layout
-from jprune.surgery._moves import cell_shape, folded, moved
+from jprune.surgery._moves import cell_shape, folded, moved, transposed
 from jprune.surgery._registry import Rule
 
 # -- reshape -------------------------------------------------------------------------
@@ -44,12 +44,12 @@ def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ran
 
 def reshape_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
     """Block by block: flatten, then split; what does not nest is frozen."""
-    if eqn.params.get("dimensions") is not None or len(ins) > 1:
-        raise NotImplementedError("a permuting reshape")
-    axes = ins[0].axes
+    if len(ins) > 1:
+        raise NotImplementedError("a dynamic shape")
+    axes = [ins[0].axes[d] for d in _order(eqn)]
     after = tuple(eqn.params["new_sizes"])
-    if 0 in after:
-        raise StructureError("an empty array")
+    if 0 in after:  # it holds nothing that could relate axes
+        return [tuple(map(ctx.fresh, after))]
     out: list[Any] = [None] * len(after)
     for old, new in blocks([t.size for t in axes], after):
         term = product([axes[d] for d in old])
@@ -65,9 +65,13 @@ def reshape_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
 
 def reshape_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     """Kept positions stay in order; a ghost may be gathered from several cells."""
-    (x,) = ins
+    (x,), order = ins, _order(eqn)
+    if order != list(range(len(order))):
+        x = transposed(x, order)
     before = [lay.size for lay in x.layouts]
     after = [lay.size for lay in outs[0]]
+    if 0 in after:
+        return [lambda bits: _empty(x, outs[0], bits)]
     runs = blocks(before, after)
     maps = [
         _Block([x.layouts[d] for d in old], [outs[0][d] for d in new])
@@ -92,8 +96,20 @@ def reshape_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]
         return _gathered(x, sources, shape)
 
     value = Value(outs[0], x.dtype, cell)
-    value.reduced = x.reduced
+    value.reduced = ins[0].reduced
     return [value]
+
+
+def _order(eqn: Any) -> list[int]:
+    """The dimensions of the operand in the order in which they are read."""
+    order = eqn.params.get("dimensions")
+    return list(range(eqn.invars[0].aval.ndim) if order is None else order)
+
+
+def _empty(x: Value, layouts: Sequence[Layout], bits: Bits) -> Cell:
+    """Every cell of an empty array is an empty array."""
+    shape = cell_shape(layouts, bits)
+    return moved(x, (0,) * len(x.layouts), bits, lambda a: lax.reshape(a, shape))
 
 
 class _Block:
@@ -181,7 +197,9 @@ def _join(table: dict[Any, Any], sources: Any, chosen: tuple[Any, ...]) -> Any:
     return whole if order is None else ce.take(whole, order, axis)
 
 
-_fold_reshape = folded(lambda eqn, x: x.reshape(eqn.params["new_sizes"]))
+_fold_reshape = folded(
+    lambda eqn, x: x.transpose(_order(eqn)).reshape(eqn.params["new_sizes"])
+)
 
 
 RULES: dict[str, Rule] = {

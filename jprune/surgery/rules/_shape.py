@@ -15,7 +15,7 @@ from jax import lax
 from jprune.surgery import _cells as ce
 from jprune.surgery._axes import Axes, concat
 from jprune.surgery._cells import Bits, Cell, Value
-from jprune.surgery._moves import Cells, cell_shape, folded, moved, own_bits
+from jprune.surgery._moves import Cells, cell_shape, folded, moved, own_bits, transposed
 from jprune.surgery._registry import Rule
 
 # -- broadcast_in_dim ----------------------------------------------------------------
@@ -82,14 +82,7 @@ def transpose_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
 
 def transpose_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     """Permutes the bits."""
-    (x,), perm = ins, eqn.params["permutation"]
-    inverse = np.argsort(perm)
-
-    def cell(bits: Bits) -> Cell:
-        inner = tuple(bits[i] for i in inverse)
-        return moved(x, inner, bits, lambda a: lax.transpose(a, perm))
-
-    return [cell]
+    return [transposed(ins[0], eqn.params["permutation"])]
 
 
 _fold_transpose = folded(lambda eqn, x: np.transpose(x, eqn.params["permutation"]))
