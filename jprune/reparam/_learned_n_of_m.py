@@ -27,10 +27,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
-from jprune._errors import listing, value_error
+from jprune._errors import listing, require_static, value_error
 from jprune._tree import named_leaves
 from jprune._typing import Mask, Params, PyTree
 from jprune.reparam._named import as_mask, chosen, cost_each, replaced, scalar, size
@@ -98,7 +97,7 @@ def learned_n_of_m(
 
     Raises:
       ValueError: `target` not in (1/M, 1], m below 2, a negative `weight`,
-        `steps_per_epoch` no positive integer; from `init`, an axis that M does not
+        `steps_per_epoch` no integer of at least 1; from `init`, an axis that M does not
         divide, with the leaf's name.
 
     References:
@@ -117,11 +116,9 @@ def learned_n_of_m(
     if not weight >= 0:
         raise value_error(f"`weight` must not be negative, got {weight}.")
     steps = 1 if steps_per_epoch is None else steps_per_epoch
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise value_error(
-            "`steps_per_epoch` must be a positive integer, or None, got "
-            f"{steps_per_epoch!r}."
-        )
+    require_static(steps_per_epoch=steps_per_epoch)
+    if steps < 1:
+        raise value_error(f"`steps_per_epoch` must be at least 1, got {steps}.")
 
     search = _Search(
         m,

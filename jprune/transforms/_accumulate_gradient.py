@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jprune._dtypes import wide
-from jprune._errors import value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Params, PyTree
 from jprune.transforms._build import next_step, transformation
 
@@ -65,8 +64,9 @@ def accumulate_gradient(
       Haroon, arXiv 2209.02201, abstract ("gradient accumulation"); both readings are
       `[inferred]`.
     """
-    if not isinstance(window, int | np.integer) or window < 1:
-        raise value_error(f"`window` must be a positive integer, got {window!r}.")
+    require_static(window=window)
+    if window < 1:
+        raise value_error(f"`window` must be at least 1, got {window}.")
 
     def init(params: Params) -> AccumulateGradientState:
         total = jax.tree.map(lambda p: wide(jnp.zeros_like(p)), params)

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jprune import masks, scores
@@ -105,11 +104,10 @@ def prune_unmoved(
       Haroon, arXiv 2209.02201, abstract; the formula is `[inferred]`.
     """
     require_static(every=every, end=end, min_keep=min_keep)
-    whole = all(isinstance(step, int | np.integer) for step in (every, end))
-    if not whole or not 1 <= every <= end or end % every:
+    if not 1 <= every <= end or end % every:
         raise value_error(
-            "The integers `every` and `end` need 1 <= every <= end, with `end` a "
-            f"multiple of `every`; got {every}, {end}."
+            "`every` and `end` need 1 <= every <= end, with `end` a multiple of "
+            f"`every`; got {every}, {end}."
         )
     if not masks.is_traced(fraction) and not 0 <= float(fraction) < float("inf"):
         raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")

@@ -350,6 +350,6 @@ def test_errors_of_the_others():
         at_init.fitness(W > 0, W, W, share="channel")
     with pytest.raises(ValueError, match=r"in `k_starts`, 'channel'; got 'channel'"):
         at_init.better_half(KEY, W, W, 0.5, jnp.arange(4), share="channel")
-    for window in (0, 2.5):
-        with pytest.raises(ValueError, match=f"positive integer, got {window}"):
+    for window, wanted in ((0, "at least 1"), (2.5, "a whole number")):
+        with pytest.raises(ValueError, match=f"must be {wanted}, got {window}"):
             transforms.accumulate_gradient(window)  # pyright: ignore

@@ -184,8 +184,8 @@ def test_export_after_search_meets_the_target():
     "settings, message",
     [
         ({"weight": -1.0}, "`weight` must not be negative, got -1.0"),
-        ({"steps_per_epoch": 0}, "`steps_per_epoch` must be a positive integer.*got 0"),
-        ({"steps_per_epoch": 2.5}, "must be a positive integer, or None, got 2.5"),
+        ({"steps_per_epoch": 0}, "`steps_per_epoch` must be at least 1, got 0"),
+        ({"steps_per_epoch": 2.5}, "`steps_per_epoch` must be a whole number, got 2.5"),
     ],
 )
 def test_errors_of_the_price(settings, message):

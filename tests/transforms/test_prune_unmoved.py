@@ -103,7 +103,7 @@ def test_adam_makes_the_test_one_of_size():
         ({"fraction": -0.1}, "`fraction` must be finite and >= 0, got -0.1"),
         ({"every": 0}, "need 1 <= every <= end.*got 0, 4"),
         ({"every": 3}, "`end` a multiple of `every`; got 3, 4"),
-        ({"every": 1.5, "end": 3.0}, "The integers `every` and `end`.*got 1.5, 3.0"),
+        ({"every": 1.5, "end": 3.0}, "`every` must be a whole number, got 1.5"),
         ({"end": 1}, "need 1 <= every <= end.*got 2, 1"),
         ({"min_keep": -1}, "`min_keep` must be an integer >= 0, or None, got -1"),
         ({"scope": "nothing"}, "`include`='nothing' matches no leaf"),
