@@ -113,10 +113,8 @@ def _all_kept(mask: jax.ShapeDtypeStruct, p: jax.Array) -> jax.Array:
 
 def _count(mask: Mask, params: Params) -> jax.Array:
     """Weights that were not 0 and are dropped. 0-d int32"""
-    drops = jax.tree.map(
-        lambda m, p: jnp.sum(jnp.logical_not(m) & (p != 0)), mask, params
-    )
-    return optax.tree.sum(drops).astype(jnp.int32)
+    drops = jax.tree.map(lambda m, p: jnp.sum((p != 0) > m), mask, params)
+    return jnp.asarray(optax.tree.sum(drops), jnp.int32)
 
 
 def finish(params: Params, select: Select) -> tuple[Params, Mask]:
