@@ -33,10 +33,12 @@ class Options:
       removed: the meaning "as if the coordinates had never been there": no ghosts, and
         the divisor of a mean is the kept count. Otherwise "as if they were zero".
       compact_random: draw random bits at the compact shape.
+      last: no derivative is taken of what is built; it only says what is known.
     """
 
     removed: bool = False
     compact_random: bool = False
+    last: bool = False
 
 
 @dataclasses.dataclass

@@ -121,6 +121,7 @@ def _command(*words):
     )
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process(tmp_path):
     done = _command(*SMALL, "--set=one_shot.sparsity=()", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr

@@ -270,6 +270,29 @@ def test_a_constant_through_a_plain_rule_stays_one():
     assert deps.exactness["w:1"].way == "zero"
 
 
+def test_a_rule_that_calls_its_own_function_is_not_traced_without_end():
+    calls = []
+
+    @jax.custom_jvp
+    def act(x):
+        return jax.nn.sigmoid(x)
+
+    @act.defjvp
+    def _(primals, tangents):
+        calls.append(1)
+        y = act(*primals)
+        return y, tangents[0] * y * (1 - y)
+
+    def fn(p, x):
+        return centred(act(x @ p["in"])) @ p["out"]
+
+    rng = np.random.default_rng(0)
+    p = {"in": rng.normal(size=(4, 6)), "out": rng.normal(size=(6, 2))}
+    deps = surgery.groups(fn)(p, rng.normal(size=(3, 4)))
+    calls.clear()
+    assert deps.exactness["in:1"].way == "constant" and 0 < len(calls) <= 4
+
+
 def test_a_cotangent_of_coordinates_that_differ_says_so():
     @jax.custom_vjp
     def centred_back(h):

@@ -208,7 +208,11 @@ def test_row10_neutral(case):
 
 
 @CASES
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit],
+    ids=str,
+)
 def test_row11_sharded(case, kind):
     run, _, _ = plain(case.name)
     params = tree("dict")

@@ -12,10 +12,12 @@ A rule need not be the derivative of its primal. So a constant result is a const
 what follows only if its tangent is known to be 0, and the call is given operands that
 the primal does not read: a reverse rule may send them a cotangent.
 
-The rule is traced only when a derivative is taken. A rule that relates axes which the
-primal does not, or that needs a removed coordinate with no single value, raises then.
+The rule is traced when a derivative is taken, and where a result is constant. One that
+relates axes which the primal does not, or that needs a removed coordinate with no
+single value, raises when a derivative is taken.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,7 +101,9 @@ class _CustomCall(GraphCall):
 
         def rule(bits: Bits) -> Cell:
             cell = value.cell(bits)
-            if cell.known is None or self._still(index, bits):
+            if cell.known is None or self.builder.options.last:
+                return cell
+            if self._still(index, bits):
                 return cell
             return Item(self, (index, bits))
 
@@ -114,7 +118,7 @@ class _CustomCall(GraphCall):
         if self.slopes is None:
             every = dict.fromkeys(filter(_dynamic, self._cells()))
             try:
-                _, self.slopes = self._tangents(every, every, {})
+                _, self.slopes = self._tangents(every, every, {}, last=True)
             except Exception:  # noqa: BLE001  it raises again where it is needed
                 self.slopes = {}
         return index in self.slopes and self.slopes[index].cell(bits).zero
@@ -140,7 +144,7 @@ class _CustomCall(GraphCall):
         )
 
     def _tangents(
-        self, given: Any, moving: Any, leaves: dict[Cell, Any]
+        self, given: Any, moving: Any, leaves: dict[Cell, Any], last: bool = False
     ) -> tuple["_Program", dict[int, Value]]:
         """The rule's program and the tangents of the results."""
         smooth, smooth_out = _smooth(self.eqn), _inexact(self.eqn.outvars)
@@ -151,7 +155,7 @@ class _CustomCall(GraphCall):
             _, out = jax.jvp(fn, [xs[i] for i in smooth], list(ts))
             return [out[j] for j in smooth_out]
 
-        program = _Program(self, dense, smooth, smooth_out)
+        program = _Program(self, dense, smooth, smooth_out, last=last)
         ins = [program.given(i, given, leaves) for i in range(len(self.ins))]
         ins += [program.tangent(i, moving, leaves) for i in smooth]
         return program, dict(zip(smooth_out, program.build(ins), strict=True))
@@ -218,6 +222,7 @@ class _Program:
         moving: Sequence[int],
         results: Sequence[int],
         reverse: bool = False,
+        last: bool = False,
     ) -> None:
         self.call = call
         self.log = Log()
@@ -265,7 +270,8 @@ class _Program:
             mine, theirs = self.choice.layout(new), old.choice.layout(old_term)
             if not np.array_equal(mine.rep, theirs.rep):
                 raise self.error("it refines an axis that the function does not")
-        self.builder = Builder(old.rules, self.choice, old.options, self.log)
+        options = dataclasses.replace(old.options, last=last or old.options.last)
+        self.builder = Builder(old.rules, self.choice, options, self.log)
 
     def build(self, ins: list[Value]) -> list[Value]:
         """The values of the rule's results."""
