@@ -123,10 +123,12 @@ HEADER = f"""# Networks that surgery is proved on
 Written by `python -m experiments.bench.networks`; do not edit. Each network lost about
 {FRACTION:.0%} of every group at once (one random plan) and was compared with the dense
 network whose removed parts are zeroed. Figures are the largest absolute difference over
-the largest reference value. *groups* and *reach* (the share of all scalars that lie on
-a removable coordinate) stand beside the minimum written by hand in `tests/surgery`;
-*train* covers the output, the gradient and the returned statistics, under the same
-plan; *others* another batch size and an ensemble of two under `vmap`.
+the largest reference value of the leaf, or a hundredth of the largest of all where that
+is more (the gradient of an attention's key bias is 0). *groups* and *reach* (the share
+of all scalars that lie on a removable coordinate) stand beside the minimum written by
+hand in `tests/surgery`; *train* covers the output, the gradient and the returned
+statistics, under the same plan; *others* another batch size and an ensemble of two
+under `vmap`.
 
 Bounds: float64 {BOUNDS["double"]:.0e}; float32 {BOUNDS["single"]:.0e} in eval mode and
 {BOUNDS["train"]:.0e} in train mode.
