@@ -24,14 +24,17 @@ def draw(
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    height = max(4.2, 0.2 * len(rows))
-    figure, axes = plt.subplots(1, 3, figsize=(15, height), layout="constrained")
-    _curves(axes[0], history, "test_accuracy", 100)
-    axes[0].set(xlabel="epoch", ylabel="test accuracy, %")
-    _curves(axes[1], history, "largest_targeted", 1)
-    axes[1].set(xlabel="epoch", ylabel="largest weight marked for removal")
-    axes[1].set_yscale("log")
-    _removal(axes[2], rows)
+    figure, axes = plt.subplot_mosaic(
+        [["accuracy", "removal"], ["vanishing", "removal"]],
+        figsize=(12, max(7.0, 0.2 * len(rows))),
+        layout="constrained",
+    )
+    _curves(axes["accuracy"], history, "test_accuracy", 100)
+    axes["accuracy"].set(xlabel="epoch", ylabel="test accuracy, %")
+    _curves(axes["vanishing"], history, "largest_targeted", 1)
+    axes["vanishing"].set(xlabel="epoch", ylabel="largest weight marked for removal")
+    axes["vanishing"].set_yscale("log")
+    _removal(axes["removal"], rows)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -42,7 +45,9 @@ def _curves(axis: Any, history: dict, name: str, scale: float) -> None:
         if points:
             axis.plot(*zip(*points, strict=True), label=run, color=f"C{index}", lw=1)
     axis.grid(alpha=0.3)
-    if axis.lines:
+    if len(axis.lines) > 30:
+        axis.set_title(f"{len(axis.lines)} runs", fontsize=8)
+    elif axis.lines:
         axis.legend(fontsize=8 if len(history) < 12 else 5)
 
 
@@ -55,6 +60,7 @@ def _removal(axis: Any, rows: Sequence[Row]) -> None:
         axis.plot(100 * row.after, y, "o", color="C0")
     labels = [f"{row.run}  ({row.nonzero:,})" for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=8)
+    axis.margins(y=0.5 / max(len(rows), 1))
     axis.invert_yaxis()
     axis.set(xlabel="test accuracy before (ring) and after removal (dot), %")
     axis.grid(alpha=0.3)

@@ -84,6 +84,11 @@ BOUNDS: tuple[Bound, ...] = (
     _step("weight history, mask update", 10, "a step that ranks"),
     _step("grow_and_prune", 1.4, "a step that does not rank only carries its mask"),
     _step("grow_and_prune, mask update", 10, "a step that ranks every leaf"),
+    _step("prune_unmoved", 1.4, "only applies its mask"),
+    _step("network slimming", 5, "Nesterov reads the momentum again"),
+    _step("masksparsity", 5, "Nesterov reads the momentum again"),
+    _step("c-sgd", 16, "two averages of every kernel, products with a 0/1 matrix"),
+    _step("tpp", 22, "two products of the size of a layer at every kernel"),
     _row("one sweep / sum of magnitudes", "<=", 1.6, PASS),
     _row(
         "one sweep / one count", "<=", 0.35, "the variadic reduction is the fast form"

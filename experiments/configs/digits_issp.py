@@ -24,7 +24,7 @@ adds in another order, gave 98.33, 97.50 and 98.89 against 98.33 % at 90 %, and 
 61.11 and 65.83 against 73.33 % at 98 %; batches of 32 and rate 2e-3 gave 62.78, 65.28
 and 69.17 against 72.22 %. Hard thresholding all but fixes its mask early and has the
 whole run to train what is left; what ISS-P loses when the low set goes to zero at step
-396 it must make good in 264 steps [inferred]. The paper fine-tunes for 200,000 and more.
+396 it must make good in 264 steps [inferred]. The paper fine-tunes for over 200,000.
 
 Command: `python -m experiments.train digits_issp`.
 """

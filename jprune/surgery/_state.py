@@ -69,4 +69,11 @@ def pack_state(
             "these leaves, or start afresh with `tx.init(plan.pack(params))`."
             f"{listing(wrong)}"
         )
-    return out
+    return jtu.tree_map(
+        lambda x: x.repacked() if _counts_itself(x) else x, out, is_leaf=_counts_itself
+    )
+
+
+def _counts_itself(x: Any) -> bool:
+    """Whether a state holds figures of its own masks, which `repacked` takes anew."""
+    return hasattr(x, "repacked")

@@ -53,6 +53,8 @@ class DropAndGrowState(NamedTuple):
       count: steps taken, 0-d int32.
       mask: what is kept now; a 0-d True for leaves out of scope.
       grown: what of it came when the mask last moved.
+      kept: how many weights each leaf in scope keeps, [leaves] int32; no move changes
+        it, and to count anew would take a third of one.
       key: the data of the PRNG key, uint32; step t folds t into it.
       passes: passes over the weights the last mask took (read-only, for logs).
       inner: state of the optimizer inside.
@@ -61,9 +63,14 @@ class DropAndGrowState(NamedTuple):
     count: jax.Array
     mask: Mask
     grown: Mask
+    kept: jax.Array
     key: jax.Array
     passes: jax.Array
     inner: PyTree
+
+    def repacked(self) -> "DropAndGrowState":
+        """After `Plan.pack_state`: counts of the compact mask."""
+        return self._replace(kept=_counts(self.mask))
 
     def probe(self) -> tuple["DropAndGrowState", Mask]:
         """A state that holds half of what is kept; see `check`."""
@@ -160,7 +167,9 @@ def drop_and_grow(
         data = _data(key)
         kept, zero = first.mask(params, data), jnp.int32(0)
         none = jax.tree.map(jnp.zeros_like, kept) if jax.tree.leaves(kept) else kept
-        return DropAndGrowState(zero, kept, none, data, zero, inner.init(params))
+        return DropAndGrowState(
+            zero, kept, none, _counts(kept), data, zero, inner.init(params)
+        )
 
     def update(
         updates: PyTree, state: DropAndGrowState, params: Params = None, **extra: Any
@@ -176,9 +185,7 @@ def drop_and_grow(
             now = params
             if also_step:
                 now = optax.apply_updates(params, step(_kept, mask)[0])
-            kept = _counts(mask)
-            counts = kept, moves.dropped(state.count, kept)
-            return _move(mask, now, updates, counts, state, grow)
+            return _move(mask, now, updates, moves.dropped(state), state, grow)
 
         moved, following = jnp.array(False), state
         if moves.ever() and jax.tree.leaves(params):
@@ -229,12 +236,12 @@ class _Moves(NamedTuple):
         before_end = True if self.end is None else t < self.end
         return (t >= self.begin) & (t % self.every == 0) & before_end
 
-    def dropped(self, t: jax.Array, kept: jax.Array) -> jax.Array:
+    def dropped(self, state: DropAndGrowState) -> jax.Array:
         """How many of the kept weights of each leaf are dropped now."""
         f: Any = self.fraction
-        f = f(t) if callable(f) else f
-        count = jnp.floor(wide(f) * kept + 0.5)
-        return jnp.clip(count.astype(jnp.int32), 0, kept)
+        f = f(state.count) if callable(f) else f
+        count = jnp.floor(wide(f) * state.kept + 0.5)
+        return jnp.clip(count.astype(jnp.int32), 0, state.kept)
 
 
 def _kept(x: Any, y: Any, mask: jax.Array) -> jax.Array:
@@ -300,17 +307,13 @@ def _move(
     mask: Mask,
     params: Params,
     grads: PyTree,
-    counts: tuple[jax.Array, jax.Array],
+    dropped: jax.Array,
     state: DropAndGrowState,
     grow: Grow,
 ) -> tuple[Mask, Mask, jax.Array]:
-    """The next mask of each leaf, what of it is new, and the passes this took.
-
-    `counts`: how many weights each leaf in scope keeps, and drops of them. [leaves]
-    """
+    """The next mask of each leaf, what of it is new, and the passes this took."""
     scope = jax.tree.map(lambda m: m.ndim > 0, mask)
-    kept, dropped = counts
-    stay = kept - dropped
+    stay = state.kept - dropped
 
     def largest(values: Scores, count: jax.Array, within: Mask, init: Any) -> Any:
         return masks.ranked(
@@ -379,7 +382,7 @@ def _expected(k: jax.Array, n: jax.Array) -> selection.WarmStart:
 
 
 def _counts(mask: Mask) -> jax.Array:
-    """How many weights each leaf in scope keeps; no move changes it."""
+    """How many weights each leaf in scope keeps. [leaves] int32"""
     counts = [jnp.sum(m, dtype=jnp.int32) for m in jax.tree.leaves(mask) if m.ndim]
     return jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32)
 
