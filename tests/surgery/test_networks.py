@@ -101,7 +101,8 @@ def test_the_proof_can_fail():
 
 def test_difference_can_fail():
     """The measure itself: a wrong leaf of small scale is seen."""
-    tree = {"a": np.array([1.0, 2.0]), "b": np.array([1e-2])}
-    wrong = {"a": tree["a"], "b": np.array([1.1e-2])}
-    assert difference(tree, cast(tree, np.float64)) == 0.0
-    assert np.isclose(difference(wrong, tree), 0.1)
+    for scale, want in ((0.1, 0.1), (1e-2, 0.05)):
+        tree = {"a": np.array([1.0, 2.0]), "b": np.array([scale])}
+        wrong = {"a": tree["a"], "b": np.array([1.1 * scale])}
+        assert difference(tree, cast(tree, np.float64)) == 0.0
+        assert np.isclose(difference(wrong, tree), want)
