@@ -112,9 +112,9 @@ def train(r, steps, lr=0.05, momentum=0.9, loss=twins.loss, params=None):
 @pytest.mark.slow
 def test_aswl_g6_larger_gamma_prunes_more():
     shares = []
-    for gamma in (0.0, 1.0, 5.0):
+    for gamma in (0.0, 0.02, 0.1):  # from 1 on attention falls to its floor
         r = reparam.learned_attention(gamma=gamma, decay=0.0)
-        theta, _ = train(r, 150)
+        theta, _ = train(r, 150, lr=0.005)
         sizes = {"a/kernel": 96, "b/kernel": 48}
         shares.append(float(reparam.remaining(theta.attention, sizes)))
     assert shares[0] > shares[1] > shares[2], shares
