@@ -5,6 +5,8 @@ functions here change values so that removal costs less, or nothing; `pack_n_of_
 stores N:M weights as values and indices.
 """
 
+from jprune.compress._capture import Captured as Captured
+from jprune.compress._capture import capture as capture
 from jprune.compress._factors import Factors as Factors
 from jprune.compress._fold import fold_constants as fold_constants
 from jprune.compress._low_rank import LowRank as LowRank
