@@ -1,11 +1,10 @@
-"""Changes of values at removal: merge, fold constants, split in two, measure again.
+"""Changes of values at removal: merge, refit, fold, split in two, measure again.
 
 `jprune.surgery` removes coordinates and leaves every value that stays as it was. The
 functions here change values so that removal costs less, or nothing; `pack_n_of_m`
 stores N:M weights as values and indices.
 """
 
-from jprune.compress._capture import Captured as Captured
 from jprune.compress._capture import capture as capture
 from jprune.compress._factors import Factors as Factors
 from jprune.compress._fold import fold_constants as fold_constants
@@ -20,3 +19,5 @@ from jprune.compress._pack_n_of_m import pack_n_of_m as pack_n_of_m
 from jprune.compress._pack_n_of_m import packed_bytes as packed_bytes
 from jprune.compress._pack_n_of_m import unpack_n_of_m as unpack_n_of_m
 from jprune.compress._recalibrate import recalibrate as recalibrate
+from jprune.compress._reconstruct import reconstruct as reconstruct
+from jprune.compress._sample_inputs import sample_inputs as sample_inputs
