@@ -46,7 +46,7 @@ def csgd(
     groups = structured.coupled(deps)
     steps = epochs * lab.per_epoch
     for how in clusters:
-        found = transforms.find_clusters(
+        found = compress.find_clusters(
             dense.params,
             groups,
             sparsity=sparsity,

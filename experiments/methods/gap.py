@@ -12,7 +12,7 @@ from experiments.loop import Fit, Program, compile_program, fit
 from experiments.methods.removal import row
 from experiments.results import Row
 from experiments.schedules import warmup_cosine
-from jprune import masks, transforms
+from jprune import masks, scores, transforms
 
 
 def gap(
@@ -145,7 +145,8 @@ class _Plan(NamedTuple):
     def static(self, share: float, rounds: int, run: str) -> Fit:
         epochs = self.length(rounds)
         params, stats = self.lab.init()
-        mask = transforms.sparse_start(self.lab.seed, params, share)
+        lots = scores.random(jax.random.key(self.lab.seed), params)
+        mask = masks.unstructured(lots, share, ranking="leaf")
         start = (masks.apply(mask, params), stats)
         program = self.held(self.cosine(epochs))
         return fit(self.lab, program, run, epochs, start=start, hyper=mask)

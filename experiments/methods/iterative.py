@@ -67,7 +67,8 @@ def iterative(
         found, mask = transforms.prune_iteratively(
             train,
             params,
-            transforms.iterative_sparsities(share, count),
+            share,
+            rounds=count,
             rewind=rewind,
             early=first.params,
         )

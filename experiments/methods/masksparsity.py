@@ -58,10 +58,11 @@ def masksparsity(
         )
         slimmed = fit(lab, slim, f"slimming {s:g}", epochs, start=start)
         keeps = masks.keep_by_scale(slimmed.params, groups, threshold)
+        named = {g.id: k for g, k in zip(groups, keeps, strict=True)}
         mine = compile_program(
             lab,
-            lambda _, s=s, keeps=keeps: transforms.masksparsity(
-                rate, groups, keeps, strength=s, **shared
+            lambda _, s=s, named=named: transforms.masksparsity(
+                rate, groups, named, strength=s, **shared
             ),
         )
         pushed = fit(lab, mine, f"masksparsity {s:g}", epochs, start=start)

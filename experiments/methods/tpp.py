@@ -63,15 +63,16 @@ def tpp(
         "weight_decay": weight_decay,
     }
     for share in sparsity:
-        keeps = transforms.keep_large_filters(dense.params, groups, share)
+        named = transforms.keep_large_filters(dense.params, groups, share)
+        keeps = [named[group.id] for group in groups]
 
-        def transform(_: Any, keeps: Any = keeps):
+        def transform(_: Any, named: Any = named):
             return transforms.tpp(
                 lr,
                 groups,
-                keeps,
-                grow=ramp,
-                settle=steps - ramp,
+                named,
+                total_steps=steps,
+                end=ramp,
                 every=1,
                 ceiling=ceiling,
                 gram=gram,

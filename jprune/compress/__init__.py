@@ -2,9 +2,13 @@
 
 `jprune.surgery` removes coordinates and leaves every value that stays as it was. The
 functions here change values so that removal costs less, or nothing; `pack_n_of_m`
-stores N:M weights as values and indices.
+stores N:M weights as values and indices. `find_clusters` says which channels `merge`
+(and `transforms.csgd` before it) takes together, `truncate` cuts kernels to low rank
+for `low_rank`.
 """
 
+from jprune._unfolding import Unfolding as Unfolding
+from jprune.compress._clusters import find_clusters as find_clusters
 from jprune.compress._factors import Factors as Factors
 from jprune.compress._fold import fold_constants as fold_constants
 from jprune.compress._low_rank import LowRank as LowRank
@@ -18,3 +22,4 @@ from jprune.compress._pack_n_of_m import pack_n_of_m as pack_n_of_m
 from jprune.compress._pack_n_of_m import packed_bytes as packed_bytes
 from jprune.compress._pack_n_of_m import unpack_n_of_m as unpack_n_of_m
 from jprune.compress._recalibrate import recalibrate as recalibrate
+from jprune.transforms._truncate import truncate as truncate

@@ -24,7 +24,7 @@ Intelligence Research 2023 (arXiv 2201.06776); Liu et al., "Learning Efficient
 Convolutional Networks through Network Slimming", ICCV 2017 (arXiv 1708.06519).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -33,10 +33,10 @@ import optax
 
 from jprune import masks
 from jprune._errors import listing, no_params, require_static, value_error
-from jprune._groups import Group, require_keeps
+from jprune._groups import Group
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import keeps_of, next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._keep_masked import keep_masked
 
@@ -209,7 +209,7 @@ def _scales(params: Params) -> Scope:
 def masksparsity(
     learning_rate: ScalarOrSchedule,
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     *,
     strength: ScalarOrSchedule = 5e-4,
     kind: Kind = "l1",
@@ -226,7 +226,9 @@ def masksparsity(
       learning_rate: a number or a schedule.
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      keeps: for each group a bool vector, True = keep; see `masks.keep_by_scale`.
+      keeps: a bool vector for each group, by id or by the path of a leaf that
+        produces its coordinates, True = keep; see `masks.keep_by_scale`. A group that
+        is not named stays whole.
       strength: of the penalty.
       kind: see `add_masked_l1`.
       threshold: at the end the scales are thresholded again, as in the paper, so that a
@@ -242,24 +244,23 @@ def masksparsity(
       An Optax transformation.
 
     Raises:
-      ValueError: as many bool vectors as groups are wanted, and one group with a
-        scale.
+      ValueError: `keeps` that fit no group, or no group with a scale.
 
     References:
       Jiang et al., arXiv 2201.06776; settings of the authors' ImageNet runs.
     """
     require_static(total_steps=total_steps)
-    require_keeps(groups, keeps)
+    groups, stays = list(groups), keeps_of(keeps, groups)
     scaled = [i for i, g in enumerate(groups) if "scale" in {r.role for r in g.members}]
     if not scaled:
         raise value_error("No group of `groups` has a member with the role 'scale'.")
 
     def doomed(params: Params) -> Mask:
-        some, those = [groups[i] for i in scaled], [keeps[i] for i in scaled]
+        some, those = [groups[i] for i in scaled], [stays[i] for i in scaled]
         return masks.from_groups(params, some, those, roles=("scale",))
 
     def final(params: Params) -> Mask:
-        kept = keeps
+        kept: Any = stays
         if threshold is not None:
             kept = masks.keep_by_scale(params, groups, threshold)
         return masks.from_groups(params, groups, kept)

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jprune import analysis, compress, surgery, transforms
-from jprune.transforms import Unfolding
+from jprune.compress import Unfolding
 
 
 @pytest.fixture(autouse=True)

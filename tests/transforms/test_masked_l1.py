@@ -200,7 +200,7 @@ def test_masksparsity_twin_60_steps():
         tx = transforms.masksparsity(
             lr,
             GROUPS,
-            [jnp.asarray(keep), jnp.ones(4, bool)],
+            {GROUPS[0].id: jnp.asarray(keep)},
             strength=s,
             weight_decay=eta,
             threshold=threshold,
@@ -241,7 +241,7 @@ def test_without_a_threshold_exactly_the_mask_is_removed():
     params = jax.tree.map(jnp.asarray, small_params(np.random.default_rng(0)))
     keep = jnp.array([True, False, True, False, False, True])
     tx = transforms.masksparsity(
-        0.1, GROUPS, [keep, jnp.ones(4, bool)], threshold=None, total_steps=2
+        0.1, GROUPS, {GROUPS[0].id: keep}, threshold=None, total_steps=2
     )
     transforms.check(tx, params)
     state = tx.init(params)
@@ -303,7 +303,7 @@ def test_errors():
         transforms.add_masked_l1(1.0, {"scale": np.array(True)}).init(params)
     with pytest.raises(ValueError, match="exactly the structure"):
         transforms.add_masked_l1(1.0, KEEP).init(params)
-    with pytest.raises(ValueError, match="one vector for each of the 2 groups, got 1"):
+    with pytest.raises(ValueError, match="`keeps` must be a mapping by group id, got"):
         transforms.masksparsity(0.1, GROUPS, [jnp.ones(6, bool)])
     with pytest.raises(ValueError, match="No group of `groups` has a member"):
-        transforms.masksparsity(0.1, GROUPS[1:], [jnp.ones(4, bool)])
+        transforms.masksparsity(0.1, GROUPS[1:], {})
