@@ -23,7 +23,7 @@ LAYERS = {
     **dict.fromkeys(("scores", "masks"), 2),
     **dict.fromkeys(("transforms", "reparam", "at_init", "surgery"), 3),
     **dict.fromkeys(("compress", "analysis"), 4),
-    **dict.fromkeys(("", "cli"), 5),
+    **dict.fromkeys(("", "cli", "frameworks"), 5),
     "__main__": 6,
 }
 """Layer of each package or module; "" is the root, any `_file.py` beside it is 0."""
@@ -38,6 +38,9 @@ THIRD_PARTY = {
     6: set(),
 }
 """What each layer may import beside the standard library."""
+
+FRAMEWORKS = {"equinox", "flax", "haiku", "keras", "optax"}
+"""What `jprune/frameworks` alone may import as well, one file a framework."""
 
 EXCEPTIONS: dict[str, str] = {
     "import matplotlib in analysis/_plots.py": "inside the functions that draw",
@@ -123,6 +126,8 @@ def test_third_parties_are_those_of_the_layer():
     bad = []
     for name, tree in TREES.items():
         allowed = THIRD_PARTY[layer(name)] | sys.stdlib_module_names | {"jprune"}
+        if part(name) == "frameworks":
+            allowed |= FRAMEWORKS
         for node, target in imports(name, tree):
             root = target.partition(".")[0]
             if root in allowed or f"import {root} in {short(name)}" in EXCEPTIONS:
