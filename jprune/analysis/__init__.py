@@ -11,6 +11,9 @@ from jprune.analysis._compare import compare as compare
 from jprune.analysis._flops import flops as flops
 from jprune.analysis._latency import latencies as latencies
 from jprune.analysis._latency import latency as latency
+from jprune.analysis._plot_structure import plot_front as plot_front
+from jprune.analysis._plot_structure import plot_groups as plot_groups
+from jprune.analysis._plot_structure import plot_widths as plot_widths
 from jprune.analysis._plots import plot_history as plot_history
 from jprune.analysis._plots import plot_sparsity as plot_sparsity
 from jprune.analysis._report import report as report
