@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.methods.removal import kernels
 from experiments.results import Row
 from jprune import masks, reparam
 
@@ -300,7 +301,7 @@ def deviation(values: Sequence[float] | np.ndarray) -> float:
 
 def nonzero(params: Any) -> int:
     """Weights of the prunable leaves of one lane that are not exactly 0, in NumPy."""
-    leaves = masks.in_scope(params, masks.prunable(params))
+    leaves = kernels(params)
     return sum(int(np.count_nonzero(np.asarray(leaf))) for leaf in leaves)
 
 
