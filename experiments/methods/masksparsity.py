@@ -12,7 +12,7 @@ from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.results import Row
 from experiments.schedules import warmup_cosine
-from jprune import masks, transforms
+from jprune import masks, surgery, transforms
 
 
 def masksparsity(
@@ -58,11 +58,10 @@ def masksparsity(
         )
         slimmed = fit(lab, slim, f"slimming {s:g}", epochs, start=start)
         keeps = masks.keep_by_scale(slimmed.params, groups, threshold)
-        named = {g.id: k for g, k in zip(groups, keeps, strict=True)}
         mine = compile_program(
             lab,
-            lambda _, s=s, named=named: transforms.masksparsity(
-                rate, groups, named, strength=s, **shared
+            lambda _, s=s, keeps=keeps: transforms.masksparsity(
+                rate, groups, keeps, strength=s, **shared
             ),
         )
         pushed = fit(lab, mine, f"masksparsity {s:g}", epochs, start=start)
@@ -94,7 +93,7 @@ def _cut(
     run: str,
 ) -> Row:
     """The row of one removal; fine-tuning is in the extra numbers."""
-    plan = structured.plan_of(deps, groups, keeps)
+    plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(done.params, done.stats)
     found = structured.channel_row(
         lab,

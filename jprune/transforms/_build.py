@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jprune._errors import listing, require_static, value_error
-from jprune._groups import Group, require_keeps
+from jprune._groups import Group, chosen
+from jprune._tree import keys_text
 
 
 def transformation(
@@ -74,15 +74,15 @@ def by_group(
     """
     if not isinstance(given, Mapping):
         raise value_error(
-            f"`{name}` must be a mapping by group id, got {type(given).__name__}: "
-            "{group.id: value for ...}."
+            f"`{name}` must be a mapping from group ids, got {type(given).__name__}: "
+            "write `{group.id: value}`."
         )
     ids = {group.id for group in groups}
     makers: dict[str, list[str]] = {}
     for group in groups:
         for ref in group.members:
             if ref.role not in ("in", "stat"):
-                makers.setdefault("/".join(map(str, ref.path)), []).append(group.id)
+                makers.setdefault(keys_text(ref.path), []).append(group.id)
     found: dict[str, Any] = {}
     for key, value in given.items():
         at = [key] if key in ids else makers.get(key, [])
@@ -97,13 +97,11 @@ def by_group(
     return found
 
 
-def keeps_of(keeps: Mapping[str, Any], groups: Sequence[Group]) -> list[Any]:
-    """What stays of each group: the vector given for it, or all.
+def keeps_of(keeps: Mapping[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
+    """What stays of each group named, by id.
 
     Raises:
       ValueError: as `by_group`; an entry that is no bool vector of the group's size.
     """
     named = by_group("keeps", keeps, groups)
-    full = [named.get(g.id, np.ones(g.size, bool)) for g in groups]
-    require_keeps(groups, full)
-    return full
+    return {group.id: keep for group, keep in chosen(groups, named)}

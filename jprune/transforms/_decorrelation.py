@@ -37,8 +37,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
 from jprune._errors import no_params, require_static, value_error
-from jprune._groups import Group, Role, member_leaves
+from jprune._groups import Group, Role, chosen, member_leaves, no_member
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
+from jprune.masks._count import exact, require_sparsity
 from jprune.transforms._build import (
     by_group,
     end_within,
@@ -126,8 +127,8 @@ def add_decorrelation(
       >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
       >>> params = {"v": jnp.ones((3, 1)), "w": jnp.diag(jnp.array([1.0, 2.0, 3.0]))}
       >>> deps = surgery.groups(fn)(params, jnp.ones((1, 3)))
-      >>> tx = transforms.add_decorrelation(
-      ...     deps, {"w:1": jnp.array([True, True, False])}, 1.0, gram=9 / 4)
+      >>> keeps = {deps[0].id: jnp.array([True, True, False])}
+      >>> tx = transforms.add_decorrelation(deps, keeps, 1.0, gram=9 / 4)
       >>> zero = {"v": jnp.zeros((3, 1)), "w": jnp.zeros((3, 3))}
       >>> updates, _ = tx.update(zero, tx.init(params), params)
       >>> updates["w"]  # 3 * 9 of the Gram term and 3 of the decay
@@ -140,11 +141,11 @@ def add_decorrelation(
       finds the norm of a layer by its place in the model and fails where there is none;
       here it is a member of the group or absent.
     """
-    groups, stays = list(groups), keeps_of(keeps, groups)
+    keeps = keeps_of(keeps, groups)
 
     def init(params: Params) -> AddDecorrelationState:
         if jax.tree.leaves(params):
-            masks.from_groups(params, groups, stays, roles=_PRODUCING)
+            masks.from_groups(params, groups, keeps, roles=_PRODUCING)
         return AddDecorrelationState(jnp.int32(0))
 
     def leaf(u: jax.Array, w: jax.Array, axis: int, at: _Doomed, lam: Any) -> jax.Array:
@@ -171,7 +172,7 @@ def add_decorrelation(
         lam = strength(state.count) if callable(strength) else strength
         gradients, treedef = jax.tree.flatten(updates)
         weights = jax.tree.leaves(params)
-        for (i, axis), at in _doomed(params, groups, stays).items():
+        for (i, axis), at in _doomed(params, groups, keeps).items():
             gradients[i] = leaf(gradients[i], weights[i], axis, at, lam)
         count = jnp.asarray(next_step(state.count))
         return jax.tree.unflatten(treedef, gradients), AddDecorrelationState(count)
@@ -210,14 +211,15 @@ def prune_in_turn(
       convolutions, and counts turns over all layers, pruned or not; here the biases are
       zeroed too and only the given groups have turns.
     """
-    groups, stays = list(groups), keeps_of(keeps, groups)
+    keeps = keeps_of(keeps, groups)
+    turns = chosen(groups, keeps)
     require_static(begin=begin, every=every)
     if begin < 0 or every < 0:
         raise value_error(f"`begin`, `every` must not be negative: {begin}, {every}.")
 
     def init(params: Params) -> PruneInTurnState:
         if jax.tree.leaves(params):
-            masks.from_groups(params, groups, stays, roles=_PRODUCING)
+            masks.from_groups(params, groups, keeps, roles=_PRODUCING)
         return PruneInTurnState(jnp.int32(0))
 
     def update(
@@ -229,10 +231,10 @@ def prune_in_turn(
         following = PruneInTurnState(jnp.asarray(next_step(state.count)))
         if not jax.tree.leaves(params):
             return updates, following
-        now = [
-            jnp.asarray(keep) | (state.count - begin < (i + 1) * every)
-            for i, keep in enumerate(stays)
-        ]
+        now = {
+            group.id: jnp.asarray(keep) | (state.count - begin < (i + 1) * every)
+            for i, (group, keep) in enumerate(turns)
+        }
         kept = masks.from_groups(params, groups, now, roles=_PRODUCING)
         return project(updates, params, kept), following
 
@@ -287,7 +289,7 @@ def keep_large_filters(
       sparsity: s, for all groups, or by group id or path (groups not named stay whole).
 
     Returns:
-      A bool vector for each group by id, True = stays.
+      By group id a bool vector, True = stays.
 
     Raises:
       ValueError: a sparsity outside [0, 1), an unknown group id, a group without a
@@ -297,11 +299,14 @@ def keep_large_filters(
     by_id: dict[str, Any] = {g.id: 0.0 if named else sparsity for g in groups}
     if isinstance(sparsity, Mapping):
         by_id |= by_group("sparsity", sparsity, groups)
-    norms = scores.over_groups(scores.magnitude(params), groups, roles=("out",))
+    norms = scores.over_groups(params, groups, norm="l1", roles=("out",))
     keeps = {}
-    for group, norm in zip(groups, norms, strict=True):
-        masks.require_sparsity(by_id[group.id])
-        gone = min(ceil(masks.exact(by_id[group.id]) * group.size), group.size - 1)
+    for group in groups:
+        if group.id not in norms:
+            raise no_member(group, ("out",))
+        norm = norms[group.id]
+        require_sparsity(by_id[group.id])
+        gone = min(ceil(exact(by_id[group.id]) * group.size), group.size - 1)
         keep = np.zeros(group.size, bool)
         keep[np.argsort(-np.asarray(norm), kind="stable")[: group.size - gone]] = True
         keeps[group.id] = jnp.asarray(keep)
@@ -354,10 +359,10 @@ def tpp(
     """
     require_static(every=every, interval=interval)
     end = end_within(total_steps, end, Fraction(10, 11))
-    if total_steps - end <= interval * len(groups):
+    if total_steps - end <= interval * len(keeps):
         raise value_error(
             f"`total_steps` - `end` = {total_steps} - {end} must exceed `interval` * "
-            f"groups = {interval} * {len(groups)}, or not every group would be zeroed."
+            f"groups = {interval} * {len(keeps)}, or not every group would be zeroed."
         )
     strength = growing_strength(end, every=every, ceiling=ceiling)
     return optax.chain(
@@ -371,19 +376,16 @@ def tpp(
 
 
 def _doomed(
-    params: Params, groups: Sequence[Group], keeps: Sequence[Any]
+    params: Params, groups: Sequence[Group], keeps: Mapping[str, Any]
 ) -> dict[tuple[int, int], _Doomed]:
     """What stays, by leaf number and axis; groups that share an axis are combined."""
     found: dict[tuple[int, int], _Doomed] = {}
-    members = member_leaves(params, groups)
-    for (group, refs), keep in zip(members, keeps, strict=True):
-        for ref, i, _ in refs:
-            if ref.role not in _PRODUCING:
+    for group, refs in member_leaves(params, groups):
+        for ref, i, leaf in refs:
+            if ref.role not in _PRODUCING or group.id not in keeps:
                 continue
-            labels = ref.coordinates(group.size)
-            stays = jnp.where(
-                labels < 0, True, jnp.asarray(keep)[np.maximum(labels, 0)]
-            )
+            keep = jnp.asarray(keeps[group.id])
+            stays = ref.spread(keep, jnp.ndim(leaf), fill=True).reshape(-1)
             known = found.get((i, ref.axis))
             both = stays if known is None else stays & known.stays
             found[i, ref.axis] = _Doomed(ref.role, both)

@@ -15,6 +15,7 @@ import optax
 from jprune import masks
 from jprune._errors import require_static
 from jprune._typing import Mask, Params, ScalarOrSchedule, Scope
+from jprune.masks._scope import resolve_scope
 from jprune.transforms._build import end_within
 from jprune.transforms._drop_and_grow import Allocation, drop_and_grow
 
@@ -226,7 +227,7 @@ def _sgd(
     scope: Any,
 ) -> optax.GradientTransformation:
     def leaves(params: Params) -> Scope:
-        return masks.resolve_scope(scope, params)
+        return resolve_scope(scope, params)
 
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=leaves),
