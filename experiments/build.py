@@ -6,11 +6,12 @@ from typing import Any
 
 import flax.linen as nn
 
+from experiments import rules
 from experiments.config import Config, ConfigError, unknown
 from experiments.data import augment, digits, graphs, images
 from experiments.data.dataset import Dataset
 from experiments.journal import Journal
-from experiments.lab import Augment, Lab, make_lab
+from experiments.lab import Augment, Lab, Run, make_lab
 from experiments.methods import (
     asl,
     aswl,
@@ -119,7 +120,7 @@ def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def check(config: Config) -> None:
-    """Refuses a configuration that names something unknown, before anything runs.
+    """Refuses a configuration that is unknown or out of range, before anything runs.
 
     Raises:
       ConfigError: naming the field or the run.
@@ -129,11 +130,19 @@ def check(config: Config) -> None:
     pick("data set", config.data, DATA)
     pick("model", config.model, MODELS)
     pick("augmentation", config.augment, AUGMENT)
+    own = (config.batch, config.steps_per_dispatch, config.checkpoint_every)
+    for name, value in zip(_COUNTS, own, strict=True):
+        if value < 0:
+            raise ConfigError(f"`{name}` must be at least 0, got {value}.")
     _check_keywords("dense", dense.train_dense, config.dense)
+    rules.check_distinct(config.runs)
     for label, run in config.runs.items():
         if "method" not in run:
             raise ConfigError(f"run `{label}` has no `method`: {', '.join(METHODS)}.")
         _check_keywords(label, pick("method", run["method"], METHODS), keywords(run))
+
+
+_COUNTS = ("batch", "steps_per_dispatch", "checkpoint_every")
 
 
 def open_lab(
@@ -142,7 +151,7 @@ def open_lab(
     seed: int,
     data_dir: str | None,
     journal: Journal,
-    checkpoints: Callable[[str], Any],
+    checkpoints: Callable[[Run], Any],
     prefix: str = "",
 ) -> Lab:
     """Loads the data and builds the network that the configuration names.
@@ -153,7 +162,7 @@ def open_lab(
     """
     dataset = DATA[config.data](data_dir)
     model = MODELS[config.model](dataset.classes)
-    return make_lab(
+    lab = make_lab(
         config,
         dataset,
         model,
@@ -163,6 +172,10 @@ def open_lab(
         checkpoints=checkpoints,
         prefix=prefix,
     )
+    for label, run in config.runs.items():
+        if "batch" in run:
+            lab.rebatched(run["batch"], f"{label}.batch")  # refuses what does not fit
+    return lab
 
 
 def keywords(run: dict[str, Any]) -> dict[str, Any]:
@@ -182,3 +195,4 @@ def _check_keywords(label: str, method: Callable, given: dict[str, Any]) -> None
     missing = [key for key in wanted if key not in given]
     if missing:
         raise ConfigError(f"run `{label}` lacks {', '.join(missing)}.")
+    rules.check(label, given)
