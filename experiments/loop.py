@@ -105,11 +105,6 @@ def compile_program(
         extra = penalty(params) if penalty else 0.0
         return loss + extra, (stats, jnp.stack([loss, hits]))
 
-    def added(totals: jax.Array, numbers: jax.Array) -> jax.Array:
-        """The sums, and how many steps the loss was a number since the epoch began."""
-        good = jnp.isfinite(numbers[0]) & jnp.isfinite(totals[0])
-        return totals + jnp.append(numbers, good.astype(numbers.dtype))
-
     def one_step(state: State, data: Any, order: jax.Array, key: jax.Array, hyper: Any):
         at = state.step % lab.per_epoch * lab.batch
         index = jax.lax.dynamic_slice(order, (at,), (lab.batch,))
@@ -129,7 +124,7 @@ def compile_program(
     def advance(state, totals, data, order, key, hyper, *, count: int):
         def body(carry, _):
             state, numbers = one_step(carry[0], data, order, key, hyper)
-            return (state, added(carry[1], numbers)), None
+            return (state, _added(carry[1], numbers)), None
 
         if count == 1:
             return body((state, totals), None)[0]
@@ -143,6 +138,12 @@ def compile_program(
         return mask, {} if previous is None else observe(params, mask, previous, opt)
 
     return Program(begin, advance, watch, logits or lab.logits)
+
+
+def _added(totals: jax.Array, numbers: jax.Array) -> jax.Array:
+    """The sums, and how many steps the loss was a number since the epoch began."""
+    good = jnp.isfinite(numbers[0]) & jnp.isfinite(totals[0])
+    return totals + jnp.append(numbers, good.astype(numbers.dtype))
 
 
 zeros = jax.jit(masks.from_zeros)

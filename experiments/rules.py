@@ -35,11 +35,10 @@ _RANGES: dict[str, Range] = {
             *("batch", "chunks", "compression", "cyclic_rounds", "early_epochs"),
             *("epochs", "every", "interval", "k", "m", "multiple", "pairs"),
             *("parallel_rounds", "per_class", "rounds", "samples", "tune_epochs"),
-            *("window", "backward"),
+            *("window", "backward", "seeds"),
         ),
         _AT_LEAST_1,
     ),
-    "seeds": Range(lambda x: x >= 2, "at least 2"),
     "grow": _SHARE,
 }
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -151,7 +151,7 @@ def _train(
     parts = chosen.parts()
     places: set[Path] = set()
     labs = [
-        build.open_lab(
+        (build.open_runner if part.runner else build.open_lab)(
             part,
             seed=args.seed,
             data_dir=args.data_dir,
@@ -194,6 +194,9 @@ def prefixes(parts: Sequence[Config]) -> list[str]:
 
 def _rows(lab: Lab) -> Iterator[Row]:
     """The dense row, then those of every run, each said as it comes."""
+    if lab.config.runner:
+        yield from _runner_rows(lab)
+        return
     entry = {"method": "dense", **lab.config.dense}
     dense = train_dense(lab._replace(settings=entry), **lab.config.dense)
     first = removal.row(
@@ -221,6 +224,22 @@ def _pruned(lab: Lab, dense: Fit) -> Iterator[tuple[str, Row]]:
         own = lab._replace(settings=settings)
         for found in method(own, dense, **build.keywords(settings)):
             yield name, found
+
+
+def _runner_rows(shared: Any) -> Iterator[Row]:
+    """The same of a part with a `runner`; a dense run is what `runs` start from."""
+    runner = build.RUNNERS[shared.config.runner]
+    dense, rows = runner.dense(shared, **shared.config.dense)
+    found = (
+        row
+        for settings in shared.config.runs.values()
+        for row in runner.methods[settings["method"]](
+            shared, dense, **build.keywords(settings)
+        )
+    )
+    for row in chain(rows, found):
+        _say(shared, row)
+        yield row
 
 
 def _say(lab: Lab, found: Row) -> None:
@@ -338,9 +357,13 @@ def _checkpoints(
     journal: Journal,
     places: set[Path],
     prefix: str,
-    run: Run,
+    run: Run | str,
 ) -> Checkpoints:
-    """The checkpoints of one run, in a folder that is made of its settings."""
+    """The checkpoints of one run, in a folder that is made of its settings.
+
+    A runner that has names alone gives those: each may come once in a job.
+    """
+    run = Run(run, {"name": run}) if isinstance(run, str) else run
     words = re.sub(r"[^a-z0-9.]+", "-", f"{prefix}{run.label}".lower()).strip("-.")
     place = out / "checkpoints" / f"{words[:80]}-{run.digest[:12]}"
     if place in places:

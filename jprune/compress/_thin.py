@@ -17,10 +17,10 @@ from jax import lax
 
 from jprune._errors import listing, value_error
 from jprune._jaxpr import _compat
+from jprune._jaxpr._moves import moved_dims
 from jprune._tree import KeyTuple
 from jprune.compress._contract import Refused, contract, convolve
 from jprune.compress._factors import Thin
-from jprune.compress._sites import moved_dims
 
 _CONTRACTIONS = {"dot_general": contract, "conv_general_dilated": convolve}
 _EACH_ARRAY = {

@@ -101,9 +101,9 @@ def vote(keeps: Sequence[jax.Array]) -> jax.Array:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import masks
+      >>> from jprune.masks._voting import vote
       >>> a, b = jnp.array([False, False, True]), jnp.array([False, True, True])
-      >>> masks.vote([a, b])
+      >>> vote([a, b])
       Array([False,  True,  True], dtype=bool)
     """
     remove = ~jnp.stack(keeps)  # [K, size]

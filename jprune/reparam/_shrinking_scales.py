@@ -42,7 +42,7 @@ from jprune.reparam._gated import (
 )
 from jprune.reparam._hard_concrete import Cost
 from jprune.reparam._named import scalar
-from jprune.reparam._reparam import Reparam, no_penalty
+from jprune.reparam._reparam import Reparam
 
 
 class ScaleTheta(NamedTuple):
@@ -100,9 +100,8 @@ def shrinking_scales(
     return Reparam(
         partial(_init, given),
         partial(_apply, given),
-        no_penalty,
-        partial(_project, given),
         lambda theta: (_apply(given, theta), _mask(given, theta)),
+        project=partial(_project, given),
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from jprune._errors import listing, value_error
 from jprune._groups import Group
-from jprune.masks import removed_count
+from jprune.masks._count import removed_count
 from jprune.surgery._axes import Atom
 from jprune.surgery._cost import total
 from jprune.surgery._groups import Groups

@@ -23,6 +23,7 @@ from jprune import masks
 from jprune._errors import listing, require_regex, value_error
 from jprune._groups import Group, member_leaves
 from jprune._typing import Params
+from jprune.masks._count import require_sparsity
 
 Clusters = Mapping[str, Sequence[int] | np.ndarray | jax.Array]
 """Cluster numbers of a group's coordinates by group id; equal means one cluster."""
@@ -222,7 +223,7 @@ def _widths(
             f"`keep` (clusters by group id); got sparsity={sparsity}, keep={keep}."
         )
     if keep is None:
-        masks.require_sparsity(sparsity)
+        require_sparsity(sparsity)
         coupled = [group for group in groups if group.kind == "coupled"]
         if not coupled:
             raise value_error(

@@ -38,6 +38,7 @@ from jprune import masks, scores
 from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import Group, Role, member_leaves, require_keeps
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
+from jprune.masks._count import exact, require_sparsity
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._projection import project
 
@@ -297,8 +298,8 @@ def keep_large_filters(
     norms = scores.over_groups(scores.magnitude(params), groups, roles=("out",))
     keeps = []
     for group, norm in zip(groups, norms, strict=True):
-        masks.require_sparsity(by_id[group.id])
-        gone = min(ceil(masks.exact(by_id[group.id]) * group.size), group.size - 1)
+        require_sparsity(by_id[group.id])
+        gone = min(ceil(exact(by_id[group.id]) * group.size), group.size - 1)
         keep = np.zeros(group.size, bool)
         keep[np.argsort(-np.asarray(norm), kind="stable")[: group.size - gone]] = True
         keeps.append(jnp.asarray(keep))

@@ -36,6 +36,8 @@ from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import Group, require_keeps
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
+from jprune.masks._count import is_traced
+from jprune.masks._scope import resolve_scope
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._keep_masked import keep_masked
@@ -146,7 +148,7 @@ def add_masked_l1(
 
 def _is_true(m: jax.Array) -> bool:
     """Whether a leaf of a mask is a 0-d True; one that is traced is not known."""
-    return m.ndim == 0 and not masks.is_traced(m) and bool(m)
+    return m.ndim == 0 and not is_traced(m) and bool(m)
 
 
 def network_slimming(
@@ -164,7 +166,7 @@ def network_slimming(
     Args:
       learning_rate: a number or a schedule.
       strength: of the penalty; 5e-4 in MaskSparsity, 1e-4 or 1e-5 in network slimming.
-      scope: the scales; see `masks.resolve_scope`, but None is the leaves named scale
+      scope: the scales; see `masks.unstructured`, but None is the leaves named scale
         or gamma.
       weight_decay: of all leaves, norm scales included, as the authors have it.
       decay_scope: restricts the decay to a scope.
@@ -185,7 +187,7 @@ def network_slimming(
                 jnp.zeros(jnp.shape(p), bool) if taken else jnp.array(True)
             ),
             params,
-            masks.resolve_scope(_scales if scope is None else scope, params),
+            resolve_scope(_scales if scope is None else scope, params),
         )
 
     return optax.chain(
@@ -278,5 +280,5 @@ def _decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
     if scope is None:
         return optax.add_decayed_weights(weight_decay)
     return optax.add_decayed_weights(
-        weight_decay, mask=lambda p: masks.resolve_scope(scope, p)
+        weight_decay, mask=lambda p: resolve_scope(scope, p)
     )

@@ -7,6 +7,7 @@ import pytest
 
 from jprune import masks
 from jprune._groups import AxisRef, Group
+from jprune.masks._voting import energy_threshold, vote
 
 
 def scales(*values):
@@ -18,7 +19,7 @@ def scales(*values):
 
 def test_masksparsity_g4_voting():
     remove = np.array([[1, 1, 0, 0, 1], [1, 0, 0, 0, 1], [1, 1, 0, 0, 0]], bool)
-    got = masks.vote([jnp.array(~r) for r in remove])
+    got = vote([jnp.array(~r) for r in remove])
     np.testing.assert_array_equal(got, [False, False, True, True, False])
     # The same through scales, under jit.
     params, groups = scales(*np.where(remove, 0.001, 0.5))
@@ -28,13 +29,13 @@ def test_masksparsity_g4_voting():
 
 def test_masksparsity_g5_energy_threshold():
     scale = jnp.array([-1e-3, 1.0, 2e-3])
-    np.testing.assert_allclose(masks.energy_threshold(scale), 0.501, rtol=1e-6)
+    np.testing.assert_allclose(energy_threshold(scale), 0.501, rtol=1e-6)
     params, groups = scales(scale)
     [kept] = masks.keep_by_scale(params, groups, "optimal")
     np.testing.assert_array_equal(kept, [False, True, False])
     # A dead leaf, and one whose smallest scale already holds energy.
-    assert masks.energy_threshold(jnp.array([9e-4, 1e-5])) == 1
-    assert masks.energy_threshold(jnp.array([0.5, 1.0])) == 0
+    assert energy_threshold(jnp.array([9e-4, 1e-5])) == 1
+    assert energy_threshold(jnp.array([0.5, 1.0])) == 0
 
 
 def test_masksparsity_g6_min_keep():
@@ -64,13 +65,13 @@ def test_vote_against_the_loop(members):
     for _ in range(20):
         keeps = rng.random((members, 7)) < rng.random((members, 1))
         np.testing.assert_array_equal(
-            masks.vote([jnp.array(k) for k in keeps]), numpy_vote(keeps)
+            vote([jnp.array(k) for k in keeps]), numpy_vote(keeps)
         )
 
 
 def test_a_vote_that_would_empty_the_group_keeps_the_largest():
     params, groups = scales([0.0, 0.0, 0.5, 0.5], [0.5, 0.6, 0.0, 0.0])
-    assert not masks.vote([jnp.array(p > 0) for p in params.values()]).any()
+    assert not vote([jnp.array(p > 0) for p in params.values()]).any()
     [kept] = masks.keep_by_scale(params, groups)
     np.testing.assert_array_equal(kept, [False, True, False, False])
 
