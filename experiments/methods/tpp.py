@@ -11,7 +11,7 @@ from experiments.methods import structured
 from experiments.methods.removal import accuracy
 from experiments.results import Row
 from experiments.rules import percent
-from jprune import analysis, masks, transforms
+from jprune import analysis, masks, surgery, transforms
 
 
 def tpp(
@@ -107,7 +107,7 @@ def _cut(
     tuned = structured.fine_tune(
         lab, uncut.params, uncut.stats, groups, keeps, run=f"{run} tuned", **tuning
     )
-    plan = structured.plan_of(deps, groups, keeps)
+    plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(tuned.params, tuned.stats)
     at_cut = np.asarray(lab.logits(zeroed, uncut.stats))
     whole = np.asarray(lab.logits(uncut.params, uncut.stats))
