@@ -11,6 +11,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, Program, compile_program, fit
 from experiments.methods.removal import kernels, row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, scores, transforms
 
@@ -52,13 +53,13 @@ def gap(
     worker, tuning = plan.held(plan.cosine(epochs)), plan.held(plan.cosine(tune_epochs))
     for share in sparsity:
         for rounds in cyclic_rounds:
-            run = f"C-GaP {share:.0%}, {rounds} rounds"
+            run = f"C-GaP {percent(share)}, {rounds} rounds"
             yield plan.row(share, plan.cyclic(share, rounds, run), run, rounds)
         for rounds in parallel_rounds:
-            run = f"P-GaP {share:.0%}, {rounds} rounds"
+            run = f"P-GaP {percent(share)}, {rounds} rounds"
             done = plan.parallel(share, rounds, run, worker, tuning)
             yield plan.row(share, done, run, rounds)
-        longest, run = max(cyclic_rounds), f"static random {share:.0%}"
+        longest, run = max(cyclic_rounds), f"static random {percent(share)}"
         yield plan.row(share, plan.static(share, longest, run), run, longest)
 
 
