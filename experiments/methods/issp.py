@@ -1,7 +1,8 @@
 """Iterative soft shrinkage: from the initialization, sparse in mind from step 0."""
 
 from collections.abc import Iterator
-from math import ceil, prod
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import optax
 
 from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
-from experiments.methods.removal import row
+from experiments.methods.removal import kernels, row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import drops
-from jprune import masks, transforms
+from jprune import transforms
 
 
 def issp(
@@ -55,7 +57,7 @@ def issp(
     for factor in factors:
         for share in sparsity:
             name = f"iss-p {factor:g}" if factor else "iht"
-            run = f"{name}, {share:.0%}"
+            run = f"{name}, {percent(share)}"
             hyper = {"sparsity": np.float32(share), "factor": np.float32(factor)}
             done = fit(lab, program, run, epochs, hyper=hyper)
             yield _row(lab, done, run, "issp", share)
@@ -106,16 +108,15 @@ def issr(
 
         program = compile_program(lab, transform)
         for increment in increments:
-            run = f"iss-r {increment:g}, {share:.0%}"
+            run = f"iss-r {increment:g}, {percent(share)}"
             done = fit(lab, program, run, epochs, hyper=np.float32(increment))
             yield _row(lab, done, run, "issr", share)
 
 
 def _row(lab: Lab, done: Fit, run: str, method: str, share: float) -> Row:
     """The row of a finished run; how many were to be kept is counted anew here."""
-    scope = masks.prunable(done.params)
-    sizes = [prod(np.shape(x)) for x in masks.in_scope(done.params, scope)]
-    low = [min(ceil(masks.exact(share) * n), int(0.995 * n)) for n in sizes]
+    sizes = [x.size for x in kernels(done.params)]
+    low = [min(ceil(Fraction(str(share)) * n), int(0.995 * n)) for n in sizes]
     return row(
         lab,
         done.params,

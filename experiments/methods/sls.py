@@ -15,6 +15,7 @@ from experiments.methods.reparameterized import (
     train_theta,
 )
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, reparam
 
@@ -57,10 +58,12 @@ def sls(
             scope=inside,
             steps_per_epoch=lab.per_epoch,
         )
-        choices = {f"sls {budget:.0%}": search}
+        choices = {f"sls {percent(budget)}": search}
         if uniform:
             n = max(int(budget * m), 1)
-            choices[f"uniform {n}:{m}"] = reparam.n_of_m(n, m, scope=inside)
+            choices[f"uniform {n}:{m}"] = reparam.straight_through_n_of_m(
+                n, m, scope=inside
+            )
         for run, r in choices.items():
             rate = warmup_cosine(lr, epochs * lab.per_epoch)
             tx = optax.chain(decayed(weight_decay, kernels), optax.sgd(rate, momentum))
@@ -79,7 +82,7 @@ def sls(
 
 def kernels(theta: Any) -> Any:
     """The kernels of the weights, no priority: what decays."""
-    if isinstance(theta, reparam.NOfMTheta):
+    if hasattr(theta, "priorities"):
         nothing = jax.tree.map(lambda _: False, theta)
         return nothing._replace(weights=masks.prunable(theta.weights))
     return masks.prunable(theta)

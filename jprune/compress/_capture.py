@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import masks
 from jprune._errors import listing, value_error
 from jprune._jaxpr import _flat
 from jprune._jaxpr._flat import Flat
@@ -27,6 +26,7 @@ from jprune._jaxpr._matrix import (
 from jprune._jaxpr._trace import flatten_call, trace
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune._typing import PyTree
+from jprune.masks._scope import resolve_scope
 
 Keep = Literal["moments", "gram", "rows"]
 Sums = dict[str, np.ndarray]
@@ -201,7 +201,7 @@ def as_args(batch: Any) -> tuple:
 
 def scoped_paths(scope: Any, params: PyTree) -> set[KeyTuple]:
     """The parameters a scope means."""
-    tree = masks.resolve_scope(scope, params)
+    tree = resolve_scope(scope, params)
     pairs = zip(keyed_leaves(params), jax.tree.leaves(tree), strict=True)
     return {path for (path, _), on in pairs if on}
 
