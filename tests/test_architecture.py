@@ -9,6 +9,7 @@ import graphlib
 import importlib
 import inspect
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,21 @@ def test_a_layer_imports_only_what_lies_below():
             if not own and layer(target) >= layer(name):
                 bad.append(f"{short(name)}:{node.lineno} imports {target}")
     assert not bad, "\n".join(bad)
+
+
+def test_packages_are_imported_at_their_first_use():
+    """`import jprune.masks` runs without surgery; every package is named twice."""
+    code = (
+        "import sys, jprune.masks; assert jprune.masks.apply;"
+        "print([m for m in sys.modules if m.startswith(('jprune.surgery',"
+        " 'jprune._jaxpr', 'jprune.compress', 'jprune.transforms', 'optax'))])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
+    assert out.stdout.decode().strip() == "[]", out.stdout + out.stderr
+    typed = {t for _, t in imports("jprune", TREES["jprune"]) if t in MODULES}
+    names = {"jprune._cite", "jprune._version"}
+    packages = {f"jprune.{name}" for name in importlib.import_module("jprune").__all__}
+    assert typed - names == packages & set(MODULES)
 
 
 def test_no_import_cycles():
@@ -206,6 +222,8 @@ PUBLIC = [
 def exported(package: str) -> list[str]:
     """The names an `__init__.py` re-exports, all written `import name as name`."""
     names = []
+    if package == "jprune":  # its packages are imported when they are first used
+        return list(importlib.import_module(package).__all__)
     for node in TREES[package].body:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:

@@ -5,7 +5,7 @@ functions here change values so that removal costs less, or nothing; `pack_n_of_
 stores N:M weights as values and indices.
 """
 
-from jprune.compress._factors import Factors as Factors
+from jprune._factors import Factors as Factors
 from jprune.compress._fold import fold_constants as fold_constants
 from jprune.compress._low_rank import LowRank as LowRank
 from jprune.compress._low_rank import low_rank as low_rank

@@ -16,7 +16,6 @@ from jprune._errors import value_error
 from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import flatten_call, trace
 from jprune.surgery import _cells as ce
-from jprune.surgery import rules
 from jprune.surgery._axes import Atom
 from jprune.surgery._build import Builder, Log, Options
 from jprune.surgery._cells import Bits, Cell, Value
@@ -186,7 +185,7 @@ class Graph:
     def _build(self, choice: Choice, options: Options) -> None:
         self.log = Log()
         self.leaves: list[Cell] = []
-        builder = Builder(rules.RULES, choice, options, self.log)
+        builder = Builder(choice, options, self.log)
         ins = [
             self._input(builder, info, aval)
             for info, aval in zip(
