@@ -7,17 +7,17 @@ and any apply function.
 A *mask* is a pytree of bool arrays with the structure of the parameters, True = keep; a
 leaf out of scope holds a 0-d True. *Sparsity* is the fraction that is zero.
 
-Packages, each imported when it is first used:
+Contents, in the order in which most people need them:
 
-* `scores`: how important an entry, a channel or a group is.
-* `masks`: which entries stay, how they are applied and counted.
-* `transforms`: pruning methods as Optax transformations, and their recipes.
-* `reparam`: weights as a function of other parameters (gates, thresholds).
-* `at_init`: masks before training.
-* `surgery`: what must shrink together, and the smaller function.
-* `compress`: merge, reconstruct, low rank, fold constants, packed storage.
-* `analysis`: reports, FLOPs, latency, plots.
-* `selection`: the exact k-th largest that all of it rests on.
+* `jprune.masks`: which weights stay. Patterns, allocations, scopes; apply and count.
+* `jprune.scores`: what a weight, channel or group is worth.
+* `jprune.transforms`: pruning while training, one line of an Optax chain.
+* `jprune.reparam`: pruning that is learned as part of the weights.
+* `jprune.at_init`: pruning before training, or in its first epochs.
+* `jprune.surgery`: from masks or scores to a smaller, faster function and parameters.
+* `jprune.compress`: what changes values at removal: merge, low rank, N:M storage.
+* `jprune.analysis`: what is left, what it costs, how a run went.
+* `jprune.cite`: the paper behind a method. `python -m jprune`: the command line.
 """
 
 import importlib
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from jprune import masks as masks
     from jprune import reparam as reparam
     from jprune import scores as scores
-    from jprune import selection as selection
     from jprune import surgery as surgery
     from jprune import transforms as transforms
 
@@ -46,7 +45,6 @@ __all__ = (
     "masks",
     "reparam",
     "scores",
-    "selection",
     "surgery",
     "transforms",
 )

@@ -22,13 +22,11 @@ import numpy as np
 
 from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
+from jprune._jaxpr._moves import Dims, moved_dims
 from jprune._tree import KeyTuple
-from jprune.surgery._registry import RULES, Dims
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
-_SAME_AXES = {"convert_element_type", "copy", "copy_p", "reduce_precision", "name"}
-_UNIT_AXES = {"reshape", "squeeze", "expand_dims"}
 
 
 class Origin(NamedTuple):
@@ -253,20 +251,3 @@ def _moved(eqn: Equation, tag: Any, result: jax.Array) -> Any:
         return None
     dims = moved_dims(eqn, tag.dims)
     return None if dims is None else tag._replace(dims=dims)
-
-
-def moved_dims(eqn: Equation, dims: Dims) -> Dims | None:
-    """What stands behind each axis of a value cast, transposed or given unit axes.
-
-    None if the equation does anything else. An axis that has nothing behind it is new.
-    """
-    name = eqn.primitive.name
-    if name in _SAME_AXES:
-        return dims
-    if name in _UNIT_AXES:
-        shapes = [v.aval.shape for v in (eqn.invars[0], eqn.outvars[0])]
-        before, after = ([n for n in shape if n != 1] for shape in shapes)
-        if before != after:
-            return None
-    rule = RULES.get(name)
-    return rule.dims(eqn, dims) if rule and rule.dims else None

@@ -19,8 +19,8 @@ from jprune._errors import listing, value_error
 from jprune._factors import Refused, Thin
 from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
-from jprune._tree import KeyTuple
-from jprune.compress._sites import moved_dims
+from jprune._jaxpr._moves import moved_dims
+from jprune._tree import KeyTuple, keys_text
 from jprune.surgery._registry import RULES
 
 _EACH_ARRAY = {
@@ -75,7 +75,7 @@ class Walk:
           ValueError: naming each with the reason.
         """
         if self.refused:
-            lines = [f"{'/'.join(map(str, p))}: {w}" for p, w in self.refused.items()]
+            lines = [f"{keys_text(p)}: {w}" for p, w in self.refused.items()]
             raise value_error(
                 "These parameters cannot be two factors: the function reads them "
                 "otherwise than in contractions over the rows or the columns of their "

@@ -13,10 +13,10 @@ import numpy as np
 from jax import lax
 
 from jprune._jaxpr._compat import Equation
+from jprune._jaxpr._moves import Dims
 from jprune.surgery import _cells as ce
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Layout
-from jprune.surgery._registry import Dims
 
 
 def moved(value: Value, inner: Bits, bits: Bits, fn: Any) -> Cell:

@@ -24,6 +24,7 @@ from jprune._errors import type_error
 from jprune._groups import Role
 from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import Equation
+from jprune._jaxpr._moves import Dims
 from jprune.surgery._axes import Axes
 from jprune.surgery._cost import Work
 
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
         [CellSite, Equation, list[Value], list[tuple[Layout, ...]]],
         Sequence[Cells | Value],
     ]
-
-Dims = tuple[int | None, ...]
-"""For each axis of a value, the axis of a parameter that stands behind it, or None."""
 
 
 class NoRule(Exception):

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from jprune._groups import Role
 from jprune._jaxpr._compat import Equation
+from jprune._jaxpr._moves import Dims
 from jprune.surgery._axes import Axes
-from jprune.surgery._registry import Dims, Rule
+from jprune.surgery._registry import Rule
 from jprune.surgery._scope import CONST, MANY, Info
 
 Roles = dict[tuple[int, int], Role]

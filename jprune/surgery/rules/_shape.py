@@ -13,13 +13,14 @@ import numpy as np
 from jax import lax
 
 from jprune._jaxpr._compat import Equation
+from jprune._jaxpr._moves import moved_dims
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes, concat
 from jprune.surgery._build import CellSite, Outs
 from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._moves import cell_shape, folded, moved, reshaped_dims, transposed
-from jprune.surgery._registry import Dims, NoRule, Rule
+from jprune.surgery._registry import NoRule, Rule
 from jprune.surgery._scope import Info
 
 # -- broadcast_in_dim ----------------------------------------------------------------
@@ -60,14 +61,6 @@ def broadcast_cells(
     return [value]
 
 
-def broadcast_dims(eqn: Equation, dims: Dims) -> Dims:
-    """Mapped axes pass; a new axis has nothing behind it."""
-    new: list[int | None] = [None] * len(eqn.outvars[0].aval.shape)
-    for d, place in enumerate(eqn.params["broadcast_dimensions"]):
-        new[place] = dims[d]
-    return tuple(new)
-
-
 def _fold_broadcast(eqn: Equation, args: Sequence[np.ndarray]) -> Any:
     shape = eqn.params["shape"]
     dims = eqn.params["broadcast_dimensions"]
@@ -97,11 +90,6 @@ def transpose_cells(
 ) -> list[Cells]:
     """Permutes the bits."""
     return [transposed(ins[0], eqn.params["permutation"])]
-
-
-def transpose_dims(eqn: Equation, dims: Dims) -> Dims:
-    """Permutes."""
-    return tuple(dims[p] for p in eqn.params["permutation"])
 
 
 _fold_transpose = folded(lambda eqn, x: np.transpose(x, eqn.params["permutation"]))
@@ -233,7 +221,7 @@ RULES: dict[str, Rule] = {
         cells=broadcast_cells,
         constant=True,
         fold=_fold_broadcast,
-        dims=broadcast_dims,
+        dims=moved_dims,
     ),
     "squeeze": Rule(
         axes=squeeze_axes,
@@ -249,7 +237,7 @@ RULES: dict[str, Rule] = {
         cells=transpose_cells,
         constant=True,
         fold=_fold_transpose,
-        dims=transpose_dims,
+        dims=moved_dims,
     ),
     "unstack": Rule(axes=unstack_axes, cells=unstack_cells),
 }
