@@ -33,7 +33,7 @@ import optax
 
 from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import AxisRef, Group, member_leaves
-from jprune._tree import leaf_name, named_leaves
+from jprune._tree import keys_text, leaf_name, named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
@@ -125,9 +125,7 @@ def merge_clusters(
             raise value_error(
                 "No clustered group produces any leaf of the parameters; nothing would "
                 "be merged. The groups live in:"
-                + listing(
-                    ["/".join(map(str, r.path)) for g, _ in chosen for r in g.members]
-                )
+                + listing([keys_text(r.path) for g, _ in chosen for r in g.members])
             )
         return MergeClustersState()
 
