@@ -16,13 +16,18 @@ Five lines from a trained model to a smaller one that trains on:
 >>> state = tx.init(eqx.filter(small, eqx.is_inexact_array))
 >>> grads = eqx.filter_jit(eqx.filter_grad(lambda m: m(x).sum()))(small)
 
-A model with state (batch norm) is a pair, and so is its compact form:
-`deps = jeqx.groups(model, x, state)`, `small, packed = jeqx.shrink(model, plan, state)`,
-then `y, packed = small(x, packed)`. Methods of the dense class are methods of the
-compact one (`small.encode(x)`); `eqx.nn.inference_mode`, `filter_jit`, `filter_grad`
-and `tree_serialise_leaves` work on it. `small.packed` is a tree of arrays under the
-dense model's names; it is not to be called, since a norm would divide by the wrong
-width. Without `jit` each call is traced anew.
+A model with state (batch norm) is a pair, and so is its compact form::
+
+    deps = jeqx.groups(eqx.nn.inference_mode(model), x, state)
+    ...
+    small, packed = jeqx.shrink(model, plan, state)
+    y, packed = small(x, packed)
+
+Methods of the dense class are methods of the compact one (`small.encode(x)`);
+`eqx.nn.inference_mode`, `filter_jit`, `filter_grad` and `tree_serialise_leaves` work on
+it. `small.packed` is a tree of arrays under the dense model's names; it is not to be
+called, since a norm would divide by the wrong width. Without `jit` each call is traced
+anew.
 
 Save and reload in another process::
 
@@ -72,10 +77,8 @@ def groups(
     """
     call, state, args, kwargs = _split(method, args, kwargs)
 
-    def free(path: KeyTuple) -> bool:
-        if callable(free_outputs):
-    XX = model if state is None else (model, state)
-    return found(call, free)(params, args, kwargs)
+    params = model if state is None else (model, state)
+    return found(call, free_outputs)(params, args, kwargs)
 
 
 def shrink(

@@ -72,13 +72,7 @@ def groups(
       The groups, over the paths of `variables`.
     """
     call = _Call(model, method, mutable, frozenset(variables))
-
-    def free(path: KeyTuple) -> bool:
-        if callable(free_outputs):
-            return path[:1] == (0,) and bool(free_outputs(path[1:]))
-        return any(path[: len(p) + 1] == (0, *p) for p in free_outputs)
-
-    return found(call, free)(_plain(variables), rngs, args, kwargs)
+    return found(call, free_outputs, within=(0,))(_plain(variables), rngs, args, kwargs)
 
 
 def shrink(
