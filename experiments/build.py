@@ -25,6 +25,7 @@ from experiments.methods import (
     gsm,
     issp,
     iterative,
+    lasso,
     masksparsity,
     n_of_m,
     one_shot,
@@ -46,6 +47,7 @@ from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
+    "cifar10_part": images.load_cifar10_part,
     "citeseer": lambda folder: graphs.load_graph("citeseer", folder),
     "cora": lambda folder: graphs.load_graph("cora", folder),
     "digits": lambda folder: digits.load_digits(),
@@ -97,6 +99,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "issp": issp.issp,
     "iterative": iterative.iterative,
     "issr": issp.issr,
+    "lasso": lasso.lasso,
     "masksparsity": masksparsity.masksparsity,
     "one_shot": one_shot.one_shot,
     "powerprop": powerprop.powerprop,

@@ -733,4 +733,16 @@ REFERENCES: tuple[Reference, ...] = (
         arxiv="1707.06168",
         pages="1389--1397",
     ),
+    Reference(
+        key="frantar2023sparsegpt",
+        methods=("sparse_gpt", "sparsegpt"),
+        kind="inproceedings",
+        title=(
+            "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot"
+        ),
+        authors=("Frantar, Elias", "Alistarh, Dan"),
+        year=2023,
+        venue="International Conference on Machine Learning (ICML)",
+        arxiv="2301.00774",
+    ),
 )

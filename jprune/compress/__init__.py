@@ -10,10 +10,13 @@ functions here change values so that removal costs less, or nothing.
 * Inputs and outputs of any contraction, over batches: `capture`.
 * Channels chosen by LASSO, the layer that reads them refitted: `reconstruct`; a kernel
   that reads some of its inputs through a gather: `sample_inputs`.
+* Weights removed on calibration data, layer by layer: `wanda`, `sparse_gpt`.
 * N:M weights as values and indices: `pack_n_of_m`, `unpack_n_of_m`, `packed_bytes`.
 """
 
 from jprune._unfolding import Unfolding as Unfolding
+from jprune.compress._calibrate import sparse_gpt as sparse_gpt
+from jprune.compress._calibrate import wanda as wanda
 from jprune.compress._capture import capture as capture
 from jprune.compress._clusters import find_clusters as find_clusters
 from jprune.compress._fold import fold_constants as fold_constants
