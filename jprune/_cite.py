@@ -742,7 +742,7 @@ REFERENCES: tuple[Reference, ...] = (
         ),
         authors=("Frantar, Elias", "Alistarh, Dan"),
         year=2023,
-        venue="International Conference on Machine Learning (ICML)",
+        venue="International Conference on Machine Learning",
         arxiv="2301.00774",
     ),
 )
