@@ -22,6 +22,7 @@ from experiments.methods import (
     gates,
     gsm,
     iterative,
+    lasso,
     masksparsity,
     n_of_m,
     one_shot,
@@ -41,6 +42,7 @@ from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
+    "cifar10_part": images.load_cifar10_part,
     "citeseer": lambda folder: graphs.load_graph("citeseer", folder),
     "cora": lambda folder: graphs.load_graph("cora", folder),
     "digits": lambda folder: digits.load_digits(),
@@ -92,6 +94,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "issp": swept.issp,
     "iterative": iterative.iterative,
     "issr": swept.issr,
+    "lasso": lasso.lasso,
     "masksparsity": masksparsity.masksparsity,
     "one_shot": one_shot.one_shot,
     "powerprop": powerprop.powerprop,
