@@ -24,7 +24,7 @@ Intelligence Research 2023 (arXiv 2201.06776); Liu et al., "Learning Efficient
 Convolutional Networks through Network Slimming", ICCV 2017 (arXiv 1708.06519).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -33,12 +33,12 @@ import optax
 
 from jprune import masks
 from jprune._errors import listing, no_params, require_static, value_error
-from jprune._groups import Group, require_keeps
+from jprune._groups import Group, chosen
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import keeps_of, next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._keep_masked import keep_masked
 
@@ -211,7 +211,7 @@ def _scales(params: Params) -> Scope:
 def masksparsity(
     learning_rate: ScalarOrSchedule,
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     *,
     strength: ScalarOrSchedule = 5e-4,
     kind: Kind = "l1",
@@ -228,7 +228,9 @@ def masksparsity(
       learning_rate: a number or a schedule.
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      keeps: for each group a bool vector, True = keep; see `masks.keep_by_scale`.
+      keeps: a bool vector for each group, by id or by the path of a leaf that
+        produces its coordinates, True = keep; see `masks.keep_by_scale`. A group that
+        is not named stays whole.
       strength: of the penalty.
       kind: see `add_masked_l1`.
       threshold: at the end the scales are thresholded again, as in the paper, so that a
@@ -244,27 +246,27 @@ def masksparsity(
       An Optax transformation.
 
     Raises:
-      ValueError: as many bool vectors as groups are wanted, and one group with a
-        scale.
+      ValueError: `keeps` names no group with a scale, or does not fit the groups.
 
     References:
       Jiang et al., arXiv 2201.06776; settings of the authors' ImageNet runs.
     """
     require_static(total_steps=total_steps)
-    require_keeps(groups, keeps)
-    scaled = [i for i, g in enumerate(groups) if "scale" in {r.role for r in g.members}]
+    keeps = keeps_of(keeps, groups)
+    named = [group for group, _ in chosen(groups, keeps)]
+    scaled = [g for g in named if "scale" in {r.role for r in g.members}]
     if not scaled:
-        raise value_error("No group of `groups` has a member with the role 'scale'.")
+        raise value_error("No group of `keeps` has a member with the role 'scale'.")
 
     def doomed(params: Params) -> Mask:
-        some, those = [groups[i] for i in scaled], [keeps[i] for i in scaled]
-        return masks.from_groups(params, some, those, roles=("scale",))
+        those = {g.id: keeps[g.id] for g in scaled}
+        return masks.from_groups(params, groups, those, roles=("scale",))
 
     def final(params: Params) -> Mask:
         kept = keeps
         if threshold is not None:
-            kept = masks.keep_by_scale(params, groups, threshold)
-        return masks.from_groups(params, groups, kept)
+            kept = masks.keep_by_scale(params, named, threshold)
+        return masks.from_groups(params, named, kept)
 
     steps = [
         add_masked_l1(strength, doomed, kind=kind, learning_rate=learning_rate),

@@ -235,8 +235,8 @@ def test_swd_g9_structured(roles):
     groups, params = bn_groups()
 
     def select(p):
-        gammas = scores.over_groups(scores.magnitude(p), groups, roles=("scale",))
-        keeps = masks.unstructured(gammas, 0.5, scope=(True, True))
+        gammas = scores.over_groups(p, groups, roles=("scale",), raw=True)
+        keeps = masks.unstructured(gammas, 0.5, scope=".")
         return masks.from_groups(p, groups, keeps, roles=roles)
 
     tx = transforms.add_selective_decay(0.01, 10.0, select=select)
