@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.lab import Lab
@@ -13,6 +12,7 @@ from experiments.methods import structured
 from experiments.methods.one_shot import recalibration
 from experiments.methods.removal import accuracy
 from experiments.results import Row
+from experiments.rules import percent
 from jprune import compress, surgery
 
 
@@ -49,8 +49,7 @@ def lasso(
     batches = [lab.replicated(part) for part in index]
     refresh = recalibration(lab, stats_momentum)
 
-    def apply(v: Any, i: jax.Array) -> jax.Array:
-        return structured.apply(lab, v, i)
+    apply = structured.network(lab)
 
     def fitted(keep: dict[str, Any]) -> Any:
         return compress.reconstruct(
@@ -76,7 +75,7 @@ def lasso(
                 plan,
                 plan.pack(values),
                 tree,
-                run=f"{name}, {share:.0%} FLOPs",
+                run=f"{name}, {percent(share)} FLOPs",
                 method="lasso",
                 before=lab.logits(dense.params, dense.stats),
                 seconds=took,
