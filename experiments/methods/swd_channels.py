@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import optax
 
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.methods.removal import accuracy
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, scores, surgery, transforms
 
@@ -52,6 +53,7 @@ def swd_channels(
       tune_epochs: length of the training of the compact network.
       tune_lr: where its cosine starts.
     """
+    run = lab.run(f"swd channels, {percent(flops)} FLOPs")
     deps = structured.find_groups(lab, dense)
     groups = structured.coupled(deps)
     choose = _within_flops(deps, groups, flops, multiple)
@@ -71,7 +73,7 @@ def swd_channels(
             remove=False,
         )
 
-    done = fit(lab, compile_program(lab, transform), "swd channels", epochs)
+    done = fit(lab, compile_program(lab, transform), run, epochs)
     keeps = choose(done.params)
     plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(done.params, done.stats)
@@ -81,13 +83,13 @@ def swd_channels(
         plan,
         packed,
         tree,
-        run=f"swd channels, {flops:.0%} FLOPs",
+        run=run.label,
         method="swd_channels",
         before=lab.logits(done.params, done.stats),
         seconds=done.seconds,
     )
     tuned = _train_compact(
-        lab, plan, done, epochs=tune_epochs, lr=tune_lr, momentum=momentum
+        lab, plan, done, run, epochs=tune_epochs, lr=tune_lr, momentum=momentum
     )
     numbers = (
         _verified(lab, plan, tree)
@@ -120,7 +122,7 @@ def _verified(lab: Lab, plan: Any, tree: Any) -> dict[str, float]:
       RuntimeError: they differ.
     """
     index = structured.examples(lab, 64)
-    report = surgery.verify(lambda v, i: structured.apply(lab, v, i), plan, tree, index)
+    report = surgery.verify(structured.network(lab), plan, tree, index)
     if not report.ok:
         raise RuntimeError(
             f"the compact network differs from the zeroed one:\n{report}"
@@ -132,6 +134,7 @@ def _train_compact(
     lab: Lab,
     plan: Any,
     done: Fit,
+    run: Run,
     *,
     epochs: int,
     lr: float,
@@ -170,7 +173,7 @@ def _train_compact(
     tuned = fit(
         lab,
         program,
-        "compact",
+        run.then("compact"),
         epochs,
         start=structured.split(plan.pack(tree)),
         opt=opt,
