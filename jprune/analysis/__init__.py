@@ -4,17 +4,27 @@
 * What it costs: `flops`, `latency`, `latencies` (side by side); all of it for a dense
   and a compact function: `compare`.
 * How it trains: `trainability`.
-* Figures: `plot_history`, `plot_sparsity`.
+* Filters whose scale a norm hides: `scale_invariance`, and how they move:
+  `filter_sizes`, `effective_learning_rate`, `angular_update`, `equilibrium`.
+* Figures: `plot_filters`, `plot_history`, `plot_sparsity`.
 """
 
 from jprune.analysis._compare import compare as compare
 from jprune.analysis._flops import flops as flops
 from jprune.analysis._latency import latencies as latencies
 from jprune.analysis._latency import latency as latency
+from jprune.analysis._plot_filters import plot_filters as plot_filters
 from jprune.analysis._plot_structure import plot_front as plot_front
 from jprune.analysis._plot_structure import plot_groups as plot_groups
 from jprune.analysis._plot_structure import plot_widths as plot_widths
 from jprune.analysis._plots import plot_history as plot_history
 from jprune.analysis._plots import plot_sparsity as plot_sparsity
 from jprune.analysis._report import report as report
+from jprune.analysis._scale_invariance import angular_update as angular_update
+from jprune.analysis._scale_invariance import (
+    effective_learning_rate as effective_learning_rate,
+)
+from jprune.analysis._scale_invariance import equilibrium as equilibrium
+from jprune.analysis._scale_invariance import filter_sizes as filter_sizes
+from jprune.analysis._scale_invariance import scale_invariance as scale_invariance
 from jprune.analysis._trainability import trainability as trainability
