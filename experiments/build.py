@@ -40,6 +40,7 @@ from experiments.methods import (
     weightmom,
 )
 from experiments.models import deep_tanh, digits_resnet, lenet, resnet
+from experiments.systems import graphs as graph_system
 from experiments.systems import mnist
 from experiments.systems.runner import Runner
 
@@ -113,6 +114,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 }
 
 RUNNERS: dict[str, Runner] = {
+    "graphs": graph_system.RUNNER,
     "mnist": mnist.RUNNER,
 }
 
