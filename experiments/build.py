@@ -41,7 +41,7 @@ from experiments.methods import (
 )
 from experiments.models import deep_tanh, digits_resnet, lenet, resnet
 from experiments.systems import graphs as graph_system
-from experiments.systems import mnist
+from experiments.systems import mnist, super_resolution
 from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
@@ -116,6 +116,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 RUNNERS: dict[str, Runner] = {
     "graphs": graph_system.RUNNER,
     "mnist": mnist.RUNNER,
+    "super_resolution": super_resolution.RUNNER,
 }
 
 

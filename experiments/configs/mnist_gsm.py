@@ -15,9 +15,9 @@ def get_config() -> Config:
         batch=256,
         setup={"seeds": 1, "inputs": "standardized", "init": "he", "validation": 0},
         dense={
-            "epochs": 120,
+            "epochs": 80,
             "lr": 3e-2,
-            "drops": (40, 80),
+            "drops": (40,),
             "warmup": 5,
             "momentum": 0.9,
             "weight_decay": 5e-4,

@@ -54,6 +54,31 @@ def from_jraph(graph: Any) -> Graph:
     )
 
 
+def around(graph: Graph, index: np.ndarray) -> Graph:
+    """What the logits of these nodes depend on; the rest is left out, numbers stay.
+
+    Two layers reach two edges far: features of nodes up to two edges away, edges into
+    nodes up to one edge away. The logits of the other nodes are then wrong.
+
+    Args:
+      graph: the whole graph.
+      index: the nodes whose logits are wanted.
+    """
+    senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
+
+    def reached(nodes: np.ndarray) -> np.ndarray:
+        return np.union1d(nodes, senders[np.isin(receivers, nodes)])
+
+    once = reached(np.asarray(index))
+    edges = np.isin(receivers, once)
+    words = np.isin(np.asarray(graph.nodes), reached(once))
+    return Graph(
+        *(leaf[words] for leaf in graph[:3]),
+        *(leaf[edges] for leaf in graph[3:6]),
+        graph.blank,
+    )
+
+
 def logits(
     params: Any, graph: Graph, key: jax.Array | None = None, dropout: float = 0.5
 ) -> jax.Array:

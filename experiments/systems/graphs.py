@@ -69,13 +69,17 @@ def open_graph(
     model = MODELS[config.model](data.classes, hidden)
 
     def network(params: Any, graph: Any, index: jax.Array, key: Any) -> jax.Array:
-        return sparse_gcn.logits(params, graph, key)[index]
+        whole, near = graph
+        used = whole if key is None else near  # a key says that this is training
+        return sparse_gcn.logits(params, used, key)[index]
+
+    whole = sparse_gcn.from_jraph(data.inputs)
 
     last = int(data.train.max()) + 1
     return Lanes(
         network=network,
         init=lambda key: model.init(key, data.inputs)["params"],
-        data=sparse_gcn.from_jraph(data.inputs),
+        data=(whole, sparse_gcn.around(whole, data.train)),
         labels=jnp.asarray(data.labels),
         splits={
             "train": data.train,
