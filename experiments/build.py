@@ -1,51 +1,49 @@
 """Where the strings of a configuration become functions: the only registry."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 
+from experiments import rules
 from experiments.config import Config, ConfigError, unknown
 from experiments.data import augment, digits, graphs, images
 from experiments.data.dataset import Dataset
 from experiments.journal import Journal
-from experiments.lab import Augment, Lab, make_lab
+from experiments.lab import Augment, Lab, Run, make_lab
+from experiments.loop import Fit
 from experiments.methods import (
-    asl,
-    aswl,
     csgd,
     dense,
     dynamic_sparse,
     early_pruning,
     gap,
     gates,
-    gradual,
     gsm,
-    issp,
     iterative,
+    lasso,
     masksparsity,
     n_of_m,
     one_shot,
     powerprop,
     prune_at_init,
+    reparameterized,
     scales,
-    sls,
-    straight_through,
-    swd,
     swd_channels,
-    top_kast,
+    swept,
     tpp,
     trp,
-    weightmom,
 )
 from experiments.models import deep_tanh, digits_resnet, lenet, resnet
+from experiments.results import Row
 from experiments.systems import graphs as graph_system
 from experiments.systems import mnist, super_resolution
 from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
+    "cifar10_part": images.load_cifar10_part,
     "citeseer": lambda folder: graphs.load_graph("citeseer", folder),
     "cora": lambda folder: graphs.load_graph("cora", folder),
     "digits": lambda folder: digits.load_digits(),
@@ -84,33 +82,34 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 AUGMENT: dict[str, Augment] = {"crop_flip": augment.crop_flip, "none": augment.keep}
 
 METHODS: dict[str, Callable[..., Any]] = {
-    "asl": asl.asl,
-    "aswl": aswl.aswl,
+    "asl": reparameterized.asl,
+    "aswl": reparameterized.aswl,
     "csgd": csgd.csgd,
     "dynamic_sparse": dynamic_sparse.dynamic_sparse,
     "gates": gates.gates,
     "early_pruning": early_pruning.early_pruning,
     "gap": gap.gap,
-    "gradual": gradual.gradual,
+    "gradual": swept.gradual,
     "gsm": gsm.gsm,
     "hard_n_of_m": n_of_m.hard_n_of_m,
-    "issp": issp.issp,
+    "issp": swept.issp,
     "iterative": iterative.iterative,
-    "issr": issp.issr,
+    "issr": swept.issr,
+    "lasso": lasso.lasso,
     "masksparsity": masksparsity.masksparsity,
     "one_shot": one_shot.one_shot,
     "powerprop": powerprop.powerprop,
     "prune_at_init": prune_at_init.prune_at_init,
     "scales": scales.scales,
-    "sls": sls.sls,
-    "sr_ste": n_of_m.sr_ste,
-    "straight_through": straight_through.straight_through,
-    "swd": swd.swd,
+    "sls": reparameterized.sls,
+    "sr_ste": reparameterized.sr_ste,
+    "straight_through": reparameterized.straight_through,
+    "swd": swept.swd,
     "swd_channels": swd_channels.swd_channels,
-    "top_kast": top_kast.top_kast,
+    "top_kast": reparameterized.top_kast,
     "tpp": tpp.tpp,
     "trp": trp.trp,
-    "weightmom": weightmom.weightmom,
+    "weightmom": swept.weightmom,
 }
 
 RUNNERS: dict[str, Runner] = {
@@ -128,7 +127,7 @@ def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def check(config: Config) -> None:
-    """Refuses a configuration that names something unknown, before anything runs.
+    """Refuses a configuration that is unknown or out of range, before anything runs.
 
     Raises:
       ConfigError: naming the field or the run.
@@ -139,14 +138,25 @@ def check(config: Config) -> None:
     pick("data set", config.data, runner.data if runner else DATA)
     pick("model", config.model, runner.models if runner else MODELS)
     pick("augmentation", config.augment, AUGMENT)
+    own = (config.batch, config.steps_per_dispatch, config.checkpoint_every)
+    for name, value in zip(_COUNTS, own, strict=True):
+        if value < 0:
+            raise ConfigError(f"`{name}` must be at least 0, got {value}.")
+    rules.check_distinct(config.runs)
     if runner:
         _check_keywords("setup", runner.open, config.setup, beside=PASSED)
-    _check_keywords("dense", runner.dense if runner else TRAIN, config.dense)
+    none = runner and config.dense.get("epochs") == 0  # a runner may do without
+    given = {k: v for k, v in config.dense.items() if not (none and k == "epochs")}
+    train = runner.dense if runner else TRAIN
+    _check_keywords("dense", train, config.dense, checked=given)
     known = runner.methods if runner else METHODS
     for label, run in config.runs.items():
         if "method" not in run:
             raise ConfigError(f"run `{label}` has no `method`: {', '.join(known)}.")
         _check_keywords(label, pick("method", run["method"], known), keywords(run))
+
+
+_COUNTS = ("batch", "steps_per_dispatch", "checkpoint_every")
 
 
 def open_lab(
@@ -155,7 +165,7 @@ def open_lab(
     seed: int,
     data_dir: str | None,
     journal: Journal,
-    checkpoints: Callable[[str], Any],
+    checkpoints: Callable[[Run], Any],
     prefix: str = "",
 ) -> Lab:
     """Loads the data and builds the network that the configuration names.
@@ -166,7 +176,7 @@ def open_lab(
     """
     dataset = DATA[config.data](data_dir)
     model = MODELS[config.model](dataset.classes)
-    return make_lab(
+    lab = make_lab(
         config,
         dataset,
         model,
@@ -176,6 +186,10 @@ def open_lab(
         checkpoints=checkpoints,
         prefix=prefix,
     )
+    for label, run in config.runs.items():
+        if "batch" in run:
+            lab.rebatched(run["batch"], f"{label}.batch")  # refuses what does not fit
+    return lab
 
 
 PASSED = ("seed", "data_dir", "journal", "checkpoints", "prefix")
@@ -198,13 +212,25 @@ def open_runner(config: Config, **passed: Any) -> Any:
     return RUNNERS[config.runner].open(config, **passed, **config.setup)
 
 
+def rows(lab: Lab, dense: Fit, settings: dict[str, Any]) -> Iterator[Row]:
+    """The rows of one run of a configuration; who starts from it gets the dense run."""
+    method = METHODS[settings["method"]]
+    own = lab._replace(settings=settings)
+    given = (own, dense) if "dense" in inspect.signature(method).parameters else (own,)
+    yield from method(*given, **keywords(settings))
+
+
 def keywords(run: dict[str, Any]) -> dict[str, Any]:
     """What a run passes to its method: all but the method's name."""
     return {key: value for key, value in run.items() if key != "method"}
 
 
 def _check_keywords(
-    label: str, method: Callable, given: dict[str, Any], beside: tuple[str, ...] = ()
+    label: str,
+    method: Callable,
+    given: dict[str, Any],
+    beside: tuple[str, ...] = (),
+    checked: dict[str, Any] | None = None,
 ) -> None:
     wanted = [
         parameter.name
@@ -217,3 +243,4 @@ def _check_keywords(
     missing = [key for key in wanted if key not in given]
     if missing:
         raise ConfigError(f"run `{label}` lacks {', '.join(missing)}.")
+    rules.check(label, given if checked is None else checked)

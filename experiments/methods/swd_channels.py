@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.methods.removal import accuracy
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, scores, surgery, transforms
 
@@ -53,6 +54,7 @@ def swd_channels(
       tune_epochs: length of the training of the compact network.
       tune_lr: where its cosine starts.
     """
+    run = lab.run(f"swd channels, {percent(flops)} FLOPs")
     deps = structured.find_groups(lab, dense)
     groups = structured.coupled(deps)
     choose = _within_flops(deps, groups, flops, multiple)
@@ -72,9 +74,9 @@ def swd_channels(
             remove=False,
         )
 
-    done = fit(lab, compile_program(lab, transform), "swd channels", epochs)
+    done = fit(lab, compile_program(lab, transform), run, epochs)
     keeps = choose(done.params)
-    plan = structured.plan_of(deps, groups, keeps)
+    plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(done.params, done.stats)
     packed = plan.pack(tree)
     found = structured.channel_row(
@@ -82,13 +84,13 @@ def swd_channels(
         plan,
         packed,
         tree,
-        run=f"swd channels, {flops:.0%} FLOPs",
+        run=run.label,
         method="swd_channels",
         before=lab.logits(done.params, done.stats),
         seconds=done.seconds,
     )
     tuned = _train_compact(
-        lab, plan, done, epochs=tune_epochs, lr=tune_lr, momentum=momentum
+        lab, plan, done, run, epochs=tune_epochs, lr=tune_lr, momentum=momentum
     )
     numbers = (
         _verified(lab, plan, tree)
@@ -100,7 +102,7 @@ def swd_channels(
 
 def _within_flops(
     deps: Any, groups: list[Any], share: float, multiple: int
-) -> Callable[[Any], tuple[jax.Array, ...]]:
+) -> Callable[[Any], dict[str, jax.Array]]:
     """From parameters to what each group keeps: mean |scale|, under the budget.
 
     Of each group the channels are ranked and taken `multiple` at a time, worth their
@@ -110,20 +112,21 @@ def _within_flops(
     def cost(kept: jax.Array) -> jax.Array:
         return deps.flops({g.id: multiple * kept[i] for i, g in enumerate(groups)})
 
-    def choose(params: Any) -> tuple[jax.Array, ...]:
-        importance = scores.over_groups(
-            scores.magnitude(params), groups, roles=("scale",)
+    def choose(params: Any) -> dict[str, jax.Array]:
+        found = scores.over_groups(
+            params, groups, norm="l1", reduce="mean", roles=("scale",), raw=True
         )
+        importance = [found[g.id] for g in groups]
         order = [jnp.argsort(-s, stable=True) for s in importance]
         packs = [
             jnp.mean(s[o].reshape(-1, multiple), axis=1)
             for s, o in zip(importance, order, strict=True)
         ]
         taken = masks.within_budget(packs, cost, share * deps.flops())
-        return tuple(
-            jnp.argsort(o) < multiple * jnp.sum(t)
-            for o, t in zip(order, taken, strict=True)
-        )
+        return {
+            g.id: jnp.argsort(o) < multiple * jnp.sum(t)
+            for g, o, t in zip(groups, order, taken, strict=True)
+        }
 
     return jax.jit(choose)
 
@@ -135,7 +138,7 @@ def _verified(lab: Lab, plan: Any, tree: Any) -> dict[str, float]:
       RuntimeError: they differ.
     """
     index = structured.examples(lab, 64)
-    report = surgery.verify(lambda v, i: structured.apply(lab, v, i), plan, tree, index)
+    report = surgery.verify(structured.network(lab), plan, tree, index)
     if not report.ok:
         raise RuntimeError(
             f"the compact network differs from the zeroed one:\n{report}"
@@ -147,6 +150,7 @@ def _train_compact(
     lab: Lab,
     plan: Any,
     done: Fit,
+    run: Run,
     *,
     epochs: int,
     lr: float,
@@ -185,7 +189,7 @@ def _train_compact(
     tuned = fit(
         lab,
         program,
-        "compact",
+        run.then("compact"),
         epochs,
         start=structured.split(plan.pack(tree)),
         opt=opt,

@@ -73,8 +73,12 @@ def around(graph: Graph, index: np.ndarray) -> Graph:
     edges = np.isin(receivers, once)
     words = np.isin(np.asarray(graph.nodes), reached(once))
     return Graph(
-        *(leaf[words] for leaf in graph[:3]),
-        *(leaf[edges] for leaf in graph[3:6]),
+        graph.values[words],
+        graph.nodes[words],
+        graph.words[words],
+        graph.senders[edges],
+        graph.receivers[edges],
+        graph.weights[edges],
         graph.blank,
     )
 

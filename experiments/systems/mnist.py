@@ -14,6 +14,7 @@ from experiments import lanes
 from experiments.config import Config, ConfigError
 from experiments.data import images
 from experiments.lanes import Fit, Lanes
+from experiments.methods.removal import kernels
 from experiments.models.lenet import LeNet300
 from experiments.results import Row
 from experiments.systems.runner import Runner
@@ -300,9 +301,9 @@ def powerprop(
 
 def kept_inside(params: Any, share: float, output: float) -> list[int]:
     """int(share n) weights of each kernel; of the last one `output` times the share."""
-    sizes = [leaf.size for leaf in masks.in_scope(params, masks.prunable(params))]
+    sizes = [leaf.size for leaf in kernels(params)]
     shares = [share] * (len(sizes) - 1) + [min(1.0, output * share)]
-    return [int(masks.exact(s) * n) for s, n in zip(shares, sizes, strict=True)]
+    return [int(Fraction(str(s)) * n) for s, n in zip(shares, sizes, strict=True)]
 
 
 def inside_layers(params: Any, share: float, output: float) -> Any:

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import lanes
+from experiments import lanes, stopping
+from experiments.checkpoints import Saved
 from experiments.config import Config
 from experiments.data import super_resolution as images
+from experiments.loop import Diverged
+from experiments.methods.removal import kernels
 from experiments.models.edsr import EDSR
 from experiments.results import Row
 from experiments.schedules import drops
@@ -193,7 +196,8 @@ def fit(
       r: a reparameterization; what is trained is then its theta.
 
     Raises:
-      FloatingPointError: when the loss is no longer finite.
+      Diverged: when the loss is no longer finite.
+      Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
 
@@ -214,18 +218,25 @@ def fit(
     params = bench.init() if start is None else start
     params = jax.tree.map(jnp.copy, r.init(params) if r else params)
     opt = jax.tree.map(jnp.copy, tx.init(params))  # no buffer twice: it is donated
-    state = State(jnp.int32(0), params, opt)
-    keeper = bench.checkpoints(run)
-    done, state, earlier = keeper.restore(state) or (0, state, 0.0)
-    bench.journal.begin(run, bench.steps, done)
-    for step in range(done + 1, bench.steps + 1):
-        state, loss = advance(state, bench.small, bench.large)
-        if step % SAVE_EVERY == 0 or step == bench.steps:
+    state, zero = State(jnp.int32(0), params, opt), jnp.zeros(())
+    with bench.checkpoints(run) as keeper:
+        found = keeper.restore(state, zero) or Saved(0, state, zero, 0.0)
+        done, state, _, earlier = found
+        bench.journal.begin(run, bench.steps, done)
+        for step in range(done + 1, bench.steps + 1):
+            state, loss = advance(state, bench.small, bench.large)
+            leave = step != bench.steps and stopping.wanted()
+            if step % SAVE_EVERY and step != bench.steps and not leave:
+                continue
             if not np.isfinite(float(loss)):
-                raise FloatingPointError(f"`{run}` diverged before step {step}.")
+                raise Diverged(
+                    f"`{run}` diverged before step {step}: its loss is not finite."
+                )
             bench.journal.write({"run": run, "step": step, "loss": float(loss)})
-            keeper.save(step, state, earlier + time.perf_counter() - clock)
-    keeper.close()
+            spent = earlier + time.perf_counter() - clock
+            keeper.save(Saved(step, state, zero, spent))
+            if leave:
+                raise stopping.Stopped(f"asked to leave in run `{run}`")
     bench.journal.end()
     passed = time.perf_counter() - clock if done < bench.steps else 0.0
     return Fit(state.params, earlier + passed)
@@ -285,7 +296,7 @@ def train_dense(bench: Bench) -> tuple[Fit, list[Row]]:
 
 def per_layer(params: Any, share: float) -> int:
     """How many weights stay when each kernel loses ceil(share n), at most 0.995 n."""
-    sizes = [x.size for x in masks.in_scope(params, masks.prunable(params))]
+    sizes = [x.size for x in kernels(params)]
     low = [min(int(np.ceil(share * n - 1e-9)), int(0.995 * n)) for n in sizes]
     return sum(sizes) - sum(low)
 
@@ -451,7 +462,7 @@ def n_of_m(
             scope=scope,
             steps_per_epoch=search_epoch,
         ),
-        f"uniform {n}:{m}": reparam.n_of_m(n, m, scope=scope),
+        f"uniform {n}:{m}": reparam.straight_through_n_of_m(n, m, scope=scope),
     }
     for run, r in choices.items():
         tx = optax.chain(optax.adam(bench.rate, b2=0.99), reparam.projection(r))

@@ -21,14 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
+from jprune._jaxpr._moves import Dims, moved_dims
 from jprune._tree import KeyTuple
-
-Dims = tuple[int | None, ...]
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
-_SAME_AXES = {"convert_element_type", "copy", "copy_p", "reduce_precision", "name"}
-_UNIT_AXES = {"reshape", "squeeze", "expand_dims"}
 
 
 class Origin(NamedTuple):
@@ -94,10 +92,12 @@ class Walk:
         self.readings: list[Reading] = []
         self.sinks: dict[int, Sink] = {}
 
-    def run(self, jaxpr: Any, values: Sequence[Any], tags: Sequence[Any]) -> tuple:
+    def run(
+        self, jaxpr: Jaxpr | ClosedJaxpr, values: Sequence[Any], tags: Sequence[Any]
+    ) -> tuple:
         """Evaluates an open or closed jaxpr; gives its results and their tags."""
         consts = []
-        if isinstance(jaxpr, _compat.ClosedJaxpr):
+        if isinstance(jaxpr, ClosedJaxpr):
             jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
         env: dict[Any, tuple[Any, Any]] = {}
         for var, value in zip(jaxpr.constvars, consts, strict=True):
@@ -121,7 +121,7 @@ class Walk:
         return [value for value, _ in out], [tag for _, tag in out]
 
     def _equation(
-        self, eqn: Any, pairs: list[tuple[Any, Any]]
+        self, eqn: Equation, pairs: list[tuple[Any, Any]]
     ) -> list[tuple[Any, Any]]:
         name = eqn.primitive.name
         values, tags = [v for v, _ in pairs], [t for _, t in pairs]
@@ -135,7 +135,7 @@ class Walk:
             return [(results[0], self._open(eqn, values, tags, results[0]))]
         return [(r, self._follow(eqn, tags, r)) for r in results]
 
-    def _open(self, eqn: Any, values: list, tags: list, result: jax.Array) -> Any:
+    def _open(self, eqn: Equation, values: list, tags: list, result: jax.Array) -> Any:
         """A site, if a parameter is contracted over removed rows."""
         for place, tag in enumerate(tags):
             if not isinstance(tag, Origin):
@@ -164,7 +164,7 @@ class Walk:
                 keep = keep & ~mask.reshape(view)
         return None if keep.all() else ~keep
 
-    def _follow(self, eqn: Any, tags: list, result: jax.Array) -> Any:
+    def _follow(self, eqn: Equation, tags: list, result: jax.Array) -> Any:
         """The tag of a result; closes a site at a bias or a running mean."""
         name = eqn.primitive.name
         pending = [i for i, tag in enumerate(tags) if isinstance(tag, Pending)]
@@ -208,7 +208,7 @@ class Walk:
             self._refuse(tag, why)
 
 
-def _axes(eqn: Any, place: int, ndim: int) -> tuple[list[int], list[int], Dims]:
+def _axes(eqn: Equation, place: int, ndim: int) -> tuple[list[int], list[int], Dims]:
     """Contracted axes of the parameter; examples' and positions' axes of the result.
 
     The third is, for each axis of the result, its number among the parameter's axes of
@@ -245,37 +245,9 @@ def _reading(part: jax.Array, result: jax.Array, free: Sequence[int]) -> Reading
     )
 
 
-def _moved(eqn: Any, tag: Any, result: jax.Array) -> Any:
+def _moved(eqn: Equation, tag: Any, result: jax.Array) -> Any:
     """The tag of a value that was only cast, transposed or given unit axes."""
     if not isinstance(tag, Origin | Pending):
         return None
     dims = moved_dims(eqn, tag.dims)
     return None if dims is None else tag._replace(dims=dims)
-
-
-def moved_dims(eqn: Any, dims: Dims) -> Dims | None:
-    """What stands behind each axis of a value cast, transposed or given unit axes.
-
-    None if the equation does anything else. An axis that has nothing behind it is new.
-    """
-    name = eqn.primitive.name
-    if name in _SAME_AXES:
-        return dims
-    if name == "transpose":
-        return tuple(dims[p] for p in eqn.params["permutation"])
-    shape = eqn.outvars[0].aval.shape
-    moved: list[int | None] = [None] * len(shape)
-    if name == "broadcast_in_dim":
-        for d, place in enumerate(eqn.params["broadcast_dimensions"]):
-            moved[place] = dims[d]
-    elif name in _UNIT_AXES:
-        before = eqn.invars[0].aval.shape
-        old = [dims[d] for d, n in enumerate(before) if n != 1]
-        new = [d for d, n in enumerate(shape) if n != 1]
-        if [n for n in before if n != 1] != [shape[d] for d in new]:
-            return None
-        for d, source in zip(new, old, strict=True):
-            moved[d] = source
-    else:
-        return None
-    return tuple(moved)

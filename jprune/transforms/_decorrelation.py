@@ -25,6 +25,7 @@ Wang and Fu, "Trainability Preserving Neural Pruning", ICLR 2023 (arXiv 2207.125
 """
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -35,10 +36,17 @@ import optax
 from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
-from jprune._errors import listing, no_params, require_static, value_error
-from jprune._groups import Group, Role, member_leaves, require_keeps
+from jprune._errors import no_params, require_static, value_error
+from jprune._groups import Group, Role, chosen, member_leaves, no_member
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
-from jprune.transforms._build import next_step, transformation
+from jprune.masks._count import exact, require_sparsity
+from jprune.transforms._build import (
+    by_group,
+    end_within,
+    keeps_of,
+    next_step,
+    transformation,
+)
 from jprune.transforms._projection import project
 
 _PRODUCING: tuple[Role, ...] = ("out", "bias", "scale")
@@ -54,8 +62,8 @@ class AddDecorrelationState(NamedTuple):
     count: jax.Array
 
 
-class ZeroInTurnState(NamedTuple):
-    """State of `zero_in_turn`.
+class PruneInTurnState(NamedTuple):
+    """State of `prune_in_turn`.
 
     Attributes:
       count: steps taken, 0-d int32.
@@ -63,9 +71,9 @@ class ZeroInTurnState(NamedTuple):
 
     count: jax.Array
 
-    def probe(self) -> tuple["ZeroInTurnState", None]:
+    def probe(self) -> tuple["PruneInTurnState", None]:
         """The state in which every group's turn has come; see `check`."""
-        return ZeroInTurnState(jnp.full_like(self.count, 2**30)), None
+        return PruneInTurnState(jnp.full_like(self.count, 2**30)), None
 
 
 class _Doomed(NamedTuple):
@@ -77,7 +85,7 @@ class _Doomed(NamedTuple):
 
 def add_decorrelation(
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     strength: ScalarOrSchedule,
     *,
     gram: Any = 1000.0,
@@ -98,7 +106,9 @@ def add_decorrelation(
       groups: the groups to prune: what `surgery.groups(fn)(params, x)` returns, or a
         list of some of its groups. The authors prune only channels inside a residual
         block, never those of the stream.
-      keeps: for each group a bool vector, True = stays; see `keep_large_filters`.
+      keeps: a bool vector for each group, by id or by the path of a leaf that
+        produces its coordinates, True = stays; see `keep_large_filters`. A group that
+        is not named stays whole.
       strength: $\lambda$, a number or a schedule; see `growing_strength`.
       gram: c, the weight of the Gram term.
       decay_kernels: False leaves out the decay of the doomed kernels.
@@ -117,8 +127,8 @@ def add_decorrelation(
       >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
       >>> params = {"v": jnp.ones((3, 1)), "w": jnp.diag(jnp.array([1.0, 2.0, 3.0]))}
       >>> deps = surgery.groups(fn)(params, jnp.ones((1, 3)))
-      >>> tx = transforms.add_decorrelation(
-      ...     deps, [jnp.array([True, True, False])], 1.0, gram=9 / 4)
+      >>> keeps = {deps[0].id: jnp.array([True, True, False])}
+      >>> tx = transforms.add_decorrelation(deps, keeps, 1.0, gram=9 / 4)
       >>> zero = {"v": jnp.zeros((3, 1)), "w": jnp.zeros((3, 3))}
       >>> updates, _ = tx.update(zero, tx.init(params), params)
       >>> updates["w"]  # 3 * 9 of the Gram term and 3 of the decay
@@ -131,7 +141,7 @@ def add_decorrelation(
       finds the norm of a layer by its place in the model and fails where there is none;
       here it is a member of the group or absent.
     """
-    require_keeps(groups, keeps)
+    keeps = keeps_of(keeps, groups)
 
     def init(params: Params) -> AddDecorrelationState:
         if jax.tree.leaves(params):
@@ -170,9 +180,9 @@ def add_decorrelation(
     return transformation(init, update)
 
 
-def zero_in_turn(
+def prune_in_turn(
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     *,
     begin: int,
     every: int = 100,
@@ -185,7 +195,7 @@ def zero_in_turn(
 
     Args:
       groups: as for `add_decorrelation`, in the order of their turns.
-      keeps: for each group a bool vector, True = stays.
+      keeps: as for `add_decorrelation`.
       begin: the 0-based step from which turns are counted.
       every: steps between two turns; 100 in the authors' code.
 
@@ -201,29 +211,30 @@ def zero_in_turn(
       convolutions, and counts turns over all layers, pruned or not; here the biases are
       zeroed too and only the given groups have turns.
     """
-    require_keeps(groups, keeps)
+    keeps = keeps_of(keeps, groups)
+    turns = chosen(groups, keeps)
     require_static(begin=begin, every=every)
     if begin < 0 or every < 0:
         raise value_error(f"`begin`, `every` must not be negative: {begin}, {every}.")
 
-    def init(params: Params) -> ZeroInTurnState:
+    def init(params: Params) -> PruneInTurnState:
         if jax.tree.leaves(params):
             masks.from_groups(params, groups, keeps, roles=_PRODUCING)
-        return ZeroInTurnState(jnp.int32(0))
+        return PruneInTurnState(jnp.int32(0))
 
     def update(
-        updates: PyTree, state: ZeroInTurnState, params: Params = None, **extra: Any
-    ) -> tuple[PyTree, ZeroInTurnState]:
+        updates: PyTree, state: PruneInTurnState, params: Params = None, **extra: Any
+    ) -> tuple[PyTree, PruneInTurnState]:
         del extra
         if params is None:
-            raise no_params("zero_in_turn")
-        following = ZeroInTurnState(jnp.asarray(next_step(state.count)))
+            raise no_params("prune_in_turn")
+        following = PruneInTurnState(jnp.asarray(next_step(state.count)))
         if not jax.tree.leaves(params):
             return updates, following
-        now = [
-            jnp.asarray(keep) | (state.count - begin < (i + 1) * every)
-            for i, keep in enumerate(keeps)
-        ]
+        now = {
+            group.id: jnp.asarray(keep) | (state.count - begin < (i + 1) * every)
+            for i, (group, keep) in enumerate(turns)
+        }
         kept = masks.from_groups(params, groups, now, roles=_PRODUCING)
         return project(updates, params, kept), following
 
@@ -264,7 +275,7 @@ def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Sch
 
 def keep_large_filters(
     params: Params, groups: Sequence[Group], sparsity: float | Mapping[str, float]
-) -> tuple[jax.Array, ...]:
+) -> dict[str, jax.Array]:
     r"""The filters of largest L1 norm stay: TPP's choice, made once on the host.
 
     Of r coordinates $\min(\lceil s r \rceil, r - 1)$ go, the paper's rule. The norms of
@@ -275,44 +286,41 @@ def keep_large_filters(
       params: the parameters, trained.
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      sparsity: s, for all groups or by group id (groups not named stay whole).
+      sparsity: s, for all groups, or by group id or path (groups not named stay whole).
 
     Returns:
-      For each group a bool vector, True = stays.
+      By group id a bool vector, True = stays.
 
     Raises:
       ValueError: a sparsity outside [0, 1), an unknown group id, a group without a
         producing kernel in `params`.
     """
-    named = dict(sparsity) if isinstance(sparsity, Mapping) else None
-    by_id = {g.id: sparsity if named is None else 0.0 for g in groups}
-    if named is not None:
-        unknown = sorted(set(named) - set(by_id))
-        if unknown:
-            raise value_error(
-                f"`sparsity` names {unknown}, which are no groups. Their ids:"
-                + listing(sorted(by_id))
-            )
-        by_id.update(named)
-    norms = scores.over_groups(scores.magnitude(params), groups, roles=("out",))
-    keeps = []
-    for group, norm in zip(groups, norms, strict=True):
-        masks.require_sparsity(by_id[group.id])
-        gone = min(ceil(masks.exact(by_id[group.id]) * group.size), group.size - 1)
+    named = isinstance(sparsity, Mapping)
+    by_id: dict[str, Any] = {g.id: 0.0 if named else sparsity for g in groups}
+    if isinstance(sparsity, Mapping):
+        by_id |= by_group("sparsity", sparsity, groups)
+    norms = scores.over_groups(params, groups, norm="l1", roles=("out",))
+    keeps = {}
+    for group in groups:
+        if group.id not in norms:
+            raise no_member(group, ("out",))
+        norm = norms[group.id]
+        require_sparsity(by_id[group.id])
+        gone = min(ceil(exact(by_id[group.id]) * group.size), group.size - 1)
         keep = np.zeros(group.size, bool)
         keep[np.argsort(-np.asarray(norm), kind="stable")[: group.size - gone]] = True
-        keeps.append(jnp.asarray(keep))
-    return tuple(keeps)
+        keeps[group.id] = jnp.asarray(keep)
+    return keeps
 
 
 def tpp(
     learning_rate: ScalarOrSchedule,
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     *,
-    grow: int,
-    settle: int,
     weight_decay: Any,
+    total_steps: int,
+    end: int | None = None,
     every: int = 10,
     ceiling: float = 1.0,
     gram: Any = 1000.0,
@@ -322,64 +330,62 @@ def tpp(
 ) -> optax.GradientTransformationExtraArgs:
     """Trainability preserving pruning: from a trained network to one ready to be cut.
 
-    The penalty grows for `grow` steps and is held for `settle` more, in which the
-    groups are zeroed in turn; the chain ends pruned after `grow + settle` steps.
-    Fine-tune what is left at ten times the learning rate.
+    The penalty grows up to step `end` and is then held, while the groups are zeroed in
+    turn; the chain ends pruned. Fine-tune what is left at ten times the learning rate.
 
     Args:
       learning_rate: 1e-3 in the paper.
       groups: see `add_decorrelation`.
       keeps: see `add_decorrelation`.
-      grow: steps in which the strength grows; 100,000 on CIFAR.
-      settle: steps at the ceiling; 10,000 on CIFAR.
       weight_decay: of all leaves; 5e-4 on CIFAR.
+      total_steps: length of the run; 110,000 on CIFAR.
+      end: the step at which the strength reaches its ceiling; by default 10/11 of the
+        run, as on CIFAR.
       every: see `growing_strength`.
       ceiling: see `growing_strength`.
       gram: see `add_decorrelation`.
       decay_kernels: see `add_decorrelation`.
-      interval: steps between the turns of `zero_in_turn`.
+      interval: steps between the turns of `prune_in_turn`.
       momentum: heavy-ball coefficient.
 
     Returns:
       An Optax transformation.
 
     Raises:
-      ValueError: `settle` too short for every group to have its turn.
+      ValueError: too few steps after `end` for every group to have its turn.
 
     References:
       Wang and Fu, arXiv 2207.12534; settings of the authors' code.
     """
-    require_static(grow=grow, settle=settle, every=every, interval=interval)
-    if settle <= interval * len(groups):
+    require_static(every=every, interval=interval)
+    end = end_within(total_steps, end, Fraction(10, 11))
+    if total_steps - end <= interval * len(keeps):
         raise value_error(
-            f"`settle` {settle} must exceed `interval` * groups = {interval} * "
-            f"{len(groups)}, or not every group would be zeroed."
+            f"`total_steps` - `end` = {total_steps} - {end} must exceed `interval` * "
+            f"groups = {interval} * {len(keeps)}, or not every group would be zeroed."
         )
-    strength = growing_strength(grow, every=every, ceiling=ceiling)
+    strength = growing_strength(end, every=every, ceiling=ceiling)
     return optax.chain(
         add_decorrelation(
             groups, keeps, strength, gram=gram, decay_kernels=decay_kernels
         ),
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum),
-        zero_in_turn(groups, keeps, begin=grow, every=interval),
+        prune_in_turn(groups, keeps, begin=end, every=interval),
     )
 
 
 def _doomed(
-    params: Params, groups: Sequence[Group], keeps: Sequence[Any]
+    params: Params, groups: Sequence[Group], keeps: Mapping[str, Any]
 ) -> dict[tuple[int, int], _Doomed]:
     """What stays, by leaf number and axis; groups that share an axis are combined."""
     found: dict[tuple[int, int], _Doomed] = {}
-    members = member_leaves(params, groups)
-    for (group, refs), keep in zip(members, keeps, strict=True):
-        for ref, i, _ in refs:
-            if ref.role not in _PRODUCING:
+    for group, refs in member_leaves(params, groups):
+        for ref, i, leaf in refs:
+            if ref.role not in _PRODUCING or group.id not in keeps:
                 continue
-            labels = ref.coordinates(group.size)
-            stays = jnp.where(
-                labels < 0, True, jnp.asarray(keep)[np.maximum(labels, 0)]
-            )
+            keep = jnp.asarray(keeps[group.id])
+            stays = ref.spread(keep, jnp.ndim(leaf), fill=True).reshape(-1)
             known = found.get((i, ref.axis))
             both = stays if known is None else stays & known.stays
             found[i, ref.axis] = _Doomed(ref.role, both)

@@ -37,12 +37,16 @@ from jprune import masks, scores, selection
 from jprune._dtypes import wide
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
+from jprune.masks._count import is_traced
+from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._unstructured import ranked
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._inner_state import renew
 from jprune.transforms._keep_masked import keep_masked
 from jprune.transforms._projection import checkerboard, landing
 
 Grow = Literal["gradient", "random"]
+Allocation = Callable[[Params, float, Any], PyTree]
 _Select = Callable[..., jax.Array]
 
 
@@ -84,6 +88,7 @@ def drop_and_grow(
     sparsity: Any = None,
     *,
     mask: Mask | Callable[[Params], Mask] | None = None,
+    allocation: Allocation = masks.erk,
     drop_fraction: ScalarOrSchedule = 0.3,
     grow: Grow = "gradient",
     also_step: bool = False,
@@ -109,10 +114,13 @@ def drop_and_grow(
       inner: the optimizer, learning rate included. It is shown the kept weights and
         their gradient, zeros elsewhere. What rescales updates must stand in it, not
         behind the wrapper: a removed weight would miss zero (`check` tells).
-      sparsity: of the first mask, drawn at random: a number for every leaf, a tree, or
-        a function of the parameters, e.g. `lambda p: masks.erk(p, 0.9)`.
+      sparsity: of the first mask, drawn at random: a number, of the whole scope; or a
+        tree with a number for each leaf, or a function of the parameters to one.
       mask: the first mask instead, or a function of the parameters called by `init`. A
         leaf whose mask is 0-d stays dense.
+      allocation: how a number is spread over the leaves: `masks.erk`, `masks.uniform`,
+        `masks.erdos_renyi`, or any function of parameters, sparsity and scope to the
+        sparsity of each leaf. It runs on the host.
       drop_fraction: f, the share of the kept weights that moves; a number, or a
         schedule of the step such as `optax.cosine_decay_schedule(0.3, end)`. The number
         0 holds the first mask.
@@ -160,7 +168,7 @@ def drop_and_grow(
     require_static(every=every, begin=begin, end=end, min_keep=min_keep)
     _require(sparsity, mask, drop_fraction, grow, every, begin, end)
     inner = optax.with_extra_args_support(inner)
-    first = _First(sparsity, mask, scope, min_keep)
+    first = _First(sparsity, allocation, mask, scope, min_keep)
     moves = _Moves(drop_fraction, every, begin, end)
 
     def init(params: Params) -> DropAndGrowState:
@@ -229,7 +237,7 @@ class _Moves(NamedTuple):
     end: int | None
 
     def ever(self) -> bool:
-        unknown = callable(self.fraction) or masks.is_traced(self.fraction)
+        unknown = callable(self.fraction) or is_traced(self.fraction)
         return bool(unknown or self.fraction != 0)
 
     def due(self, t: jax.Array) -> jax.Array:
@@ -283,6 +291,7 @@ class _First(NamedTuple):
     """The mask before the first step, as given."""
 
     sparsity: Any
+    allocation: Any
     given: Any
     scope: Any
     min_keep: int
@@ -293,12 +302,16 @@ class _First(NamedTuple):
         if self.given is not None:
             state: Any = keep_masked(self.given).init(params)
             return _require_masked(state.mask)
-        target = self.sparsity(params) if callable(self.sparsity) else self.sparsity
+        target = self.sparsity
+        if callable(target):
+            target = target(params)
+        elif jax.tree_util.all_leaves([target]):
+            target = self.allocation(params, target, self.scope)
         return masks.unstructured(
             scores.random(_wrapped(key), params),
             target,
             ranking="leaf",
-            scope=masks.resolve_scope(self.scope, params),
+            scope=resolve_scope(self.scope, params),
             min_keep=self.min_keep,
         )
 
@@ -316,7 +329,7 @@ def _move(
     stay = state.kept - dropped
 
     def largest(values: Scores, count: jax.Array, within: Mask, init: Any) -> Any:
-        return masks.ranked(
+        return ranked(
             values,
             count,
             ranking="leaf",
@@ -326,16 +339,16 @@ def _move(
             init=init,
         )
 
-    cold = selection.cold(masks.in_scope(params, scope), ranking="leaf")
+    cold = selection.cold(in_scope(params, scope), ranking="leaf")
     a, _, one = largest(params, stay, mask, cold)
     if grow == "gradient":
         # Magnitudes are taken by the ranking.
-        init = selection.cold(masks.in_scope(grads, scope), ranking="leaf")
+        init = selection.cold(in_scope(grads, scope), ranking="leaf")
     else:
         # After the first ranking, whose memory they then take.
         data, one = jax.lax.optimization_barrier((state.key, one))
         grads = _lots(data, state.count, params)
-        sizes = np.array([m.size for m in masks.in_scope(mask, scope)], np.int32)
+        sizes = np.array([m.size for m in in_scope(mask, scope)], np.int32)
         init = _expected(dropped, jnp.asarray(sizes) - stay)
     b, _, two = largest(grads, dropped, jax.tree.map(jnp.logical_not, a), init)
     union = jax.tree.map(jnp.logical_or, a, b)
@@ -415,7 +428,7 @@ def _require(
         )
     if grow not in ("gradient", "random"):
         raise value_error(f"`grow` must be 'gradient' or 'random', got {grow!r}.")
-    known = not (callable(fraction) or masks.is_traced(fraction))
+    known = not (callable(fraction) or is_traced(fraction))
     if known and not 0 <= np.asarray(fraction) <= 1:
         raise value_error(
             f"`drop_fraction` must be in [0, 1], the share of the kept weights that "

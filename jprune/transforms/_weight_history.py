@@ -30,6 +30,7 @@ from jprune._dtypes import wide
 from jprune._errors import no_params, value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
+from jprune.masks._count import is_traced
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._growing_sparsity import GrowingSparsity
 from jprune.transforms._projection import checkerboard, project
@@ -74,9 +75,8 @@ def layer_importance(mask: Mask, gamma: Any = 1.0) -> PyTree:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import transforms
       >>> mask = {"a": jnp.array([True, False, True, False]), "b": jnp.ones(4, bool)}
-      >>> transforms.layer_importance(mask)
+      >>> layer_importance(mask)
       {'a': Array(1.25, dtype=float32), 'b': Array(0.75, dtype=float32)}
     """
     mean = masks.sparsity(mask)
@@ -266,9 +266,9 @@ def _weighted(sizes: PyTree, mask: Mask, gamma: Any, layer_norm: bool) -> Scores
 
 
 def _require(beta: Any, gamma: Any, signal: str) -> None:
-    if not masks.is_traced(beta) and not 0 <= beta < 1:
+    if not is_traced(beta) and not 0 <= beta < 1:
         raise value_error(f"`beta` must be in [0, 1), got {beta}.")
-    if not masks.is_traced(gamma) and not gamma >= 0:
+    if not is_traced(gamma) and not gamma >= 0:
         raise value_error(f"`gamma` must be at least 0, got {gamma}.")
     if signal not in ("weight_ema", "grad_momentum", "product"):
         raise value_error(

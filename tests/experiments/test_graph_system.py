@@ -15,6 +15,7 @@ from experiments.data.dataset import Dataset
 from experiments.journal import Journal
 from experiments.lanes import Fit
 from experiments.models import sparse_gcn
+from experiments.systems import graph_runs, graph_sparse
 from experiments.systems import graphs as system
 from jprune import masks, surgery
 
@@ -192,7 +193,7 @@ def test_the_last_kernel_may_stay_whole(opened, dense):
     settings = dict(METHODS[3][1], sparsity=(0.8,), dense_last=True)
     (row,) = system.rigl(opened, dense, **settings)
     assert row.nonzero == row.kept == SIZE - int(SIZE * 0.8 + 0.5)
-    part = system._dense_last(lanes.lane(dense.params, 0), 0.8)
+    part = graph_sparse._dense_last(lanes.lane(dense.params, 0), 0.8)
     assert part["Dense_1"]["kernel"] == 0
     assert part["Dense_0"]["kernel"] == 1 - (row.kept - 6 * CLASSES) / (WORDS * 6)
 
@@ -210,7 +211,7 @@ def test_one_program_serves_every_sparsity(opened, dense):
 
     def transform(keep):
         traced.append(keep)
-        return system.adam(0.01, 0.0)
+        return graph_runs.adam(0.01, 0.0)
 
     program = lanes.compile_program(opened, transform)
     counts = []

@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jprune import masks, transforms
+from jprune.masks._count import removed_count
+from jprune.transforms._iterative import iterative_sparsities
 from tests.transforms.table import gradients, tree
 
 
@@ -101,7 +103,7 @@ def test_schedules_g2_cosine_and_iterative():
     path, _ = train(tx, {"w": jax.random.normal(jax.random.key(0), (10, 10))}, 12)
     zeros = [int(jnp.sum(p["w"] == 0)) for p in path]
     assert [zeros[t] for t in (0, 5, 10, 11)] == [0, 40, 80, 80]
-    densities = 1 - np.asarray(transforms.iterative_sparsities(0.9, 4))
+    densities = 1 - np.asarray(iterative_sparsities(0.9, 4))
     np.testing.assert_allclose(densities, [0.5623, 0.3162, 0.1778, 0.1], atol=5e-5)
 
 
@@ -124,11 +126,11 @@ def test_schedules_g11_g12_exact_zeros_and_nested_masks_under_adam_and_decay():
         tau = min(t / 20, 1)
         s = 0.7 - 0.7 * (1 - tau) ** 3
         if t >= 20 or abs(s * n + 0.5 - round(s * n + 0.5)) > 1e-3:
-            assert zeros_in_scope(p) == masks.removed_count(n, s)
+            assert zeros_in_scope(p) == removed_count(n, s)
         kept = p["one"]["kernel"] != 0
         assert not jnp.any(kept & ~previous)
         previous = kept
-    assert zeros_in_scope(path[-1]) == masks.removed_count(n, 0.7)
+    assert zeros_in_scope(path[-1]) == removed_count(n, 0.7)
 
 
 def test_gradual_twin():
@@ -175,7 +177,7 @@ def test_gradual_per_leaf_tree():
     path, _ = train(transforms.prune_gradually(target, end=2), params, 3)
     for key in ("one", "two"):
         kernel = path[-1][key]["kernel"]
-        wanted = masks.removed_count(kernel.size, target[key]["kernel"])
+        wanted = removed_count(kernel.size, target[key]["kernel"])
         assert int(jnp.sum(kernel == 0)) == wanted
 
 
@@ -218,7 +220,7 @@ def test_prune_once_removes_at_its_step_and_holds():
     )
     path, _ = train(tx, params, 8)
     counts = [zeros_in_scope(p) for p in path]
-    removed = masks.removed_count(masks.size(params), 0.5)
+    removed = removed_count(masks.size(params), 0.5)
     assert counts == [0, 0, 0] + [removed] * 5
     chex.assert_trees_all_equal(masks.from_zeros(path[3]), masks.from_zeros(path[-1]))
 
@@ -398,7 +400,7 @@ def quadratic_training(goal):
 def test_iterative_magnitude_pruning(rewind):
     goal = {"w": jnp.array([[8.0, 7, 6, 5, 4, 3, 2, 1]])}
     start = {"w": jnp.full((1, 8), 0.1)}
-    rounds = transforms.iterative_sparsities(0.75, 2)
+    rounds = iterative_sparsities(0.75, 2)
     np.testing.assert_allclose(rounds, [0.5, 0.75])
     seen = []
 
@@ -407,7 +409,7 @@ def test_iterative_magnitude_pruning(rewind):
         return quadratic_training(goal)(params, mask)
 
     params, mask = transforms.prune_iteratively(
-        train_and_note, start, rounds, rewind=rewind
+        train_and_note, start, 0.75, rounds=2, rewind=rewind
     )
     np.testing.assert_array_equal(mask["w"], [[True] * 2 + [False] * 6])
     np.testing.assert_allclose(params["w"], [[8, 7, 0, 0, 0, 0, 0, 0]], rtol=1e-2)
@@ -419,11 +421,16 @@ def test_iterative_magnitude_pruning(rewind):
 
 def test_iterative_errors():
     run = quadratic_training({"w": jnp.ones((1, 2))})
-    with pytest.raises(ValueError, match="`sparsities` must increase"):
+    with pytest.raises(ValueError, match="`sparsity` must increase"):
         transforms.prune_iteratively(run, {"w": jnp.ones((1, 2))}, [0.5, 0.2])
     with pytest.raises(ValueError, match="`rewind` must be"):
         transforms.prune_iteratively(
             run, {"w": jnp.ones((1, 2))}, [0.5], rewind="nothing"
         )
+    for rounds, sparsity in ((None, 0.5), (2, [0.2, 0.5])):
+        with pytest.raises(ValueError, match="Give `rounds` with one number"):
+            transforms.prune_iteratively(
+                run, {"w": jnp.ones((1, 2))}, sparsity, rounds=rounds
+            )
     with pytest.raises(ValueError, match="`rounds` must be at least 1"):
-        transforms.iterative_sparsities(0.5, 0)
+        iterative_sparsities(0.5, 0)

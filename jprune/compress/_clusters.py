@@ -16,16 +16,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import jax
 import numpy as np
 
 from jprune import masks
 from jprune._errors import listing, require_regex, value_error
 from jprune._groups import Group, member_leaves
+from jprune._tree import keys_text
 from jprune._typing import Params
-
-Clusters = Mapping[str, Sequence[int] | np.ndarray | jax.Array]
-"""Cluster numbers of a group's coordinates by group id; equal means one cluster."""
+from jprune.masks._count import require_sparsity
 
 How = Literal["kmeans", "even", "imbalanced"]
 
@@ -40,7 +38,7 @@ def find_clusters(
     pacesetter: str | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """A partition of each group's coordinates: what `csgd` and `compress.merge` take.
+    """A partition of each group's coordinates: what `csgd` and `merge` take.
 
     Runs on the host, once. Save the result with the run: k-means on other weights finds
     other clusters.
@@ -70,12 +68,12 @@ def find_clusters(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import surgery, transforms
+      >>> from jprune import compress, surgery
       >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
       >>> w = jnp.array([[0.0, 5.0, 0.1], [0.0, 5.0, 0.0]])
       >>> params = {"v": jnp.ones((3, 1)), "w": w}
       >>> deps = surgery.groups(fn)(params, jnp.ones((1, 2)))
-      >>> transforms.find_clusters(params, deps, keep={"w:1": 2})
+      >>> compress.find_clusters(params, deps, keep={"w:1": 2})
       {'w:1': array([0, 1, 0])}
     """
     if how not in ("kmeans", "even", "imbalanced"):
@@ -109,8 +107,7 @@ def even_clusters(size: int, n: int) -> np.ndarray:
       ValueError: not `1 <= n <= size`.
 
     Examples:
-      >>> from jprune import transforms
-      >>> transforms.even_clusters(5, 2)
+      >>> even_clusters(5, 2)
       array([0, 0, 0, 1, 1])
     """
     _require_count(size, n)
@@ -222,7 +219,7 @@ def _widths(
             f"`keep` (clusters by group id); got sparsity={sparsity}, keep={keep}."
         )
     if keep is None:
-        masks.require_sparsity(sparsity)
+        require_sparsity(sparsity)
         coupled = [group for group in groups if group.kind == "coupled"]
         if not coupled:
             raise value_error(
@@ -252,7 +249,7 @@ def _columns(params: Params, group: Group, pacesetter: str | None) -> np.ndarray
             'nothing to compare. Use `how="even"` or leave the group out of `keep`.'
         )
     if pacesetter is not None:
-        text = [re.search(pacesetter, "/".join(map(str, ref.path))) for ref, _ in made]
+        text = [re.search(pacesetter, keys_text(ref.path)) for ref, _ in made]
         made = [m for m, hit in zip(made, text, strict=True) if hit] or made
     rows = []
     for ref, leaf in made:
