@@ -40,6 +40,8 @@ from experiments.methods import (
     weightmom,
 )
 from experiments.models import deep_tanh, digits_resnet, lenet, resnet
+from experiments.systems import mnist
+from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
@@ -110,6 +112,10 @@ METHODS: dict[str, Callable[..., Any]] = {
     "weightmom": weightmom.weightmom,
 }
 
+RUNNERS: dict[str, Runner] = {
+    "mnist": mnist.RUNNER,
+}
+
 
 def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
     """`known[name]`, or an error with the nearest names."""
@@ -126,14 +132,18 @@ def check(config: Config) -> None:
     """
     for part in config.beside:
         check(part)
-    pick("data set", config.data, DATA)
-    pick("model", config.model, MODELS)
+    runner = pick("runner", config.runner, RUNNERS) if config.runner else None
+    pick("data set", config.data, runner.data if runner else DATA)
+    pick("model", config.model, runner.models if runner else MODELS)
     pick("augmentation", config.augment, AUGMENT)
-    _check_keywords("dense", dense.train_dense, config.dense)
+    if runner:
+        _check_keywords("setup", runner.open, config.setup, beside=PASSED)
+    _check_keywords("dense", runner.dense if runner else TRAIN, config.dense)
+    known = runner.methods if runner else METHODS
     for label, run in config.runs.items():
         if "method" not in run:
-            raise ConfigError(f"run `{label}` has no `method`: {', '.join(METHODS)}.")
-        _check_keywords(label, pick("method", run["method"], METHODS), keywords(run))
+            raise ConfigError(f"run `{label}` has no `method`: {', '.join(known)}.")
+        _check_keywords(label, pick("method", run["method"], known), keywords(run))
 
 
 def open_lab(
@@ -165,16 +175,38 @@ def open_lab(
     )
 
 
+PASSED = ("seed", "data_dir", "journal", "checkpoints", "prefix")
+"""What a runner's `open` is given beside the configuration's `setup`."""
+
+TRAIN = dense.train_dense
+
+
+def open_runner(config: Config, **passed: Any) -> Any:
+    """What the runs of a part with a `runner` share; has `config`, `journal`, `prefix`.
+
+    Args:
+      config: the part.
+      **passed: the values named in `PASSED`.
+
+    Raises:
+      ConfigError: if a setting does not fit the data.
+      DataError: if the data is not there.
+    """
+    return RUNNERS[config.runner].open(config, **passed, **config.setup)
+
+
 def keywords(run: dict[str, Any]) -> dict[str, Any]:
     """What a run passes to its method: all but the method's name."""
     return {key: value for key, value in run.items() if key != "method"}
 
 
-def _check_keywords(label: str, method: Callable, given: dict[str, Any]) -> None:
+def _check_keywords(
+    label: str, method: Callable, given: dict[str, Any], beside: tuple[str, ...] = ()
+) -> None:
     wanted = [
         parameter.name
         for parameter in inspect.signature(method).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in beside
     ]
     for key in given:
         if key not in wanted:

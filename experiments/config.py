@@ -55,6 +55,9 @@ class Config:
       checkpoint_every: epochs between checkpoints; 0 for none but the last.
       claims: what the rows should show; checked and printed at the end.
       beside: further experiments, each with a dense run of its own, in the same table.
+      runner: a key of `experiments.build.RUNNERS` for what is not one classifier of
+        one seed; it has its own dense run, methods, data and models.
+      setup: keywords of that runner's `open`.
     """
 
     data: str
@@ -67,6 +70,8 @@ class Config:
     checkpoint_every: int = 10
     claims: tuple[Claim, ...] = ()
     beside: tuple["Config", ...] = ()
+    runner: str = ""
+    setup: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
         """Everything but the claims, as a fresh tree of dicts and literals."""

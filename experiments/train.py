@@ -103,7 +103,8 @@ def _train(
     claims: dict[str, bool] = {}
     parts = chosen.parts()
     for part, prefix in zip(parts, prefixes(parts), strict=True):
-        lab = build.open_lab(
+        open_part = build.open_runner if part.runner else build.open_lab
+        lab = open_part(
             part,
             seed=args.seed,
             data_dir=args.data_dir,
@@ -134,6 +135,8 @@ def prefixes(parts: Sequence[Config]) -> list[str]:
 
 def _rows(lab: Lab) -> list[Row]:
     """The dense row, then those of every run, each said as it comes."""
+    if lab.config.runner:
+        return _runner_rows(lab)
     dense = train_dense(lab, **lab.config.dense)
     first = removal.row(
         lab,
@@ -151,6 +154,20 @@ def _rows(lab: Lab) -> list[Row]:
         for found in method(lab, dense, **build.keywords(settings)):
             rows.append(found)
             _say(lab, found)
+    return rows
+
+
+def _runner_rows(shared: Any) -> list[Row]:
+    """The same of a part with a `runner`; a dense run is what `runs` start from."""
+    runner = build.RUNNERS[shared.config.runner]
+    dense, rows = runner.dense(shared, **shared.config.dense)
+    for found in rows:
+        _say(shared, found)
+    for settings in shared.config.runs.values():
+        method = runner.methods[settings["method"]]
+        for found in method(shared, dense, **build.keywords(settings)):
+            rows.append(found)
+            _say(shared, found)
     return rows
 
 

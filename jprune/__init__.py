@@ -6,6 +6,18 @@ and any apply function.
 
 A *mask* is a pytree of bool arrays with the structure of the parameters, True = keep; a
 leaf out of scope holds a 0-d True. *Sparsity* is the fraction that is zero.
+
+Contents, in the order in which most people need them:
+
+* `jprune.masks`: which weights stay. Patterns, allocations, scopes; apply and count.
+* `jprune.scores`: what a weight, channel or group is worth.
+* `jprune.transforms`: pruning while training, one line of an Optax chain.
+* `jprune.reparam`: pruning that is learned as part of the weights.
+* `jprune.at_init`: pruning before training, or in its first epochs.
+* `jprune.surgery`: from masks or scores to a smaller, faster function and parameters.
+* `jprune.compress`: what changes values at removal: merge, low rank, N:M storage.
+* `jprune.analysis`: what is left, what it costs, how a run went.
+* `jprune.cite`: the paper behind a method. `python -m jprune`: the command line.
 """
 
 from jprune import analysis as analysis
@@ -14,7 +26,6 @@ from jprune import compress as compress
 from jprune import masks as masks
 from jprune import reparam as reparam
 from jprune import scores as scores
-from jprune import selection as selection
 from jprune import surgery as surgery
 from jprune import transforms as transforms
 from jprune._cite import cite as cite

@@ -3,18 +3,21 @@
 `jprune.surgery` discovers groups; transforms, masks and scores receive them as plain
 frozen data and never ask where they come from. A group has `size` coordinates
 (channels, heads, units). Each member says where those coordinates lie on one axis of
-one parameter.
+one parameter. Whatever belongs to a group (scores, what is kept, clusters) is a mapping
+by its id, traced or on the host.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
+from jprune._axes import whole_along
 from jprune._errors import listing, value_error
-from jprune._tree import KeyTuple, keyed_leaves
+from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
 from jprune._typing import PyTree
 
 Role = Literal["out", "in", "bias", "scale", "stat", "table", "other"]
@@ -82,6 +85,56 @@ class AxisRef:
         """The labels as an int array, whether stored or implied. [axis length]"""
         return np.arange(size) if self.labels is None else np.asarray(self.labels)
 
+    def spread(self, vector: Any, ndim: int, fill: Any = 1) -> Any:
+        """A vector of the group laid along the axis of a leaf.
+
+        Args:
+          vector: one number for each coordinate; NumPy's or JAX's. [group size]
+          ndim: the leaf's number of dimensions.
+          fill: what stands where the axis belongs to something else.
+
+        Returns:
+          The vector at the positions of its coordinates, in the shape `(1, ..., axis
+          length, ..., 1)` that broadcasts over the leaf.
+        """
+        host = isinstance(vector, np.ndarray)
+        xp = np if host else jnp
+        v = vector if host else whole_along(vector, (0,))
+        if self.labels is not None:
+            labels = np.asarray(self.labels)
+            there = v[np.maximum(labels, 0)]
+            v = xp.where(labels >= 0, there, xp.asarray(fill, v.dtype))
+        return xp.expand_dims(v, self.others(ndim))
+
+    def collect(self, along: Any, size: int, how: Literal["sum", "max"] = "sum") -> Any:
+        """What lies along the axis of a leaf, gathered for each coordinate.
+
+        Args:
+          along: one number for each position, as a reduction over `others` leaves it;
+            NumPy's or JAX's. [axis length]
+          size: of the group.
+          how: "sum" or "max" of the positions of one coordinate; a maximum starts at 0.
+
+        Returns:
+          The vector of the group, `spread` the other way. [group size]
+        """
+        host = isinstance(along, np.ndarray)
+        v = along if host else whole_along(along, (0,))
+        if self.labels is None:
+            return v
+        labels = np.asarray(self.labels)
+        at = np.flatnonzero(labels >= 0)
+        if not host:
+            zero = jnp.zeros(size, v.dtype).at[labels[at]]
+            return zero.add(v[at]) if how == "sum" else zero.max(v[at])
+        out = np.zeros(size, v.dtype)
+        (np.add if how == "sum" else np.maximum).at(out, labels[at], v[at])
+        return out
+
+    def others(self, ndim: int) -> tuple[int, ...]:
+        """All axes of a leaf of `ndim` dimensions but this one."""
+        return tuple(axis for axis in range(ndim) if axis != self.axis)
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -117,12 +170,18 @@ class Group:
 
 
 def member_leaves(
-    tree: PyTree, groups: Sequence[Group]
+    tree: PyTree, groups: Sequence[Group], at: Any = None
 ) -> list[tuple[Group, list[tuple[AxisRef, int, Any]]]]:
     """Each group with those of its members that `tree` holds: (ref, leaf number, leaf).
 
     A tree may be a part of what the groups were found on: some of its leaves under
     their full paths, or a sub-tree such as the `params` of a Flax variables dict.
+
+    Args:
+      tree: the parameters, or a part of them.
+      groups: the groups.
+      at: where `tree` lies inside what the groups were found on, a key or a tuple of
+        keys; None finds it.
 
     Raises:
       ValueError: a leaf that does not fit the group it should carry, or a tree that may
@@ -130,7 +189,10 @@ def member_leaves(
     """
     leaves = keyed_leaves(tree)
     number = {path: i for i, (path, _) in enumerate(leaves)}
-    at = _sub_tree(number, [ref.path for group in groups for ref in group.members])
+    if at is None:
+        at = _sub_tree(number, [ref.path for group in groups for ref in group.members])
+    else:
+        at = prefix_of(at)
     found = []
     for group in groups:
         members = []
@@ -143,7 +205,7 @@ def member_leaves(
             if length != (group.size if ref.labels is None else len(ref.labels)):
                 raise value_error(
                     f"Group {group.id!r} of {group.size} coordinates does not fit axis "
-                    f"{ref.axis} of {'/'.join(map(str, ref.path))}, shape "
+                    f"{ref.axis} of {keys_text(ref.path)}, shape "
                     f"{np.shape(leaf)}: the groups belong to another model."
                 )
             members.append((ref, i, leaf))
@@ -151,35 +213,50 @@ def member_leaves(
     return found
 
 
-def require_keeps(groups: Sequence[Group], keeps: Sequence[Any]) -> None:
-    """Raises unless there is one bool vector for each group, True = keep.
-
-    Numbers are refused, as `~` of an integer is no opposite.
+def chosen(
+    groups: Sequence[Group], keeps: Mapping[str, Any], what: str = "keeps"
+) -> list[tuple[Group, Any]]:
+    """The groups that a mapping by id names, in their own order, each with its vector.
 
     Raises:
-      ValueError: naming the group and what came.
+      ValueError: unless `keeps` is a mapping from ids of `groups` to bool vectors, True
+        = keep. Numbers are refused, as `~` of an integer is no opposite.
     """
-    if len(keeps) != len(groups):
+    if not isinstance(keeps, Mapping):
         raise value_error(
-            f"`keeps` must have one vector for each of the {len(groups)} groups, got "
-            f"{len(keeps)}."
+            f"`{what}` must be a mapping from group ids to bool vectors, got "
+            f"{type(keeps).__name__}: write `{{group.id: keep}}`."
         )
-    for group, keep in zip(groups, keeps, strict=True):
+    ids = [group.id for group in groups]
+    unknown = sorted(map(str, set(keeps) - set(ids)))
+    if unknown:
+        raise value_error(
+            f"`{what}` names {unknown}, which are no ids of the groups given. Their "
+            f"ids:{listing(ids)}"
+        )
+    pairs = [(group, keeps[group.id]) for group in groups if group.id in keeps]
+    for group, keep in pairs:
         dtype = keep.dtype if hasattr(keep, "dtype") else np.asarray(keep).dtype
         if np.shape(keep) != (group.size,) or dtype.kind != "b":
             raise value_error(
-                f"`keeps` must have a bool vector of {group.size} for group "
+                f"`{what}` must have a bool vector of {group.size} for group "
                 f"{group.id!r}, True = keep; got {dtype} of shape {np.shape(keep)}."
             )
+    return pairs
 
 
-def no_member(group: Group, roles: Sequence[Role] | None) -> ValueError:
-    """The error of a group that a tree holds nothing of (in the given roles)."""
-    members = [f"{'/'.join(map(str, ref.path))} ({ref.role})" for ref in group.members]
+def no_member(
+    groups: Group | Sequence[Group], roles: Sequence[Role] | None
+) -> ValueError:
+    """The error of groups that a tree holds nothing of (in the given roles)."""
+    some = [groups] if isinstance(groups, Group) else groups
+    members = [f"{keys_text(r.path)} ({r.role})" for g in some for r in g.members]
     which = f" in the roles {tuple(roles)}" if roles is not None else ""
+    who = f"Group {some[0].id!r} has" if len(some) == 1 else "None of the groups has a"
+    who = who if len(some) > 1 else f"{who} no"
     return value_error(
-        f"Group {group.id!r} has no member{which} among the leaves given. Leave the "
-        f"group out, or pass the tree that holds one of its members:{listing(members)}"
+        f"{who} member{which} among the leaves given. Leave the group out, or pass the "
+        f"tree that holds one of its members:{listing(members)}"
     )
 
 

@@ -27,6 +27,18 @@ def path_keys(path: Any) -> KeyTuple:
     return tuple(_plain_key(entry) for entry in path)
 
 
+def keys_text(keys: KeyTuple) -> str:
+    """`a/b/0` for a key tuple."""
+    return "/".join(map(str, keys))
+
+
+def prefix_of(at: Any) -> KeyTuple:
+    """The key tuple of an argument `at`: a key, a tuple of keys, or None."""
+    if at is None:
+        return ()
+    return tuple(at) if isinstance(at, tuple | list) else (at,)
+
+
 def _plain_key(entry: Any) -> Hashable:
     for name in ("key", "idx", "name"):
         if hasattr(entry, name):

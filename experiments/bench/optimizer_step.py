@@ -119,7 +119,7 @@ def by_groups(
     """The rows of methods on channels; half of every inner width is to go."""
     groups, lr, mu = inner_groups(shapes), 1e-4, 5e-4
     clusters = {g.id: transforms.even_clusters(g.size, g.size // 2) for g in groups}
-    keeps = [jnp.arange(g.size) % 2 == 0 for g in groups]
+    keeps = {g.id: jnp.arange(g.size) % 2 == 0 for g in groups}
     return {
         "c-sgd": transforms.csgd(lr, groups, clusters, strength=3e-3, weight_decay=mu),
         "network slimming": transforms.network_slimming(lr, strength=1e-4),

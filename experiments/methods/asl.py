@@ -1,6 +1,7 @@
 """Adaptive sparsity loss: thresholds learn the sparsity of each layer, to a budget."""
 
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import optax
 
@@ -19,7 +20,7 @@ def asl(
     *,
     sparsity: tuple[float, ...],
     weight: float,
-    budget: reparam.Budget,
+    budget: Literal["global", "leaf"],
     min_size: int,
     epochs: int,
     lr: float,
@@ -57,11 +58,11 @@ def asl(
         thresholds = optax.sgd(warmup_cosine(threshold_rate * lr, steps), momentum)
         tx = optax.partition(
             {"weights": weights, "thresholds": thresholds},
-            reparam.ThresholdTheta("weights", "thresholds"),
+            lambda theta: theta._replace(weights="weights", thresholds="thresholds"),
         )
         run = f"asl {budget} {share:.0%}"
         done = train_theta(lab, r, tx, run=run, epochs=epochs)
-        extra = {"predicted": predicted(r, done.theta), **layer_sparsities(done.mask)}
+        extra = {"predicted": predicted(done.theta), **layer_sparsities(done.mask)}
         yield row(
             lab,
             done.params,
@@ -73,9 +74,8 @@ def asl(
         )._replace(extra=extra)
 
 
-def predicted(r: reparam.Reparam, theta: reparam.ThresholdTheta) -> float:
+def predicted(theta: Any) -> float:
     """The sparsity that a Gaussian would have under these thresholds."""
-    del r
     sizes = {
         name: masks.size(theta.weights, scope=f"^{name}$") for name in theta.thresholds
     }

@@ -49,7 +49,7 @@ def aswl(
         rates = {"weights": lr, "attention": attention_rate * lr}
         tx = optax.partition(
             {k: optax.sgd(warmup_cosine(v, steps), momentum) for k, v in rates.items()},
-            reparam.AttentionTheta("weights", "attention"),
+            lambda theta: theta._replace(weights="weights", attention="attention"),
         )
         run = f"aswl r={target:g}"
         done = train_theta(lab, r, tx, run=run, epochs=epochs)

@@ -18,11 +18,11 @@ import optax
 from experiments.config import ConfigError, unknown
 from experiments.lab import Lab
 from experiments.loop import Fit
-from experiments.methods.removal import accuracy, count_nonzero
+from experiments.methods.removal import accuracy, count_nonzero, kernels
 from experiments.results import Row
 from jprune import at_init, masks
 
-Step = Callable[[at_init.Early, jax.Array, Any], Any]
+Step = Callable[[Any, jax.Array, Any], Any]
 """`step(early, key, sparsity)` -> the mask after an epoch; sparsity may be traced."""
 
 
@@ -106,7 +106,7 @@ def _arms(
             1 - (1 - s) ** part, scope=scope
         )(e)
 
-    def largest(e: at_init.Early, key: jax.Array, s: jax.Array) -> Any:
+    def largest(e: Any, key: jax.Array, s: jax.Array) -> Any:
         return masks.unstructured(e.params, s, ranking="leaf", scope=scope)
 
     return {
@@ -137,7 +137,7 @@ class _Trial:
         self.epochs = epochs
         started = [one.init() for one in self.labs]
         self.params = started[0][0]
-        self.inside = masks.resolve_scope(scope, self.params)
+        self.inside = masks.prunable(self.params, include=scope)
         self.size = masks.size(self.params)
         if any(jax.tree.leaves(stats) for _, stats in started):
             raise ConfigError(
@@ -203,9 +203,10 @@ class _Trial:
     def kept(self, share: float, *, by_channel: bool) -> int:
         """Weights left when each kernel in scope, or each of its outputs, loses it."""
         removed = 0
-        for leaf in masks.in_scope(self.params, self.inside):
+        for leaf in kernels(self.params, self.inside):
             units = leaf.shape[-1] if by_channel else 1
-            removed += units * masks.removed_count(leaf.size // units, share)
+            n = leaf.size // units
+            removed += units * (n - masks.kept_count(n, share))
         return self.size - removed
 
 

@@ -9,7 +9,7 @@ import optax
 
 from experiments.lab import Lab
 from experiments.loop import Fit, Program, compile_program, fit
-from experiments.methods.removal import row
+from experiments.methods.removal import kernels, row
 from experiments.results import Row
 from experiments.schedules import warmup_cosine
 from jprune import masks, transforms
@@ -151,7 +151,7 @@ class _Plan(NamedTuple):
         return fit(self.lab, program, run, epochs, start=start, hyper=mask)
 
     def row(self, share: float, done: Fit, run: str, rounds: int) -> Row:
-        kept, _ = masks.keep_counts(done.params, share, ranking="leaf")
+        kept = [masks.kept_count(x.size, share) for x in kernels(done.params)]
         found = row(
             self.lab,
             done.params,

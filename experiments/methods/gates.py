@@ -88,7 +88,7 @@ def gates(
                 "branches": optax.adam(branch_rate),
                 "price": optax.set_to_zero(),
             },
-            reparam.GateTheta("weights", "channels", "branches", "price"),
+            lambda theta: type(theta)(*theta._fields),
         )
         start = (dense.params, dense.stats)
         done = train_theta(lab, r, tx, run=run, epochs=epochs, start=start)

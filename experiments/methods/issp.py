@@ -1,7 +1,8 @@
 """Iterative soft shrinkage: from the initialization, sparse in mind from step 0."""
 
 from collections.abc import Iterator
-from math import ceil, prod
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import optax
 
 from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
-from experiments.methods.removal import row
+from experiments.methods.removal import kernels, row
 from experiments.results import Row
 from experiments.schedules import drops
-from jprune import masks, transforms
+from jprune import transforms
 
 
 def issp(
@@ -113,9 +114,8 @@ def issr(
 
 def _row(lab: Lab, done: Fit, run: str, method: str, share: float) -> Row:
     """The row of a finished run; how many were to be kept is counted anew here."""
-    scope = masks.prunable(done.params)
-    sizes = [prod(np.shape(x)) for x in masks.in_scope(done.params, scope)]
-    low = [min(ceil(masks.exact(share) * n), int(0.995 * n)) for n in sizes]
+    sizes = [x.size for x in kernels(done.params)]
+    low = [min(ceil(Fraction(str(share)) * n), int(0.995 * n)) for n in sizes]
     return row(
         lab,
         done.params,

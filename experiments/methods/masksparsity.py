@@ -12,7 +12,7 @@ from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.results import Row
 from experiments.schedules import warmup_cosine
-from jprune import masks, transforms
+from jprune import masks, surgery, transforms
 
 
 def masksparsity(
@@ -93,7 +93,7 @@ def _cut(
     run: str,
 ) -> Row:
     """The row of one removal; fine-tuning is in the extra numbers."""
-    plan = structured.plan_of(deps, groups, keeps)
+    plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(done.params, done.stats)
     found = structured.channel_row(
         lab,

@@ -121,7 +121,7 @@ def sr_ste(
                 momentum=momentum,
             )
             run = f"sr-ste {strength:g}, {n}:{m}" if strength else f"ste {n}:{m}"
-            r = reparam.n_of_m(n, m, scope=scope)
+            r = reparam.straight_through_n_of_m(n, m, scope=scope)
             done = train_theta(lab, r, tx, run=run, epochs=epochs)
             found = Fit(done.params, done.stats, done.seconds)
             yield _row(lab, found, run, "sr_ste", n, m)
@@ -148,4 +148,4 @@ def _row(lab: Lab, done: Fit, run: str, method: str, n: int, m: int) -> Row:
 
 
 def _is_packed(x: Any) -> bool:
-    return isinstance(x, compress.PackedNOfM)
+    return hasattr(x, "dense_nbytes")

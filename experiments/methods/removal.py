@@ -12,6 +12,13 @@ from experiments.results import Row
 from jprune import masks, scores, transforms
 
 
+def kernels(params: Any, scope: Any = None) -> list[Any]:
+    """The leaves that are ranked, in flattening order."""
+    scope = masks.prunable(params) if scope is None else scope
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(scope), strict=True)
+    return [leaf for leaf, taken in pairs if taken]
+
+
 @jax.jit
 def largest(params: Any, keep: jax.Array) -> Any:
     """The mask of the `keep` largest magnitudes over all kernels, exactly.

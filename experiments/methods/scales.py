@@ -1,6 +1,7 @@
 """Shrinking scales: a proximal step closes channels and whole blocks, without noise."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import optax
 
@@ -52,9 +53,9 @@ def scales(
             groups, blocks, price=most, learning_rate=rate, cost=deps.flops
         )
 
-        def kernels(theta: reparam.ScaleTheta) -> reparam.ScaleTheta:
+        def kernels(theta: Any) -> Any:
             factors = dict.fromkeys(theta.branches, False)
-            return reparam.ScaleTheta(masks.prunable(theta.weights), factors)
+            return type(theta)(masks.prunable(theta.weights), factors)
 
         tx = optax.chain(decayed(weight_decay, kernels), optax.sgd(rate, momentum))
         run = f"scales {most:g}"

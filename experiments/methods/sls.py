@@ -60,7 +60,9 @@ def sls(
         choices = {f"sls {budget:.0%}": search}
         if uniform:
             n = max(int(budget * m), 1)
-            choices[f"uniform {n}:{m}"] = reparam.n_of_m(n, m, scope=inside)
+            choices[f"uniform {n}:{m}"] = reparam.straight_through_n_of_m(
+                n, m, scope=inside
+            )
         for run, r in choices.items():
             rate = warmup_cosine(lr, epochs * lab.per_epoch)
             tx = optax.chain(decayed(weight_decay, kernels), optax.sgd(rate, momentum))
@@ -79,7 +81,7 @@ def sls(
 
 def kernels(theta: Any) -> Any:
     """The kernels of the weights, no priority: what decays."""
-    if isinstance(theta, reparam.NOfMTheta):
+    if hasattr(theta, "priorities"):
         nothing = jax.tree.map(lambda _: False, theta)
         return nothing._replace(weights=masks.prunable(theta.weights))
     return masks.prunable(theta)

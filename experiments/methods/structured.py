@@ -1,6 +1,6 @@
 """What methods that remove whole channels share: groups, the cut, the row about it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -139,18 +139,12 @@ def parameter_count(tree: Any) -> int:
     return sum(int(np.prod(np.shape(x))) for x in jax.tree.leaves(tree))
 
 
-def plan_of(deps: Any, groups: Sequence[Any], keeps: Sequence[Any]) -> Any:
-    """The plan that keeps, of each group, what its vector says."""
-    keep = {g.id: np.asarray(k) for g, k in zip(groups, keeps, strict=True)}
-    return surgery.plan_from_keep(deps, keep)
-
-
 def fine_tune(
     lab: Lab,
     params: Any,
     stats: Any,
     groups: Sequence[Any],
-    keeps: Sequence[Any],
+    keeps: Mapping[str, Any],
     *,
     run: str,
     epochs: int,
@@ -167,7 +161,7 @@ def fine_tune(
       params: the parameters, not yet zeroed.
       stats: batch statistics.
       groups: the groups.
-      keeps: what of each group stays.
+      keeps: by group id what stays.
       run: label.
       epochs: length.
       lr: where the cosine starts.

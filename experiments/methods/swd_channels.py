@@ -74,7 +74,7 @@ def swd_channels(
 
     done = fit(lab, compile_program(lab, transform), "swd channels", epochs)
     keeps = choose(done.params)
-    plan = structured.plan_of(deps, groups, keeps)
+    plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(done.params, done.stats)
     packed = plan.pack(tree)
     found = structured.channel_row(
@@ -100,7 +100,7 @@ def swd_channels(
 
 def _within_flops(
     deps: Any, groups: list[Any], share: float, multiple: int
-) -> Callable[[Any], tuple[jax.Array, ...]]:
+) -> Callable[[Any], dict[str, jax.Array]]:
     """From parameters to what each group keeps: mean |scale|, under the budget.
 
     Of each group the channels are ranked and taken `multiple` at a time, worth their
@@ -110,20 +110,21 @@ def _within_flops(
     def cost(kept: jax.Array) -> jax.Array:
         return deps.flops({g.id: multiple * kept[i] for i, g in enumerate(groups)})
 
-    def choose(params: Any) -> tuple[jax.Array, ...]:
-        importance = scores.over_groups(
-            scores.magnitude(params), groups, roles=("scale",)
+    def choose(params: Any) -> dict[str, jax.Array]:
+        found = scores.over_groups(
+            params, groups, norm="l1", reduce="mean", roles=("scale",), raw=True
         )
+        importance = [found[g.id] for g in groups]
         order = [jnp.argsort(-s, stable=True) for s in importance]
         packs = [
             jnp.mean(s[o].reshape(-1, multiple), axis=1)
             for s, o in zip(importance, order, strict=True)
         ]
         taken = masks.within_budget(packs, cost, share * deps.flops())
-        return tuple(
-            jnp.argsort(o) < multiple * jnp.sum(t)
-            for o, t in zip(order, taken, strict=True)
-        )
+        return {
+            g.id: jnp.argsort(o) < multiple * jnp.sum(t)
+            for g, o, t in zip(groups, order, taken, strict=True)
+        }
 
     return jax.jit(choose)
 

@@ -10,7 +10,7 @@ from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.methods.removal import accuracy
 from experiments.results import Row
-from jprune import analysis, masks, transforms
+from jprune import analysis, masks, surgery, transforms
 
 
 def tpp(
@@ -106,7 +106,7 @@ def _cut(
     tuned = structured.fine_tune(
         lab, uncut.params, uncut.stats, groups, keeps, run=f"{run} tuned", **tuning
     )
-    plan = structured.plan_of(deps, groups, keeps)
+    plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(tuned.params, tuned.stats)
     at_cut = np.asarray(lab.logits(zeroed, uncut.stats))
     whole = np.asarray(lab.logits(uncut.params, uncut.stats))

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import masks
 from jprune._errors import listing, type_error, value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, Params
 from jprune.analysis._table import byte_size, percent, text_table
+from jprune.masks._scope import resolve_scope
 
 
 class LeafReport(NamedTuple):
@@ -199,7 +199,7 @@ def _flags(scope: Any, params: Params) -> list[bool]:
     weights = jax.tree.map(
         lambda leaf: jnp.float32(0) if _is_bool(leaf) else leaf, params
     )
-    return jax.tree.leaves(masks.resolve_scope(scope, weights))
+    return jax.tree.leaves(resolve_scope(scope, weights))
 
 
 def _nonzero(leaf: Any) -> Any:

@@ -20,11 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import masks, scores, selection
+from jprune import scores, selection
 from jprune._errors import type_error
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.at_init._synflow import ApplyFn
+from jprune.masks._count import is_traced
+from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._unstructured import ranked
 
 _ADDED = "bias b beta offset mean".split()
 
@@ -48,7 +51,7 @@ def emptied(mask: Mask) -> tuple[str, ...]:
       ('a',)
     """
     leaves = named_leaves(mask)
-    if any(masks.is_traced(m) for _, m in leaves):
+    if any(is_traced(m) for _, m in leaves):
         raise type_error("`emptied` reads a mask on the host: call it outside `jit`.")
     return tuple(path for path, m in leaves if np.size(m) and not np.any(m))
 
@@ -80,7 +83,7 @@ def critical_sparsity(
       >>> at_init.critical_sparsity(s, scope="[012]")
       Array(0.5, dtype=float32)
     """
-    taken = masks.in_scope(scores, masks.resolve_scope(scope, scores))
+    taken = in_scope(scores, resolve_scope(scope, scores))
     leaves = [s if signed else jnp.abs(s) for s in taken if s.size]
     weakest = jnp.min(jnp.stack([jnp.max(s) for s in leaves]))
     below = sum((jnp.sum(s < weakest) for s in leaves), jnp.int32(0))
@@ -157,11 +160,11 @@ def shuffle(key: jax.Array, mask: Mask) -> Mask:
       3
     """
     covered = jax.tree.map(lambda m: jnp.ndim(m) > 0, mask)
-    counts = [jnp.sum(m, dtype=jnp.int32) for m in masks.in_scope(mask, covered)]
+    counts = [jnp.sum(m, dtype=jnp.int32) for m in in_scope(mask, covered)]
     if not counts:
         return mask
     drawn = scores.random(key, mask)
-    cold = selection.cold(masks.in_scope(drawn, covered), ranking="leaf")
-    return masks.ranked(
-        drawn, counts, ranking="leaf", scope=covered, min_keep=0, init=cold
-    )[0]
+    cold = selection.cold(in_scope(drawn, covered), ranking="leaf")
+    return ranked(drawn, counts, ranking="leaf", scope=covered, min_keep=0, init=cold)[
+        0
+    ]

@@ -25,6 +25,7 @@ from jprune._typing import Mask, Params, Scores
 from jprune.at_init._early import Early, Rule
 from jprune.at_init._k_starts import k_starts
 from jprune.at_init._random_mask import ELEMENT, Pattern
+from jprune.masks._count import is_traced, require_sparsity
 
 Unit = Callable[[Params], Scores]
 
@@ -75,15 +76,16 @@ def dissipating(
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import at_init
+      >>> from jprune.at_init._early import Early
       >>> w0, w = jnp.array([[1.0, -2.0, 0.5]]), jnp.array([[1.05, -2.5, 0.54]])
-      >>> early = at_init.Early(w, None, w0, w, jnp.ones((1, 3), bool))
+      >>> early = Early(w, None, w0, w, jnp.ones((1, 3), bool))
       >>> at_init.dissipating(0.1, min_keep=0)(early)
       Array([[False,  True, False]], dtype=bool)
 
     References:
       Haroon, arXiv 2209.02201, abstract.
     """
-    if not masks.is_traced(fraction) and not 0 <= float(fraction) < float("inf"):
+    if not is_traced(fraction) and not 0 <= float(fraction) < float("inf"):
         raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")
 
     def rule(early: Early) -> Mask:
@@ -167,7 +169,7 @@ def dissipating_k_starts(
     Raises:
       ValueError: no epoch, another `order`, a `first` that is not below `sparsity`.
     """
-    masks.require_sparsity(sparsity)
+    require_sparsity(sparsity)
     if epochs < 1:
         raise value_error(f"`epochs` must be at least 1, got {epochs}.")
     choose = {"pattern": pattern, "scope": scope, **settings}
@@ -179,7 +181,7 @@ def dissipating_k_starts(
             f"`order` must be 'dissipating_first' or 'k_starts_first', got {order!r}."
         )
     begin = 1 - (1 - sparsity) ** 0.5 if first is None else first
-    if not (first is None or masks.is_traced(sparsity) or 0 <= first < sparsity):
+    if not (first is None or is_traced(sparsity) or 0 <= first < sparsity):
         raise value_error(
             f"`first` must be at least 0 and below `sparsity` {sparsity}, got {first}."
         )

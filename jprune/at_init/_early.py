@@ -16,6 +16,7 @@ from jprune import masks
 from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._typing import Mask, Params, PyTree
+from jprune.masks._scope import resolve_scope
 
 
 class Early(NamedTuple):
@@ -56,7 +57,7 @@ def begin_early(
     Raises:
       ValueError: a scope that matches nothing.
     """
-    taken = masks.resolve_scope(scope, params)
+    taken = resolve_scope(scope, params)
     mask = jax.tree.map(
         lambda p, t: jnp.ones(jnp.shape(p) if t else (), bool), params, taken
     )

@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import masks
 from jprune._errors import value_error
 from jprune._tree import leaf_name, map_named
 from jprune._typing import Params, PyTree
 from jprune.at_init._fan_in import fan_ins
+from jprune.masks._scope import resolve_scope
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -74,8 +74,8 @@ def mean_field(
 
     Examples:
       >>> import jax
-      >>> from jprune import at_init
-      >>> round(at_init.mean_field(jax.nn.relu, 1.5).chi, 6)
+      >>> from jprune.at_init._edge_of_chaos import mean_field
+      >>> round(mean_field(jax.nn.relu, 1.5).chi, 6)
       0.75
     """
     if not sigma_w2 > 0:
@@ -201,7 +201,7 @@ def initialize(
       >>> print(f"{500 * drawn['kernel'].var():.1f} {drawn['bias'].var():.1f}")
       2.0 0.0
     """
-    taken = masks.resolve_scope(scope, params)
+    taken = resolve_scope(scope, params)
     variances = iter([sigma_w2 / n for n in fan_ins(fan_in, params, taken)])
     keys = iter(jax.random.split(key, len(jax.tree.leaves(params))))
 

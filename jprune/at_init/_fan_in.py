@@ -5,11 +5,11 @@ from math import prod
 import jax
 import numpy as np
 
-from jprune import masks
 from jprune._axes import output_axis
 from jprune._errors import value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scope
+from jprune.masks._scope import in_scope
 
 
 def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[int]:
@@ -24,8 +24,8 @@ def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[i
     Raises:
       ValueError: no default for a leaf; a number below 1, or another structure.
     """
-    names = masks.in_scope(_names(params), scope)
-    leaves = masks.in_scope(params, scope)
+    names = in_scope(_names(params), scope)
+    leaves = in_scope(params, scope)
     if fan_in is None:
         pairs = zip(names, leaves, strict=True)
         axes = [output_axis(n, x, None, "fan_in") for n, x in pairs]
@@ -35,7 +35,7 @@ def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[i
         given = [fan_in] * len(leaves)
     else:
         require_same_structure("fan_in", fan_in, params)
-        given = masks.in_scope(fan_in, scope)
+        given = in_scope(fan_in, scope)
     for name, one in zip(names, given, strict=True):
         if not isinstance(one, int | np.integer) or one < 1:
             raise value_error(

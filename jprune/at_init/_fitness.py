@@ -5,11 +5,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jprune import masks
 from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, Scope
+from jprune.masks._count import is_traced
+from jprune.masks._scope import in_scope, resolve_scope
 
 
 def fitness(
@@ -43,14 +44,14 @@ def fitness(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import at_init
+      >>> from jprune.at_init._fitness import fitness
       >>> w, a = jnp.array([[1.0, -2, 3, -4]]), jnp.array([[4.0, 0, 0, -4]])
       >>> mask = jnp.array([[True, False, False, True]])
-      >>> at_init.fitness(mask, w, a)
+      >>> fitness(mask, w, a)
       Array([0.75], dtype=float32)
     """
     require_balance(balance, grads)
-    scope = masks.resolve_scope(scope, params)
+    scope = resolve_scope(scope, params)
     by_size = balance * _kept_share(mask, params, share, scope)
     if grads is None:
         return by_size
@@ -62,8 +63,8 @@ def _kept_share(mask: Mask, tree: Params, share: str, scope: Scope) -> jax.Array
     """The share of the magnitudes of a tree that a mask keeps. [leaves] or 0-d"""
     if share not in ("leaf", "network"):
         raise value_error(f"`share` must be 'leaf' or 'network', got {share!r}.")
-    sizes = [jnp.abs(wide(x)) for x in masks.in_scope(tree, scope)]
-    pairs = zip(masks.in_scope(mask, scope), sizes, strict=True)
+    sizes = [jnp.abs(wide(x)) for x in in_scope(tree, scope)]
+    pairs = zip(in_scope(mask, scope), sizes, strict=True)
     kept = jnp.stack([jnp.sum(jnp.where(m, a, 0)) for m, a in pairs])
     whole = jnp.stack([jnp.sum(a) for a in sizes])
     if share == "network":
@@ -73,7 +74,7 @@ def _kept_share(mask: Mask, tree: Params, share: str, scope: Scope) -> jax.Array
 
 def require_balance(balance: Any, grads: Params | None) -> None:
     """Raises unless balance and gradient go together."""
-    traced = masks.is_traced(balance)
+    traced = is_traced(balance)
     if not traced and not 0 <= balance <= 1:
         raise value_error(
             f"`balance` must be in [0, 1] (1: magnitude alone), got {balance}."

@@ -20,10 +20,10 @@ from typing import Any
 
 import jax
 
-from jprune import masks
 from jprune._dtypes import wide
 from jprune._typing import Params, PyTree, Scores
 from jprune.at_init._gradients import LossFn, loss_of_weights, mean_over_chunks, scored
+from jprune.masks._scope import in_scope, resolve_scope
 
 
 def grasp(
@@ -73,9 +73,9 @@ def grasp(
     References:
       Wang, Zhang and Grosse, arXiv 2002.07376, algorithm 1.
     """
-    scope = masks.resolve_scope(scope, params)
+    scope = resolve_scope(scope, params)
     weights, loss = (
-        masks.in_scope(params, scope),
+        in_scope(params, scope),
         loss_of_weights(loss_fn, params, scope),
     )
 

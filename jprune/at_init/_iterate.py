@@ -16,6 +16,9 @@ import numpy as np
 from jprune import masks
 from jprune._errors import value_error
 from jprune._typing import Mask, Params, Scores
+from jprune.masks._count import is_traced
+from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._target import keep_counts
 
 Schedule = Literal["exponential", "linear"]
 
@@ -67,11 +70,11 @@ def iterate(
     References:
       Tanaka et al., arXiv 2006.05467, algorithm 1.
     """
-    scope = masks.resolve_scope(scope, params)
-    leaves = masks.in_scope(params, scope)
-    last, _ = masks.keep_counts(params, sparsity, keep, scope=scope)
+    scope = resolve_scope(scope, params)
+    leaves = in_scope(params, scope)
+    last, _ = keep_counts(params, sparsity, keep, scope=scope)
     least = max(1, sum(min(min_keep, x.size) for x in leaves))
-    if masks.is_traced(last) or last < least:
+    if is_traced(last) or last < least:
         raise value_error(
             f"The target of `iterate` must be concrete and keep at least {least} "
             f"weights; got {last}."

@@ -34,6 +34,7 @@ from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, Scope
 from jprune.at_init._fitness import fitness, require_balance
 from jprune.at_init._random_mask import ELEMENT, Pattern, random_mask
+from jprune.masks._scope import resolve_scope
 
 Share = Literal["leaf", "network", "channel"]
 
@@ -92,7 +93,7 @@ def k_starts(
       Haroon, arXiv 2209.02201, abstract; the formulas are `[inferred]`.
     """
     require_balance(balance, grads)
-    scope = masks.resolve_scope(scope, params)
+    scope = resolve_scope(scope, params)
     contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
     starts = _starts(k)
     if share == "channel":
@@ -145,7 +146,7 @@ def better_half(
       ValueError: as `k_starts`; `share="channel"`.
     """
     require_balance(balance, grads)
-    scope = masks.resolve_scope(scope, params)
+    scope = resolve_scope(scope, params)
     contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
     rated, starts = contest.rate(params, grads, _starts(starts))
     half = -(-len(starts) // 2)

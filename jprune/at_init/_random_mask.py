@@ -12,6 +12,8 @@ from jprune import masks
 from jprune._dtypes import wide
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, Scope
+from jprune.masks._count import is_traced, require_sparsity
+from jprune.masks._scope import resolve_scope
 
 Pattern = Callable[..., Mask]
 """`pattern(scores, sparsity=, within=, scope=)` -> mask, each leaf ranked by itself.
@@ -57,13 +59,14 @@ def random_mask(
 
     Examples:
       >>> import jax
-      >>> from jprune import at_init, masks
+      >>> from jprune import masks
+      >>> from jprune.at_init._random_mask import random_mask
       >>> params = {"kernel": jax.numpy.ones((8, 5))}
-      >>> mask = at_init.random_mask(jax.random.key(0), params, 0.7)
+      >>> mask = random_mask(jax.random.key(0), params, 0.7)
       >>> int(masks.count(mask))
       12
     """
-    scope = masks.resolve_scope(scope, params)
+    scope = resolve_scope(scope, params)
     leaves, treedef = jax.tree.flatten(params)
     taken = jax.tree.leaves(scope)
     numbers = iter(jnp.broadcast_to(jnp.asarray(start), (sum(taken),)))
@@ -84,13 +87,13 @@ def random_mask(
 def _leaving_one(sparsity: Any, params: Params, scope: Scope) -> PyTree:
     """The share of zeros in each leaf, less where it would take every weight."""
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(sparsity)):
-        masks.require_sparsity(sparsity)
+        require_sparsity(sparsity)
         sparsity = jax.tree.map(lambda t: sparsity if t else 0.0, scope)
     require_same_structure("sparsity", sparsity, params)
 
     def leaf(share: Any, w: Any) -> Any:
         most = 1 - 1 / max(np.size(w), 1)
-        if masks.is_traced(share):
+        if is_traced(share):
             return jnp.minimum(wide(share), most)
         # What is no share at all is left to the pattern, which names the leaf.
         return most if np.ndim(share) == 0 and most < share <= 1 else share

@@ -37,6 +37,7 @@ from jprune._typing import Mask, Params, PyTree, Scope
 from jprune.at_init._fan_in import fan_ins
 from jprune.at_init._gradients import LossFn
 from jprune.at_init._snip import snip
+from jprune.masks._scope import in_scope, resolve_scope
 
 
 def sbp(
@@ -82,7 +83,7 @@ def sbp(
       Hayou et al., arXiv 2002.08797 (SBP).
     """
     scores = snip(loss_fn, params, batch, key, chunks=chunks, scope=scope)
-    taken = masks.resolve_scope(scope, params)
+    taken = resolve_scope(scope, params)
     mask = masks.unstructured(
         scores, sparsity, keep=keep, scope=taken, min_keep=min_keep
     )
@@ -207,12 +208,12 @@ def branch_scale(blocks: int) -> float:
 
 def _taken(mask: Mask, params: Params, scope: Any) -> Scope:
     if scope is not None:
-        return masks.resolve_scope(scope, params)
+        return resolve_scope(scope, params)
     return jax.tree.map(lambda m: jnp.ndim(m) > 0, mask)
 
 
 def _targets(sigma_w2: Any, params: Params, taken: Scope) -> list[Any]:
     if jax.tree_util.treedef_is_leaf(jax.tree.structure(sigma_w2)):
-        return [sigma_w2] * len(masks.in_scope(params, taken))
+        return [sigma_w2] * len(in_scope(params, taken))
     require_same_structure("sigma_w2", sigma_w2, params)
-    return masks.in_scope(sigma_w2, taken)
+    return in_scope(sigma_w2, taken)

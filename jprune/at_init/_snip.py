@@ -17,9 +17,10 @@ from typing import Any
 
 import jax
 
-from jprune import masks, scores
+from jprune import scores
 from jprune._typing import Params, PyTree, Scores
 from jprune.at_init._gradients import LossFn, loss_of_weights, mean_over_chunks, scored
+from jprune.masks._scope import in_scope, resolve_scope
 
 
 def snip(
@@ -69,9 +70,9 @@ def snip(
       Lee et al., arXiv 1810.02340, eq. (6), without its normalization by the sum, which
       no ranking sees.
     """
-    scope = masks.resolve_scope(scope, params)
+    scope = resolve_scope(scope, params)
     weights, loss = (
-        masks.in_scope(params, scope),
+        in_scope(params, scope),
         loss_of_weights(loss_fn, params, scope),
     )
 

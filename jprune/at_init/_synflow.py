@@ -37,6 +37,8 @@ from jprune._errors import value_error
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.at_init._gradients import put, scored
 from jprune.at_init._iterate import Schedule, iterate
+from jprune.masks._count import is_traced
+from jprune.masks._scope import in_scope, resolve_scope
 
 ApplyFn = Callable[[Params, Any], PyTree]
 """`apply_fn(params, x)` -> outputs, any tree of arrays."""
@@ -84,10 +86,10 @@ def synflow(
     References:
       Tanaka et al., arXiv 2006.05467 (synaptic saliency of the flow).
     """
-    scope = masks.resolve_scope(scope, params)
+    scope = resolve_scope(scope, params)
     x = jax.tree.map(lambda s: jnp.ones(np.shape(s), jnp.result_type(s)), inputs)
     positive = jax.tree.map(_magnitude, params)
-    weights = masks.in_scope(positive, scope)
+    weights = in_scope(positive, scope)
     if normalize:
         weights = [w / _mean_column(w) for w in weights]
 
@@ -157,7 +159,7 @@ def synflow_mask(
         min_keep=min_keep,
     )
     left = jax.tree.leaves(score(masks.apply(mask, params)))
-    if not any(masks.is_traced(s) or jnp.any(s > 0) for s in left):
+    if not any(is_traced(s) or jnp.any(s > 0) for s in left):
         raise value_error(
             "Nothing flows from input to output any more: the asked `sparsity` leaves "
             "fewer weights than a path has, or R fell below the float range "
@@ -179,7 +181,7 @@ def _mean_column(w: jax.Array) -> jax.Array:
 
 
 def _require_finite(found: list[jax.Array]) -> None:
-    if any(not masks.is_traced(s) and not jnp.all(jnp.isfinite(s)) for s in found):
+    if any(not is_traced(s) and not jnp.all(jnp.isfinite(s)) for s in found):
         raise value_error(
             "The flow R overflowed: it is a product over layers. Use `normalize=True`, "
             "or float64."

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jprune._jaxpr._moves import Dims
 from jprune._tree import KeyTuple
 from jprune._unfolding import Spectrum, Unfolding
-from jprune.compress._sites import Dims
 
 INNER = "k"
 """The label of the axis that the two factors share."""

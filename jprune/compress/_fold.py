@@ -31,7 +31,7 @@ import numpy as np
 from jprune import surgery
 from jprune._errors import listing, value_error
 from jprune._jaxpr._trace import flatten_call, trace
-from jprune._tree import KeyTuple, path_keys
+from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
 from jprune.compress._difference import relative_difference
 from jprune.compress._sites import Origin, Reading, Sink, Walk
@@ -152,7 +152,7 @@ def _changes(
         sink = sinks.get(site, Sink(None, why="no bias or running mean follows"))
         why = _reason(reading, sink, bound)
         if why:
-            refused.append(f"{'/'.join(map(str, path))}: {why}")
+            refused.append(f"{keys_text(path)}: {why}")
         elif sink.path is not None:
             delta = sink.sign * np.transpose(reading.constant, np.argsort(sink.dims))
             shape = [1] * sink.ndim

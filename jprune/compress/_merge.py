@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 from jprune import surgery
 from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group
-from jprune._tree import KeyTuple, path_keys
+from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
 from jprune.compress._difference import relative_difference
 
@@ -248,7 +248,7 @@ def _find(deps: surgery.Groups, key: str) -> Group:
     found = [
         group
         for group in deps
-        if any("/".join(map(str, m.path)) == key for m in _producers(group))
+        if any(keys_text(m.path) == key for m in _producers(group))
     ]
     if len(found) == 1:
         return found[0]

@@ -21,6 +21,8 @@ from jprune._axes import axis_list, contraction_axis, whole_along
 from jprune._errors import listing, value_error
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree
+from jprune.masks._count import is_traced
+from jprune.masks._scope import resolve_scope
 
 
 @jax.tree_util.register_dataclass
@@ -114,7 +116,7 @@ def pack_n_of_m(
     References:
       Zhou et al., arXiv 2102.04010, section 2.
     """
-    taken = jax.tree.leaves(masks.resolve_scope(scope, params))
+    taken = jax.tree.leaves(resolve_scope(scope, params))
     # Exactly n of each group: all that is not zero, and zeros that fill up.
     kept = masks.n_of_m(params, n, m, axis, scope=scope)
     rows = zip(
@@ -126,7 +128,7 @@ def pack_n_of_m(
     )
     packed, bad = [], []
     for (path, x), keep, given, inside in rows:
-        if masks.is_traced(x):
+        if is_traced(x):
             raise value_error(f"`pack_n_of_m` got a traced array at {path}.")
         if not inside:
             packed.append(x)

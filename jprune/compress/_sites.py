@@ -21,14 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._moves import Dims, moved_dims
 from jprune._tree import KeyTuple
-
-Dims = tuple[int | None, ...]
 
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
-_SAME_AXES = {"convert_element_type", "copy", "copy_p", "reduce_precision", "name"}
-_UNIT_AXES = {"reshape", "squeeze", "expand_dims"}
 
 
 class Origin(NamedTuple):
@@ -251,31 +248,3 @@ def _moved(eqn: Any, tag: Any, result: jax.Array) -> Any:
         return None
     dims = moved_dims(eqn, tag.dims)
     return None if dims is None else tag._replace(dims=dims)
-
-
-def moved_dims(eqn: Any, dims: Dims) -> Dims | None:
-    """What stands behind each axis of a value cast, transposed or given unit axes.
-
-    None if the equation does anything else. An axis that has nothing behind it is new.
-    """
-    name = eqn.primitive.name
-    if name in _SAME_AXES:
-        return dims
-    if name == "transpose":
-        return tuple(dims[p] for p in eqn.params["permutation"])
-    shape = eqn.outvars[0].aval.shape
-    moved: list[int | None] = [None] * len(shape)
-    if name == "broadcast_in_dim":
-        for d, place in enumerate(eqn.params["broadcast_dimensions"]):
-            moved[place] = dims[d]
-    elif name in _UNIT_AXES:
-        before = eqn.invars[0].aval.shape
-        old = [dims[d] for d, n in enumerate(before) if n != 1]
-        new = [d for d, n in enumerate(shape) if n != 1]
-        if [n for n in before if n != 1] != [shape[d] for d in new]:
-            return None
-        for d, source in zip(new, old, strict=True):
-            moved[d] = source
-    else:
-        return None
-    return tuple(moved)

@@ -17,10 +17,10 @@ from jax import lax
 
 from jprune._errors import listing, value_error
 from jprune._jaxpr import _compat
-from jprune._tree import KeyTuple
+from jprune._jaxpr._moves import moved_dims
+from jprune._tree import KeyTuple, keys_text
 from jprune.compress._contract import Refused, contract, convolve
 from jprune.compress._factors import Thin
-from jprune.compress._sites import moved_dims
 
 _CONTRACTIONS = {"dot_general": contract, "conv_general_dilated": convolve}
 _EACH_ARRAY = {
@@ -75,7 +75,7 @@ class Walk:
           ValueError: naming each with the reason.
         """
         if self.refused:
-            lines = [f"{'/'.join(map(str, p))}: {w}" for p, w in self.refused.items()]
+            lines = [f"{keys_text(p)}: {w}" for p, w in self.refused.items()]
             raise value_error(
                 "These parameters cannot be two factors: the function reads them "
                 "otherwise than in contractions over the rows or the columns of their "

@@ -49,8 +49,8 @@ def exact(x: Any) -> Fraction:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import masks
-      >>> masks.exact(0.57), masks.exact(jnp.bfloat16(0.57))
+      >>> from jprune.masks._count import exact
+      >>> exact(0.57), exact(jnp.bfloat16(0.57))
       (Fraction(57, 100), Fraction(57, 100))
     """
     value = np.asarray(x)[()]
@@ -76,8 +76,8 @@ def removed_count(n: int, sparsity: Any) -> int:
       ValueError: `sparsity` outside [0, 1].
 
     Examples:
-      >>> from jprune import masks
-      >>> masks.removed_count(10, 0.9), masks.removed_count(10, 0.25)
+      >>> from jprune.masks._count import removed_count
+      >>> removed_count(10, 0.9), removed_count(10, 0.25)
       (9, 3)
     """
     s = exact(sparsity)

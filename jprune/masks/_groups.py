@@ -1,6 +1,6 @@
 """Masks of groups: a coordinate goes from every parameter it lives in, together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,21 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
-from jprune._groups import (
-    AxisRef,
-    Group,
-    Role,
-    member_leaves,
-    no_member,
-    require_keeps,
-)
+from jprune._groups import Group, Role, chosen, member_leaves, no_member
 from jprune._typing import Mask, Params
 
 
 def from_groups(
     params: Params,
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     *,
     roles: Sequence[Role] | None = None,
 ) -> Mask:
@@ -32,7 +25,8 @@ def from_groups(
       params: the parameters, or the sub-tree of the variables one prunes.
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      keeps: for each group a bool vector `[group.size]`, True = keep.
+      keeps: by group id a bool vector `[group.size]`, True = keep; groups that it does
+        not name stay whole.
       roles: touch only members in these roles, e.g. `("scale", "bias")`; None for all.
 
     Returns:
@@ -40,32 +34,25 @@ def from_groups(
       that no group touches hold a 0-d True.
 
     Raises:
-      ValueError: a vector of the wrong length or not of bools, or a group with no
-        member of the given roles in the tree (nothing of it would be removed).
+      ValueError: `keeps` is no mapping or names an unknown group, a vector of the wrong
+        length or not of bools, or a group with no member of the given roles in the tree
+        (nothing of it would be removed).
     """
-    require_keeps(groups, keeps)
+    chosen(groups, keeps)
     leaves, treedef = jax.tree.flatten(params)
     kept = [jnp.array(True)] * len(leaves)
-    found = member_leaves(params, groups)
-    for (group, members), keep in zip(found, keeps, strict=True):
+    for group, members in member_leaves(params, groups):
+        if group.id not in keeps:
+            continue
         touched = [m for m in members if roles is None or m[0].role in roles]
         if not touched:
             raise no_member(group, roles)
+        keep = jnp.asarray(keeps[group.id])
         for ref, i, leaf in touched:
             # Laid out as the leaf is, which a mesh with explicit axes insists on.
             like = jnp.ones_like(leaf, bool)
-            kept[i] = kept[i] & like & _along(jnp.asarray(keep), ref, like.shape)
+            kept[i] = kept[i] & like & ref.spread(keep, like.ndim, fill=True)
     return jax.tree.unflatten(treedef, kept)
-
-
-def _along(keep: jax.Array, ref: AxisRef, shape: tuple[int, ...]) -> jax.Array:
-    """The vector laid along one axis of a leaf. [shape]"""
-    if ref.labels is not None:
-        labels = np.asarray(ref.labels)
-        keep = jnp.where(labels >= 0, keep[np.maximum(labels, 0)], True)
-    column = [1] * len(shape)
-    column[ref.axis] = -1
-    return jnp.broadcast_to(keep.reshape(column), shape)
 
 
 def within_budget(

@@ -18,14 +18,14 @@ from jprune import selection
 from jprune._errors import require_static, value_error
 from jprune.masks._count import is_traced
 
-Ranking = Literal["global", "leaf"]
+RankingName = Literal["global", "leaf"]
 
 
 def rank(
     scores: Sequence[jax.Array],
     keep: Any,
     *,
-    ranking: Ranking = "global",
+    ranking: RankingName = "global",
     within: Sequence[jax.Array] | None = None,
     min_keep: int = 1,
     signed: bool = False,
@@ -80,7 +80,7 @@ def _rank(
     within: list[jax.Array] | None,
     times: list[jax.Array] | None,
     init: selection.WarmStart | None,
-    ranking: Ranking,
+    ranking: RankingName,
     signed: bool,
 ) -> tuple[list[jax.Array], selection.Threshold]:
     image = "signed" if signed else "magnitude"

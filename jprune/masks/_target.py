@@ -17,7 +17,7 @@ from jprune.masks._count import (
     resolve_keep,
     share_kept,
 )
-from jprune.masks._rank import Ranking
+from jprune.masks._rank import RankingName
 from jprune.masks._scope import in_scope, resolve_scope
 
 
@@ -27,8 +27,8 @@ def keep_counts(
     keep: Any = None,
     *,
     scope: Any = None,
-    ranking: Ranking = "global",
-) -> tuple[Any, Ranking]:
+    ranking: RankingName = "global",
+) -> tuple[Any, RankingName]:
     """How many scalars a target keeps: the counting rule applied to these leaves.
 
     Args:
@@ -53,8 +53,13 @@ def keep_counts(
 
 
 def unit_counts(
-    sizes: Sequence[int], sparsity: Any, keep: Any, *, scope: Scope, ranking: Ranking
-) -> tuple[Any, Ranking]:
+    sizes: Sequence[int],
+    sparsity: Any,
+    keep: Any,
+    *,
+    scope: Scope,
+    ranking: RankingName,
+) -> tuple[Any, RankingName]:
     """`keep_counts` for leaves in scope that have `sizes` units to rank."""
     require_one(sparsity, keep)
     if sparsity is not None and not _is_number(sparsity):

@@ -18,7 +18,7 @@ from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._tiles import Shape, block_shape, tiles, untiled, within_tiles
 from jprune._typing import Mask, PyTree, Scope, Scores
-from jprune.masks._rank import Ranking, rank
+from jprune.masks._rank import RankingName, rank
 from jprune.masks._scope import (
     from_scope,
     in_scope,
@@ -39,7 +39,7 @@ def channels(
     keep: Any = None,
     axis: int | PyTree | None = None,
     reduce: Reduce = "sum",
-    ranking: Ranking = "leaf",
+    ranking: RankingName = "leaf",
     within: Mask | None = None,
     scope: Any = None,
     min_keep: int = 1,
@@ -112,7 +112,7 @@ def blocks(
     *,
     keep: Any = None,
     reduce: Reduce = "sum",
-    ranking: Ranking = "leaf",
+    ranking: RankingName = "leaf",
     within: Mask | None = None,
     scope: Any = None,
     min_keep: int = 1,
@@ -169,7 +169,7 @@ def _rank_units(
     units: list[jax.Array],
     sparsity: Any,
     keep: Any,
-    ranking: Ranking,
+    ranking: RankingName,
     within: list[jax.Array] | None,
     scope: Scope,
     min_keep: int,

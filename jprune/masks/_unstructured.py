@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jprune import selection
 from jprune._typing import Mask, PyTree, Scores
-from jprune.masks._rank import Ranking, rank
+from jprune.masks._rank import RankingName, rank
 from jprune.masks._scope import from_scope, in_scope, inside, resolve_scope
 from jprune.masks._target import keep_counts
 
@@ -17,7 +17,7 @@ def unstructured(
     sparsity: Any = None,
     *,
     keep: Any = None,
-    ranking: Ranking = "global",
+    ranking: RankingName = "global",
     within: Mask | None = None,
     scope: Any = None,
     min_keep: int = 1,
@@ -77,7 +77,7 @@ def ranked(
     scores: Scores,
     counts: Any,
     *,
-    ranking: Ranking = "global",
+    ranking: RankingName = "global",
     scope: Any = None,
     min_keep: int = 1,
     within: Mask | None = None,

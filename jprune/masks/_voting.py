@@ -17,10 +17,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jprune._errors import value_error
-from jprune._groups import AxisRef, Group, member_leaves
+from jprune._groups import Group, member_leaves
 from jprune._typing import Params
 from jprune.masks._count import is_traced
 
@@ -31,7 +30,7 @@ def keep_by_scale(
     threshold: float | jax.Array | Literal["optimal"] = 0.01,
     *,
     min_keep: int = 1,
-) -> tuple[jax.Array, ...]:
+) -> dict[str, jax.Array]:
     """Keeps the coordinates whose norm scales exceed a threshold; members vote.
 
     Args:
@@ -45,22 +44,24 @@ def keep_by_scale(
         above the threshold, and nothing where a vote removes all.)
 
     Returns:
-      For each group a bool vector, True = keep: what `masks.from_groups` takes.
+      By group id a bool vector, True = keep: what `masks.from_groups` takes.
 
     Raises:
       ValueError: another `threshold`, or a negative one; no group has a member with the
         role "scale" in `params`.
     """
     _require_threshold(threshold)
-    found, any_scale = [], False
+    found, any_scale = {}, False
     for group, members in member_leaves(params, groups):
         scales = [
-            _largest(leaf, ref, group.size)
+            ref.collect(
+                jnp.max(jnp.abs(leaf), ref.others(leaf.ndim)), group.size, "max"
+            )
             for ref, _, leaf in members
             if ref.role == "scale"
         ]
         if not scales:
-            found.append(jnp.ones(group.size, bool))
+            found[group.id] = jnp.ones(group.size, bool)
             continue
         any_scale = True
         keeps = []
@@ -69,14 +70,15 @@ def keep_by_scale(
             at = energy_threshold(scale) if by_name else threshold
             keeps.append(_at_least(scale > at, scale, min_keep))
         agreed = vote(keeps)
-        found.append(_at_least(agreed, jnp.mean(jnp.stack(scales), 0), min_keep))
+        mean = jnp.mean(jnp.stack(scales), 0)
+        found[group.id] = _at_least(agreed, mean, min_keep)
     if not any_scale:
         raise value_error(
             "No group has a norm scale among the leaves of `params`: there is nothing "
             "to threshold. Groups get the role 'scale' from `surgery.groups`; a norm "
             "built without a scale has none."
         )
-    return tuple(found)
+    return found
 
 
 def _require_threshold(threshold: Any) -> None:
@@ -101,9 +103,9 @@ def vote(keeps: Sequence[jax.Array]) -> jax.Array:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import masks
+      >>> from jprune.masks._voting import vote
       >>> a, b = jnp.array([False, False, True]), jnp.array([False, True, True])
-      >>> masks.vote([a, b])
+      >>> vote([a, b])
       Array([False,  True,  True], dtype=bool)
     """
     remove = ~jnp.stack(keeps)  # [K, size]
@@ -133,17 +135,6 @@ def energy_threshold(scale: jax.Array, delta: float = 1e-4) -> jax.Array:
     middle = (ordered[jnp.maximum(i - 1, 0)] + ordered[i]) / 2
     alive = jnp.where(i == 0, jnp.zeros_like(middle), middle)
     return jnp.where(ordered[-1] < 1e-3, jnp.ones_like(middle), alive)
-
-
-def _largest(leaf: jax.Array, ref: AxisRef, size: int) -> jax.Array:
-    """The largest magnitude at which each coordinate lives. [size]"""
-    others = tuple(i for i in range(leaf.ndim) if i != ref.axis)
-    top = jnp.max(jnp.abs(leaf), axis=others)  # [axis length]
-    if ref.labels is None:
-        return top
-    labels = np.asarray(ref.labels)
-    at = np.flatnonzero(labels >= 0)
-    return jnp.zeros(size, top.dtype).at[labels[at]].max(top[at])
 
 
 def _at_least(keep: jax.Array, score: jax.Array, n: int) -> jax.Array:

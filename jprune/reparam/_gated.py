@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import masks
-from jprune._axes import whole_along
 from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group, member_leaves, no_member
 from jprune._tree import KeyTuple, named_leaves
@@ -49,7 +48,7 @@ def multiplied(
     leaves, treedef = jax.tree.flatten(params)
     for group, members in member_leaves(params, groups):
         for ref, i, leaf in _gated(members):
-            z = along(channel_gates[group.id], ref, jnp.ndim(leaf))
+            z = ref.spread(channel_gates[group.id], jnp.ndim(leaf))
             leaves[i] = leaves[i] * z.astype(leaf.dtype)
     number = _numbers(params)
     for name, branch in branches.items():
@@ -71,7 +70,7 @@ def closed_mask(
     for name, branch in branches.items():
         for group in branch.inner:
             keeps[group.id] = keeps[group.id] & open_branches[name]
-    mask = masks.from_groups(params, every, [keeps[g.id] for g in every])
+    mask = masks.from_groups(params, every, keeps)
     kept, treedef = jax.tree.flatten(mask)
     number, leaves = _numbers(params), jax.tree.leaves(params)
     for name, branch in branches.items():
@@ -101,15 +100,6 @@ def _gated(members: Sequence[tuple[AxisRef, int, Any]]) -> list:
 def _level(ref: AxisRef) -> KeyTuple:
     """Where a leaf lies; NNX keeps an array as the attribute `value` of its name."""
     return ref.path[:-2] if ref.path[-1:] == ("value",) else ref.path[:-1]
-
-
-def along(z: jax.Array, ref: AxisRef, ndim: int, fill: Any = 1) -> jax.Array:
-    """A vector of a group along one axis of a leaf; `fill` where the group is not."""
-    z = whole_along(z, (0,))
-    if ref.labels is not None:
-        labels = np.asarray(ref.labels)
-        z = jnp.where(labels >= 0, z[np.maximum(labels, 0)], jnp.asarray(fill, z.dtype))
-    return jnp.expand_dims(z, [axis for axis in range(ndim) if axis != ref.axis])
 
 
 def _numbers(params: Params) -> dict[str, int]:

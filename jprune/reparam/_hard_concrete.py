@@ -48,8 +48,8 @@ def hard_concrete(log_alpha: jax.Array, noise: jax.Array | None = None) -> jax.A
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import reparam
-      >>> reparam.hard_concrete(jnp.array([-3.0, 0.0, 3.0]))
+      >>> from jprune.reparam._hard_concrete import hard_concrete
+      >>> hard_concrete(jnp.array([-3.0, 0.0, 3.0]))
       Array([0. , 0.5, 1. ], dtype=float32)
     """
     logit = log_alpha
@@ -100,10 +100,10 @@ def expected_cost(
       A block of two 1 x 1 convolutions 2 -> 2 -> 2 that is open half of the time:
 
       >>> import jax.numpy as jnp
-      >>> from jprune import reparam
+      >>> from jprune.reparam._hard_concrete import expected_cost
       >>> n, q = {"mid": jnp.array(1.5)}, {"block": jnp.array(0.5)}
       >>> cost = lambda kept: 2 * kept["mid"] + kept["mid"] * 2
-      >>> reparam.expected_cost(n, q, {"block": ["mid"]}, cost)
+      >>> expected_cost(n, q, {"block": ["mid"]}, cost)
       Array(3., dtype=float32)
     """
     row = {}

@@ -116,9 +116,9 @@ def learned_attention(
     return Reparam(
         partial(_init, rule),
         partial(_apply, rule),
+        partial(_export, rule),
         partial(_penalty, rule),
         _project,
-        partial(_export, rule),
     )
 
 

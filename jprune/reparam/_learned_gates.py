@@ -192,9 +192,9 @@ def learned_gates(
     return Reparam(
         partial(_init, gates),
         partial(_apply, gates),
+        partial(_export, gates),
         partial(_penalty, gates),
         partial(_project, gates),
-        partial(_export, gates),
     )
 
 

@@ -136,9 +136,9 @@ def learned_n_of_m(
     return Reparam(
         partial(_init, search),
         partial(_apply, search),
+        partial(_export, search),
         partial(_penalty, search),
         partial(_project, search),
-        partial(_export, search),
     )
 
 

@@ -140,9 +140,9 @@ def learned_thresholds(
     return Reparam(
         partial(_init, loss),
         partial(_apply, loss),
+        partial(_export, loss),
         partial(_penalty, loss),
         partial(_project, loss),
-        partial(_export, loss),
     )
 
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import masks
 from jprune._errors import value_error
 from jprune._tree import map_named, named_leaves, require_same_structure
 from jprune._typing import Mask, Params, PyTree
+from jprune.masks._scope import resolve_scope
 
 
 def chosen(params: Params, scope: Any) -> dict[str, jax.Array]:
@@ -27,7 +27,7 @@ def chosen(params: Params, scope: Any) -> dict[str, jax.Array]:
     if len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
         raise value_error(f"Two leaves are called {twice[0]!r}; rename a key.")
-    taken = jax.tree.leaves(masks.resolve_scope(scope, params))
+    taken = jax.tree.leaves(resolve_scope(scope, params))
     pairs = zip(names, jax.tree.leaves(params), taken, strict=True)
     return {name: leaf for name, leaf, t in pairs if t}
 

@@ -33,7 +33,9 @@ from jprune import masks
 from jprune._errors import listing, value_error
 from jprune._tree import named_leaves
 from jprune._typing import Mask, Params, PyTree
-from jprune.reparam._reparam import Reparam, no_penalty, unconstrained
+from jprune.masks._count import is_traced
+from jprune.masks._scope import resolve_scope
+from jprune.reparam._reparam import Reparam
 
 
 def powerpropagation(
@@ -90,7 +92,7 @@ def powerpropagation(
         params = apply(theta)
         return params, masks.from_zeros(params, scope)
 
-    return Reparam(init, apply, no_penalty, unconstrained, export)
+    return Reparam(init, apply, export)
 
 
 def change_power(theta: PyTree, old: float, new: float, *, scope: Any = None) -> PyTree:
@@ -167,22 +169,22 @@ def _root(w: jax.Array, alpha: float) -> jax.Array:
 
 
 def _map(fn: Any, tree: PyTree, scope: Any) -> PyTree:
-    taken = masks.resolve_scope(scope, tree)
+    taken = resolve_scope(scope, tree)
     return jax.tree.map(lambda x, t: fn(x) if t else x, tree, taken)
 
 
 def _require_power(name: str, alpha: Any) -> None:
-    if masks.is_traced(alpha) or not alpha >= 1:
+    if is_traced(alpha) or not alpha >= 1:
         raise value_error(f"`{name}` must be a number of at least 1, got {alpha}.")
 
 
 def _require_not_zero(params: Params, scope: Any) -> None:
-    taken = jax.tree.leaves(masks.resolve_scope(scope, params))
+    taken = jax.tree.leaves(resolve_scope(scope, params))
     pairs = zip(named_leaves(params), taken, strict=True)
     zero = [
         name
         for (name, leaf), t in pairs
-        if t and not masks.is_traced(leaf) and np.size(leaf) and not np.any(leaf)
+        if t and not is_traced(leaf) and np.size(leaf) and not np.any(leaf)
     ]
     if zero:
         raise value_error(

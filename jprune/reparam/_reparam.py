@@ -18,8 +18,10 @@ checkpointed and sharded as parameters are.
     params, mask = r.export(theta)
 
 Parts of $\theta$ that need another learning rate are named fields, and a tuple of
-labels is a prefix of $\theta$, so `optax.partition({...}, ThresholdTheta("w", "r"))`
-tells them apart.
+labels is a prefix of $\theta$, so that `optax.partition` tells them apart:
+
+    labels = lambda theta: theta._replace(weights="slow", thresholds="fast")
+    tx = optax.partition({"slow": optax.sgd(0.1), "fast": optax.sgd(1.0)}, labels)
 """
 
 from collections.abc import Callable
@@ -31,27 +33,6 @@ import optax
 
 from jprune._errors import no_params, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
-
-
-class Reparam(NamedTuple):
-    """A reparameterization: five pure functions.
-
-    Attributes:
-      init: `params -> theta`. Where the map is one to one, its inverse.
-      apply: `(theta, key=None) -> params`, the map, differentiable in theta. Only a
-        stochastic map reads `key`; without one it is its own mean or mode.
-      penalty: `theta -> 0-d array`, what joins the loss.
-      project: `(new, old, step) -> theta`: what the update from `old` to `new` at the
-        0-based `step` may lead to. Parts that training must not move return to `old`.
-      export: `theta -> (params, mask)`, called once at the end: the parameters that
-        `apply` uses, with exact zeros, and the mask of what is kept.
-    """
-
-    init: Callable[[Params], PyTree]
-    apply: Callable[..., Params]
-    penalty: Callable[[PyTree], jax.Array]
-    project: Callable[[PyTree, PyTree, jax.Array], PyTree]
-    export: Callable[[PyTree], tuple[Params, Mask]]
 
 
 def no_penalty(theta: PyTree) -> jax.Array:
@@ -80,6 +61,28 @@ def unconstrained(new: PyTree, old: PyTree, step: jax.Array) -> PyTree:
     """
     del old, step
     return new
+
+
+class Reparam(NamedTuple):
+    """A reparameterization: five pure functions.
+
+    Attributes:
+      init: `params -> theta`. Where the map is one to one, its inverse.
+      apply: `(theta, key=None) -> params`, the map, differentiable in theta. Only a
+        stochastic map reads `key`; without one it is its own mean or mode.
+      export: `theta -> (params, mask)`, called once at the end: the parameters that
+        `apply` uses, with exact zeros, and the mask of what is kept.
+      penalty: `theta -> 0-d array`, what joins the loss; none by default.
+      project: `(new, old, step) -> theta`: what the update from `old` to `new` at the
+        0-based `step` may lead to; anything by default. Parts that training must not
+        move return to `old`.
+    """
+
+    init: Callable[[Params], PyTree]
+    apply: Callable[..., Params]
+    export: Callable[[PyTree], tuple[Params, Mask]]
+    penalty: Callable[[PyTree], jax.Array] = no_penalty
+    project: Callable[[PyTree, PyTree, jax.Array], PyTree] = unconstrained
 
 
 def wrap(
@@ -123,8 +126,8 @@ def compose(first: Reparam, second: Reparam) -> Reparam:
     Args:
       first: the map next to theta.
       second: the map next to the network. Its own theta must be a tree of weights like
-        the parameters, with no constraint: `straight_through`, `n_of_m`, `top_kast`
-        or `powerpropagation`.
+        the parameters, with no constraint: `straight_through`,
+        `straight_through_n_of_m`, `top_kast` or `powerpropagation`.
 
     Returns:
       A `Reparam` whose theta is that of `first`.
@@ -139,7 +142,7 @@ def compose(first: Reparam, second: Reparam) -> Reparam:
         raise value_error(
             "`second` must be unconstrained: its theta is what `first` gives and is "
             "never stored, so that its `project` could not hold it. Exchange the two, "
-            "or take a map whose `project` is `reparam.unconstrained`."
+            "or take a map that was given no `project`."
         )
 
     def penalty(theta: PyTree) -> jax.Array:

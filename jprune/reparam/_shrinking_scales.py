@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import masks
-from jprune._axes import whole_along
 from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group, member_leaves, no_member
 from jprune._tree import named_leaves
@@ -34,7 +33,6 @@ from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.reparam._gated import (
     Branch,
     all_groups,
-    along,
     closed_mask,
     multiplied,
     parameter_cost,
@@ -42,7 +40,7 @@ from jprune.reparam._gated import (
 )
 from jprune.reparam._hard_concrete import Cost
 from jprune.reparam._named import scalar
-from jprune.reparam._reparam import Reparam, no_penalty
+from jprune.reparam._reparam import Reparam
 
 
 class ScaleTheta(NamedTuple):
@@ -100,9 +98,8 @@ def shrinking_scales(
     return Reparam(
         partial(_init, given),
         partial(_apply, given),
-        no_penalty,
-        partial(_project, given),
         lambda theta: (_apply(given, theta), _mask(given, theta)),
+        project=partial(_project, given),
     )
 
 
@@ -163,7 +160,7 @@ def _project(
         before = _strengths(group, scales)
         spared = (jnp.arange(group.size) == jnp.argmax(before)) & ~jnp.any(rest > 0)
         for ref, i, leaf in scales:
-            back = along(spared, ref, jnp.ndim(leaf), fill=False)
+            back = ref.spread(spared, jnp.ndim(leaf), fill=False)
             leaves[i] = jnp.where(back, leaf, leaves[i])
     factors = {
         name: soft_threshold(v, amount * weights[name])
@@ -230,9 +227,7 @@ def _strengths(group: Group, scales: Sequence[tuple[AxisRef, int, Any]]) -> jax.
     """The largest magnitude of any scale of each coordinate. [group.size]"""
     found = jnp.zeros(group.size, jnp.result_type(*[leaf for *_, leaf in scales]))
     for ref, _, leaf in scales:
-        others = tuple(axis for axis in range(jnp.ndim(leaf)) if axis != ref.axis)
-        here = whole_along(jnp.max(jnp.abs(leaf), axis=others), (0,))
-        where = ref.coordinates(group.size)
-        inside = np.flatnonzero(where >= 0)
-        found = found.at[where[inside]].max(here[inside].astype(found.dtype))
+        top = jnp.max(jnp.abs(leaf), axis=ref.others(jnp.ndim(leaf)))
+        here = ref.collect(top, group.size, "max")
+        found = jnp.maximum(found, here.astype(found.dtype))
     return found

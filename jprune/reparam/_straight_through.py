@@ -23,7 +23,9 @@ import jax.numpy as jnp
 from jprune import masks
 from jprune._errors import value_error
 from jprune._typing import Mask, Params, PyTree
-from jprune.reparam._reparam import Reparam, no_penalty, unconstrained
+from jprune.masks._count import require_sparsity
+from jprune.masks._rank import RankingName
+from jprune.reparam._reparam import Reparam, no_penalty
 
 
 @jax.custom_jvp
@@ -84,10 +86,10 @@ def straight_through(select: Callable[[Params], Mask]) -> Reparam:
         mask = select(theta)
         return masks.apply(mask, theta), mask
 
-    return Reparam(lambda params: params, apply, no_penalty, unconstrained, export)
+    return Reparam(lambda params: params, apply, export)
 
 
-def n_of_m(
+def straight_through_n_of_m(
     n: int, m: int, axis: int | PyTree | None = None, *, scope: Any = None
 ) -> Reparam:
     r"""N:M sparsity by a straight-through mask: the forward half of SR-STE.
@@ -123,7 +125,7 @@ def top_kast(
     *,
     decay: float = 0.0,
     scope: Any = None,
-    ranking: masks.Ranking = "leaf",
+    ranking: RankingName = "leaf",
     min_keep: int = 1,
 ) -> Reparam:
     r"""Top-KAST: a sparse forward pass, gradients for a larger set around it.
@@ -153,8 +155,8 @@ def top_kast(
       Jayakumar et al., arXiv 2106.03517, section 2. The form of the penalty is
       `[inferred]`: a decay of A, divided by D on the rest of B.
     """
-    masks.require_sparsity(sparsity)
-    masks.require_sparsity(backward_sparsity)
+    require_sparsity(sparsity)
+    require_sparsity(backward_sparsity)
     if backward_sparsity > sparsity:
         raise value_error(
             "`backward_sparsity` must not exceed `sparsity` (the gradient reaches more "
@@ -193,4 +195,4 @@ def top_kast(
         mask = largest(theta, sparsity)
         return masks.apply(mask, theta), mask
 
-    return Reparam(lambda params: params, apply, penalty, unconstrained, export)
+    return Reparam(lambda params: params, apply, export, penalty)

@@ -3,6 +3,11 @@
 Every function returns a tree with the structure and shapes of the parameters, finite on
 zeros. Scores are non-negative, larger = more important, except `movement`, which is
 signed: rank it with `masks.unstructured(..., signed=True)`.
+
+* Of the weights alone: `magnitude`, `lamp`, `random`.
+* With gradients or activations: `saliency`, `movement`, `wanda`, `relative_change`.
+* Of what is removed together: `channel_norm`, `block_norm`, `over_groups`.
+* Made comparable between leaves: `normalized`.
 """
 
 from jprune.scores._groups import over_groups as over_groups

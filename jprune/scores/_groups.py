@@ -1,83 +1,137 @@
 """Scores of groups: what one channel, head or unit is worth over all its parameters."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
-from jprune._typing import Scores
+from jprune._typing import PyTree
 
 
 def over_groups(
-    scores: Scores,
+    tree: PyTree,
     groups: Sequence[Group],
     *,
+    norm: Literal["l1", "l2"] = "l2",
+    reduce: Literal["sum", "mean", "max"] = "sum",
     roles: Sequence[Role] | None = None,
-    order: int = 1,
-    reduce: Literal["mean", "sum", "max"] = "mean",
+    raw: bool = False,
     signed: bool = False,
-) -> tuple[jax.Array, ...]:
-    r"""One vector of scores for each group.
+    at: Any = None,
+) -> dict[str, Any]:
+    r"""One vector of scores for each group, by its id.
 
-    A member contributes, for each coordinate, the norm of everything that lives at it:
-    $(\sum |s|^p)^{1/p}$ over the coordinate's positions and all other axes. Members are
-    then reduced.
+    Everything that lives at coordinate c is gathered,
+
+    $$ s_c = \Big( \operatorname{reduce}_m \sum_{x \in m_c} |x|^p \Big)^{1/p} , $$
+
+    m the members of the group and $m_c$ the entries of a member at c. Groups differ in
+    how many and how large members they have, so each vector is then divided by its
+    mean: the scores of all groups can be ranked together.
+
+    Only trained weights count: members with the role "stat" (running statistics) and
+    leaves that are not floating point (counters, keys) are passed over.
 
     Args:
-      scores: non-negative scores with the structure of the parameters, or of a sub-tree
-        of the variables the groups were found on.
+      tree: the parameters, or anything of their shapes: gradients times weights, a
+        Fisher estimate; or a sub-tree of the variables the groups were found on.
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      roles: count only members in these roles, e.g. `("scale",)` for BatchNorm scales
-        or `("out",)` for the producing kernels; None counts all.
-      order: p, 1 or 2.
-      reduce: how a group's members combine.
-      signed: add scores up with their signs (movement, GraSP); `order` 1 only. Rank the
-        vectors with `masks.unstructured(vectors, ..., signed=True)`.
+      norm: p = 1 or 2.
+      reduce: over the members of a group.
+      roles: count only members in these roles, e.g. `("scale",)` for norm scales or
+        `("out",)` for the producing kernels; None for all but "stat".
+      raw: True leaves out the division by the mean.
+      signed: add scores up with their signs (movement, GraSP); `norm` "l1" only. Rank
+        the vectors with `masks.unstructured(vectors, ..., signed=True)`.
+      at: where `tree` lies inside the variables ("params"); None finds it.
 
     Returns:
-      A tuple of arrays, `[group.size]` each, in the order of `groups`; float32 or
-      wider.
+      `{group.id: [group.size]}` in float32 or wider, on the device where the leaves
+      lie (NumPy arrays for leaves in the host's memory). A group with no member of
+      the given roles in the tree is left out.
 
     Raises:
-      ValueError: a group with no member of the given roles in the tree; `signed` with
-        another `order`.
+      ValueError: no group has a member of the given roles in the tree; `signed` with
+        another `norm`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import scores, surgery
+      >>> fn = lambda p, x: x @ p["a"] @ p["b"]
+      >>> params = {"a": jnp.array([[3.0, 0.0]]), "b": jnp.array([[4.0], [1.0]])}
+      >>> deps = surgery.groups(fn)(params, jnp.ones((1, 1)))
+      >>> found = scores.over_groups(params, deps, raw=True)
+      >>> {name: vector.tolist() for name, vector in found.items()}
+      {'a:1': [5.0, 1.0]}
     """
-    combine = {"mean": jnp.mean, "sum": jnp.sum, "max": jnp.max}
-    if reduce not in combine or order not in (1, 2):
+    if reduce not in ("sum", "mean", "max") or norm not in ("l1", "l2"):
         raise value_error(
-            f"`reduce` must be mean, sum or max and `order` 1 or 2; got {reduce!r}, "
-            f"{order!r}."
+            f"`reduce` must be sum, mean or max and `norm` l1 or l2; got {reduce!r}, "
+            f"{norm!r}."
         )
-    if signed and order != 1:
-        raise value_error(f"Signed scores need `order` 1, got {order}.")
-    vectors = []
-    for group, members in member_leaves(scores, groups):
+    if signed and norm != "l1":
+        raise value_error(f'Signed scores need `norm="l1"`, got {norm!r}.')
+    vectors = {}
+    for group, members in member_leaves(tree, groups, at):
         rows = [
-            _member(leaf, ref, group.size, order, signed)
+            ref.collect(_sums(leaf, ref, norm, signed), group.size)
             for ref, _, leaf in members
-            if roles is None or ref.role in roles
+            if _counts(ref, leaf, roles)
         ]
-        if not rows:
-            raise no_member(group, roles)
-        vectors.append(combine[reduce](jnp.stack(rows), axis=0))
-    return tuple(vectors)
+        if rows:
+            total = _reduced(rows, reduce)
+            total = total**0.5 if norm == "l2" else total
+            vectors[group.id] = total if raw else _relative(total)
+    if groups and not vectors:
+        raise no_member(groups, roles)
+    return vectors
 
 
-def _member(
-    leaf: jax.Array, ref: AxisRef, size: int, order: int, signed: bool
-) -> jax.Array:
-    """The norm, or signed sum, of a leaf at each coordinate of the group. [size]"""
-    others = tuple(i for i in range(leaf.ndim) if i != ref.axis)
-    terms = wide(leaf) if signed else jnp.abs(wide(leaf)) ** order
-    total = jnp.sum(terms, axis=others)  # [axis length]
-    if ref.labels is not None:
-        labels = np.asarray(ref.labels)
-        at = np.flatnonzero(labels >= 0)
-        total = jnp.zeros(size, total.dtype).at[labels[at]].add(total[at])
-    return total if order == 1 else jnp.sqrt(total)
+def _counts(ref: AxisRef, leaf: Any, roles: Sequence[Role] | None) -> bool:
+    """Whether a member is a trained weight, of the wanted roles."""
+    wanted = ref.role != "stat" if roles is None else ref.role in roles
+    return wanted and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _reduced(rows: list[Any], reduce: str) -> Any:
+    """The members of a group as one vector."""
+    xp = np if all(isinstance(row, np.ndarray) for row in rows) else jnp
+    return getattr(xp, reduce)(xp.stack(rows), axis=0)
+
+
+def _relative(vector: Any) -> Any:
+    """A vector over the mean of its magnitudes; zeros stay."""
+    xp = np if isinstance(vector, np.ndarray) else jnp
+    mean = xp.mean(xp.abs(vector))
+    return vector / xp.where(mean > 0, mean, xp.ones_like(mean))
+
+
+def _sums(leaf: Any, ref: AxisRef, norm: str, signed: bool) -> Any:
+    """Sums of |x|^p of a leaf over all axes but a member's. [axis length]"""
+    xp = np if _in_host_memory(leaf) else jnp
+    x = xp.asarray(leaf)
+    x = x.astype(_sum_dtype(x))
+    terms = x if signed else xp.abs(x) if norm == "l1" else xp.square(x)
+    return xp.sum(terms, axis=ref.others(leaf.ndim))
+
+
+def _in_host_memory(leaf: Any) -> bool:
+    """Whether NumPy can read a leaf in place."""
+    if isinstance(leaf, np.ndarray):
+        return True
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        return False
+    return leaf.is_fully_addressable and all(
+        d.platform == "cpu" for d in leaf.devices()
+    )
+
+
+def _sum_dtype(x: Any) -> Any:
+    """float32, or a wider dtype of the leaf's own."""
+    wide = jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32
+    return x.dtype if wide else np.dtype("float32")

@@ -1,8 +1,9 @@
 """The k largest entries of a tree, exactly, every step, at full size.
 
-The only place in jprune where order statistics are computed. `kth_magnitude` finds the
-threshold by counting, `keep_mask` makes the mask, `cold` and `warm_start` carry the
-threshold from one step to the next.
+The engine behind `masks` and `transforms`, and no part of the public surface: its names
+may change. The only place in jprune where order statistics are computed.
+`kth_magnitude` finds the threshold by counting, `keep_mask` makes the mask, `cold` and
+`warm_start` carry the threshold from one step to the next.
 """
 
 from jprune.selection._count import counts_above as counts_above

@@ -12,13 +12,13 @@ from typing import Any, Literal, cast, overload
 
 import jax
 import jax.tree_util as jtu
-import numpy as np
 
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Kind, Role
 from jprune._jaxpr._trace import trace
-from jprune._tree import KeyTuple, keyed_leaves, path_keys
+from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
+from jprune.scores import over_groups
 from jprune.surgery import _certificate
 from jprune.surgery._axes import (
     Atom,
@@ -122,33 +122,41 @@ class Groups(Sequence[Group]):
     def scores(
         self,
         tree: PyTree,
+        *,
         norm: Literal["l1", "l2"] = "l2",
         reduce: Literal["sum", "mean", "max"] = "sum",
         roles: Sequence[Role] | None = None,
+        raw: bool = False,
+        signed: bool = False,
         at: Any = None,
-    ) -> dict[str, np.ndarray]:
-        """One score for each coordinate of each group.
-
-        A member's score of a coordinate is the norm of the entries of its leaf at that
-        coordinate; members are then reduced.
+    ) -> dict[str, Any]:
+        """`scores.over_groups(tree, self, ...)`: one score for each coordinate.
 
         Args:
-          tree: a tree of arrays with the parameters' paths and shapes: the parameters,
-            gradients x parameters, a Fisher estimate; or a sub-tree of it.
-          norm: over the entries of a member at a coordinate. "l2" sums squares over
-            members, too, when `reduce="sum"`.
+          tree: the parameters, gradients x parameters, a Fisher estimate, ...
+          norm: see `scores.over_groups`, also for what follows.
           reduce: over the members of a group.
           roles: only members of these roles, e.g. `("scale",)` for norm scales.
-          at: where `tree` lies inside the parameters ("params").
+          raw: not divided by the mean of the group.
+          signed: added up with their signs.
+          at: where `tree` lies inside the parameters ("params"); None finds it.
 
         Returns:
-          For each group id a float64 vector [size].
+          `{group.id: [size]}`, of the groups that have members in `tree`.
 
         Raises:
-          ValueError: if `tree` has a leaf of another shape, or no member of a group.
+          ValueError: a leaf of another shape, or no group has a member.
         """
-        arrays = self._arrays(tree, at)
-        return {g.id: _group_score(g, arrays, norm, reduce, roles) for g in self}
+        return over_groups(
+            tree,
+            self,
+            norm=norm,
+            reduce=reduce,
+            roles=roles,
+            raw=raw,
+            signed=signed,
+            at=at,
+        )
 
     def flops(self, kept: dict[str, int] | None = None) -> int:
         """Floating point operations with `kept` coordinates of each group.
@@ -175,24 +183,6 @@ class Groups(Sequence[Group]):
 
     def _counts(self, kept: dict[str, int] | None) -> dict[Atom, int]:
         return {self.atoms[self[i].id]: n for i, n in (kept or {}).items()}
-
-    def _arrays(self, tree: PyTree, at: Any) -> dict[KeyTuple, np.ndarray]:
-        from jprune.surgery._plan import prefix_of
-
-        arrays = {}
-        for path, leaf in keyed_leaves(tree):
-            full = (*prefix_of(at), *path)
-            if not hasattr(leaf, "shape"):
-                continue
-            if full not in self.shapes or tuple(leaf.shape) != self.shapes[full]:
-                raise value_error(
-                    f"`tree` has the leaf {'/'.join(map(str, full))} of shape "
-                    f"{tuple(leaf.shape)}, expected "
-                    f"{self.shapes.get(full, 'no leaf')}: give a tree shaped as the "
-                    'parameters (or a sub-tree with `at="..."`).'
-                )
-            arrays[full] = leaf
-        return arrays
 
 
 def groups(
@@ -298,7 +288,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     out, seen = [], {}
     for atom, refs in members.items():
         first = next((r for r in refs if r.role == "out"), refs[0])
-        base = f"{'/'.join(map(str, first.path)) or 'params'}:{first.axis}"
+        base = f"{keys_text(first.path) or 'params'}:{first.axis}"
         number = seen[base] = seen.get(base, -1) + 1
         name = base if number == 0 else f"{base}#{number}"
         kind = _kind(refs, used, atom in summed, atom in pads)
@@ -350,37 +340,3 @@ def _frozen_runs(path: KeyTuple, axis: int, term: Term) -> list[Frozen]:
 def _parts(term: Term) -> Sequence[Term]:
     term = resolve(term)
     return term.parts if isinstance(term, Sum) else (term,)
-
-
-def _group_score(
-    group: Group,
-    arrays: dict[KeyTuple, np.ndarray],
-    norm: str,
-    reduce: str,
-    roles: Sequence[Role] | None,
-) -> np.ndarray:
-    """The score of each coordinate of a group."""
-    found = [
-        _member_score(arrays[ref.path], ref, group.size, norm)
-        for ref in group.members
-        if ref.path in arrays and (roles is None or ref.role in roles)
-    ]
-    if not found:
-        wanted = "" if roles is None else f" of roles {tuple(roles)}"
-        raise value_error(
-            f"group {group.id!r} has no member{wanted} in `tree`: score it from "
-            "another tree, or select among the other groups."
-        )
-    stacked = np.stack(found)
-    combined = {"sum": np.sum, "mean": np.mean, "max": np.max}[reduce](stacked, axis=0)
-    return np.sqrt(combined) if norm == "l2" else combined
-
-
-def _member_score(leaf: Any, ref: AxisRef, size: int, norm: str) -> np.ndarray:
-    """Sum of |x| or of x^2 over the entries at each coordinate. [size]"""
-    array = np.abs(np.asarray(leaf, np.float64))
-    array = np.moveaxis(array if norm == "l1" else array**2, ref.axis, 0)
-    per_position = array.reshape(array.shape[0], -1).sum(axis=1)
-    where = ref.coordinates(size)
-    inside = where >= 0
-    return np.bincount(where[inside], per_position[inside], minlength=size)

@@ -8,11 +8,11 @@ import numpy as np
 
 from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group
-from jprune._tree import KeyTuple, keyed_leaves
+from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
 from jprune._typing import Mask
 from jprune.surgery._groups import Groups
 from jprune.surgery._layout import Choice
-from jprune.surgery._plan import Plan, prefix_of
+from jprune.surgery._plan import Plan
 from jprune.surgery._reach import still_connected
 
 
@@ -151,7 +151,7 @@ def _located(deps: Groups, masks: Mask, at: Any) -> dict[KeyTuple, np.ndarray]:
             continue
         if mask.shape != deps.shapes[full]:
             raise value_error(
-                f"the mask of {'/'.join(map(str, full))} must have shape "
+                f"the mask of {keys_text(full)} must have shape "
                 f"{deps.shapes[full]}, got {mask.shape}."
             )
         arrays[full] = mask.astype(bool)

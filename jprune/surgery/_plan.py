@@ -17,7 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jprune._errors import listing, value_error
-from jprune._tree import KeyTuple, path_keys
+from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
 from jprune.surgery._cells import take
 
@@ -178,7 +178,7 @@ class Plan:
             if not hasattr(x, "shape"):
                 return x
             key = (*prefix, *path_keys(path))
-            name = "/".join(map(str, key))
+            name = keys_text(key)
             if key not in shapes:
                 wrong.append(f"{name}: not in the plan")
             elif tuple(x.shape) != shapes[key]:
@@ -194,13 +194,6 @@ class Plan:
                 f'sub-tree is given as `at="params"`).{listing(wrong)}'
             )
         return out
-
-
-def prefix_of(at: Any) -> KeyTuple:
-    """The key tuple of the `at` argument."""
-    if at is None:
-        return ()
-    return tuple(at) if isinstance(at, tuple | list) else (at,)
 
 
 def pack_leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:

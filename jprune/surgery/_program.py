@@ -18,7 +18,7 @@ from typing import Any
 
 from jprune._errors import value_error
 from jprune._jaxpr._trace import Traced
-from jprune._tree import KeyTuple
+from jprune._tree import KeyTuple, keys_text
 from jprune.surgery import rules
 from jprune.surgery._analysis import Context, walk
 from jprune.surgery._axes import Atom, Axes, Reason, freeze, same, unify
@@ -229,4 +229,4 @@ def _declared(
 
 
 def _text(path: KeyTuple) -> str:
-    return "/".join(map(str, path)) or "(the tree itself)"
+    return keys_text(path) or "(the tree itself)"

@@ -20,7 +20,8 @@ import numpy as np
 
 from jprune._errors import listing, value_error
 from jprune._groups import Group
-from jprune.masks import removed_count
+from jprune._tree import keys_text
+from jprune.masks._count import removed_count
 from jprune.surgery._axes import Atom
 from jprune.surgery._cost import total
 from jprune.surgery._groups import Groups
@@ -150,7 +151,7 @@ def _why_nothing(deps: Groups) -> str:
         for g in deps
     ]
     for item in deps.frozen():
-        where = f"{'/'.join(map(str, item.path))}:{item.axis}"
+        where = f"{keys_text(item.path)}:{item.axis}"
         lines.append(f"{where} is frozen: {item.why} {item.primitive}".rstrip())
     return listing(lines)
 

@@ -15,6 +15,7 @@ import numpy as np
 from jprune._errors import value_error
 from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import flatten_call, trace
+from jprune._tree import keys_text
 from jprune.surgery import _cells as ce
 from jprune.surgery import rules
 from jprune.surgery._axes import Atom
@@ -113,7 +114,7 @@ def analyzed(
 def _check_shapes(plan: Plan, flat: Any) -> None:
     shapes = plan.compact_shapes
     for path, leaf in zip(flat.params, flat.arrays, strict=False):
-        name = "/".join(map(str, path))
+        name = keys_text(path)
         if path not in shapes:
             raise value_error(f"`params` has the leaf {name}, which the plan has not.")
         if tuple(leaf.shape) != shapes[path]:
@@ -123,7 +124,7 @@ def _check_shapes(plan: Plan, flat: Any) -> None:
             )
     missing = set(shapes) - set(flat.params)
     if missing:
-        names = ", ".join(sorted("/".join(map(str, p)) for p in missing))
+        names = ", ".join(sorted(keys_text(p) for p in missing))
         raise value_error(f"`params` lacks leaves that the plan has: {names}.")
 
 
@@ -140,7 +141,7 @@ def solve(plan: Plan, program: Program) -> dict[Atom, np.ndarray]:
                 solver.add(term, mask)
             except Unsolvable as error:
                 raise value_error(
-                    f"the plan does not fit the function at {'/'.join(map(str, path))} "
+                    f"the plan does not fit the function at {keys_text(path)} "
                     f"axis {axis}: {error}. Make it from the groups of this function."
                 ) from None
     try:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from jprune._errors import listing, value_error
-from jprune._tree import KeyTuple, path_keys
+from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
-from jprune.surgery._plan import Plan, pack_leaf, prefix_of
+from jprune.surgery._plan import Plan, pack_leaf
 
 
 def pack_state(
@@ -34,7 +34,7 @@ def pack_state(
         raise value_error(
             "`params` has leaves that the plan does not know; if it is a sub-tree of "
             "what the groups were found on, say where with `at` (`at='params'`):"
-            + listing(["/".join(map(str, path)) for path in strange])
+            + listing([keys_text(path) for path in strange])
         )
     wrong: list[str] = []
 
@@ -43,7 +43,7 @@ def pack_state(
         shape = tuple(getattr(x, "shape", ()))
         if shape == ():
             return x
-        name = "/".join(map(str, keys))
+        name = keys_text(keys)
         fits = [p for p in shapes if p == keys[len(keys) - len(p) :]]
         if not fits:
             if jnp.issubdtype(x.dtype, jnp.inexact):

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from jprune._tree import keys_text
+
 
 def table(deps: Any) -> str:
     """Groups, frozen axes, ties: one line each."""
@@ -12,7 +14,7 @@ def table(deps: Any) -> str:
         exact = deps.exactness[group.id]
         way = exact.way if exact.exact else f"no: {exact.why}"
         members = ", ".join(
-            f"{'/'.join(map(str, m.path))}:{m.axis} ({m.role})" for m in group.members
+            f"{keys_text(m.path)}:{m.axis} ({m.role})" for m in group.members
         )
         lines.append(_row(group.id, group.size, group.kind, way, members))
     if len(deps) == 0:
@@ -29,7 +31,7 @@ def _frozen(deps: Any) -> list[str]:
     lines = ["", "frozen:"]
     for item in deps.frozen():
         by = f" [{item.primitive}]" if item.primitive else ""
-        where = f"{'/'.join(map(str, item.path))}:{item.axis}[{item.start}:{item.stop}]"
+        where = f"{keys_text(item.path)}:{item.axis}[{item.start}:{item.stop}]"
         lines.append(f"  {where}  {item.why}{by}")
     return lines if len(lines) > 2 else []
 
@@ -46,7 +48,7 @@ def _chunks(deps: Any) -> list[str]:
                 if m.path == path and m.axis == axis and m.labels is not None
             ]
             if sizes and min(sizes) > 1:
-                name = "/".join(map(str, path))
+                name = keys_text(path)
                 lines.append(f"  {name}:{axis}  {min(sizes)} of {axes[axis].size}")
     return lines if len(lines) > 2 else []
 
@@ -54,5 +56,5 @@ def _chunks(deps: Any) -> list[str]:
 def _ties(deps: Any) -> list[str]:
     lines = ["", "outputs tied to parameters (state):"]
     for out, param in deps.program.ties:
-        lines.append(f"  {'/'.join(map(str, out))} = {'/'.join(map(str, param))}")
+        lines.append(f"  {keys_text(out)} = {keys_text(param)}")
     return lines if len(lines) > 2 else []

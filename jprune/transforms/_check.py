@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from jprune._errors import listing, value_error
-from jprune._tree import keyed_leaves
+from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import Params, PyTree
 
 
@@ -111,7 +111,7 @@ def _missed(enforced: list[PyTree], params: Params) -> list[str]:
         for path, keep in keyed_leaves(mask):
             left = np.asarray(jnp.where(keep, 0, leaves[path]))
             if np.any(left != 0):
-                name = "/".join(map(str, path))
+                name = keys_text(path)
                 example = left[left != 0].flat[0]
                 count = np.count_nonzero(left)
                 lines.append(f"{name}: {count} not zero, e.g. {example:.3g}")

@@ -22,7 +22,9 @@ import numpy as np
 from jprune import masks
 from jprune._errors import listing, require_regex, value_error
 from jprune._groups import Group, member_leaves
+from jprune._tree import keys_text
 from jprune._typing import Params
+from jprune.masks._count import require_sparsity
 
 Clusters = Mapping[str, Sequence[int] | np.ndarray | jax.Array]
 """Cluster numbers of a group's coordinates by group id; equal means one cluster."""
@@ -222,7 +224,7 @@ def _widths(
             f"`keep` (clusters by group id); got sparsity={sparsity}, keep={keep}."
         )
     if keep is None:
-        masks.require_sparsity(sparsity)
+        require_sparsity(sparsity)
         coupled = [group for group in groups if group.kind == "coupled"]
         if not coupled:
             raise value_error(
@@ -252,7 +254,7 @@ def _columns(params: Params, group: Group, pacesetter: str | None) -> np.ndarray
             'nothing to compare. Use `how="even"` or leave the group out of `keep`.'
         )
     if pacesetter is not None:
-        text = [re.search(pacesetter, "/".join(map(str, ref.path))) for ref, _ in made]
+        text = [re.search(pacesetter, keys_text(ref.path)) for ref, _ in made]
         made = [m for m, hit in zip(made, text, strict=True) if hit] or made
     rows = []
     for ref, leaf in made:

@@ -36,8 +36,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
 from jprune._errors import listing, no_params, require_static, value_error
-from jprune._groups import Group, Role, member_leaves, require_keeps
+from jprune._groups import Group, Role, chosen, member_leaves, no_member
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
+from jprune.masks._count import exact, require_sparsity
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._projection import project
 
@@ -77,7 +78,7 @@ class _Doomed(NamedTuple):
 
 def add_decorrelation(
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     strength: ScalarOrSchedule,
     *,
     gram: Any = 1000.0,
@@ -98,7 +99,7 @@ def add_decorrelation(
       groups: the groups to prune: what `surgery.groups(fn)(params, x)` returns, or a
         list of some of its groups. The authors prune only channels inside a residual
         block, never those of the stream.
-      keeps: for each group a bool vector, True = stays; see `keep_large_filters`.
+      keeps: by group id a bool vector, True = stays; see `keep_large_filters`.
       strength: $\lambda$, a number or a schedule; see `growing_strength`.
       gram: c, the weight of the Gram term.
       decay_kernels: False leaves out the decay of the doomed kernels.
@@ -117,8 +118,8 @@ def add_decorrelation(
       >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
       >>> params = {"v": jnp.ones((3, 1)), "w": jnp.diag(jnp.array([1.0, 2.0, 3.0]))}
       >>> deps = surgery.groups(fn)(params, jnp.ones((1, 3)))
-      >>> tx = transforms.add_decorrelation(
-      ...     deps, [jnp.array([True, True, False])], 1.0, gram=9 / 4)
+      >>> keeps = {deps[0].id: jnp.array([True, True, False])}
+      >>> tx = transforms.add_decorrelation(deps, keeps, 1.0, gram=9 / 4)
       >>> zero = {"v": jnp.zeros((3, 1)), "w": jnp.zeros((3, 3))}
       >>> updates, _ = tx.update(zero, tx.init(params), params)
       >>> updates["w"]  # 3 * 9 of the Gram term and 3 of the decay
@@ -131,7 +132,7 @@ def add_decorrelation(
       finds the norm of a layer by its place in the model and fails where there is none;
       here it is a member of the group or absent.
     """
-    require_keeps(groups, keeps)
+    chosen(groups, keeps)
 
     def init(params: Params) -> AddDecorrelationState:
         if jax.tree.leaves(params):
@@ -172,7 +173,7 @@ def add_decorrelation(
 
 def zero_in_turn(
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     *,
     begin: int,
     every: int = 100,
@@ -185,7 +186,7 @@ def zero_in_turn(
 
     Args:
       groups: as for `add_decorrelation`, in the order of their turns.
-      keeps: for each group a bool vector, True = stays.
+      keeps: by group id a bool vector, True = stays.
       begin: the 0-based step from which turns are counted.
       every: steps between two turns; 100 in the authors' code.
 
@@ -201,7 +202,7 @@ def zero_in_turn(
       convolutions, and counts turns over all layers, pruned or not; here the biases are
       zeroed too and only the given groups have turns.
     """
-    require_keeps(groups, keeps)
+    turns = chosen(groups, keeps)
     require_static(begin=begin, every=every)
     if begin < 0 or every < 0:
         raise value_error(f"`begin`, `every` must not be negative: {begin}, {every}.")
@@ -220,10 +221,10 @@ def zero_in_turn(
         following = ZeroInTurnState(jnp.asarray(next_step(state.count)))
         if not jax.tree.leaves(params):
             return updates, following
-        now = [
-            jnp.asarray(keep) | (state.count - begin < (i + 1) * every)
-            for i, keep in enumerate(keeps)
-        ]
+        now = {
+            group.id: jnp.asarray(keep) | (state.count - begin < (i + 1) * every)
+            for i, (group, keep) in enumerate(turns)
+        }
         kept = masks.from_groups(params, groups, now, roles=_PRODUCING)
         return project(updates, params, kept), following
 
@@ -264,7 +265,7 @@ def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Sch
 
 def keep_large_filters(
     params: Params, groups: Sequence[Group], sparsity: float | Mapping[str, float]
-) -> tuple[jax.Array, ...]:
+) -> dict[str, jax.Array]:
     r"""The filters of largest L1 norm stay: TPP's choice, made once on the host.
 
     Of r coordinates $\min(\lceil s r \rceil, r - 1)$ go, the paper's rule. The norms of
@@ -278,7 +279,7 @@ def keep_large_filters(
       sparsity: s, for all groups or by group id (groups not named stay whole).
 
     Returns:
-      For each group a bool vector, True = stays.
+      By group id a bool vector, True = stays.
 
     Raises:
       ValueError: a sparsity outside [0, 1), an unknown group id, a group without a
@@ -294,21 +295,24 @@ def keep_large_filters(
                 + listing(sorted(by_id))
             )
         by_id.update(named)
-    norms = scores.over_groups(scores.magnitude(params), groups, roles=("out",))
-    keeps = []
-    for group, norm in zip(groups, norms, strict=True):
-        masks.require_sparsity(by_id[group.id])
-        gone = min(ceil(masks.exact(by_id[group.id]) * group.size), group.size - 1)
+    norms = scores.over_groups(params, groups, norm="l1", roles=("out",))
+    keeps = {}
+    for group in groups:
+        if group.id not in norms:
+            raise no_member(group, ("out",))
+        norm = norms[group.id]
+        require_sparsity(by_id[group.id])
+        gone = min(ceil(exact(by_id[group.id]) * group.size), group.size - 1)
         keep = np.zeros(group.size, bool)
         keep[np.argsort(-np.asarray(norm), kind="stable")[: group.size - gone]] = True
-        keeps.append(jnp.asarray(keep))
-    return tuple(keeps)
+        keeps[group.id] = jnp.asarray(keep)
+    return keeps
 
 
 def tpp(
     learning_rate: ScalarOrSchedule,
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     *,
     grow: int,
     settle: int,
@@ -350,10 +354,10 @@ def tpp(
       Wang and Fu, arXiv 2207.12534; settings of the authors' code.
     """
     require_static(grow=grow, settle=settle, every=every, interval=interval)
-    if settle <= interval * len(groups):
+    if settle <= interval * len(keeps):
         raise value_error(
             f"`settle` {settle} must exceed `interval` * groups = {interval} * "
-            f"{len(groups)}, or not every group would be zeroed."
+            f"{len(keeps)}, or not every group would be zeroed."
         )
     strength = growing_strength(grow, every=every, ceiling=ceiling)
     return optax.chain(
@@ -367,19 +371,16 @@ def tpp(
 
 
 def _doomed(
-    params: Params, groups: Sequence[Group], keeps: Sequence[Any]
+    params: Params, groups: Sequence[Group], keeps: Mapping[str, Any]
 ) -> dict[tuple[int, int], _Doomed]:
     """What stays, by leaf number and axis; groups that share an axis are combined."""
     found: dict[tuple[int, int], _Doomed] = {}
-    members = member_leaves(params, groups)
-    for (group, refs), keep in zip(members, keeps, strict=True):
-        for ref, i, _ in refs:
-            if ref.role not in _PRODUCING:
+    for group, refs in member_leaves(params, groups):
+        for ref, i, leaf in refs:
+            if ref.role not in _PRODUCING or group.id not in keeps:
                 continue
-            labels = ref.coordinates(group.size)
-            stays = jnp.where(
-                labels < 0, True, jnp.asarray(keep)[np.maximum(labels, 0)]
-            )
+            keep = jnp.asarray(keeps[group.id])
+            stays = ref.spread(keep, jnp.ndim(leaf), fill=True).reshape(-1)
             known = found.get((i, ref.axis))
             both = stays if known is None else stays & known.stays
             found[i, ref.axis] = _Doomed(ref.role, both)

@@ -37,6 +37,9 @@ from jprune import masks, scores, selection
 from jprune._dtypes import wide
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
+from jprune.masks._count import is_traced
+from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._unstructured import ranked
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._inner_state import renew
 from jprune.transforms._keep_masked import keep_masked
@@ -229,7 +232,7 @@ class _Moves(NamedTuple):
     end: int | None
 
     def ever(self) -> bool:
-        unknown = callable(self.fraction) or masks.is_traced(self.fraction)
+        unknown = callable(self.fraction) or is_traced(self.fraction)
         return bool(unknown or self.fraction != 0)
 
     def due(self, t: jax.Array) -> jax.Array:
@@ -298,7 +301,7 @@ class _First(NamedTuple):
             scores.random(_wrapped(key), params),
             target,
             ranking="leaf",
-            scope=masks.resolve_scope(self.scope, params),
+            scope=resolve_scope(self.scope, params),
             min_keep=self.min_keep,
         )
 
@@ -316,7 +319,7 @@ def _move(
     stay = state.kept - dropped
 
     def largest(values: Scores, count: jax.Array, within: Mask, init: Any) -> Any:
-        return masks.ranked(
+        return ranked(
             values,
             count,
             ranking="leaf",
@@ -326,16 +329,16 @@ def _move(
             init=init,
         )
 
-    cold = selection.cold(masks.in_scope(params, scope), ranking="leaf")
+    cold = selection.cold(in_scope(params, scope), ranking="leaf")
     a, _, one = largest(params, stay, mask, cold)
     if grow == "gradient":
         # Magnitudes are taken by the ranking.
-        init = selection.cold(masks.in_scope(grads, scope), ranking="leaf")
+        init = selection.cold(in_scope(grads, scope), ranking="leaf")
     else:
         # After the first ranking, whose memory they then take.
         data, one = jax.lax.optimization_barrier((state.key, one))
         grads = _lots(data, state.count, params)
-        sizes = np.array([m.size for m in masks.in_scope(mask, scope)], np.int32)
+        sizes = np.array([m.size for m in in_scope(mask, scope)], np.int32)
         init = _expected(dropped, jnp.asarray(sizes) - stay)
     b, _, two = largest(grads, dropped, jax.tree.map(jnp.logical_not, a), init)
     union = jax.tree.map(jnp.logical_or, a, b)
@@ -415,7 +418,7 @@ def _require(
         )
     if grow not in ("gradient", "random"):
         raise value_error(f"`grow` must be 'gradient' or 'random', got {grow!r}.")
-    known = not (callable(fraction) or masks.is_traced(fraction))
+    known = not (callable(fraction) or is_traced(fraction))
     if known and not 0 <= np.asarray(fraction) <= 1:
         raise value_error(
             f"`drop_fraction` must be in [0, 1], the share of the kept weights that "

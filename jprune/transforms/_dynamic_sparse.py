@@ -14,6 +14,7 @@ import optax
 from jprune import masks
 from jprune._errors import require_static, value_error
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
+from jprune.masks._scope import resolve_scope
 from jprune.transforms._drop_and_grow import drop_and_grow
 
 Allocation = Callable[[Params, float, Any], PyTree]
@@ -206,7 +207,7 @@ def _sgd(
     scope: Any,
 ) -> optax.GradientTransformation:
     def leaves(params: Params) -> Scope:
-        return masks.resolve_scope(scope, params)
+        return resolve_scope(scope, params)
 
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=leaves),

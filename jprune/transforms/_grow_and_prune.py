@@ -30,6 +30,9 @@ import optax
 from jprune import masks, scores, selection
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
+from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._target import keep_counts
+from jprune.masks._unstructured import ranked
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._inner_state import renew
 from jprune.transforms._partitions import Partitions, resolve_partitions
@@ -367,16 +370,14 @@ class Growth(NamedTuple):
         min_keep: int,
     ) -> "Growth":
         """From the arguments of `grow_and_prune`."""
-        taken = masks.resolve_scope(scope, params)
+        taken = resolve_scope(scope, params)
         target = sparsity(params) if callable(sparsity) else sparsity
         partition, parts = resolve_partitions(partitions, params, taken)
         return cls(target, partition, parts, taken, min_keep)
 
     def counts(self, params: Params) -> Any:
         """How many each leaf keeps when sparse."""
-        return masks.keep_counts(
-            params, self.sparsity, scope=self.scope, ranking="leaf"
-        )[0]
+        return keep_counts(params, self.sparsity, scope=self.scope, ranking="leaf")[0]
 
     def start(self, key: jax.Array, params: Params) -> Mask:
         """Random masks, every leaf sparse."""
@@ -390,8 +391,8 @@ class Growth(NamedTuple):
 
     def pruned(self, weights: Scores, within: Mask | None) -> tuple[Mask, jax.Array]:
         """The largest of each leaf: a leaf that is already sparse keeps its mask."""
-        leaves = masks.in_scope(weights, self.scope)
-        mask, _, passes = masks.ranked(
+        leaves = in_scope(weights, self.scope)
+        mask, _, passes = ranked(
             weights,
             self.counts(weights),
             ranking="leaf",

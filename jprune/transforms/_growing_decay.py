@@ -25,9 +25,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import masks, selection
+from jprune import selection
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune.masks._rank import RankingName
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._low_set import LowSet
 from jprune.transforms._projection import checkerboard, project
@@ -83,7 +84,7 @@ def add_growing_decay(
     every: int = 20,
     limit: float | jax.Array = 0.5,
     scope: Any = None,
-    ranking: masks.Ranking = "leaf",
+    ranking: RankingName = "leaf",
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds $r \odot w$ to the updates, r growing where w is low (a penalty).
@@ -194,7 +195,7 @@ def issr(
     b1: float = 0.9,
     b2: float = 0.99,
     scope: Any = None,
-    ranking: masks.Ranking = "leaf",
+    ranking: RankingName = "leaf",
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with growing decays (ISS-R): from the initialization to sparse.

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune import masks, selection
+from jprune import selection
 from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, Scores
+from jprune.masks._unstructured import ranked
 from jprune.transforms._ranking import Ranking
 
 
@@ -88,7 +89,7 @@ class GrowingSparsity(NamedTuple):
         """The mask of step `t`, the next warm start, and the passes it took."""
         now = self.final._replace(sparsity=self.schedule(t))
         (traced, _), (exact, ranking) = now.counts(scores), self.final.counts(scores)
-        return masks.ranked(
+        return ranked(
             scores,
             jax.tree.map(lambda a, b: jnp.where(t == self.end, b, a), traced, exact),
             ranking=ranking,

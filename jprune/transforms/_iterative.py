@@ -17,6 +17,8 @@ from typing import Any, Literal
 from jprune import masks
 from jprune._errors import value_error
 from jprune._typing import Mask, Params
+from jprune.masks._count import require_sparsity
+from jprune.masks._rank import RankingName
 
 
 def iterative_sparsities(sparsity: float, rounds: int) -> list[float]:
@@ -32,7 +34,7 @@ def iterative_sparsities(sparsity: float, rounds: int) -> list[float]:
     Raises:
       ValueError: a sparsity outside [0, 1) or no round.
     """
-    masks.require_sparsity(sparsity)
+    require_sparsity(sparsity)
     if rounds < 1:
         raise value_error(f"`rounds` must be at least 1, got {rounds}.")
     density = 1 - sparsity
@@ -48,7 +50,7 @@ def prune_iteratively(
     rewind: Literal["weights", "learning_rate"] = "weights",
     early: Params | None = None,
     scope: Any = None,
-    ranking: masks.Ranking = "global",
+    ranking: RankingName = "global",
 ) -> tuple[Params, Mask]:
     """Magnitude pruning in rounds, with weight or learning-rate rewinding.
 

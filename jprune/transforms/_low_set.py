@@ -12,9 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import masks, selection
+from jprune import selection
 from jprune._errors import value_error
 from jprune._typing import Mask, Params
+from jprune.masks._count import exact, is_traced
+from jprune.masks._rank import RankingName
+from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._target import keep_counts
+from jprune.masks._unstructured import ranked
 
 Refreshed = tuple[Mask, selection.WarmStart, jax.Array]
 """The mask (False = in the low set), the next warm start, passes of the threshold."""
@@ -33,7 +38,7 @@ class LowSet(NamedTuple):
     sparsity: Any
     select: Callable[[Params], Mask] | None
     scope: Any
-    ranking: masks.Ranking
+    ranking: RankingName
 
     def require_one(self) -> None:
         """Raises unless exactly one of the two choices is given."""
@@ -48,7 +53,7 @@ class LowSet(NamedTuple):
         if self.select is not None or not jax.tree.leaves(params):
             return selection.cold()
         _, ranking = self.counts(params)
-        taken = masks.in_scope(params, masks.resolve_scope(self.scope, params))
+        taken = in_scope(params, resolve_scope(self.scope, params))
         return selection.cold(taken, ranking=ranking)
 
     def refresh(self, params: Params, warm: selection.WarmStart) -> Refreshed:
@@ -56,9 +61,7 @@ class LowSet(NamedTuple):
         if self.select is not None:
             return self.select(params), warm, jnp.int32(0)
         counts, ranking = self.counts(params)
-        return masks.ranked(
-            params, counts, ranking=ranking, scope=self.scope, init=warm
-        )
+        return ranked(params, counts, ranking=ranking, scope=self.scope, init=warm)
 
     def everything(self, params: Params) -> Mask:
         """The mask before the first choice: all kept, 0-d where none is made."""
@@ -67,27 +70,27 @@ class LowSet(NamedTuple):
         shapes = jax.eval_shape(self.refresh, params, self.cold(params))[0]
         return jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
 
-    def counts(self, params: Params) -> tuple[Any, masks.Ranking]:
+    def counts(self, params: Params) -> tuple[Any, RankingName]:
         """How many are kept, in all or of each leaf, and the ranking that means."""
         # The counts of every other method; here they only check what was given.
-        found, ranking = masks.keep_counts(
+        found, ranking = keep_counts(
             params, self.sparsity, scope=self.scope, ranking=self.ranking
         )
-        scope = masks.resolve_scope(self.scope, params)
-        sizes = [prod(np.shape(x)) for x in masks.in_scope(params, scope)]
+        scope = resolve_scope(self.scope, params)
+        sizes = [prod(np.shape(x)) for x in in_scope(params, scope)]
         if ranking == "global":
             return _kept(sum(sizes), self.sparsity), ranking
         shares = [self.sparsity] * len(found)
         if not jax.tree_util.all_leaves([self.sparsity]):
-            shares = masks.in_scope(self.sparsity, scope)
+            shares = in_scope(self.sparsity, scope)
         return [_kept(n, s) for n, s in zip(sizes, shares, strict=True)], ranking
 
 
 def _kept(n: int, sparsity: Any) -> Any:
     """`n` less the paper's k; an int, or an int32 where the sparsity is traced."""
     most = 995 * n // 1000
-    if not masks.is_traced(sparsity):
-        return n - min(ceil(masks.exact(sparsity) * n), most)
+    if not is_traced(sparsity):
+        return n - min(ceil(exact(sparsity) * n), most)
     # A product that should be whole may come out a little above it.
     low = jnp.ceil(jnp.asarray(sparsity, jnp.float32) * n - n * 2.0**-22)
     return n - jnp.clip(low, 0, most).astype(jnp.int32)

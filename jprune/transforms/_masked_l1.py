@@ -24,7 +24,7 @@ Intelligence Research 2023 (arXiv 2201.06776); Liu et al., "Learning Efficient
 Convolutional Networks through Network Slimming", ICCV 2017 (arXiv 1708.06519).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -33,9 +33,11 @@ import optax
 
 from jprune import masks
 from jprune._errors import listing, no_params, require_static, value_error
-from jprune._groups import Group, require_keeps
+from jprune._groups import Group, chosen
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
+from jprune.masks._count import is_traced
+from jprune.masks._scope import resolve_scope
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._keep_masked import keep_masked
@@ -146,7 +148,7 @@ def add_masked_l1(
 
 def _is_true(m: jax.Array) -> bool:
     """Whether a leaf of a mask is a 0-d True; one that is traced is not known."""
-    return m.ndim == 0 and not masks.is_traced(m) and bool(m)
+    return m.ndim == 0 and not is_traced(m) and bool(m)
 
 
 def network_slimming(
@@ -164,7 +166,7 @@ def network_slimming(
     Args:
       learning_rate: a number or a schedule.
       strength: of the penalty; 5e-4 in MaskSparsity, 1e-4 or 1e-5 in network slimming.
-      scope: the scales; see `masks.resolve_scope`, but None is the leaves named scale
+      scope: the scales; see `masks.unstructured`, but None is the leaves named scale
         or gamma.
       weight_decay: of all leaves, norm scales included, as the authors have it.
       decay_scope: restricts the decay to a scope.
@@ -185,7 +187,7 @@ def network_slimming(
                 jnp.zeros(jnp.shape(p), bool) if taken else jnp.array(True)
             ),
             params,
-            masks.resolve_scope(_scales if scope is None else scope, params),
+            resolve_scope(_scales if scope is None else scope, params),
         )
 
     return optax.chain(
@@ -209,7 +211,7 @@ def _scales(params: Params) -> Scope:
 def masksparsity(
     learning_rate: ScalarOrSchedule,
     groups: Sequence[Group],
-    keeps: Sequence[jax.Array],
+    keeps: Mapping[str, jax.Array],
     *,
     strength: ScalarOrSchedule = 5e-4,
     kind: Kind = "l1",
@@ -226,7 +228,7 @@ def masksparsity(
       learning_rate: a number or a schedule.
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      keeps: for each group a bool vector, True = keep; see `masks.keep_by_scale`.
+      keeps: by group id a bool vector, True = keep; see `masks.keep_by_scale`.
       strength: of the penalty.
       kind: see `add_masked_l1`.
       threshold: at the end the scales are thresholded again, as in the paper, so that a
@@ -242,27 +244,26 @@ def masksparsity(
       An Optax transformation.
 
     Raises:
-      ValueError: as many bool vectors as groups are wanted, and one group with a
-        scale.
+      ValueError: `keeps` names no group with a scale, or does not fit the groups.
 
     References:
       Jiang et al., arXiv 2201.06776; settings of the authors' ImageNet runs.
     """
     require_static(total_steps=total_steps)
-    require_keeps(groups, keeps)
-    scaled = [i for i, g in enumerate(groups) if "scale" in {r.role for r in g.members}]
+    named = [group for group, _ in chosen(groups, keeps)]
+    scaled = [g for g in named if "scale" in {r.role for r in g.members}]
     if not scaled:
-        raise value_error("No group of `groups` has a member with the role 'scale'.")
+        raise value_error("No group of `keeps` has a member with the role 'scale'.")
 
     def doomed(params: Params) -> Mask:
-        some, those = [groups[i] for i in scaled], [keeps[i] for i in scaled]
-        return masks.from_groups(params, some, those, roles=("scale",))
+        those = {g.id: keeps[g.id] for g in scaled}
+        return masks.from_groups(params, groups, those, roles=("scale",))
 
     def final(params: Params) -> Mask:
         kept = keeps
         if threshold is not None:
-            kept = masks.keep_by_scale(params, groups, threshold)
-        return masks.from_groups(params, groups, kept)
+            kept = masks.keep_by_scale(params, named, threshold)
+        return masks.from_groups(params, named, kept)
 
     steps = [
         add_masked_l1(strength, doomed, kind=kind, learning_rate=learning_rate),
@@ -278,5 +279,5 @@ def _decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
     if scope is None:
         return optax.add_decayed_weights(weight_decay)
     return optax.add_decayed_weights(
-        weight_decay, mask=lambda p: masks.resolve_scope(scope, p)
+        weight_decay, mask=lambda p: resolve_scope(scope, p)
     )

@@ -31,11 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune import masks
 from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import AxisRef, Group, member_leaves
-from jprune._tree import leaf_name, named_leaves
+from jprune._tree import keys_text, leaf_name, named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
+from jprune.masks._count import is_traced
+from jprune.masks._scope import resolve_scope
 from jprune.transforms._build import transformation
 from jprune.transforms._clusters import Clusters
 
@@ -124,9 +125,7 @@ def merge_clusters(
             raise value_error(
                 "No clustered group produces any leaf of the parameters; nothing would "
                 "be merged. The groups live in:"
-                + listing(
-                    ["/".join(map(str, r.path)) for g, _ in chosen for r in g.members]
-                )
+                + listing([keys_text(r.path) for g, _ in chosen for r in g.members])
             )
         return MergeClustersState()
 
@@ -214,7 +213,7 @@ def csgd(
 
     def others(params: Params) -> Scope:
         merged = _clustered(params, chosen)
-        leaves, treedef = jax.tree.flatten(masks.resolve_scope(scope, params))
+        leaves, treedef = jax.tree.flatten(resolve_scope(scope, params))
         return jax.tree.unflatten(
             treedef, [taken and i not in merged for i, taken in enumerate(leaves)]
         )
@@ -310,7 +309,7 @@ def _warn_if_not_collapsed(
     nesterov: bool,
 ) -> None:
     values = (learning_rate, momentum, *rates.values())
-    if any(masks.is_traced(x) for x in values):
+    if any(is_traced(x) for x in values):
         return
     left = {
         kind: collapse_factor(

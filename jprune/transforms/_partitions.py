@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jprune import masks
 from jprune._errors import listing, require_regex, value_error
 from jprune._tree import KeyTuple, keyed_leaves, named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scope
+from jprune.masks._scope import resolve_scope
 
 Partitions = int | Sequence[str] | Callable[[Params], PyTree] | PyTree
 
@@ -49,7 +49,7 @@ def split_by_path(
     """
     for pattern in patterns:
         require_regex("patterns", pattern)
-    taken = jax.tree.leaves(masks.resolve_scope(scope, params))
+    taken = jax.tree.leaves(resolve_scope(scope, params))
     first: list[int | None] = [
         next((i for i, p in enumerate(patterns) if re.search(p, path)), None)
         for path, _ in named_leaves(params)
@@ -85,7 +85,7 @@ def split_evenly(params: Params, parts: int, *, scope: Any = None) -> PyTree:
     Raises:
       ValueError: fewer leaves to prune than parts, or no part.
     """
-    taken = jax.tree.leaves(masks.resolve_scope(scope, params))
+    taken = jax.tree.leaves(resolve_scope(scope, params))
     leaves = named_leaves(params)
     pruned = [i for i, on in enumerate(taken) if on]
     if not 1 <= parts <= len(pruned):

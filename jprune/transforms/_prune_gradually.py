@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import masks, selection
+from jprune import selection
 from jprune._errors import no_params
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune.masks._rank import RankingName
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._growing_sparsity import GrowingSparsity
 from jprune.transforms._projection import checkerboard, project
@@ -51,7 +52,7 @@ def prune_gradually(
     begin: int = 0,
     every: int = 1,
     scope: Any = None,
-    ranking: masks.Ranking = "global",
+    ranking: RankingName = "global",
     min_keep: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the smallest weights step by step (a projection: place it last).

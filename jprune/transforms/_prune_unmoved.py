@@ -28,6 +28,8 @@ import optax
 from jprune import masks, scores
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, Scores
+from jprune.masks._count import is_traced
+from jprune.masks._scope import resolve_scope
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._projection import checkerboard, project
 
@@ -109,7 +111,7 @@ def prune_unmoved(
             "`every` and `end` need 1 <= every <= end, with `end` a multiple of "
             f"`every`; got {every}, {end}."
         )
-    if not masks.is_traced(fraction) and not 0 <= float(fraction) < float("inf"):
+    if not is_traced(fraction) and not 0 <= float(fraction) < float("inf"):
         raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")
 
     def select(params: Params, initial: Params, mask: Mask) -> Mask:
@@ -119,7 +121,7 @@ def prune_unmoved(
         )
 
     def init(params: Params) -> PruneUnmovedState:
-        taken = masks.resolve_scope(scope, params)
+        taken = resolve_scope(scope, params)
         initial = jax.tree.map(
             lambda p, t: jnp.copy(p) if t else jnp.zeros((), jnp.result_type(p)),
             params,

@@ -8,8 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jprune import masks, selection
+from jprune import selection
 from jprune._typing import Mask, Params, PyTree, Scope
+from jprune.masks._rank import RankingName
+from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._target import keep_counts
+from jprune.masks._unstructured import ranked
 
 
 class Ranking(NamedTuple):
@@ -26,25 +30,23 @@ class Ranking(NamedTuple):
     sparsity: Any
     keep: Any
     scope: Any
-    ranking: masks.Ranking = "global"
+    ranking: RankingName = "global"
     min_keep: int = 1
 
     def leaves(self, params: Params) -> Scope:
         """The scope, as the `mask` argument of Optax's own transformations."""
-        return masks.resolve_scope(self.scope, params)
+        return resolve_scope(self.scope, params)
 
     def cold(self, params: Params) -> selection.WarmStart:
         """The warm start before the first search, of the right shape and dtype."""
         if not jax.tree.leaves(params):
             return selection.cold()
         _, ranking = self.counts(params)
-        return selection.cold(
-            masks.in_scope(params, self.leaves(params)), ranking=ranking
-        )
+        return selection.cold(in_scope(params, self.leaves(params)), ranking=ranking)
 
-    def counts(self, params: Params) -> tuple[Any, masks.Ranking]:
+    def counts(self, params: Params) -> tuple[Any, RankingName]:
         """How many are kept, in all or of each leaf, and the ranking that means."""
-        return masks.keep_counts(
+        return keep_counts(
             params, self.sparsity, self.keep, scope=self.scope, ranking=self.ranking
         )
 
@@ -57,7 +59,7 @@ class Ranking(NamedTuple):
     ) -> tuple[Mask, selection.WarmStart, jax.Array]:
         """The mask, the next warm start, and the passes the threshold took."""
         counts, ranking = self.counts(params)
-        return masks.ranked(
+        return ranked(
             params,
             counts,
             ranking=ranking,

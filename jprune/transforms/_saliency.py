@@ -24,6 +24,10 @@ from jprune import masks, selection
 from jprune._errors import no_params, require_static, value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
+from jprune.masks._count import exact, is_traced, require_sparsity
+from jprune.masks._scope import resolve_scope
+from jprune.masks._target import keep_counts
+from jprune.masks._unstructured import ranked
 from jprune.transforms._build import transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._ranking import Ranking
@@ -72,10 +76,8 @@ def mask_by_saliency(
         params: Params, grads: PyTree, warm: selection.WarmStart
     ) -> tuple[Mask, selection.WarmStart, jax.Array]:
         active = _active(masks.size(params, scope), sparsity, keep)
-        counts, _ = masks.keep_counts(params, keep=active, scope=scope)
-        return masks.ranked(
-            params, counts, scope=scope, min_keep=0, init=warm, times=grads
-        )
+        counts, _ = keep_counts(params, keep=active, scope=scope)
+        return ranked(params, counts, scope=scope, min_keep=0, init=warm, times=grads)
 
     def init(params: Params) -> MaskBySaliencyState:
         warm = Ranking(None, 0, scope).cold(params)
@@ -140,7 +142,7 @@ def gsm(
       Ding et al., arXiv 1909.12778, eq. (8); counts of the authors' code.
     """
     require_static(total_steps=total_steps)
-    if not masks.is_traced(weight_decay) and not weight_decay > 0:
+    if not is_traced(weight_decay) and not weight_decay > 0:
         raise value_error(
             f"`weight_decay` must be positive, got {weight_decay}: passive weights "
             "move by it alone."
@@ -148,7 +150,7 @@ def gsm(
     _require_one(sparsity, keep)
 
     def leaves(params: Params) -> Scope:
-        return masks.resolve_scope(scope, params)
+        return resolve_scope(scope, params)
 
     def final(params: Params) -> Mask:
         kept = final_keep
@@ -170,20 +172,20 @@ def _active(n: int, sparsity: Any, keep: Any) -> Any:
     """Q, the paper's rule: floor((1 - s) n)."""
     if keep is not None:
         return keep
-    masks.require_sparsity(sparsity)
-    if masks.is_traced(sparsity):
+    require_sparsity(sparsity)
+    if is_traced(sparsity):
         return jnp.floor((1 - sparsity) * n).astype(jnp.int32)
-    return floor((1 - masks.exact(sparsity)) * n)
+    return floor((1 - exact(sparsity)) * n)
 
 
 def _kept(n: int, sparsity: Any, keep: Any) -> Any:
     """What the final cut keeps, the authors' rule: n - floor(s n)."""
     if keep is not None:
         return keep
-    masks.require_sparsity(sparsity)
-    if masks.is_traced(sparsity):
+    require_sparsity(sparsity)
+    if is_traced(sparsity):
         return n - jnp.floor(sparsity * n).astype(jnp.int32)
-    return n - floor(masks.exact(sparsity) * n)
+    return n - floor(exact(sparsity) * n)
 
 
 def _require_one(sparsity: Any, keep: Any) -> None:

@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune import masks, selection
+from jprune import selection
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune.masks._count import is_traced
+from jprune.masks._rank import RankingName
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._ranking import Ranking
@@ -52,7 +54,7 @@ def add_selective_decay(
     sparsity: Any = None,
     keep: Any = None,
     scope: Any = None,
-    ranking: masks.Ranking = "global",
+    ranking: RankingName = "global",
     every: int = 1,
     min_keep: int = 1,
     select: Callable[[Params], Mask] | None = None,
@@ -176,7 +178,7 @@ def swd(
     momentum: float = 0.9,
     nesterov: bool = False,
     scope: Any = None,
-    ranking: masks.Ranking = "global",
+    ranking: RankingName = "global",
     every: int = 1,
     min_keep: int = 1,
     select: Callable[[Params], Mask] | None = None,
@@ -222,7 +224,7 @@ def swd(
       code.
     """
     require_static(total_steps=total_steps, every=every, min_keep=min_keep)
-    bounds_known = not (masks.is_traced(a_min) or masks.is_traced(a_max))
+    bounds_known = not (is_traced(a_min) or is_traced(a_max))
     if bounds_known and not 0 < a_min <= a_max:
         raise value_error(
             f"`a_min`, `a_max` need 0 < a_min <= a_max: {a_min}, {a_max}."
@@ -273,7 +275,7 @@ def _warn_if_unstable(
 ) -> None:
     r"""Warns at the worst step of $\eta_t \mu (1 + a_t)$, the two taken together."""
     values = (learning_rate, mu, momentum)
-    if any(masks.is_traced(x) for x in values):
+    if any(is_traced(x) for x in values):
         return
     with jax.ensure_compile_time_eval():
         steps = jnp.arange(total_steps)

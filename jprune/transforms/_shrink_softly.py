@@ -25,9 +25,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import masks, selection
+from jprune import selection
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune.masks._count import is_traced
+from jprune.masks._rank import RankingName
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._low_set import LowSet
 from jprune.transforms._projection import checkerboard
@@ -60,7 +62,7 @@ def shrink_softly(
     end: int,
     factor: ScalarOrSchedule = 0.95,
     scope: Any = None,
-    ranking: masks.Ranking = "leaf",
+    ranking: RankingName = "leaf",
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrinks the smallest weights, later removes them (a projection: place it last).
@@ -173,7 +175,7 @@ def issp(
     b1: float = 0.9,
     b2: float = 0.99,
     scope: Any = None,
-    ranking: masks.Ranking = "leaf",
+    ranking: RankingName = "leaf",
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with iterative soft shrinkage (ISS-P): from the initialization to sparse.
@@ -209,7 +211,7 @@ def issp(
 
 
 def _require_factor(factor: Any) -> None:
-    if callable(factor) or masks.is_traced(factor):
+    if callable(factor) or is_traced(factor):
         return
     if not 0 <= float(factor) <= 1:
         raise value_error(f"`factor` must be in [0, 1], got {factor}.")

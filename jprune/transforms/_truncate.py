@@ -31,7 +31,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import masks
 from jprune._errors import listing, value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Params, PyTree
@@ -45,7 +44,8 @@ from jprune._unfolding import (
     spectrum,
     unfolding_of,
 )
-from jprune.masks._scope import scoped_names
+from jprune.masks._count import exact, is_traced
+from jprune.masks._scope import in_scope, resolve_scope, scoped_names
 
 Keep = Callable[[jax.Array], jax.Array]
 """From singular values [*each, q] to which of them stay."""
@@ -86,7 +86,7 @@ class Rule(NamedTuple):
             raise value_error(f"`min_rank` must be at least 1, got {self.min_rank}.")
         for name in ("energy", "rate"):
             share = getattr(self, name)
-            if share is None or masks.is_traced(share):
+            if share is None or is_traced(share):
                 continue
             if np.ndim(share) != 0 or not 0 < float(share) <= 1:
                 raise value_error(
@@ -124,9 +124,9 @@ def _below_energy(s: jax.Array, energy: Any) -> jax.Array:
 
 
 def _share(count: int, rate: Any) -> Any:
-    if masks.is_traced(rate):
+    if is_traced(rate):
         return jnp.maximum(jnp.floor(rate * count), 1).astype(jnp.int32)
-    return max(floor(masks.exact(rate) * Fraction(count)), 1)  # 0.57 of 100 is 57
+    return max(floor(exact(rate) * Fraction(count)), 1)  # 0.57 of 100 is 57
 
 
 def truncate(
@@ -151,7 +151,7 @@ def truncate(
         `truncate_rank`; 0 leaves a leaf whole.
       kind: how kernels are read as matrices: "channel", "spatial", "decoupled", an
         `Unfolding`, or a function (path, leaf) of either; see `Unfolding`.
-      scope: which leaves; see `masks.resolve_scope`. With concrete `ranks` the default
+      scope: which leaves; see `masks.unstructured`. With concrete `ranks` the default
         is every leaf whose rank is not 0.
       min_rank: the fewest singular values kept, a floor for every kernel.
 
@@ -195,7 +195,7 @@ def _scope_of_ranks(ranks: PyTree, params: Params, scope: Any) -> Any:
     bad = [f"{path}: {k}" for path, k in named_leaves(ranks) if not _is_integer(k)]
     if bad:
         raise value_error(f"`ranks` must be integers:{listing(bad)}")
-    found = [(path, k) for path, k in named_leaves(ranks) if not masks.is_traced(k)]
+    found = [(path, k) for path, k in named_leaves(ranks) if not is_traced(k)]
     bad = [f"{path}: {k}" for path, k in found if np.min(k, initial=0) < 0]
     if bad:
         raise value_error(f"`ranks` must not be negative:{listing(bad)}")
@@ -258,19 +258,19 @@ class Leaves:
     """The leaves in scope with their unfoldings; what is static about a tree."""
 
     def __init__(self, params: Params, scope: Any, kind: Unfold) -> None:
-        self.scope = masks.resolve_scope(scope, params)
+        self.scope = resolve_scope(scope, params)
         self.unfoldings = []
         if jax.tree.leaves(params):
             inside = zip(
                 scoped_names(params, self.scope),
-                masks.in_scope(params, self.scope),
+                in_scope(params, self.scope),
                 strict=True,
             )
             self.unfoldings = [unfolding_of(path, w, kind) for path, w in inside]
 
     def taken(self, tree: PyTree) -> list[Any]:
         """The leaves of a tree that take part, in order."""
-        return masks.in_scope(tree, self.scope) if self.unfoldings else []
+        return in_scope(tree, self.scope) if self.unfoldings else []
 
     def filled(self, tree: PyTree, values: list[Any], other: Any = None) -> PyTree:
         """A tree with `values` in scope and the tree's own leaves, or `other`, else."""

@@ -28,10 +28,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import masks
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Params, PyTree, ScalarOrSchedule
 from jprune._unfolding import Unfold, first_values
+from jprune.masks._count import is_traced
+from jprune.masks._scope import resolve_scope
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._truncate import Leaves, Rule, cut
 
@@ -88,7 +89,7 @@ def truncate_rank(
       every: m, the steps from one truncation to the next. With few steps at a small
         learning rate the rank ratchets down; see `truncate`.
       kind: how kernels are read as matrices; see `truncate`.
-      scope: which leaves; see `masks.resolve_scope`.
+      scope: which leaves; see `masks.unstructured`.
       min_rank: the fewest singular values kept.
       total_steps: when given, every update from step `total_steps - 1` on ends at the
         ranks reached by then. Without it: `truncate(params, ranks=state.ranks)`.
@@ -259,7 +260,7 @@ def _check(
             "`nuclear` adds to the raw gradient, which a projection placed last does "
             "not see: give the optimizer as `inner`, got None."
         )
-    if not callable(nuclear) and not masks.is_traced(nuclear) and float(nuclear) < 0:
+    if not callable(nuclear) and not is_traced(nuclear) and float(nuclear) < 0:
         raise value_error(f"`nuclear` must not be negative, got {nuclear}.")
 
 
@@ -337,5 +338,5 @@ def _decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
     if scope is None:
         return optax.add_decayed_weights(weight_decay)
     return optax.add_decayed_weights(
-        weight_decay, mask=lambda p: masks.resolve_scope(scope, p)
+        weight_decay, mask=lambda p: resolve_scope(scope, p)
     )

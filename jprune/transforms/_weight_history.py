@@ -30,6 +30,7 @@ from jprune._dtypes import wide
 from jprune._errors import no_params, value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
+from jprune.masks._count import is_traced
 from jprune.transforms._build import next_step, transformation
 from jprune.transforms._growing_sparsity import GrowingSparsity
 from jprune.transforms._projection import checkerboard, project
@@ -266,9 +267,9 @@ def _weighted(sizes: PyTree, mask: Mask, gamma: Any, layer_norm: bool) -> Scores
 
 
 def _require(beta: Any, gamma: Any, signal: str) -> None:
-    if not masks.is_traced(beta) and not 0 <= beta < 1:
+    if not is_traced(beta) and not 0 <= beta < 1:
         raise value_error(f"`beta` must be in [0, 1), got {beta}.")
-    if not masks.is_traced(gamma) and not gamma >= 0:
+    if not is_traced(gamma) and not gamma >= 0:
         raise value_error(f"`gamma` must be at least 0, got {gamma}.")
     if signal not in ("weight_ema", "grad_momentum", "product"):
         raise value_error(

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from jprune import analysis
+from jprune.analysis._compare import Comparison, Measures
+from jprune.analysis._latency import Latency
 
 
 def mlp(params, x):
@@ -36,11 +38,11 @@ def test_zeros_are_counted_over_all_leaves():
 
 
 def test_text_shows_every_measure_with_its_ratio():
-    time = analysis.Latency(0.004, 0.003, 0.005, 9)
-    dense = analysis.Measures(2_000_000, 0.5, 4_000_000, 10**9, time)
+    time = Latency(0.004, 0.003, 0.005, 9)
+    dense = Measures(2_000_000, 0.5, 4_000_000, 10**9, time)
     quick = time._replace(median=0.001)
-    compact = analysis.Measures(1_000_000, 0.0, 2_000_000, 25 * 10**7, quick)
-    lines = str(analysis.Comparison(dense, compact)).splitlines()
+    compact = Measures(1_000_000, 0.0, 2_000_000, 25 * 10**7, quick)
+    lines = str(Comparison(dense, compact)).splitlines()
     cells = [line.rsplit(maxsplit=3) for line in lines]
     assert lines[0].split() == ["dense", "compact", "dense/compact"]
     assert cells[2][-3:] == ["2,000,000", "1,000,000", "2.00x"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jprune import masks
-from jprune.analysis import LeafReport, Report, report
+from jprune.analysis import report
+from jprune.analysis._report import LeafReport, Report
 from jprune.analysis._table import byte_size, percent
 
 

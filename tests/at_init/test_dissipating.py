@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from jprune import at_init, masks, scores
+from jprune.at_init._early import Early
 
 KEY = jax.random.key(7)
 combined = at_init.dissipating_k_starts
@@ -22,7 +23,7 @@ ALL = jnp.ones((1, 5), bool)
 
 
 def early(params, initial, mask):
-    return at_init.Early(params, None, initial, params, mask)
+    return Early(params, None, initial, params, mask)
 
 
 def test_kstarts_dissipating_g4_what_is_still_goes():

@@ -10,6 +10,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jprune import at_init, masks, transforms
+from jprune.at_init._fitness import fitness
+from jprune.at_init._k_starts import better_half
+from jprune.at_init._random_mask import random_mask
 
 W = jnp.array([[1.0, -2.0, 3.0, -4.0]])
 ACC = jnp.array([[4.0, 0.0, 0.0, -4.0]])
@@ -33,7 +36,7 @@ def choose(params, grads, sparsity, k, **how):
 def test_kstarts_dissipating_g1_count():
     def draw(i):
         key = jax.random.fold_in(KEY, i)
-        return at_init.random_mask(key, jnp.ones((8, 5)), 0.7)
+        return random_mask(key, jnp.ones((8, 5)), 0.7)
 
     drawn = np.asarray(jax.jit(jax.vmap(draw))(jnp.arange(20)))
     np.testing.assert_array_equal(drawn.sum((1, 2)), 12)
@@ -41,7 +44,7 @@ def test_kstarts_dissipating_g1_count():
 
 
 def test_every_weight_is_kept_equally_often():
-    draw = partial(at_init.random_mask, KEY, jnp.ones((4, 5)), 0.7)
+    draw = partial(random_mask, KEY, jnp.ones((4, 5)), 0.7)
     drawn = jax.jit(jax.vmap(lambda j: draw(start=j)))(jnp.arange(4000))
     # Four standard deviations of the mean of 4000 draws at 0.3 are 0.029.
     np.testing.assert_allclose(np.mean(drawn, axis=0), 0.3, atol=0.029)
@@ -52,7 +55,7 @@ def test_kstarts_dissipating_g2_fitness():
     want = {1.0: [0.3, 0.7, 0.5], 0.0: [0.5, 0.5, 1.0], 0.5: [0.4, 0.6, 0.75]}
     fittest = {1.0: 1, 0.0: 2, 0.5: 2}
     for balance, numbers in want.items():
-        rate = jax.vmap(lambda m, b=balance: at_init.fitness(m, W, ACC, balance=b))
+        rate = jax.vmap(lambda m, b=balance: fitness(m, W, ACC, balance=b))
         got = np.asarray(rate(candidates))[:, 0]
         np.testing.assert_allclose(got, numbers, rtol=1e-6)
         assert np.argmax(got) == fittest[balance]
@@ -61,11 +64,11 @@ def test_kstarts_dissipating_g2_fitness():
 def test_the_network_divides_the_sums_of_its_leaves_once():
     mask = {"w": jnp.array([[True, False]]), "v": jnp.array([[False, True]])}
     tree = {"w": jnp.array([[3.0, 1.0]]), "v": jnp.array([[4.0, 8.0]])}
-    rate = partial(at_init.fitness, mask, tree, tree)
+    rate = partial(fitness, mask, tree, tree)
     np.testing.assert_allclose(rate(), [8 / 12, 3 / 4])  # v, then w
     np.testing.assert_allclose(rate(share="network"), 11 / 16)
     zero = jax.tree.map(jnp.zeros_like, tree)
-    np.testing.assert_allclose(at_init.fitness(mask, tree, zero), [1 / 3, 3 / 8])
+    np.testing.assert_allclose(fitness(mask, tree, zero), [1 / 3, 3 / 8])
 
 
 def test_kstarts_dissipating_g3_accumulation():
@@ -106,7 +109,7 @@ def test_kstarts_dissipating_g6_one_start_is_random_pruning(share):
         how = {"k": 1, "balance": balance, "share": share}
         return at_init.k_starts(KEY, TREE["a"], GRADS["a"], 0.5, **how)
 
-    want = at_init.random_mask(KEY, TREE["a"], 0.5)
+    want = random_mask(KEY, TREE["a"], 0.5)
     for balance in (0.0, 0.5, 1.0):
         jax.tree.map(np.testing.assert_array_equal, alone(balance), want)
 
@@ -118,7 +121,7 @@ def test_kstarts_dissipating_g6_more_starts_are_never_less_fit(share):
     @jax.jit
     def best(starts):
         mask = at_init.k_starts(KEY, w, g, 0.5, k=starts, share=share)
-        return jnp.atleast_1d(at_init.fitness(mask, w, g, share=share))
+        return jnp.atleast_1d(fitness(mask, w, g, share=share))
 
     rated = [best(jnp.arange(16) % k) for k in (1, 2, 4, 8, 16)]
     assert np.all(np.diff(rated, axis=0) >= 0) and np.all(rated[-1] > rated[0])
@@ -130,8 +133,8 @@ def test_kstarts_dissipating_g7_scale():
     mask, again = choose(TREE["a"], GRADS["a"]), choose(params["a"], grads["a"])
     jax.tree.map(np.testing.assert_array_equal, again, mask)
     np.testing.assert_allclose(
-        at_init.fitness(mask, params["a"], grads["a"]),
-        at_init.fitness(mask, TREE["a"], GRADS["a"]),
+        fitness(mask, params["a"], grads["a"]),
+        fitness(mask, TREE["a"], GRADS["a"]),
         rtol=1e-6,
     )
 
@@ -170,7 +173,7 @@ def brute_force(starts, share, balance):
     """Every candidate by itself, rated in NumPy float64."""
     rated = []
     for j in starts:
-        mask = at_init.random_mask(KEY, TREE, 0.5, start=j)
+        mask = random_mask(KEY, TREE, 0.5, start=j)
         sums = []
         for tree in (TREE, GRADS):
             for name in ("a", "b"):
@@ -190,16 +193,15 @@ def test_the_fittest_is_chosen(share):
     got = choose(TREE, GRADS, 0.5, 5, **how)
     best = np.broadcast_to(np.argmax(rated, axis=0), 2)
     for name, j in zip("ab", best, strict=True):
-        want = at_init.random_mask(KEY, TREE, 0.5, start=int(j))[name]["kernel"]
+        want = random_mask(KEY, TREE, 0.5, start=int(j))[name]["kernel"]
         np.testing.assert_array_equal(got[name]["kernel"], want)
 
 
 def test_two_of_three_stay_in_play():
     how = {"balance": 0.3, "share": "network"}
-    starts = jax.jit(lambda s: at_init.better_half(KEY, W, ACC, 0.5, s, **how))
+    starts = jax.jit(lambda s: better_half(KEY, W, ACC, 0.5, s, **how))
     rated = [
-        float(at_init.fitness(at_init.random_mask(KEY, W, 0.5, start=j), W, ACC)[0])
-        for j in (5, 2, 7)
+        float(fitness(random_mask(KEY, W, 0.5, start=j), W, ACC)[0]) for j in (5, 2, 7)
     ]
     worst = int(np.argmin(rated))
     assert len(set(rated)) == 3
@@ -213,7 +215,7 @@ def test_a_tournament_discards_the_worse_half(share):
     """On one window's numbers it ends where the choice at once does."""
     rated = brute_force(range(4), share, 0.3)
     how = {"balance": 0.3, "share": share}
-    halve = jax.jit(partial(at_init.better_half, KEY, TREE, GRADS, 0.5, **how))
+    halve = jax.jit(partial(better_half, KEY, TREE, GRADS, 0.5, **how))
     starts = jnp.arange(4)
     for left in (2, 1):
         starts = halve(starts)
@@ -221,7 +223,7 @@ def test_a_tournament_discards_the_worse_half(share):
         np.testing.assert_array_equal(starts, want if share == "leaf" else want[:, 0])
     last = choose(TREE, GRADS, 0.5, starts, **how)
     for name, j in zip("ab", np.broadcast_to(np.asarray(starts)[0], 2), strict=True):
-        want = at_init.random_mask(KEY, TREE, 0.5, start=int(j))[name]["kernel"]
+        want = random_mask(KEY, TREE, 0.5, start=int(j))[name]["kernel"]
         np.testing.assert_array_equal(last[name]["kernel"], want)
 
 
@@ -234,7 +236,7 @@ def test_a_few_at_once_choose_alike():
 
 def test_equal_candidates_leave_the_first():
     flat = jnp.ones((5, 4))
-    want = at_init.random_mask(KEY, flat, 0.5)
+    want = random_mask(KEY, flat, 0.5)
     choose = jax.jit(lambda g: at_init.k_starts(KEY, flat, g, 0.5, k=9, balance=0.0))
     for grads in (flat, jnp.zeros((5, 4))):
         np.testing.assert_array_equal(choose(grads), want)
@@ -260,7 +262,7 @@ def test_small_units_keep_one_weight(wrap):
     np.testing.assert_array_equal(each.sum(0), 1)
     assert int(wrap(fit)(0.99)["kernel"].sum()) == 1
     two = params | {"w": jnp.ones((20, 10), jnp.bfloat16)}
-    mask = wrap(lambda s: at_init.random_mask(KEY, two, s))(0.99)
+    mask = wrap(lambda s: random_mask(KEY, two, s))(0.99)
     assert [int(mask[name].sum()) for name in two] == [1, 2]  # nothing is moved
 
 
@@ -347,9 +349,9 @@ def test_errors(change, message):
 
 def test_errors_of_the_others():
     with pytest.raises(ValueError, match="`share` must be 'leaf' or 'network'"):
-        at_init.fitness(W > 0, W, W, share="channel")
+        fitness(W > 0, W, W, share="channel")
     with pytest.raises(ValueError, match=r"in `k_starts`, 'channel'; got 'channel'"):
-        at_init.better_half(KEY, W, W, 0.5, jnp.arange(4), share="channel")
+        better_half(KEY, W, W, 0.5, jnp.arange(4), share="channel")
     for window, wanted in ((0, "at least 1"), (2.5, "a whole number")):
         with pytest.raises(ValueError, match=f"must be {wanted}, got {window}"):
             transforms.accumulate_gradient(window)  # pyright: ignore

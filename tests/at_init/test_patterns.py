@@ -69,12 +69,13 @@ def test_units_of_groups_go_from_every_member(criterion):
     }[criterion]()
     signed = criterion == "grasp"
     groups = [g for g in deps if g.size == 8]
-    (units,) = scores.over_groups(found, groups, reduce="sum", signed=signed)
+    units = scores.over_groups(found, groups, norm="l1", raw=True, signed=signed)
     value = found if signed else jax.tree.map(jnp.abs, found)
     by_hand = value["one"]["kernel"].sum(0) + value["two"]["kernel"].sum(1)
-    np.testing.assert_allclose(units, by_hand, rtol=1e-5, atol=1e-6)
-    keep = masks.unstructured([units], keep=5, scope=".", signed=signed)
-    assert set(np.argsort(-np.asarray(by_hand))[:5]) == set(np.flatnonzero(keep[0]))
+    (name,) = units
+    np.testing.assert_allclose(units[name], by_hand, rtol=1e-5, atol=1e-6)
+    keep = masks.unstructured(units, keep=5, scope=".", signed=signed)
+    assert set(np.argsort(-np.asarray(by_hand))[:5]) == set(np.flatnonzero(keep[name]))
     mask = masks.from_groups(params, groups, keep)
     plan = surgery.plan_from_masks(deps, mask)
     small = surgery.shrink(net, plan)(plan.pack(params), x)
@@ -85,5 +86,5 @@ def test_units_of_groups_go_from_every_member(criterion):
 def test_signed_groups_need_order_one():
     params, x = problem()
     groups = list(surgery.groups(net)(params, x))
-    with pytest.raises(ValueError, match="Signed scores need `order` 1, got 2"):
-        scores.over_groups(params, groups, order=2, signed=True)
+    with pytest.raises(ValueError, match="Signed scores need `norm=.l1.`, got 'l2'"):
+        scores.over_groups(params, groups, signed=True)

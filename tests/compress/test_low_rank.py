@@ -12,6 +12,8 @@ import optax
 import pytest
 
 from jprune import analysis, compress, surgery, transforms
+from jprune.compress._factors import Factors
+from jprune.compress._low_rank import LowRank
 from jprune.transforms import Unfolding
 
 
@@ -119,8 +121,8 @@ def test_trp_g8_decoupled_at_full_rank_is_the_convolution(stride):
     ]
     cut = {"kernel": jnp.asarray(np.concatenate(parts, -1))}
     close(jax.jit(thin.fn)(thin.params, x), dense(cut, x))
-    assert isinstance(thin, compress.LowRank) and thin.ranks == {"kernel": 2}
-    assert isinstance(thin.params["kernel"], compress.Factors)
+    assert isinstance(thin, LowRank) and thin.ranks == {"kernel": 2}
+    assert isinstance(thin.params["kernel"], Factors)
 
 
 # -- layouts and uses ------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jprune import compress, surgery
+from jprune.compress._merge import Merged, deviation, snap
 from tests.surgery.flax_nets import OPTION_A, RESNET
 from tests.surgery.nets import fill
 from tests.surgery.proof import coupled, difference
@@ -30,7 +31,7 @@ HAND_X = jnp.array([1.0, -1.0])
 def test_csgd_g5():
     deps = surgery.groups(mlp)(HAND, HAND_X)
     merged = compress.merge(mlp, deps, HAND, {"k1": [0, 0, 1]}, HAND_X)
-    assert isinstance(merged, compress.Merged)
+    assert isinstance(merged, Merged)
     np.testing.assert_allclose(merged.variables["k2"], [[4, 1], [0.5, 4]], rtol=1e-6)
     np.testing.assert_array_equal(merged.variables["k1"], HAND["k1"][:, [0, 2]])
     np.testing.assert_array_equal(merged.variables["b1"], HAND["b1"][np.array([0, 2])])
@@ -183,10 +184,10 @@ def test_deviation_and_snap(residual):
     params["conv_a"] = {**params["conv_a"], "kernel": jnp.asarray(kernel)}
     apart = {**variables, "params": params}
     clusters = {"params/conv_a/kernel": SHARED}
-    (found,) = compress.deviation(deps, apart, clusters).values()
+    (found,) = deviation(deps, apart, clusters).values()
     assert found == pytest.approx(gap / 2 / np.abs(kernel).max(), rel=1e-4)
-    snapped = compress.snap(deps, apart, clusters)
-    (after,) = compress.deviation(deps, snapped, clusters).values()
+    snapped = snap(deps, apart, clusters)
+    (after,) = deviation(deps, snapped, clusters).values()
     assert after < 1e-7
     middle = kernel[0, 0, 0, 0] + gap / 2
     new = np.asarray(snapped["params"]["conv_a"]["kernel"])
@@ -209,7 +210,7 @@ def check_pairs(case, names):
     """Merges the groups in pairs after a snap; float64, to rounding."""
     deps = surgery.groups(case.apply)(case.variables, *case.args)
     clusters = {group.id: even(group) for group in names(deps)}
-    snapped = compress.snap(deps, case.variables, clusters)
+    snapped = snap(deps, case.variables, clusters)
     merged = compress.merge(
         case.apply, deps, snapped, clusters, *case.args, tolerance=1e-10
     )
@@ -267,7 +268,7 @@ def test_coordinates_that_meet_each_other_are_refused(net, guilty, innocent):
     deps = surgery.groups(net)(params, x)
     guilty, innocent = (_first(deps, *place) for place in (guilty, innocent))
     clusters = {guilty.id: even(guilty), innocent.id: even(innocent)}
-    snapped = compress.snap(deps, params, clusters)
+    snapped = snap(deps, params, clusters)
     with pytest.raises(ValueError, match="read by weights alone") as error:
         compress.merge(net, deps, snapped, clusters, x)
     assert f"\n  {guilty.id}: " in str(error.value)
@@ -286,7 +287,7 @@ def test_a_table_that_is_also_read_is_refused():
     text = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
     deps = surgery.groups(net)(params, text)
     group = _first(deps, "table", 1)
-    snapped = compress.snap(deps, params, {group.id: even(group)})
+    snapped = snap(deps, params, {group.id: even(group)})
     with pytest.raises(ValueError, match="both produces and reads"):
         compress.merge(net, deps, snapped, {group.id: even(group)}, text)
 

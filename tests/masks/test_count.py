@@ -9,24 +9,32 @@ import numpy as np
 import pytest
 
 from jprune import masks
-from jprune.masks._count import require_one, resolve_keep, share_kept
+from jprune.masks._count import (
+    exact,
+    is_traced,
+    removed_count,
+    require_one,
+    require_sparsity,
+    resolve_keep,
+    share_kept,
+)
 
 
 def by_decimal(n: int, text: str) -> int:
     """The rule in decimal arithmetic, from the digits themselves."""
-    exact = Decimal(text) * n + Decimal("0.5")
-    return int(exact.to_integral_value(rounding=ROUND_FLOOR))
+    removed = Decimal(text) * n + Decimal("0.5")
+    return int(removed.to_integral_value(rounding=ROUND_FLOOR))
 
 
 def test_allocation_g3_rounding_half_up():
     counts = [(10, 0.9), (10, 0.25), (7, 0.5), (5, 0), (5, 1)]
-    assert [masks.removed_count(n, s) for n, s in counts] == [9, 3, 4, 0, 5]
+    assert [removed_count(n, s) for n, s in counts] == [9, 3, 4, 0, 5]
     assert [masks.kept_count(n, s) for n, s in counts] == [1, 7, 3, 5, 0]
 
 
 def test_float_hazards():
     assert int(10000 * 0.57) == 5699  # the hazard is real
-    assert masks.removed_count(10000, 0.57) == 5700
+    assert removed_count(10000, 0.57) == 5700
     assert int((1 - 0.9) * 10) == 0
     assert masks.kept_count(10, 0.9) == 1
 
@@ -35,27 +43,27 @@ def test_float_hazards():
 def test_every_percentage_of_every_size(n):
     for i in range(100):
         text = f"0.{i:02d}"
-        assert masks.removed_count(n, float(text)) == by_decimal(n, text), text
+        assert removed_count(n, float(text)) == by_decimal(n, text), text
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16])
 def test_a_float_of_any_width_means_the_decimal_it_prints(dtype):
     for i in range(1, 100):
-        assert masks.exact(dtype(i / 100)) == Fraction(i, 100)
-    assert masks.removed_count(10_000, dtype(0.57)) == 5700
+        assert exact(dtype(i / 100)) == Fraction(i, 100)
+    assert removed_count(10_000, dtype(0.57)) == 5700
     if dtype != np.float64:
-        assert masks.removed_count(10_000, jnp.asarray(0.57, dtype)) == 5700
+        assert removed_count(10_000, jnp.asarray(0.57, dtype)) == 5700
 
 
 def test_exact_numbers():
-    assert masks.exact(3) == masks.exact(np.int64(3)) == masks.exact(jnp.int32(3)) == 3
-    assert masks.exact(1e-5) == Fraction(1, 100_000)
-    assert masks.exact(0.1 + 0.2) == Fraction("0.30000000000000004")
+    assert exact(3) == exact(np.int64(3)) == exact(jnp.int32(3)) == 3
+    assert exact(1e-5) == Fraction(1, 100_000)
+    assert exact(0.1 + 0.2) == Fraction("0.30000000000000004")
     third = np.float64(1) / 3
-    assert float(masks.exact(third)) == third
+    assert float(exact(third)) == third
     for value in (np.nan, np.inf):
         with pytest.raises(ValueError, match=f"Expected a finite number, got {value}"):
-            masks.exact(value)
+            exact(value)
 
 
 def test_shares_read_back_as_the_count_they_came_from():
@@ -69,19 +77,19 @@ def test_shares_read_back_as_the_count_they_came_from():
 @pytest.mark.parametrize("s", [-0.1, 1.01])
 def test_removed_count_out_of_range(s):
     with pytest.raises(ValueError, match=rf"must be in \[0, 1\], got {s}"):
-        masks.removed_count(10, s)
+        removed_count(10, s)
 
 
 @pytest.mark.parametrize("s", [1, 1.0, -0.1, 90, float("nan"), np.float32(1)])
 def test_require_sparsity_range(s):
     with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\).*got"):
-        masks.require_sparsity(s)
+        require_sparsity(s)
 
 
 def test_require_sparsity_is_one_number():
     with pytest.raises(ValueError, match=r"must be one number, got shape \(2,\)"):
-        masks.require_sparsity(np.array([0.1, 0.2]))
-    jax.make_jaxpr(masks.require_sparsity)(2.0)  # traced: nothing is known of it
+        require_sparsity(np.array([0.1, 0.2]))
+    jax.make_jaxpr(require_sparsity)(2.0)  # traced: nothing is known of it
 
 
 def test_resolve_keep_errors():
@@ -127,6 +135,6 @@ def test_traced_counts_are_clipped():
 
 def test_is_traced():
     seen = []
-    jax.make_jaxpr(lambda x: seen.append(masks.is_traced(x)))(1.0)
+    jax.make_jaxpr(lambda x: seen.append(is_traced(x)))(1.0)
     assert seen == [True]
-    assert not masks.is_traced(1.0) and not masks.is_traced(jnp.float32(1))
+    assert not is_traced(1.0) and not is_traced(jnp.float32(1))

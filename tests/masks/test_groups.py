@@ -1,5 +1,7 @@
 """Masks of groups, budgets over groups, and finding the groups' leaves in a tree."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,9 @@ ROWS = np.array([1, 0, 1, 1, 0, 1, 1], bool)  # the last row is no unit's
 
 
 def test_from_groups_by_hand():
-    mask = masks.from_groups({"params": PARAMS}, (hidden(),), (KEEP,))["params"]
+    mask = masks.from_groups({"params": PARAMS}, (hidden(),), {"hidden": KEEP})[
+        "params"
+    ]
     np.testing.assert_array_equal(mask["a"]["kernel"], [[1, 0, 1]] * 2)
     np.testing.assert_array_equal(mask["a"]["bias"], [1, 0, 1])
     np.testing.assert_array_equal(mask["b"]["kernel"], np.stack([ROWS] * 2, 1))
@@ -41,7 +45,9 @@ def test_from_groups_by_hand():
 
 
 def test_from_groups_in_a_sub_tree_and_by_role():
-    mask = masks.from_groups(PARAMS, (hidden(),), (KEEP,), roles=("in", "bias"))
+    mask = masks.from_groups(
+        PARAMS, (hidden(),), {"hidden": KEEP}, roles=("in", "bias")
+    )
     assert mask["a"]["kernel"].shape == ()
     np.testing.assert_array_equal(mask["a"]["bias"], KEEP)
     np.testing.assert_array_equal(mask["b"]["kernel"][:, 0], ROWS)
@@ -50,7 +56,7 @@ def test_from_groups_in_a_sub_tree_and_by_role():
 def test_two_groups_on_one_leaf_remove_either():
     rows = Group("rows", 2, (AxisRef(("w",), 0),))
     columns = Group("columns", 3, (AxisRef(("w",), 1),))
-    keeps = (jnp.array([True, False]), KEEP)
+    keeps = {"rows": jnp.array([True, False]), "columns": KEEP}
     mask = jax.jit(
         lambda k: masks.from_groups({"w": jnp.ones((2, 3))}, (rows, columns), k)
     )
@@ -60,20 +66,23 @@ def test_two_groups_on_one_leaf_remove_either():
 def test_from_groups_errors():
     group = hidden()
     with pytest.raises(ValueError, match="bool vector of 3 for group 'hidden'.*.4,."):
-        masks.from_groups(PARAMS, (group,), (jnp.ones(4, bool),))
+        masks.from_groups(PARAMS, (group,), {"hidden": jnp.ones(4, bool)})
     with pytest.raises(ValueError, match="bool vector .* 'hidden'.*got int32"):
-        masks.from_groups(PARAMS, (group,), (jnp.array([1, 0, 1]),))
-    with pytest.raises(ValueError, match="one vector for each of the 1 groups, got 2"):
-        masks.from_groups(PARAMS, (group,), (KEEP, KEEP))
+        masks.from_groups(PARAMS, (group,), {"hidden": jnp.array([1, 0, 1])})
+    listed: Any = (KEEP,)
+    with pytest.raises(ValueError, match="mapping from group ids .* got tuple"):
+        masks.from_groups(PARAMS, (group,), listed)
+    with pytest.raises(ValueError, match=r"names \['h'\], .*no ids.*\n  hidden"):
+        masks.from_groups(PARAMS, (group,), {"h": KEEP})
     with pytest.raises(ValueError) as error:
-        masks.from_groups(PARAMS, (group,), (KEEP,), roles=("scale",))
+        masks.from_groups(PARAMS, (group,), {"hidden": KEEP}, roles=("scale",))
     assert "'hidden' has no member in the roles ('scale',)" in str(error.value)
     assert "\n  params/b/kernel (in)" in str(error.value)
     with pytest.raises(ValueError, match="'hidden' has no member among the leaves"):
-        masks.from_groups({"other": jnp.ones(3)}, (group,), (KEEP,))
+        masks.from_groups({"other": jnp.ones(3)}, (group,), {"hidden": KEEP})
     narrow = PARAMS | {"b": {"kernel": jnp.ones((6, 2)), "bias": jnp.ones(2)}}
     with pytest.raises(ValueError, match="does not fit axis 0 of params/b/kernel"):
-        masks.from_groups(narrow, (group,), (KEEP,))
+        masks.from_groups(narrow, (group,), {"hidden": KEEP})
 
 
 def found(tree, groups):

@@ -13,6 +13,7 @@ from flax import nnx
 from flax.core import freeze
 
 from jprune import masks
+from jprune.masks._scope import in_scope, resolve_scope
 
 PARAMS = {
     "conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
@@ -87,8 +88,8 @@ def test_verbose(capsys):
 
 @pytest.mark.parametrize("empty", [{}, (), None, {"a": {}}])
 def test_trees_without_leaves_pass(empty):
-    assert masks.prunable(empty) == empty == masks.resolve_scope("anything", empty)
-    assert masks.resolve_scope(None, empty) == empty
+    assert masks.prunable(empty) == empty == resolve_scope("anything", empty)
+    assert resolve_scope(None, empty) == empty
 
 
 def test_shapes_will_do():
@@ -100,7 +101,7 @@ def test_shapes_will_do():
 def test_resolve_scope_forms():
     scope = masks.prunable(PARAMS)
     for given in (None, "conv/kernel|attention/kernel", scope, lambda p: scope):
-        assert masks.resolve_scope(given, PARAMS) == scope
+        assert resolve_scope(given, PARAMS) == scope
 
 
 def with_leaf(value):
@@ -120,7 +121,7 @@ def with_leaf(value):
 )
 def test_resolve_scope_errors(scope, error, message):
     with pytest.raises(error, match=message):
-        masks.resolve_scope(scope, PARAMS)
+        resolve_scope(scope, PARAMS)
 
 
 def test_complex_leaves_are_refused_by_path():
@@ -131,7 +132,7 @@ def test_complex_leaves_are_refused_by_path():
 
 def test_in_scope():
     params = {"a": 1, "b": {"c": 2, "d": 3}}
-    assert masks.in_scope(params, {"a": True, "b": {"c": False, "d": True}}) == [1, 3]
+    assert in_scope(params, {"a": True, "b": {"c": False, "d": True}}) == [1, 3]
 
 
 def check(params, names):
@@ -188,6 +189,6 @@ def test_equinox():
     # The tree of bools is callable as the model is; it is taken for the tree it is.
     scope = masks.prunable(params)
     assert callable(scope)
-    assert taken(masks.resolve_scope(scope, params)) == names
+    assert taken(resolve_scope(scope, params)) == names
     with pytest.raises(ValueError, match="No default output axis for layers/0/weight"):
         masks.channels(params, 0.5)

@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from jprune import masks, scores, selection
 from jprune.masks._rank import _rank
+from jprune.masks._target import keep_counts
+from jprune.masks._unstructured import ranked
 from tests.masks import oracle
 
 SHAPES = {"a": {"kernel": (6, 5), "bias": (5,)}, "b": {"kernel": (2, 3, 4)}}
@@ -182,8 +184,8 @@ def test_traced_targets_compile_once():
     @jax.jit
     def pruned(params, keep, s):
         traces.append(None)
-        counted, ranking = masks.keep_counts(params, s)
-        by_leaf, _ = masks.keep_counts(params, s, ranking="leaf")
+        counted, ranking = keep_counts(params, s)
+        by_leaf, _ = keep_counts(params, s, ranking="leaf")
         assert ranking == "global"
         return masks.unstructured(params, keep=keep), counted, by_leaf
 
@@ -264,7 +266,7 @@ def test_errors(arguments, message):
 
 def test_keep_counts():
     params = normal()
-    counts = functools.partial(masks.keep_counts, params)
+    counts = functools.partial(keep_counts, params)
     assert counts(0.9) == (5, "global")
     assert counts(keep=7) == (7, "global")
     assert counts(0.9, ranking="leaf") == ([3, 2], "leaf")
@@ -277,12 +279,12 @@ def test_keep_counts():
 @pytest.mark.parametrize("ranking", ["global", "leaf"])
 def test_ranked_carries_a_warm_start(ranking):
     params = normal(14)
-    counts, by = masks.keep_counts(params, 0.8, ranking=ranking)
+    counts, by = keep_counts(params, 0.8, ranking=ranking)
     warm = selection.cold(kernels(params), ranking=by)
     want = masks.unstructured(params, 0.8, ranking=ranking)
     steps = []
     for _ in range(3):
-        mask, warm, passes = masks.ranked(params, counts, ranking=by, init=warm)
+        mask, warm, passes = ranked(params, counts, ranking=by, init=warm)
         steps.append(int(passes))
         assert passes.shape == () and passes.dtype == jnp.int32
         for x, y in zip(kernels(mask), kernels(want), strict=True):
@@ -291,7 +293,7 @@ def test_ranked_carries_a_warm_start(ranking):
 
 
 def test_ranked_of_no_leaves():
-    mask, warm, passes = masks.ranked({}, 0, init=selection.cold())
+    mask, warm, passes = ranked({}, 0, init=selection.cold())
     assert mask == {} and int(passes) == 0 and warm == selection.cold()
 
 

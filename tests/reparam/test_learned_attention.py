@@ -8,11 +8,12 @@ import pytest
 from flax import nnx
 
 from jprune import reparam
+from jprune.reparam._learned_attention import AttentionTheta, pruning_ratio, remaining
 from tests.reparam import twins
 
 
 def theta_of(weights, **attention):
-    return reparam.AttentionTheta(
+    return AttentionTheta(
         weights, {name: jnp.float32(a) for name, a in attention.items()}
     )
 
@@ -23,7 +24,7 @@ def theta_of(weights, **attention):
     + [(2, 1, 0), (0.5, 1, 0), (0.5, 0.75, 0.5), (1, 0.01, 0.99)],
 )
 def test_aswl_g1_ratios(alpha, a, p):
-    got, slope = jax.value_and_grad(reparam.pruning_ratio)(jnp.float32(a), alpha)
+    got, slope = jax.value_and_grad(pruning_ratio)(jnp.float32(a), alpha)
     np.testing.assert_allclose(got, p, rtol=1e-6)
     if a < 1:
         np.testing.assert_allclose(slope, -alpha * (1 - a) ** (alpha - 1), rtol=1e-5)
@@ -33,13 +34,13 @@ def test_aswl_g1_ratios(alpha, a, p):
 def test_aswl_g2_penalty():
     sizes = {"a": 100, "b": 300}
     attention = {"a": jnp.float32(0.5), "b": jnp.float32(0.2)}
-    left = reparam.remaining(attention, sizes, alpha=2)
+    left = remaining(attention, sizes, alpha=2)
     np.testing.assert_allclose(left, 0.4575, rtol=1e-6)
-    slopes = jax.grad(lambda a: reparam.remaining(a, sizes, alpha=2) ** 2)(attention)
+    slopes = jax.grad(lambda a: remaining(a, sizes, alpha=2) ** 2)(attention)
     np.testing.assert_allclose(slopes["a"], 0.22875, rtol=1e-5)
     np.testing.assert_allclose(slopes["b"], 1.098, rtol=1e-5)
     r = reparam.learned_attention(gamma=5, alpha=2, decay=0.0)
-    theta = reparam.AttentionTheta(
+    theta = AttentionTheta(
         {"a": jnp.ones((10, 10)), "b": jnp.ones((10, 30))}, attention
     )
     np.testing.assert_allclose(r.penalty(theta), 1.04653125, rtol=1e-5)
@@ -116,7 +117,7 @@ def test_aswl_g6_larger_gamma_prunes_more():
         r = reparam.learned_attention(gamma=gamma, decay=0.0)
         theta, _ = train(r, 150, lr=0.005)
         sizes = {"a/kernel": 96, "b/kernel": 48}
-        shares.append(float(reparam.remaining(theta.attention, sizes)))
+        shares.append(float(remaining(theta.attention, sizes)))
     assert shares[0] > shares[1] > shares[2], shares
 
 
@@ -149,7 +150,7 @@ def test_aswl_g7_target_and_g8_clips():
     """The penalty alone finds its target density; clips hold all the way."""
     r = reparam.learned_attention(target=0.3, decay=0.0)
     theta, path = train(r, 400, lr=0.1, momentum=0.0, loss=lambda p: 0.0)
-    left = reparam.remaining(theta.attention, {"a/kernel": 96, "b/kernel": 48})
+    left = remaining(theta.attention, {"a/kernel": 96, "b/kernel": 48})
     assert abs(float(left) - 0.3) < 0.01
     assert 0.01 - 1e-7 <= float(path.min()) and float(path.max()) <= 1
 

@@ -15,6 +15,13 @@ import pytest
 
 from jprune import reparam, surgery
 from jprune._groups import AxisRef, Group
+from jprune.reparam._hard_concrete import (
+    dual_ascent,
+    expected_cost,
+    hard_concrete,
+    open_probability,
+)
+from jprune.reparam._learned_gates import GateTheta
 from tests.reparam import gate_twin
 from tests.reparam.gate_net import (
     BLOCKS,
@@ -51,9 +58,9 @@ def theta_with(r, channels=None, branches=None):
 
 
 def test_gates_g1_values():
-    z = reparam.hard_concrete
+    z = hard_concrete
     assert float(z(jnp.float32(0), jnp.float32(0.5))) == pytest.approx(0.5)
-    q = reparam.open_probability(jnp.array([0.0, -3.0]))
+    q = open_probability(jnp.array([0.0, -3.0]))
     np.testing.assert_allclose(q, [0.831822, 0.197594], rtol=1e-5)
     stretched = jax.nn.sigmoid(-3.0) * 1.2 - 0.1
     np.testing.assert_allclose(stretched, -0.043089, rtol=1e-4)
@@ -64,14 +71,14 @@ def test_gates_g1_values():
 @pytest.mark.parametrize("a", [-3.0, 0.0, 2.0])
 def test_gates_g2_probability_of_being_open(a):
     u = jax.random.uniform(jax.random.key(0), (100_000,), minval=1e-7)
-    drawn = reparam.hard_concrete(jnp.float32(a), u)
+    drawn = hard_concrete(jnp.float32(a), u)
     share = float(jnp.mean(drawn > 0))
-    assert abs(share - float(reparam.open_probability(jnp.float32(a)))) < 0.01
+    assert abs(share - float(open_probability(jnp.float32(a)))) < 0.01
 
 
 def test_gates_g3_expected_cost():
     def expected(q_mid, q_block):
-        return reparam.expected_cost(
+        return expected_cost(
             {"mid": jnp.sum(q_mid)},
             {"block": q_block},
             {"block": ["mid"]},
@@ -172,14 +179,14 @@ def test_gates_g7_price_zero_and_price_alone():
 
 
 def test_gates_g8_dual_ascent():
-    step = partial(reparam.dual_ascent, target=0.5, rate=0.1)
+    step = partial(dual_ascent, target=0.5, rate=0.1)
     assert float(step(0.0, 0.8)) == pytest.approx(0.03)
     assert float(step(0.0, 0.3)) == 0
     # The same through `project`, where E is the mean of q.
     groups = found()[1]
     r = reparam.learned_gates(groups, target=0.5, rate=0.1, cost=sum_of_counts)
     theta = r.init(start())
-    q = float(reparam.open_probability(theta.channels[groups[0].id][0]))
+    q = float(open_probability(theta.channels[groups[0].id][0]))
     price = r.project(theta, theta, jnp.int32(0)).price
     assert float(price) == pytest.approx(0.1 * (q - 0.5), rel=1e-5)
     shut = theta._replace(channels=jax.tree.map(lambda a: a - 9, theta.channels))
@@ -218,7 +225,7 @@ def test_gates_g10_a_higher_price_keeps_no_more():
     deps, groups, branches = found()
     r = made()
     rates = {"weights": optax.sgd(0.02, 0.9), "gates": optax.adam(0.05)}
-    labels = reparam.GateTheta("weights", "gates", "gates", "weights")
+    labels = GateTheta("weights", "gates", "gates", "weights")
     tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
 
     def task(params):
@@ -266,7 +273,7 @@ def test_gates_twin():
             channels={"hidden": jnp.asarray(gate_twin.CHANNELS)},
             branches={"block": jnp.asarray(gate_twin.BLOCK)},
         )
-        labels = reparam.GateTheta("w", "g", "g", "w")
+        labels = GateTheta("w", "g", "g", "w")
         rates = {"w": optax.sgd(gate_twin.RATE), "g": optax.sgd(gate_twin.GATE_RATE)}
         tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
         grad = jax.jit(jax.grad(reparam.wrap(gate_twin.loss, r)))
@@ -295,7 +302,7 @@ def test_gates_twin():
 
 
 def test_kinks_take_the_slope_from_within():
-    slope = jax.vmap(jax.grad(reparam.hard_concrete))
+    slope = jax.vmap(jax.grad(hard_concrete))
     edge = float(np.log(11))  # where the stretched sigmoid meets 0 and 1
     inner = 1.2 * (11 / 12) * (1 / 12)
     a = jnp.array([-edge - 0.1, -edge + 1e-3, edge - 1e-3, edge + 0.1, 0.0])
@@ -335,7 +342,7 @@ def test_flattened_and_concatenated_axes():
     np.testing.assert_array_equal(mask["v"][:, 0], [1, 0, 1, 0, 1])
     np.testing.assert_allclose(used["v"][:, 0], [0.5, 0, 0.5, 0, 1])
     np.testing.assert_array_equal(used["w"], [1, 0])
-    q = reparam.open_probability(jnp.array([0.0, CLOSED, OPEN]))
+    q = open_probability(jnp.array([0.0, CLOSED, OPEN]))
     n, m = float(q[0] + q[1]), float(q[2])
     assert float(r.penalty(theta)) == pytest.approx((n + m + 2 * n + m) / 8, rel=1e-5)
 
@@ -346,7 +353,7 @@ def test_schedule_moves_the_price():
     assert float(theta.price) == 0
     assert float(r.project(theta, theta, jnp.int32(1)).price) == 1.0
     tilted = made(price=0.0, branch_price=2.0)
-    q = float(reparam.open_probability(theta.branches["0"]))
+    q = float(open_probability(theta.branches["0"]))
     assert float(tilted.penalty(theta)) == pytest.approx(2 * q, rel=1e-5)
 
 
@@ -354,7 +361,7 @@ def test_a_branch_without_groups_closes_by_its_own_price():
     free = {"0": reparam.Branch(("0/outer/scale", "0/outer/bias"))}
     r = reparam.learned_gates([], free, price=5.0, branch_price=2.0)
     theta = r.init(start())
-    q = reparam.open_probability(theta.branches["0"])
+    q = open_probability(theta.branches["0"])
     penalty, pull = jax.value_and_grad(r.penalty)(theta)
     np.testing.assert_allclose(penalty, 5 + 2 * q, rtol=1e-6)  # the whole network: 1
     np.testing.assert_allclose(pull.branches["0"], 2 * q * (1 - q), rtol=1e-6)

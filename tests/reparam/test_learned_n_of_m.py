@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jprune import reparam
+from jprune.reparam._learned_n_of_m import NOfMTheta, anneal, cost, units
 from tests.reparam import twins
 
 RISING = jnp.array([0.49, 1.03, 1.03])
@@ -14,16 +15,16 @@ RISING = jnp.array([0.49, 1.03, 1.03])
 
 def test_nm_g6_priorities():
     k = jnp.array([0.9, 0.8, 0.6])
-    np.testing.assert_array_equal(reparam.units(k), [1, 1, 0])
-    n, slope = jax.value_and_grad(lambda k: 1 + jnp.sum(reparam.units(k)))(k)
+    np.testing.assert_array_equal(units(k), [1, 1, 0])
+    n, slope = jax.value_and_grad(lambda k: 1 + jnp.sum(units(k)))(k)
     assert float(n) == 3
     np.testing.assert_allclose(slope, [2.28, 1.44, 0.72], rtol=1e-6)
-    assert float(1 + jnp.sum(reparam.units(jnp.ones(3)))) == 4
+    assert float(1 + jnp.sum(units(jnp.ones(3)))) == 4
 
 
 def test_nm_g7_non_monotone_product():
-    np.testing.assert_array_equal(reparam.units(RISING, strict=False), [0, 1, 1])
-    np.testing.assert_array_equal(reparam.units(RISING), [0, 0, 0])
+    np.testing.assert_array_equal(units(RISING, strict=False), [0, 1, 1])
+    np.testing.assert_array_equal(units(RISING), [0, 0, 0])
     w = {"kernel": jnp.array([[1.0], [-4.0], [3.0], [2.0]])}
     for strict, kept in ((True, [0, 1, 0, 0]), (False, [1, 1, 0, 1])):
         r = reparam.learned_n_of_m(4, target=0.5, weight=1.0, strict=strict)
@@ -36,7 +37,7 @@ def test_nm_g7_non_monotone_product():
 def test_nm_g8_cost_and_budget(target, reached):
     half, quarter = jnp.array([1.0, 0.4, 1.0]), jnp.array([0.4, 1.0, 1.0])
     priorities = {"a": half, "b": quarter}
-    assert float(reparam.cost(priorities, {"a": 100, "b": 300})) == 125
+    assert float(cost(priorities, {"a": 100, "b": 300})) == 125
     r = reparam.learned_n_of_m(4, target=target, weight=1.0, axis=0)
     old = r.init({"a": jnp.ones((4, 25)), "b": jnp.ones((4, 75))})
     old = old._replace(priorities=priorities)
@@ -51,13 +52,13 @@ def test_nm_g8_cost_and_budget(target, reached):
 def test_theta_says_what_it_is():
     r = reparam.learned_n_of_m(4, target=0.5, weight=1.0)
     theta = r.init({"kernel": jnp.ones((8, 2))})
-    assert isinstance(theta, reparam.NOfMTheta)
+    assert isinstance(theta, NOfMTheta)
     np.testing.assert_array_equal(theta.priorities["kernel"], jnp.ones(3))
 
 
 def test_nm_g9_annealing():
-    np.testing.assert_allclose(reparam.anneal(1.0, 1.0, 1.1), 1.2, rtol=1e-6)
-    np.testing.assert_allclose(reparam.anneal(1.2, 1.1, 1.5), 1.2, rtol=1e-6)
+    np.testing.assert_allclose(anneal(1.0, 1.0, 1.1), 1.2, rtol=1e-6)
+    np.testing.assert_allclose(anneal(1.2, 1.1, 1.5), 1.2, rtol=1e-6)
 
 
 def test_nm_g3_padding():

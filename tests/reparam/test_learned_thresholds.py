@@ -9,6 +9,11 @@ import optax
 import pytest
 
 from jprune import reparam
+from jprune.reparam._learned_thresholds import (
+    ThresholdTheta,
+    budget_penalty,
+    soft_prune,
+)
 from tests.reparam import twins
 
 W = jnp.array([[-1.5, -0.5, 0.5, 1.5]])
@@ -39,7 +44,7 @@ def test_asl_g3_losses():
     r, n = of(a=1, b=1.5), {"a": 1000, "b": 3000}
 
     def price(r, **kind):
-        return reparam.budget_penalty(r, n, target=0.9, weight=10.0, **kind)
+        return budget_penalty(r, n, target=0.9, weight=10.0, **kind)
 
     value, slope = jax.value_and_grad(price)(r)
     np.testing.assert_allclose(value, 0.0632637, rtol=1e-5)
@@ -54,12 +59,12 @@ def test_asl_g3_losses():
 @pytest.mark.parametrize("r, share, slack", [(1, 0.6826, 0.003), (1.6449, 0.9, 0.002)])
 def test_asl_g4_gaussian_weights(r, share, slack):
     w = jax.random.normal(jax.random.key(0), (400, 500))
-    _, kept = jax.jit(reparam.soft_prune)(w, jnp.float32(r))
+    _, kept = jax.jit(soft_prune)(w, jnp.float32(r))
     assert abs(float(jnp.mean(~kept)) - share) < slack
 
 
 def test_asl_g5_forward():
-    used, kept = reparam.soft_prune(W, jnp.float32(0.5))
+    used, kept = soft_prune(W, jnp.float32(0.5))
     np.testing.assert_array_equal(used, [[-1.5, 0, 0, 1.5]])
     np.testing.assert_array_equal(kept, [[True, False, False, True]])
 
@@ -67,7 +72,7 @@ def test_asl_g5_forward():
 @pytest.mark.parametrize("g, dr", [([0, 2, 0, 0], 1.999997), ([2, 0, 0, 2], 0.0)])
 def test_asl_g6_gradient(g, dr):
     r = reparam.learned_thresholds(0.9, min_size=1)
-    theta = reparam.ThresholdTheta({"kernel": W}, of(kernel=0.5))
+    theta = ThresholdTheta({"kernel": W}, of(kernel=0.5))
     g = jnp.array([g], jnp.float32)
     pull = jax.grad(lambda t: jnp.sum(g * r.apply(t)["kernel"]))(theta)
     np.testing.assert_allclose(pull.thresholds["kernel"], dr, rtol=1e-6)
@@ -92,7 +97,7 @@ def test_asl_g7_export_is_the_last_forward():
 def test_asl_g8_thresholds_alone_meet_the_budget():
     n = {"a": 500, "b": 2000, "c": 8000}
     r = of(a=0.7388, b=0.7388, c=0.7388)
-    price = lambda r: reparam.budget_penalty(r, n, target=0.9, weight=10.0)  # noqa: E731
+    price = lambda r: budget_penalty(r, n, target=0.9, weight=10.0)  # noqa: E731
 
     def density(r):
         return sum(n[k] * float(reparam.predicted_density(r[k])) for k in n) / 10500
@@ -113,10 +118,10 @@ def test_asl_g8_thresholds_alone_meet_the_budget():
 
 def test_asl_g9_zero_and_negative_thresholds_are_dense():
     for r in (0.0, -1.0):
-        used, kept = reparam.soft_prune(W, jnp.float32(r))
+        used, kept = soft_prune(W, jnp.float32(r))
         np.testing.assert_array_equal(used, W)
         assert bool(kept.all())
-    slope = jax.grad(lambda r: jnp.sum(reparam.soft_prune(W, r)[0]))(jnp.float32(-1))
+    slope = jax.grad(lambda r: jnp.sum(soft_prune(W, r)[0]))(jnp.float32(-1))
     assert float(slope) == 0
 
 
@@ -142,7 +147,7 @@ def test_asl_twin():
         r = reparam.learned_thresholds(goal, weight=lam, min_size=1)
         theta = r.init(jax.tree.map(jnp.asarray, twins.start()))
         rates = {"w": optax.sgd(lr, beta), "r": optax.sgd(lr_r, beta)}
-        labels = reparam.ThresholdTheta("w", "r")
+        labels = ThresholdTheta("w", "r")
         tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
         state, step, export = tx.init(theta), jax.jit(tx.update), jax.jit(r.export)
         grad = jax.jit(jax.grad(reparam.wrap(twins.loss, r)))
@@ -190,7 +195,7 @@ def test_costs_make_it_a_budget_of_flops():
     params = {"conv": jnp.ones((4, 4)), "head": jnp.ones((4, 4))}
     costs = {"conv": 64.0, "head": 1.0}
     r = reparam.learned_thresholds(0.5, min_size=1, weight=1.0, costs=costs)
-    theta = reparam.ThresholdTheta(params, of(conv=1.0, head=0.0))
+    theta = ThresholdTheta(params, of(conv=1.0, head=0.0))
     density = (64 * 0.3173105 + 1) / 65
     np.testing.assert_allclose(r.penalty(theta), (density - 0.5) ** 2, rtol=1e-5)
     with pytest.raises(ValueError, match="`costs` must have exactly the structure"):
@@ -198,9 +203,9 @@ def test_costs_make_it_a_budget_of_flops():
 
 
 def test_the_largest_weight_stays():
-    used, kept = reparam.soft_prune(jnp.array([[1.0, -1.0, 1.0, -1.0]]), jnp.float32(5))
+    used, kept = soft_prune(jnp.array([[1.0, -1.0, 1.0, -1.0]]), jnp.float32(5))
     assert bool(kept.all())
-    flat, kept = reparam.soft_prune(jnp.array([[1.0]]), jnp.float32(5))
+    flat, kept = soft_prune(jnp.array([[1.0]]), jnp.float32(5))
     np.testing.assert_array_equal(flat, [[1.0]])
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from jprune import reparam
 from jprune._groups import AxisRef, Group
+from jprune.reparam._shrinking_scales import ScaleTheta, soft_threshold
 from tests.reparam import gate_twin
 from tests.reparam.gate_net import BLOCKS, INNER, WIDTH, compact, found, start
 
 
 def test_gates_g6_proximal_step():
     g, want = jnp.array([0.5, -0.02, 0.01]), [0.485, -0.005, 0]
-    np.testing.assert_allclose(reparam.soft_threshold(g, 0.015), want, rtol=1e-5)
+    np.testing.assert_allclose(soft_threshold(g, 0.015), want, rtol=1e-5)
     # The same through `project`: one group, whose gates free equally much.
     scale = Group("s", 3, (AxisRef(("scale",), 0, "scale"),))
     r = reparam.shrinking_scales([scale], price=0.1, learning_rate=0.15)
@@ -101,7 +102,7 @@ def test_scales_never_empty_a_layer():
     r = scale_made(price=1e3)
     theta = r.init(start())
     after = r.project(theta, theta, jnp.int32(0))
-    assert isinstance(after, reparam.ScaleTheta)
+    assert isinstance(after, ScaleTheta)
     for name in BLOCKS:
         old = theta.weights[name]["inner"]["scale"]
         want = np.where(np.arange(INNER) == np.argmax(np.abs(old)), old, 0)

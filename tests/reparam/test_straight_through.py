@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jprune import masks, reparam
+from jprune.reparam._straight_through import pass_through
 from tests.reparam import twins
 
 W = jnp.array([[0.4], [-0.1], [0.3], [0.05]])
@@ -14,7 +15,7 @@ W = jnp.array([[0.4], [-0.1], [0.3], [0.05]])
 
 def test_pass_through_is_the_value_with_the_other_derivative():
     def f(x):
-        return jnp.sum(reparam.pass_through(jnp.round(x), 3 * x))
+        return jnp.sum(pass_through(jnp.round(x), 3 * x))
 
     value, slope = jax.value_and_grad(f)(jnp.array([0.4, 1.6]))
     assert float(value) == 2.0
@@ -23,7 +24,7 @@ def test_pass_through_is_the_value_with_the_other_derivative():
 
 def test_nm_g4_sr_ste_gradient():
     """The forward half of SR-STE: every weight gets the pruned network's gradient."""
-    r = reparam.n_of_m(2, 4, axis=0)
+    r = reparam.straight_through_n_of_m(2, 4, axis=0)
     g = jnp.array([[0.1], [0.2], [-0.3], [0.4]])
     used = r.apply(W)
     np.testing.assert_array_equal(used, jnp.array([[0.4], [0], [0.3], [0]]))
@@ -37,7 +38,7 @@ def test_nm_g4_sr_ste_gradient():
 
 def test_nm_g5_dense_mask_is_plain_sgd():
     params = jax.tree.map(jnp.float32, twins.start())
-    r = reparam.n_of_m(4, 4)
+    r = reparam.straight_through_n_of_m(4, 4)
     plain, wrapped = (
         jax.jit(jax.grad(f)) for f in (twins.loss, reparam.wrap(twins.loss, r))
     )
@@ -50,7 +51,7 @@ def test_nm_g5_dense_mask_is_plain_sgd():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_nm_g11_exactly_n_of_each_group(n):
-    r = reparam.n_of_m(n, 4, axis=0)
+    r = reparam.straight_through_n_of_m(n, 4, axis=0)
     w = jax.random.normal(jax.random.key(n), (16, 5))
     _, mask = jax.jit(r.export)(w)
     counts = np.asarray(mask).reshape(4, 4, 5).sum(1)
@@ -109,7 +110,7 @@ def test_nm_twin():
         return [twins.unit_places(w, 4) < 2 for w in (a, b)], (1, 1)
 
     with jax.enable_x64(True):
-        follow(reparam.n_of_m(2, 4), 25, Dense(choose))
+        follow(reparam.straight_through_n_of_m(2, 4), 25, Dense(choose))
 
 
 @pytest.mark.slow
@@ -133,7 +134,7 @@ def test_top_kast_penalty_divides_by_the_density():
 
 
 def test_a_pruned_weight_may_return():
-    r = reparam.n_of_m(1, 2, axis=0)
+    r = reparam.straight_through_n_of_m(1, 2, axis=0)
     w = jnp.array([[0.5], [0.4]])
     goal = jnp.array([[0.0], [1.0]])
     grad = jax.jit(jax.grad(lambda w: jnp.sum((r.apply(w) - goal) ** 2)))
@@ -144,9 +145,9 @@ def test_a_pruned_weight_may_return():
 
 def test_errors():
     with pytest.raises(ValueError, match="1 <= n <= m, got n=5, m=4"):
-        reparam.n_of_m(5, 4)
+        reparam.straight_through_n_of_m(5, 4)
     with pytest.raises(ValueError, match="m=4 does not divide"):
-        reparam.n_of_m(2, 4).apply({"kernel": jnp.ones((6, 2))})
+        reparam.straight_through_n_of_m(2, 4).apply({"kernel": jnp.ones((6, 2))})
     with pytest.raises(ValueError, match="must not exceed `sparsity`"):
         reparam.top_kast(0.5, 0.75)
     with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\)"):

@@ -29,7 +29,7 @@ def params(dtype=np.float32):
 
 
 def members(p, order):
-    """Each member's norms at the three coordinates, one entry at a time."""
+    """Each member's sums at the three coordinates, one entry at a time."""
     rows = {"out": np.zeros(3), "scale": np.zeros(3), "in": np.zeros(3)}
     a, b, scale = (
         np.asarray(x, np.float64)
@@ -41,7 +41,7 @@ def members(p, order):
     for position, c in enumerate(LABELS):
         if c >= 0:
             rows["in"][c] += (b[position] ** order).sum()
-    return {role: row ** (1 / order) for role, row in rows.items()}
+    return rows
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -51,35 +51,74 @@ def test_against_a_loop(order, reduce, roles):
     p = params()
     rows = members(p, order)
     taken = np.stack([rows[role] for role in roles or rows])
-    (got,) = scores.over_groups(p, (GROUP,), roles=roles, order=order, reduce=reduce)
-    np.testing.assert_allclose(got, getattr(taken, reduce)(0), rtol=1e-6)
+    want = getattr(taken, reduce)(0) ** (1 / order)
+
+    def found(p, raw):
+        return scores.over_groups(
+            p, (GROUP,), roles=roles, norm=f"l{order}", reduce=reduce, raw=raw
+        )["hidden"]
+
+    np.testing.assert_allclose(found(p, True), want, rtol=1e-6)
+    np.testing.assert_allclose(found(p, False), want / want.mean(), rtol=1e-6)
+    host = jax.tree.map(np.asarray, p)
+    assert isinstance(found(host, False), np.ndarray)
+    traced = jax.jit(lambda p: found(p, False))(p)
+    np.testing.assert_allclose(traced, found(host, False), rtol=1e-6)
 
 
 def test_half_precision_is_reduced_in_float32():
     wide = {"params": {"w": jnp.full((1000, 2), 300.0, jnp.float16)}}
     group = Group("wide", 2, (AxisRef(("params", "w"), 1, "out"),))
-    (got,) = jax.jit(lambda p: scores.over_groups(p, (group,), order=2))(wide)
-    assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, 300 * 1000**0.5, rtol=1e-6)
+    found = lambda p: scores.over_groups(p, (group,), raw=True)["wide"]  # noqa: E731
+    for got in (jax.jit(found)(wide), found(wide)):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, 300 * 1000**0.5, rtol=1e-6)
 
 
 def test_several_groups_in_order():
     second = Group("rows", 2, (AxisRef(("params", "a", "kernel"), 0, "in"),))
     p = params()
-    got = scores.over_groups(p, (second, GROUP), reduce="sum")
-    assert [v.shape for v in got] == [(2,), (3,)]
-    np.testing.assert_allclose(got[0], np.sum(p["a"]["kernel"], axis=1), rtol=1e-6)
-    assert scores.over_groups(p, ()) == ()
+    got = scores.over_groups(p, (second, GROUP), norm="l1", raw=True)
+    assert {name: v.shape for name, v in got.items()} == {"rows": (2,), "hidden": (3,)}
+    np.testing.assert_allclose(got["rows"], np.sum(p["a"]["kernel"], axis=1), rtol=1e-6)
+    assert scores.over_groups(p, ()) == {}
+
+
+def test_a_group_without_members_is_left_out():
+    other = Group("other", 4, (AxisRef(("params", "c", "kernel"), 0, "in"),))
+    assert list(scores.over_groups(params(), (other, GROUP))) == ["hidden"]
+
+
+def test_statistics_counters_and_keys_do_not_count():
+    roles = ("out", "stat", "other", "other")
+    refs = [AxisRef((n,), 0, r) for n, r in zip("wvnk", roles, strict=True)]
+    group = Group("g", 3, tuple(refs))
+    tree = {"w": jnp.array([1.0, 2, 3]), "v": jnp.array([1e4, 1, 1])}
+    tree |= {"n": jnp.array([7, 8, 9]), "k": jax.random.split(jax.random.key(0), 3)}
+    got = scores.over_groups(tree, [group], raw=True)
+    np.testing.assert_array_equal(got["g"], [1, 2, 3])
+    # On request a statistic is a score like any other.
+    got = scores.over_groups(tree, [group], roles=("stat",), raw=True)
+    np.testing.assert_array_equal(got["g"], [1e4, 1, 1])
+
+
+def test_where_the_tree_lies():
+    p = params()
+    found = scores.over_groups(p, (GROUP,))
+    named = scores.over_groups(p, (GROUP,), at="params")
+    np.testing.assert_array_equal(named["hidden"], found["hidden"])
+    with pytest.raises(ValueError, match="has no member among the leaves"):
+        scores.over_groups(p, (GROUP,), at="stats")
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (
-            {"order": 3},
-            "`reduce` must be mean, sum or max and `order` 1 or 2; got 'mean'",
+            {"norm": "l3"},
+            "`reduce` must be sum, mean or max and `norm` l1 or l2; got 'sum'",
         ),
-        ({"reduce": "min"}, "got 'min', 1"),
+        ({"reduce": "min"}, "got 'min', 'l2'"),
         ({"roles": ("table",)}, r"'hidden' has no member in the roles \('table',\)"),
         ({"roles": ("stat",)}, "(?s)no member.*stats/bn/mean .stat."),
     ],

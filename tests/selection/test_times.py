@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune import masks, selection
+from jprune import selection
+from jprune.masks._unstructured import ranked
 from tests.selection.oracle import COUNTS, SIZE, build, flat, hard_trees, top
 
 BF16, F32, F64 = jnp.bfloat16, jnp.float32, jnp.float64
@@ -67,7 +68,7 @@ def test_small_leaves_sampling_floors_and_ranking_by_leaf():
         [jnp.asarray(rng.standard_normal(s), F32) for s in shapes] for _ in range(2)
     )
     stored = [np.asarray(a) * np.asarray(b) for a, b in zip(tree, times, strict=True)]
-    whole = masks.ranked(
+    whole = ranked(
         tree,
         70_000,
         scope=[True] * 5,

@@ -205,18 +205,21 @@ def test_nothing_to_remove_lists_the_reasons():
 def test_scores_by_hand():
     rng = np.random.default_rng(0)
     params = {k: rng.standard_normal(s) for k, s in SHAPES.items()}
-    l2 = DEPS.scores(params)["up:1"]
+    l2 = DEPS.scores(params, raw=True)["up:1"]
     want = (
         (params["up"] ** 2).sum(0) + params["bias"] ** 2 + (params["down"] ** 2).sum(1)
     )
     np.testing.assert_allclose(l2, np.sqrt(want))
-    l1 = DEPS.scores(params, norm="l1", reduce="max", roles=("out", "in"))["up:1"]
+    np.testing.assert_allclose(DEPS.scores(params)["up:1"], l2 / l2.mean())
+    l1 = DEPS.scores(params, norm="l1", reduce="max", roles=("out", "in"), raw=True)
+    l1 = l1["up:1"]
     want = np.maximum(np.abs(params["up"]).sum(0), np.abs(params["down"]).sum(1))
     np.testing.assert_allclose(l1, want)
-    with pytest.raises(ValueError, match="'a:1' has no member of roles"):
-        DEPS.scores(params, roles=("bias",))
-    with pytest.raises(ValueError, match=r"the leaf up of shape \(1,\)"):
-        DEPS.scores({"up": np.ones(1)})
+    assert list(DEPS.scores(params, roles=("bias",))) == ["up:1"]
+    with pytest.raises(ValueError, match="None of the groups has a member in the role"):
+        DEPS.scores(params, roles=("table",))
+    with pytest.raises(ValueError, match=r"does not fit axis 1 of up, shape \(1, 1\)"):
+        DEPS.scores({"up": np.ones((1, 1))})
 
 
 def test_scores_on_a_flattened_axis():
@@ -226,7 +229,7 @@ def test_scores_on_a_flattened_axis():
 
     params = {"a": np.zeros((5, 8)), "o": np.arange(80.0).reshape(40, 2)}
     deps = surgery.groups(fn)(params, X)
-    scores = deps.scores(params, norm="l1")
+    scores = deps.scores(params, norm="l1", raw=True)
     (name,) = scores
     want = params["o"].sum(1).reshape(5, 8).sum(0)
     np.testing.assert_allclose(scores[name], want)

@@ -239,7 +239,7 @@ TABLE = [
         lambda learning_rate=0.1, strength=0.1: transforms.masksparsity(
             learning_rate,
             SCALED,
-            [jnp.array([True, False, True, False])],
+            {SCALED[0].id: jnp.array([True, False, True, False])},
             strength=strength,
             total_steps=3,
             threshold=None,
@@ -250,17 +250,27 @@ TABLE = [
     Case(
         "add_decorrelation",
         lambda strength=0.1: transforms.add_decorrelation(
-            GROUPS, [jnp.array([True, False, True, True])], strength, gram=0.1
+            GROUPS,
+            {GROUPS[0].id: jnp.array([True, False, True, True])},
+            strength,
+            gram=0.1,
         ),
-        lambda: transforms.add_decorrelation(GROUPS, [jnp.ones(4, bool)], 0.1),
+        lambda: transforms.add_decorrelation(
+            GROUPS, {GROUPS[0].id: jnp.ones(4, bool)}, 0.1
+        ),
         {"strength": 0.1},
     ),
     Case(
         "zero_in_turn",
         lambda: transforms.zero_in_turn(
-            GROUPS, [jnp.array([True, False, True, True])], begin=0, every=1
+            GROUPS,
+            {GROUPS[0].id: jnp.array([True, False, True, True])},
+            begin=0,
+            every=1,
         ),
-        lambda: transforms.zero_in_turn(GROUPS, [jnp.ones(4, bool)], begin=0, every=1),
+        lambda: transforms.zero_in_turn(
+            GROUPS, {GROUPS[0].id: jnp.ones(4, bool)}, begin=0, every=1
+        ),
         {},
     ),
     Case(
@@ -268,7 +278,7 @@ TABLE = [
         lambda learning_rate=0.1, weight_decay=0.01: transforms.tpp(
             learning_rate,
             GROUPS,
-            [jnp.array([True, False, True, True])],
+            {GROUPS[0].id: jnp.array([True, False, True, True])},
             grow=2,
             settle=2,
             every=1,

@@ -22,7 +22,9 @@ def force(kernel, stays, strength=1.0, group=KERNEL, **kwargs):
     """What the penalty adds to a zero gradient."""
     params = {"kernel": jnp.asarray(kernel)}
     zero = jax.tree.map(jnp.zeros_like, params)
-    tx = transforms.add_decorrelation([group], [jnp.asarray(stays)], strength, **kwargs)
+    tx = transforms.add_decorrelation(
+        [group], {group.id: jnp.asarray(stays)}, strength, **kwargs
+    )
     return tx.update(zero, tx.init(params), params)[0]["kernel"]
 
 
@@ -75,7 +77,7 @@ def test_tpp_g5_norm_term():
     )
     params = {"scale": jnp.array([0.5, 0.5]), "bias": jnp.array([-0.2, -0.2])}
     zero = jax.tree.map(jnp.zeros_like, params)
-    tx = transforms.add_decorrelation([group], [jnp.array([False, True])], 0.3)
+    tx = transforms.add_decorrelation([group], {"n": jnp.array([False, True])}, 0.3)
     got, _ = tx.update(zero, tx.init(params), params)
     np.testing.assert_allclose(got["scale"], [0.15, 0], rtol=1e-6)
     np.testing.assert_allclose(got["bias"], [-0.06, 0], rtol=1e-6)
@@ -88,7 +90,7 @@ def test_tpp_g6_count(r, sparsity, gone):
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(4, r)).astype(np.float32)}
     group = Group("h", r, (AxisRef(("kernel",), 1, "out"),))
-    [keep] = transforms.keep_large_filters(params, [group], sparsity)
+    keep = transforms.keep_large_filters(params, [group], sparsity)["h"]
     assert keep.sum() == r - gone
     norm = np.abs(params["kernel"]).sum(0)
     assert norm[keep].min() > norm[~keep].max()
@@ -98,8 +100,8 @@ def test_filters_by_group_id():
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=(4, 6)), "b": rng.normal(size=(4, 6))}
     groups = [Group(n, 6, (AxisRef((n,), 1, "out"),)) for n in "ab"]
-    keep_a, keep_b = transforms.keep_large_filters(params, groups, {"b": 0.5})
-    assert keep_a.all() and keep_b.sum() == 3
+    keeps = transforms.keep_large_filters(params, groups, {"b": 0.5})
+    assert keeps["a"].all() and keeps["b"].sum() == 3
     with pytest.raises(ValueError, match=r"\['c'\], which are no groups.*\n  a\n  b"):
         transforms.keep_large_filters(params, groups, {"c": 0.5})
     with pytest.raises(ValueError, match="in \\[0, 1\\)"):
@@ -163,7 +165,7 @@ def test_tpp_g9_lossless_cut():
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zero, tx.init(params), params)
     done = {**variables, "params": optax.apply_updates(params, updates)}
-    plan = surgery.plan_from_keep(deps, {group.id: keeps[0]})
+    plan = surgery.plan_from_keep(deps, keeps)
     small = surgery.shrink(conv_net, plan)
     np.testing.assert_allclose(
         small(plan.pack(done), x), conv_net(done, x), rtol=1e-5, atol=1e-6
@@ -173,7 +175,7 @@ def test_tpp_g9_lossless_cut():
 
 def test_tpp_g10_layers_in_turn():
     groups = [Group(n, 2, (AxisRef((n,), 1, "out"),)) for n in "abcd"]
-    keep = [jnp.array([True, False])] * 4
+    keep = dict.fromkeys("dcba", jnp.array([True, False]))
     tx = transforms.zero_in_turn(groups, keep, begin=30, every=100)
     params = {n: jnp.ones((2, 2)) for n in "abcd"}
     transforms.check(tx, params)
@@ -222,7 +224,7 @@ def test_tpp_twin_60_steps():
         tx = transforms.tpp(
             lr,
             TWIN,
-            [jnp.asarray(stay["a"]), jnp.asarray(stay["b"])],
+            jax.tree.map(jnp.asarray, stay),
             grow=grow,
             settle=settle,
             every=4,
@@ -264,7 +266,7 @@ def test_decorrelation_turns_the_doomed_filter_away_from_those_that_stay():
     stays = jnp.array([True, True, True, False])
     group = Group("h", 4, (AxisRef(("kernel",), 1, "out"),))
     tx = optax.chain(
-        transforms.add_decorrelation([group], [stays], 1.0, gram=1.0),
+        transforms.add_decorrelation([group], {"h": stays}, 1.0, gram=1.0),
         optax.sgd(0.05),
     )
     params = {"kernel": kernel}
@@ -286,7 +288,7 @@ def test_groups_that_share_an_axis_and_heads():
     q = Group("q", 2, (AxisRef(("w",), 1, "out", (0, 1, -1, -1)),))
     k = Group("k", 2, (AxisRef(("w",), 1, "out", (-1, -1, 0, 1)),))
     w = jax.random.normal(jax.random.key(0), (3, 4))
-    keeps = [jnp.array([True, False]), jnp.array([False, True])]
+    keeps = {"k": jnp.array([False, True]), "q": jnp.array([True, False])}
     tx = transforms.add_decorrelation([q, k], keeps, 1.0, gram=1.0)
     zero = {"w": jnp.zeros_like(w)}
     got, _ = tx.update(zero, tx.init({"w": w}), {"w": w})
@@ -297,16 +299,16 @@ def test_groups_that_share_an_axis_and_heads():
 
 def test_errors():
     params = {"kernel": jnp.asarray(F)}
-    stays = [jnp.asarray(STAYS)]
+    stays = {"h": jnp.asarray(STAYS)}
     with pytest.raises(
         ValueError, match=r"bool vector of 3 .* got bool of shape \(2,\)"
     ):
-        transforms.add_decorrelation([KERNEL], [jnp.ones(2, bool)], 1.0)
+        transforms.add_decorrelation([KERNEL], {"h": jnp.ones(2, bool)}, 1.0)
     for numbers in (np.array([1, 1, 0]), jnp.array([1.0, 1.0, 0.0])):
         with pytest.raises(ValueError, match="bool vector .* True = keep; got (i|f)"):
-            transforms.add_decorrelation([KERNEL], [numbers], 1.0)
+            transforms.add_decorrelation([KERNEL], {"h": numbers}, 1.0)
         with pytest.raises(ValueError, match="bool vector .* True = keep; got (i|f)"):
-            transforms.zero_in_turn([KERNEL], [numbers], begin=0)
+            transforms.zero_in_turn([KERNEL], {"h": numbers}, begin=0)
     with pytest.raises(ValueError, match="has no member"):
         transforms.add_decorrelation([KERNEL], stays, 1.0).init({"x": params["kernel"]})
     with pytest.raises(ValueError, match="has no member"):
@@ -320,7 +322,7 @@ def test_errors():
 
 
 def test_recipe_ends_with_the_doomed_at_zero():
-    stays = [jnp.asarray(STAYS)]
+    stays = {"h": jnp.asarray(STAYS)}
     tx = transforms.tpp(
         0.01, [KERNEL], stays, grow=3, settle=3, interval=1, every=1, weight_decay=0.1
     )

@@ -108,8 +108,8 @@ NO_STEPS = {
     "prune_to_n_of_m-n": lambda: transforms.prune_to_n_of_m(2.0, 4, end=1),
     "add_pruned_decay": lambda: transforms.add_pruned_decay(0.1, True, 4),
     "growing_strength": lambda: transforms.growing_strength(7.5),
-    "zero_in_turn": lambda: transforms.zero_in_turn([], [], begin=7.5),
-    "tpp": lambda: transforms.tpp(0.1, [], [], grow=5, settle=9.5, weight_decay=0.0),
+    "zero_in_turn": lambda: transforms.zero_in_turn([], {}, begin=7.5),
+    "tpp": lambda: transforms.tpp(0.1, [], {}, grow=5, settle=9.5, weight_decay=0.0),
     "collapse_factor": lambda: transforms.collapse_factor(lambda t: 0.1, 0.1, 9.5),
 }
 

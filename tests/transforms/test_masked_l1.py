@@ -102,9 +102,9 @@ def test_masksparsity_g7_surgery():
     x = jnp.asarray(np.random.default_rng(1).normal(size=5), jnp.float32)
     deps = surgery.groups(bn_net)(bn_params(-0.2), x)
     [group] = [g for g in deps if g.kind == "coupled"]
-    [kept] = masks.keep_by_scale(bn_params(-0.2), [group])
-    np.testing.assert_array_equal(kept, [True, False, True])
-    plan = surgery.plan_from_keep(deps, {group.id: np.asarray(kept)})
+    kept = masks.keep_by_scale(bn_params(-0.2), [group])
+    np.testing.assert_array_equal(kept[group.id], [True, False, True])
+    plan = surgery.plan_from_keep(deps, kept)
     small = surgery.shrink(bn_net, plan)
     for beta, shift in [(-0.2, [0, 0]), (0.3, [-0.3, 0.6])]:
         params = bn_params(beta)
@@ -149,7 +149,8 @@ def test_masksparsity_g8_complement():
     """What is penalized and what is kept are complementary, on the scales alone."""
     params = jax.tree.map(jnp.asarray, small_params(np.random.default_rng(0)))
     keep = np.array([True, False, True, True, False, True])
-    mask = masks.from_groups(params, GROUPS[:1], [jnp.asarray(keep)], roles=("scale",))
+    keeps = {"stream": jnp.asarray(keep)}
+    mask = masks.from_groups(params, GROUPS, keeps, roles=("scale",))
     zero = jax.tree.map(jnp.zeros_like, params)
     tx = transforms.add_masked_l1(1.0, mask)
     got, _ = tx.update(zero, tx.init(params), params)
@@ -200,7 +201,7 @@ def test_masksparsity_twin_60_steps():
         tx = transforms.masksparsity(
             lr,
             GROUPS,
-            [jnp.asarray(keep), jnp.ones(4, bool)],
+            {"stream": jnp.asarray(keep), "inner": jnp.ones(4, bool)},
             strength=s,
             weight_decay=eta,
             threshold=threshold,
@@ -229,8 +230,8 @@ def test_masksparsity_twin_60_steps():
                         leaf[..., ~want] = 0
                 theirs["c"]["kernel"][~want] = 0
             else:
-                np.testing.assert_array_equal(choose(ours)[0], want)
-                assert bool(choose(ours)[1].all())
+                np.testing.assert_array_equal(choose(ours)["stream"], want)
+                assert bool(choose(ours)["inner"].all())
             seen.add(tuple(want))
             chex.assert_trees_all_close(ours, theirs, rtol=1e-8, atol=1e-12)
         assert len(seen) > 3
@@ -241,7 +242,7 @@ def test_without_a_threshold_exactly_the_mask_is_removed():
     params = jax.tree.map(jnp.asarray, small_params(np.random.default_rng(0)))
     keep = jnp.array([True, False, True, False, False, True])
     tx = transforms.masksparsity(
-        0.1, GROUPS, [keep, jnp.ones(4, bool)], threshold=None, total_steps=2
+        0.1, GROUPS, {"stream": keep}, threshold=None, total_steps=2
     )
     transforms.check(tx, params)
     state = tx.init(params)
@@ -303,7 +304,10 @@ def test_errors():
         transforms.add_masked_l1(1.0, {"scale": np.array(True)}).init(params)
     with pytest.raises(ValueError, match="exactly the structure"):
         transforms.add_masked_l1(1.0, KEEP).init(params)
-    with pytest.raises(ValueError, match="one vector for each of the 2 groups, got 1"):
-        transforms.masksparsity(0.1, GROUPS, [jnp.ones(6, bool)])
-    with pytest.raises(ValueError, match="No group of `groups` has a member"):
-        transforms.masksparsity(0.1, GROUPS[1:], [jnp.ones(4, bool)])
+    listed: Any = [jnp.ones(6, bool)]
+    with pytest.raises(ValueError, match="must be a mapping from group ids.*got list"):
+        transforms.masksparsity(0.1, GROUPS, listed)
+    with pytest.raises(ValueError, match=r"\['other'\], which are no ids"):
+        transforms.masksparsity(0.1, GROUPS, {"other": jnp.ones(6, bool)})
+    with pytest.raises(ValueError, match="No group of `keeps` has a member"):
+        transforms.masksparsity(0.1, GROUPS, {"inner": jnp.ones(4, bool)})

@@ -11,6 +11,7 @@ import pytest
 
 from jprune import masks, scores, transforms
 from jprune._groups import AxisRef, Group
+from jprune.masks._count import removed_count
 
 A, B = [0.5, -0.1, 0.3], [-0.05, 2.0, -0.2]
 
@@ -234,8 +235,8 @@ def test_swd_g9_structured(roles):
     groups, params = bn_groups()
 
     def select(p):
-        gammas = scores.over_groups(scores.magnitude(p), groups, roles=("scale",))
-        keeps = masks.unstructured(gammas, 0.5, scope=(True, True))
+        gammas = scores.over_groups(p, groups, roles=("scale",), raw=True)
+        keeps = masks.unstructured(gammas, 0.5, scope=".")
         return masks.from_groups(p, groups, keeps, roles=roles)
 
     tx = transforms.add_selective_decay(0.01, 10.0, select=select)
@@ -259,7 +260,7 @@ def test_swd_g9_parameter_budget():
     assert cost([2]) == 88 and cost([1]) == 49
     gammas = (jnp.array([0.9, 0.05]),)
     tau = 1 - 49 / 88
-    budget = 88 - masks.removed_count(88, tau)
+    budget = 88 - removed_count(88, tau)
     (kept,) = masks.within_budget(gammas, cost, budget)
     np.testing.assert_array_equal(kept, [True, False])
 

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune import masks, transforms
+from jprune.masks._count import removed_count
 from tests.transforms.table import gradients, tree
 
 prune = transforms.prune_by_weight_history
@@ -211,7 +212,7 @@ def test_weightmom_twin(variant):
             back += sum(np.sum(n & ~o) for n, o in zip(twin.keep, before, strict=True))
         np.testing.assert_allclose(params["a"], twin.w[0], rtol=1e-10)
         np.testing.assert_allclose(params["b"], twin.w[1], rtol=1e-10)
-        assert sum(np.sum(~k) for k in twin.keep) == masks.removed_count(154, 0.75)
+        assert sum(np.sum(~k) for k in twin.keep) == removed_count(154, 0.75)
         assert (back > 0) == settings.get("regrow", False)
 
 

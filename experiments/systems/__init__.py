@@ -1,0 +1,1 @@
+"""Systems whose experiments are no single classifier: each has a `RUNNER`."""

@@ -1,0 +1,113 @@
+"""What every framework shares: a model as a function that returns its new state.
+
+A framework's model is written as `fn(params, *args) -> (out, new)`, where `new` maps
+the paths of the leaves that the call changed (batch statistics, counters) to their new
+values. `shrunk` and `found` turn such a function into surgery's terms: the new leaves
+are outputs declared to be updated parameters, so they come back compact.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from jprune._errors import listing, type_error, value_error
+from jprune._tree import KeyTuple, keyed_leaves
+from jprune.surgery import Groups, Plan, groups, load_plan, shrink
+
+Stateful = Callable[..., tuple[Any, Mapping[KeyTuple, Any]]]
+Mean = Literal["dense", "compact"]
+
+
+def _is_state(path: KeyTuple) -> bool:
+    return path[:1] == ("state",)
+
+
+def _tied(fn: Stateful) -> Callable[..., dict[str, Any]]:
+    """The function with its state as a nested dict under the paths of the parameters.
+
+    A path is the whole key tuple of its leaf, so that the longest match is itself.
+    """
+
+    def tied(params: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        out, new = fn(params, *args, **kwargs)
+        known = {path for path, _ in keyed_leaves(params)}
+        strange = ["/".join(map(str, p)) for p in new if p not in known]
+        if strange:
+            raise value_error(
+                "the call creates variables that the model did not have when its "
+                "groups were found. Create them first (one call of the dense model), "
+                f"or do not store them:{listing(strange)}"
+            )
+        return {"out": out, "state": nested(new)}
+
+    return tied
+
+
+def nested(leaves: Mapping[KeyTuple, Any]) -> dict[Any, Any]:
+    """The nested dict that has these leaves at these paths."""
+    out: dict[Any, Any] = {}
+    for path, leaf in leaves.items():
+        node = out
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return out
+
+
+def found(fn: Stateful, free_outputs: Any = ()) -> Callable[..., Groups]:
+    """`surgery.groups` of a model; `free_outputs` are named as by the model's user."""
+
+    def free(path: KeyTuple) -> bool:
+        if callable(free_outputs):
+            return path[:1] == ("out",) and bool(free_outputs(path[1:]))
+        return any(path[: len(p) + 1] == ("out", *p) for p in free_outputs)
+
+    return groups(_tied(fn), state_outputs=_is_state, free_outputs=free)
+
+
+def shrunk(fn: Stateful, plan: Plan, mean: Mean, rng: Mean) -> Stateful:
+    """`surgery.shrink` of a model: the same function at the compact shapes."""
+    small = shrink(_tied(fn), plan, mean=mean, rng=rng, state_outputs=_is_state)
+
+    def compact(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        result = small(params, *args, **kwargs)
+        return result["out"], dict(keyed_leaves(result["state"]))
+
+    return compact
+
+
+def plan_at(path: Any) -> Plan:
+    """The plan in a file; a plan itself passes."""
+    return path if isinstance(path, Plan) else load_plan(pathlib.Path(path))
+
+
+def require_paths(plan: Plan, paths: Mapping[KeyTuple, Any], advice: str) -> None:
+    """Raises unless a plan is for the leaves of a model.
+
+    Args:
+      plan: the plan.
+      paths: path to leaf of the model, dense.
+      advice: what to do, a sentence.
+
+    Raises:
+      TypeError: if `plan` is not a plan.
+      ValueError: naming the leaves that only one of the two has, or another shape.
+    """
+    if not isinstance(plan, Plan):
+        raise type_error(f"`plan` must be a `surgery.Plan`, got {type(plan).__name__}.")
+    shapes = plan.dense_shapes
+    lines = [f"not in the plan: {_text(p)}" for p in paths if p not in shapes]
+    lines += [f"not in the model: {_text(p)}" for p in shapes if p not in paths]
+    lines += [
+        f"{_text(p)}: the plan is for {shapes[p]}, got {tuple(x.shape)}"
+        for p, x in paths.items()
+        if p in shapes and tuple(x.shape) != shapes[p]
+    ]
+    if lines:
+        raise value_error(
+            f"`plan` was not made for this model. {advice}{listing(lines)}"
+        )
+
+
+def _text(path: KeyTuple) -> str:
+    return "/".join(map(str, path))

@@ -1,0 +1,281 @@
+"""Flax NNX: a compact module with the attributes of the dense one.
+
+Five lines from a trained model to a smaller one that trains on:
+
+>>> import jax, jax.numpy as jnp, optax
+>>> from flax import nnx
+>>> from jprune import surgery
+>>> from jprune.frameworks import nnx as jnnx
+>>> rngs = nnx.Rngs(0)
+>>> layers = nnx.Linear(8, 32, rngs=rngs), nnx.relu, nnx.Linear(32, 4, rngs=rngs)
+>>> model = nnx.Sequential(*layers)
+>>> x = jnp.ones((2, 8))
+>>> deps = jnnx.groups(model, x)
+>>> plan = surgery.select(deps, deps.scores(nnx.state(model)), sparsity=0.5)
+>>> small = jnnx.shrink(model, plan)
+>>> small.layers[0].kernel.shape, small(x).shape
+((8, 16), (2, 4))
+>>> optimizer = nnx.Optimizer(small, optax.adam(1e-3), wrt=nnx.Param)
+>>> _ = optimizer.update(small, nnx.grad(lambda m: m(x).sum())(small))
+
+The object is a copy of the model, of a sub-class of its class, whose arrays are packed.
+Its public methods are the dense class's, shrunk: `small(x)`, `small.encode(x)`, with
+any arguments. `small.train()`, `small.eval()`, `nnx.view`, `nnx.split`, `nnx.jit`,
+`nnx.Optimizer` and Orbax work on it as on any module. Its sub-modules hold the packed
+arrays and the modes; they cannot be called by themselves, since a norm would divide by
+the wrong width.
+
+Save and reload in another process::
+
+    plan.save("plan.json")
+    checkpointer.save(folder, nnx.state(small))
+    ...
+    small = jnnx.load(Net(nnx.Rngs(0)), "plan.json")
+    nnx.update(small, checkpointer.restore(folder, nnx.state(small)))
+"""
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+from jprune._errors import type_error, value_error
+from jprune._tree import KeyTuple, keyed_leaves
+from jprune.frameworks._state import (
+    Mean,
+    found,
+    nested,
+    plan_at,
+    require_paths,
+    shrunk,
+)
+from jprune.surgery import Groups, Plan
+
+M = TypeVar("M", bound=nnx.Module)
+
+_REMEMBERED = 64
+"""How many compiled calls a compact module keeps, one a method, mode and signature."""
+
+_INHERITED = frozenset(dir(nnx.Module)) | {"set_view"}
+
+
+def groups(
+    model: nnx.Module,
+    *args: Any,
+    method: str = "__call__",
+    free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    **kwargs: Any,
+) -> Groups:
+    """What may be removed from a module, found on one call of it.
+
+    Args:
+      model: the module; it is not changed.
+      *args: example arguments of the call; shapes are enough.
+      method: the method to look at, the one that uses all parameters.
+      free_outputs: as in `surgery.groups`.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The groups, over the paths of `nnx.state(model)`.
+    """
+    graphdef, state = nnx.split(model)
+    inputs, arrays = nnx.split((args, kwargs))
+    fn = functools.partial(_dense, graphdef, inputs, method)
+    return found(fn, _of_result(free_outputs))(state, arrays)
+
+
+def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> M:
+    """The compact module of a module and a plan.
+
+    Args:
+      model: the dense module, with the weights to keep; it is not changed.
+      plan: a plan over the paths of `nnx.state(model)`, as `groups` finds them.
+      mean: as in `surgery.shrink`.
+      rng: as in `surgery.shrink`.
+
+    Returns:
+      A module that computes the dense one with the removed parts zeroed.
+
+    Raises:
+      TypeError: if `model` is no module.
+      ValueError: if the plan is for other leaves than the model's.
+
+    Examples:
+      ::
+
+        small = jnnx.shrink(model, plan)
+        small.eval()
+        y = nnx.jit(lambda m, x: m(x))(small, x)
+    """
+    if not isinstance(model, nnx.Module):
+        raise type_error(f"`model` must be an nnx.Module, got {type(model).__name__}.")
+    if _dense_class(type(model)) is not type(model):
+        raise value_error(
+            "`model` is compact already: shrink the dense model with "
+            "`first_plan.then(plan)`."
+        )
+    graphdef, state = nnx.split(model)
+    require_paths(
+        plan,
+        dict(keyed_leaves(state)),
+        "Find the groups with `jprune.frameworks.nnx.groups(model, *inputs)`, or on "
+        "the whole of `nnx.split(model)[1]`.",
+    )
+    small = nnx.merge(graphdef, plan.pack(state))
+    for path, module in list(nnx.iter_modules(small)):
+        if type(module) in (nnx.List, nnx.Dict):  # they compute nothing
+            continue
+        object.__setattr__(module, "__class__", _compact_class(type(module), not path))
+    setattr(small, "_jprune", _Setting(plan, mean, rng))  # noqa: B010  a static one
+    return small
+
+
+def load(model: M, plan: Any, *, mean: Mean = "dense", rng: Mean = "dense") -> M:
+    """The compact module in a fresh process: the class is built, the plan is read.
+
+    Args:
+      model: the dense module, built as it was (its weights do not matter, and it may be
+        abstract: `nnx.eval_shape(lambda: Net(nnx.Rngs(0)))`).
+      plan: the file that `Plan.save` wrote.
+      mean: as it was given to `shrink`.
+      rng: as it was given to `shrink`.
+
+    Returns:
+      The compact module, ready for `nnx.update(small, restored)`.
+    """
+    return shrink(model, plan_at(plan), mean=mean, rng=rng)
+
+
+class _Setting:
+    """How a compact module was made, held by it as a static attribute."""
+
+    def __init__(self, plan: Plan, mean: Mean, rng: Mean) -> None:
+        self.plan = plan
+        self.mean: Mean = mean
+        self.rng: Mean = rng
+        self._calls: dict[Any, Any] = {}
+
+    def call(self, graphdef: Any, inputs: Any, method: str) -> Callable[..., Any]:
+        """The compact call of one method at one structure, compiled once a shape."""
+        key = (graphdef, inputs, method)
+        try:
+            hash(key)
+        except TypeError:  # an attribute or argument that cannot be hashed: no memory
+            return self._shrunk(*key)
+        if key not in self._calls:
+            if len(self._calls) >= _REMEMBERED:
+                self._calls.clear()
+            self._calls[key] = jax.jit(self._shrunk(*key))
+        return self._calls[key]
+
+    def _shrunk(self, graphdef: Any, inputs: Any, method: str) -> Callable[..., Any]:
+        dense = functools.partial(_dense, graphdef, inputs, method)
+        small = shrunk(dense, self.plan, self.mean, self.rng)
+
+        def run(state: Any, arrays: Any) -> Any:
+            (out, used), new = small(state, arrays)
+            return out, nested(new), used
+
+        return run
+
+
+def _dense(graphdef: Any, inputs: Any, method: str, state: Any, arrays: Any) -> Any:
+    """One call of the dense module: ((result, changes of arguments), own changes)."""
+    model = nnx.merge(graphdef, state, copy=True)
+    for _, module in list(nnx.iter_modules(model)):
+        object.__setattr__(module, "__class__", _dense_class(type(module)))
+    args, kwargs = nnx.merge(inputs, arrays, copy=True)
+    out = getattr(model, method)(*args, **kwargs)
+    used = _changes(arrays, nnx.state((args, kwargs), nnx.Variable))
+    return (out, nested(used)), _changes(state, nnx.state(model))
+
+
+def _changes(before: Any, after: Any) -> dict[KeyTuple, Any]:
+    """The leaves that a call set: one it did not touch is the very array it was."""
+    old = dict(keyed_leaves(before))
+    return {p: x for p, x in keyed_leaves(after) if p not in old or x is not old[p]}
+
+
+def _update(node: Any, new: Any) -> None:
+    """Writes changed values into the variables they belong to."""
+    flat: Any = dict(nnx.to_flat_state(nnx.state(node, nnx.Variable))) if new else {}
+    changed: Any = {
+        path[:-1]: flat[path[:-1]].replace(value) for path, value in keyed_leaves(new)
+    }
+    if changed:
+        nnx.update(node, nnx.from_flat_state(changed))
+
+
+def _of_result(free: Any) -> Any:
+    """`free_outputs` of the result, which is the first of a pair here."""
+    if callable(free):
+        return lambda path: path[:1] == (0,) and free(path[1:])
+    return [(0, *path) for path in free]
+
+
+def _dense_class(cls: type) -> type:
+    return vars(cls).get("_jprune_dense", cls)
+
+
+@functools.cache
+def _compact_class(cls: type, root: bool) -> type:
+    """The sub-class whose methods are the shrunk ones, or refuse in a sub-module."""
+    make = _shrunk_method if root else _refusing_method
+    body: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    body |= {"__annotations__": {}, "_jprune_dense": cls}
+    body |= {name: make(cls, name, fn) for name, fn in _methods(cls).items()}
+    return types.new_class(
+        f"Compact{cls.__name__}", (cls,), exec_body=lambda ns: ns.update(body)
+    )
+
+
+def _methods(cls: type) -> dict[str, Any]:
+    """The public methods that a class adds to those of a module, and `__call__`."""
+    out: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            own = not name.startswith("_") and name not in _INHERITED
+            if not (own or name == "__call__"):
+                continue
+            binds = hasattr(value, "__get__") and callable(value)
+            if binds and not isinstance(value, staticmethod | classmethod | type):
+                out[name] = value
+            else:
+                out.pop(name, None)
+    return {name: fn for name, fn in out.items() if name not in _fields(cls)}
+
+
+def _fields(cls: type) -> Sequence[str]:
+    """Names of fields of a dataclass: a default that is a function is no method."""
+    return tuple(getattr(cls, "__dataclass_fields__", ()))
+
+
+def _shrunk_method(cls: type, name: str, fn: Any) -> Any:
+    del cls
+
+    @functools.wraps(fn, updated=())
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        graphdef, state = nnx.split(self)
+        inputs, arrays = nnx.split((args, kwargs))
+        out, new, used = self._jprune.call(graphdef, inputs, name)(state, arrays)
+        _update(self, new)
+        _update((args, kwargs), used)
+        return out
+
+    return method
+
+
+def _refusing_method(cls: type, name: str, fn: Any) -> Any:
+    @functools.wraps(fn, updated=())
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        del self, args, kwargs
+        raise value_error(
+            f"`{cls.__name__}.{name}` belongs to a part of a compact model, which "
+            "cannot be run by itself: its arrays are packed, its widths are the dense "
+            "ones. Call a method of the whole model."
+        )
+
+    return method
