@@ -6,11 +6,12 @@ from typing import Any
 
 import flax.linen as nn
 
+from experiments import rules
 from experiments.config import Config, ConfigError, unknown
 from experiments.data import augment, digits, graphs, images
 from experiments.data.dataset import Dataset
 from experiments.journal import Journal
-from experiments.lab import Augment, Lab, make_lab
+from experiments.lab import Augment, Lab, Run, make_lab
 from experiments.methods import (
     asl,
     aswl,
@@ -125,7 +126,7 @@ def pick(kind: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def check(config: Config) -> None:
-    """Refuses a configuration that names something unknown, before anything runs.
+    """Refuses a configuration that is unknown or out of range, before anything runs.
 
     Raises:
       ConfigError: naming the field or the run.
@@ -136,14 +137,25 @@ def check(config: Config) -> None:
     pick("data set", config.data, runner.data if runner else DATA)
     pick("model", config.model, runner.models if runner else MODELS)
     pick("augmentation", config.augment, AUGMENT)
+    own = (config.batch, config.steps_per_dispatch, config.checkpoint_every)
+    for name, value in zip(_COUNTS, own, strict=True):
+        if value < 0:
+            raise ConfigError(f"`{name}` must be at least 0, got {value}.")
+    rules.check_distinct(config.runs)
     if runner:
         _check_keywords("setup", runner.open, config.setup, beside=PASSED)
-    _check_keywords("dense", runner.dense if runner else TRAIN, config.dense)
+    none = runner and config.dense.get("epochs") == 0  # a runner may do without
+    given = {k: v for k, v in config.dense.items() if not (none and k == "epochs")}
+    train = runner.dense if runner else TRAIN
+    _check_keywords("dense", train, config.dense, checked=given)
     known = runner.methods if runner else METHODS
     for label, run in config.runs.items():
         if "method" not in run:
             raise ConfigError(f"run `{label}` has no `method`: {', '.join(known)}.")
         _check_keywords(label, pick("method", run["method"], known), keywords(run))
+
+
+_COUNTS = ("batch", "steps_per_dispatch", "checkpoint_every")
 
 
 def open_lab(
@@ -152,7 +164,7 @@ def open_lab(
     seed: int,
     data_dir: str | None,
     journal: Journal,
-    checkpoints: Callable[[str], Any],
+    checkpoints: Callable[[Run], Any],
     prefix: str = "",
 ) -> Lab:
     """Loads the data and builds the network that the configuration names.
@@ -163,7 +175,7 @@ def open_lab(
     """
     dataset = DATA[config.data](data_dir)
     model = MODELS[config.model](dataset.classes)
-    return make_lab(
+    lab = make_lab(
         config,
         dataset,
         model,
@@ -173,6 +185,10 @@ def open_lab(
         checkpoints=checkpoints,
         prefix=prefix,
     )
+    for label, run in config.runs.items():
+        if "batch" in run:
+            lab.rebatched(run["batch"], f"{label}.batch")  # refuses what does not fit
+    return lab
 
 
 PASSED = ("seed", "data_dir", "journal", "checkpoints", "prefix")
@@ -201,7 +217,11 @@ def keywords(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_keywords(
-    label: str, method: Callable, given: dict[str, Any], beside: tuple[str, ...] = ()
+    label: str,
+    method: Callable,
+    given: dict[str, Any],
+    beside: tuple[str, ...] = (),
+    checked: dict[str, Any] | None = None,
 ) -> None:
     wanted = [
         parameter.name
@@ -214,3 +234,4 @@ def _check_keywords(
     missing = [key for key in wanted if key not in given]
     if missing:
         raise ConfigError(f"run `{label}` lacks {', '.join(missing)}.")
+    rules.check(label, given if checked is None else checked)

@@ -216,6 +216,12 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
+def _like(value: Any, old: Any) -> Any:
+    """An integer as a float where a float stands."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if isinstance(old, float) and whole else value
+
+
 def _parse(key: str, text: str, old: Any) -> Any:
     if isinstance(old, str):
         return text
@@ -223,12 +229,18 @@ def _parse(key: str, text: str, old: Any) -> Any:
         new = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         new = text
-    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
-        new = float(new)
+    new = _like(new, old)
     if isinstance(old, tuple) and isinstance(new, int | float):
         new = (new,)
     if isinstance(old, tuple) and isinstance(new, list):
         new = tuple(new)
+    if isinstance(old, tuple) and isinstance(new, tuple) and old:
+        new = tuple(_like(item, old[0]) for item in new)
+        if any(type(item) is not type(old[0]) for item in new):
+            raise ConfigError(
+                f"`{key}` is {old!r}: expected values of type {type(old[0]).__name__}, "
+                f"got {text!r}."
+            )
     if old is not None and type(new) is not type(old):
         raise ConfigError(
             f"`{key}` is {old!r}: expected a value of type {type(old).__name__}, "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.files import replacing
 from experiments.results import Row
 
 _GREY = "0.6"
@@ -35,13 +36,16 @@ def draw(
     axes["vanishing"].set(xlabel="epoch", ylabel="largest weight marked for removal")
     axes["vanishing"].set_yscale("log")
     _removal(axes["removal"], rows)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=120)
     plt.close(figure)
 
 
 def _curves(axis: Any, history: dict, name: str, scale: float) -> None:
     for index, (run, epochs) in enumerate(history.items()):
-        points = [(e["epoch"], scale * e[name]) for e in epochs if name in e]
+        points = [
+            (e["epoch"], scale * e[name]) for e in epochs if e.get(name) is not None
+        ]
         if points:
             axis.plot(*zip(*points, strict=True), label=run, color=f"C{index}", lw=1)
     axis.grid(alpha=0.3)

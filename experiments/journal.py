@@ -14,6 +14,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from experiments.files import plain
+
 
 class Journal:
     """The open log and bar of one job; a context manager."""
@@ -35,7 +37,10 @@ class Journal:
         self._file = None
         self._board = None
         if self._first:
-            self._file = (out / "log.jsonl").open("a" if resume else "w")
+            log = out / "log.jsonl"
+            if resume and log.exists():
+                _cut_torn_line(log)
+            self._file = log.open("a" if resume else "w")
         if self._first and tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -88,13 +93,19 @@ class Journal:
         """One line of the log, with the time."""
         if self._file is not None:
             stamped = {**entry, "seconds": round(self.seconds, 2)}
-            self._file.write(json.dumps(stamped) + "\n")
+            self._file.write(json.dumps(plain(stamped), allow_nan=False) + "\n")
             self._file.flush()
 
     def say(self, text: str) -> None:
         """A line for the reader, above the bar."""
         if self._first:
             self._bar.console.print(text, markup=False, highlight=False)
+
+
+def _cut_torn_line(log: Path) -> None:
+    """Takes away what stands behind the last whole line: a crash left it."""
+    with log.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _figures(entry: dict[str, Any]) -> str:

@@ -6,8 +6,11 @@ The order of epoch e is a function of the seed and e alone, so a resumed run nee
 iterator state and an epoch has one shape whatever the length of the run.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
+from hashlib import sha256
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -34,6 +37,30 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 _EVAL_BATCH = 1000
 
 
+class Run(NamedTuple):
+    """One training run: what people read, and what makes it itself.
+
+    Attributes:
+      label: in table, log and progress.
+      settings: all that it was made with, literals: its checkpoints and its random key
+        are made of these, never of the label.
+    """
+
+    label: str
+    settings: Mapping[str, Any]
+
+    def then(self, stage: str) -> "Run":
+        """The run that follows it: "tuned", "round 2"."""
+        stages = [*self.settings.get("stages", ()), stage]
+        return Run(f"{self.label} {stage}", {**self.settings, "stages": stages})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the settings, in hexadecimal."""
+        text = json.dumps(self.settings, sort_keys=True, default=str)
+        return sha256(text.encode()).hexdigest()
+
+
 class Lab(NamedTuple):
     """The shared part of one experiment.
 
@@ -53,6 +80,7 @@ class Lab(NamedTuple):
       journal: log and progress.
       checkpoints: opens the checkpoints of one run; see `experiments.checkpoints`.
       prefix: put before the names of its runs, where a job has several labs.
+      settings: of the entry of the configuration that is being run.
     """
 
     config: Config
@@ -68,20 +96,25 @@ class Lab(NamedTuple):
     per_dispatch: int
     init: Callable[..., tuple[Any, Any]]
     journal: Journal
-    checkpoints: Callable[[str], Any]
+    checkpoints: Callable[[Run], Any]
     prefix: str = ""
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+    def run(self, label: str, **own: Any) -> Run:
+        """A run of the entry's settings; `own` takes the place of what is swept."""
+        return Run(label, {**self.settings, **own})
 
     def replicated(self, tree: Any) -> Any:
         """Host or device arrays, a whole copy on every device of the mesh."""
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
-    def rebatched(self, batch: int) -> "Lab":
+    def rebatched(self, batch: int, name: str = "batch") -> "Lab":
         """The same lab with other batches, for a run that wants its own.
 
         Raises:
           ConfigError: if the batch does not fit the training set or the devices.
         """
-        _check_batch(batch, self.dataset, self.mesh)
+        _check_batch(batch, self.dataset, self.mesh, name)
         per_epoch = len(self.dataset.train) // batch
         whole = self.per_dispatch == self.per_epoch
         return self._replace(
@@ -104,9 +137,13 @@ class Lab(NamedTuple):
         train = shuffle.permutation(self.dataset.train)
         return self.replicated(train[: self.per_epoch * self.batch])
 
-    def key(self, name: str) -> jax.Array:
-        """The random key of the run called `name`."""
-        return jax.random.fold_in(jax.random.key(self.seed), crc32(name.encode()))
+    def key(self, name: str | Run) -> jax.Array:
+        """The random key of a run, or of another draw by its name."""
+        if isinstance(name, Run):
+            number = int(name.digest[:8], 16)
+        else:
+            number = crc32(name.encode())
+        return jax.random.fold_in(jax.random.key(self.seed), number)
 
 
 def make_lab(
@@ -117,7 +154,7 @@ def make_lab(
     *,
     seed: int,
     journal: Journal,
-    checkpoints: Callable[[str], Any],
+    checkpoints: Callable[[Run], Any],
     prefix: str = "",
 ) -> Lab:
     """Puts the data on the devices and the network beside it.
@@ -249,14 +286,14 @@ def _dispatch(init: Callable[[], Any], mesh: Mesh, per_epoch: int) -> int:
     return 1 if convolves and on_cpu else per_epoch
 
 
-def _check_batch(batch: int, dataset: Dataset, mesh: Mesh) -> None:
+def _check_batch(batch: int, dataset: Dataset, mesh: Mesh, name: str = "batch") -> None:
     if not 0 < batch <= len(dataset.train):
         raise ConfigError(
-            f"`batch` is {batch}: {dataset.name} has {len(dataset.train)} training "
+            f"`{name}` is {batch}: {dataset.name} has {len(dataset.train)} training "
             "examples."
         )
     if dataset.kind == "examples" and batch % mesh.size:
         raise ConfigError(
-            f"`batch` is {batch}: it must divide among {mesh.size} devices, e.g. "
+            f"`{name}` is {batch}: it must divide among {mesh.size} devices, e.g. "
             f"{max(batch // mesh.size, 1) * mesh.size}."
         )

@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import stopping
+from experiments.checkpoints import Saved
+from experiments.loop import Diverged
 from experiments.methods.removal import kernels
 from experiments.results import Row
 from jprune import masks, reparam
@@ -192,27 +195,36 @@ def fit(
       split: whose accuracy the log tells.
 
     Raises:
-      FloatingPointError: when a lane's loss is no longer finite.
+      Diverged: when a lane's loss is no longer finite.
+      Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
     own = hyper.tree if isinstance(hyper, PerLane) else each(lanes, hyper)
     begins = lanes.first() if start is None else jax.tree.map(jnp.copy, start)
     state = program.begin(begins, own)
-    keeper = lanes.checkpoints(run)
-    done, state, earlier = keeper.restore(state) or (0, state, 0.0)
-    keys = lanes.keys(run)
-    lanes.journal.begin(run, epochs * lanes.per_epoch, done * lanes.per_epoch)
-    for epoch in range(done + 1, epochs + 1):
-        order = lanes.order(epoch - 1)
-        state, loss = program.advance(state, lanes.data, lanes.labels, order, keys, own)
-        if epoch % log_every and epoch != epochs:
-            continue
-        entry = _entry(lanes, program, state, loss, split)
-        if not np.isfinite(entry["loss"]):
-            raise FloatingPointError(f"`{run}` diverged before epoch {epoch}.")
-        lanes.journal.record(run, {"epoch": epoch, **entry})
-        keeper.save(epoch, state, earlier + time.perf_counter() - clock)
-    keeper.close()
+    zero, keys = jnp.zeros(()), lanes.keys(run)
+    with lanes.checkpoints(run) as keeper:
+        found = keeper.restore(state, zero) or Saved(0, state, zero, 0.0)
+        done, state, _, earlier = found
+        lanes.journal.begin(run, epochs * lanes.per_epoch, done * lanes.per_epoch)
+        for epoch in range(done + 1, epochs + 1):
+            order = lanes.order(epoch - 1)
+            state, loss = program.advance(
+                state, lanes.data, lanes.labels, order, keys, own
+            )
+            leave = epoch != epochs and stopping.wanted()
+            if epoch % log_every and epoch != epochs and not leave:
+                continue
+            entry = _entry(lanes, program, state, loss, split)
+            if not np.isfinite(entry["loss"]):
+                raise Diverged(
+                    f"`{run}` diverged before epoch {epoch}: its loss is not finite."
+                )
+            lanes.journal.record(run, {"epoch": epoch, **entry})
+            spent = earlier + time.perf_counter() - clock
+            keeper.save(Saved(epoch, state, zero, spent))
+            if leave:
+                raise stopping.Stopped(f"asked to leave in run `{run}`")
     lanes.journal.end()
     jax.block_until_ready(state)
     passed = time.perf_counter() - clock if done < epochs else 0.0

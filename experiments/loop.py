@@ -5,6 +5,9 @@ accuracy and mask statistics are dispatched behind its last step and read one ep
 later, so the host never stands between two steps. What differs between the runs of one
 program (how many weights to keep) is traced, so a program compiles once for all of
 them.
+
+A run whose loss or weights are no longer numbers stops (`Diverged`). One that is asked
+to leave saves where it stands, within an epoch too, and raises `Stopped`.
 """
 
 import time
@@ -18,8 +21,14 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.lab import Forward, Lab
+from experiments import stopping
+from experiments.checkpoints import Checkpoints, Saved
+from experiments.lab import Forward, Lab, Run
 from jprune import masks, transforms
+
+
+class Diverged(RuntimeError):
+    """A run whose loss or weights are no longer numbers: names run, step and leaf."""
 
 
 class State(NamedTuple):
@@ -115,7 +124,7 @@ def compile_program(
     def advance(state, totals, data, order, key, hyper, *, count: int):
         def body(carry, _):
             state, numbers = one_step(carry[0], data, order, key, hyper)
-            return (state, carry[1] + numbers), None
+            return (state, _added(carry[1], numbers)), None
 
         if count == 1:
             return body((state, totals), None)[0]
@@ -129,6 +138,12 @@ def compile_program(
         return mask, {} if previous is None else observe(params, mask, previous, opt)
 
     return Program(begin, advance, watch, logits or lab.logits)
+
+
+def _added(totals: jax.Array, numbers: jax.Array) -> jax.Array:
+    """The sums, and how many steps the loss was a number since the epoch began."""
+    good = jnp.isfinite(numbers[0]) & jnp.isfinite(totals[0])
+    return totals + jnp.append(numbers, good.astype(numbers.dtype))
 
 
 zeros = jax.jit(masks.from_zeros)
@@ -145,7 +160,7 @@ def observe(params: Any, mask: Any, previous: Any, opt: Any) -> dict[str, jax.Ar
 def fit(
     lab: Lab,
     program: Program,
-    run: str,
+    run: Run | str,
     epochs: int,
     *,
     start: tuple[Any, Any] | None = None,
@@ -157,7 +172,7 @@ def fit(
     Args:
       lab: the shared part.
       program: of the method.
-      run: the name in log, bar and checkpoints.
+      run: what it is called, and the settings that make its checkpoints its own.
       epochs: how many.
       start: parameters and statistics to start from; None for the seed's own.
       opt: optimizer state to start from; None for a fresh one.
@@ -165,37 +180,104 @@ def fit(
 
     Returns:
       The variables at the end, ready.
+
+    Raises:
+      Diverged: if the loss or a weight is no longer a number.
+      Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
+    run = lab.run(run, name=run) if isinstance(run, str) else run
     state = program.begin(*_copied(start or lab.init()), hyper)
     if opt is not None:
         state = state._replace(opt=_copied(opt))
-    key, run = lab.key(run), lab.prefix + run
-    keeper = lab.checkpoints(run)
-    done, state, earlier = keeper.restore(state) or (0, state, 0.0)
-    lab.journal.begin(run, epochs * lab.per_epoch, done * lab.per_epoch)
-    data = (lab.inputs, lab.labels)
+    zero = np.zeros(3, np.float32)
+    with lab.checkpoints(run) as keeper:
+        found = keeper.restore(state, lab.replicated(zero))
+        begin = found or Saved(0, state, zero, 0.0)
+        state = _train(lab, program, run, epochs, hyper, keeper, begin, clock)
+    lab.journal.end()
+    done = begin.step == epochs * lab.per_epoch
+    seconds = begin.seconds + (0.0 if done else time.perf_counter() - clock)
+    return Fit(state.params, state.stats, seconds, state.opt)
+
+
+def _train(
+    lab: Lab,
+    program: Program,
+    run: Run,
+    epochs: int,
+    hyper: Any,
+    keeper: Checkpoints,
+    begin: Saved,
+    clock: float,
+) -> State:
+    """The epochs that are left, from what was saved."""
+    step, state, totals, earlier = begin
+    last, key, data = epochs * lab.per_epoch, lab.key(run), (lab.inputs, lab.labels)
+    lab.journal.begin(run.label, last, step)
     mask, _ = program.watch(state.params, state.opt, hyper, None)
-    waiting = []
-    for epoch in range(done, epochs):
-        order, totals = lab.order(epoch), lab.replicated(np.zeros(2, np.float32))
-        for count in _dispatches(lab):
+    waiting: list[Any] = []
+
+    def record(leave: int) -> None:
+        """Writes the finished epochs, all but the last `leave`."""
+        while len(waiting) > leave:
+            entry = _entry(lab, *waiting.pop(0))
+            good = entry.pop("good")
+            if good < lab.per_epoch:
+                at = entry["step"] - lab.per_epoch + good + 1
+                raise Diverged(_diverged(lab, run, at, state))
+            lab.journal.record(lab.prefix + run.label, entry)
+
+    def save() -> None:
+        record(0)
+        if _bad_leaf(state):
+            raise Diverged(_diverged(lab, run, step, state))
+        spent = earlier + time.perf_counter() - clock
+        keeper.save(Saved(step, state, totals, spent))
+
+    while step < last:
+        epoch, inside = divmod(step, lab.per_epoch)
+        order = lab.order(epoch)
+        totals = totals if inside else lab.replicated(np.zeros(3, np.float32))
+        for count in _dispatches(lab, inside):
             state, totals = program.advance(
                 state, totals, data, order, key, hyper, count=count
             )
+            step += count
+            if step < last and stopping.wanted():
+                save()
+                raise stopping.Stopped(f"asked to leave in run `{run.label}`")
         hits = _hits(program.logits(state.params, state.stats), lab)
         mask, numbers = program.watch(state.params, state.opt, hyper, mask)
-        waiting.append((epoch + 1, totals / lab.per_epoch, hits, numbers))
-        saving = keeper.due(epoch + 1, epochs)
-        while len(waiting) > (0 if saving else 1):
-            lab.journal.record(run, _entry(lab, *waiting.pop(0)))
-        if saving:
-            keeper.save(epoch + 1, state, earlier + time.perf_counter() - clock)
+        waiting.append((epoch + 1, totals, hits, numbers))
+        if keeper.due(epoch + 1, epochs):
+            save()
+        record(1)
     jax.block_until_ready(state)
-    keeper.close()
-    lab.journal.end()
-    seconds = earlier + (time.perf_counter() - clock if done < epochs else 0.0)
-    return Fit(state.params, state.stats, seconds, state.opt)
+    return state
+
+
+def _diverged(lab: Lab, run: Run, step: int, state: State) -> str:
+    where = _bad_leaf(state) or "the loss"
+    return (
+        f"run `{lab.prefix}{run.label}` diverged at step {step}: {where} is no longer "
+        "finite. Lower `lr`, or whatever this run has of penalties. Its last good "
+        "checkpoint is kept."
+    )
+
+
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
+
+
+def _bad_leaf(state: State) -> str | None:
+    """The path of the first leaf of the variables that is not finite."""
+    tree = {"params": state.params, "stats": state.stats}
+    for path, good in jax.tree_util.tree_leaves_with_path(_finite(tree)):
+        if not good:
+            return jax.tree_util.keystr(path[1:], simple=True, separator="/")
+    return None
 
 
 def _copied(tree: Any) -> Any:
@@ -203,9 +285,9 @@ def _copied(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-def _dispatches(lab: Lab) -> list[int]:
-    """How many steps each compiled call of an epoch takes."""
-    whole, rest = divmod(lab.per_epoch, lab.per_dispatch)
+def _dispatches(lab: Lab, done: int = 0) -> list[int]:
+    """How many steps each compiled call takes, of an epoch whose first are done."""
+    whole, rest = divmod(lab.per_epoch - done, lab.per_dispatch)
     return [lab.per_dispatch] * whole + ([rest] if rest else [])
 
 
@@ -217,7 +299,7 @@ def _entry(
     lab: Lab, epoch: int, totals: jax.Array, hits: jax.Array, numbers: dict
 ) -> dict[str, Any]:
     """Reads an epoch's numbers from the device."""
-    loss, train = np.asarray(totals).tolist()
+    loss, train = (np.asarray(totals[:2]) / np.float32(lab.per_epoch)).tolist()
     rest = {name: np.asarray(value).item() for name, value in numbers.items()}
     return {
         "epoch": epoch,
@@ -225,5 +307,6 @@ def _entry(
         "loss": loss,
         "train_accuracy": train,
         "test_accuracy": float(hits),
+        "good": int(totals[2]),
         **rest,
     }

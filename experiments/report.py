@@ -7,11 +7,13 @@ A `RUN` is a job's folder or a result file. With several runs of one configurati
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import figures, results
+from experiments.files import FileError
 from experiments.results import Row
 
 
@@ -25,10 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not path.is_file():
             print(f"no result in {run}: the job writes {path.name} when it is done.")
             return 2
-        facts, rows = results.load(path)
+        try:
+            facts, rows = results.load(path, *results.FACTS)
+        except FileError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         found.append((facts, rows))
         print(text(facts, rows), end="\n\n")
-        if run.is_dir():
+        if run.is_dir() and (run / "log.jsonl").exists():
             log = results.history(run / "log.jsonl")
             figures.draw(run / "figure.png", rows, log)
     if len(found) > 1 and len({facts["config"] for facts, _ in found}) == 1:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments import files
 from experiments.config import Claim
+
+FACTS = ("config", "seed", "command", "seconds", "claims", "device")
+"""What a `result.json` tells of its job besides the rows."""
 
 _PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax")
 
@@ -43,7 +48,7 @@ class Row(NamedTuple):
     changed: int | None = None
     logit_change: float | None = None
     seconds: float = 0.0
-    extra: Mapping[str, float] | None = None
+    extra: Mapping[str, float | None] | None = None
 
 
 def _percent(value: float) -> str:
@@ -76,7 +81,10 @@ def table(rows: Iterable[Row]) -> str:
         values = ((getattr(row, field), show) for field, show in _COLUMNS.values())
         lines.append(["-" if value is None else show(value) for value, show in values])
         if row.extra:
-            numbers = ", ".join(f"{name} {x:.4g}" for name, x in row.extra.items())
+            numbers = ", ".join(
+                f"{name} -" if x is None else f"{name} {x:.4g}"
+                for name, x in row.extra.items()
+            )
             notes.append(f"{row.run}: {numbers}")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(_aligned(line, widths)).rstrip() for line in lines]
@@ -109,23 +117,53 @@ def verdict_text(found: Mapping[str, bool]) -> str:
 def save(path: Path, rows: Sequence[Row], **facts: Any) -> None:
     """Writes `result.json`: facts of the job, versions, device, rows."""
     result = {**facts, **_machine(), "rows": [row._asdict() for row in rows]}
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    files.write_json(path, result)
 
 
-def load(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """The facts and the rows of a `result.json`."""
-    facts = json.loads(path.read_text())
-    return facts, [Row(**row) for row in facts.pop("rows")]
+def load(path: Path, *keys: str) -> tuple[dict[str, Any], list[Row]]:
+    """The facts, `keys` among them, and the rows of a `result.json`.
+
+    Raises:
+      FileError: if it is damaged; names it.
+    """
+    facts = files.read_json(path, *keys, "rows")
+    try:
+        return facts, [Row(**row) for row in facts.pop("rows")]
+    except TypeError as error:
+        raise files.FileError(f"{path} is damaged: a row of it: {error}.") from error
 
 
 def history(log: Path) -> dict[str, list[dict[str, Any]]]:
-    """The epochs of each run from a `log.jsonl`; a repeated epoch counts once."""
+    """The epochs of each run from a `log.jsonl`; a repeated epoch counts once.
+
+    A line that a crash cut is passed over.
+    """
     runs: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in log.read_text().splitlines():
-        entry = json.loads(line)
-        if "epoch" in entry:
+    for line in log.read_text(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and {"epoch", "run"} <= entry.keys():
             runs.setdefault(entry["run"], {})[entry["epoch"]] = entry
     return {run: [found[e] for e in sorted(found)] for run, found in runs.items()}
+
+
+def commit() -> str | None:
+    """The commit that is checked out, with "+" behind it where files differ."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _machine() -> dict[str, Any]:

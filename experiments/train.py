@@ -11,7 +11,12 @@ checkpoints from which `--resume` goes on exactly where it stopped.
 The same command runs on one CPU, one GPU or many devices: a batch is sharded over all
 of them. Several hosts find each other through the environment: JAX_COORDINATOR_ADDRESS
 with JAX_NUM_PROCESSES and JAX_PROCESS_ID, or a cluster that `jax.distributed` knows
-together with JAX_DISTRIBUTED=1.
+together with JAX_DISTRIBUTED=1. When one of them is gone the others give up after
+`--give-up` seconds.
+
+Exit status: 0; 1 when `--strict` and a claim fails; 2 for a mistake in the command or
+in a file that it reads; 3 when a run diverged; 4 when something could not be written;
+75 when SIGTERM or Ctrl-C came and all that was done is saved: `--resume` goes on.
 """
 
 import argparse
@@ -21,51 +26,73 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments import build, config, figures, report, results
-from experiments.checkpoints import Checkpoints
+from experiments import build, config, figures, files, report, results, rules
+from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.config import Config, ConfigError
 from experiments.data.dataset import DataError
+from experiments.files import FileError
 from experiments.journal import Journal
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
+from experiments.loop import Diverged, Fit
 from experiments.methods import removal
 from experiments.methods.dense import train_dense
 from experiments.results import Row
+from experiments.stopping import Stopped, listening
 from jprune import masks
 
 RUNS = Path(__file__).parent / "runs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status.
+    """The command; returns the exit status, see above.
 
     Args:
       argv: arguments; None for the process's own.
-
-    Returns:
-      0; 1 when `--strict` and a claim fails; 2 for a mistake in the command.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     args = _parser().parse_args(words)
-    connect(os.environ)
     try:
-        chosen = config.override(config.load(args.config), args.set)
-        chosen = config.only(chosen, args.only.split(",")) if args.only else chosen
-        build.check(chosen)
-        out = args.out or RUNS / f"{args.config}_seed{args.seed}"
-        prepare(out, chosen, args.seed, resume=args.resume)
-        command = shlex.join(["python", "-m", "experiments.train", *words])
-        claims = run(chosen, args, out, command)
-    except (ConfigError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        claims = _job(args, shlex.join(["python", "-m", "experiments.train", *words]))
+    except Stopped as error:
+        return _leave(f"stopped: {error}. `--resume` goes on from here.", 75)
+    except (ConfigError, DataError, FileError) as error:
+        return _leave(f"error: {error}", 2)
+    except Diverged as error:
+        return _leave(f"error: {error}", 3)
+    except CheckpointError as error:
+        return _leave(f"error: {error}", 4)
+    except OSError as error:
+        return _leave(f"error: {error.filename or 'a file'}: {error.strerror}.", 4)
+    except KeyboardInterrupt:
+        return _leave("stopped at once: what was saved before stays.", 130)
     return int(args.strict and not all(claims.values()))
+
+
+def _leave(text: str, status: int) -> int:
+    print(text, file=sys.stderr)
+    return status
+
+
+def _job(args: argparse.Namespace, command: str) -> dict[str, bool]:
+    """Everything, from the settings to the files; the claims."""
+    rules.check_seed(args.seed)
+    chosen = config.override(config.load(args.config), args.set)
+    chosen = config.only(chosen, args.only.split(",")) if args.only else chosen
+    build.check(chosen)
+    connect(os.environ, args.give_up)
+    out = args.out or RUNS / f"{args.config}_seed{args.seed}"
+    with holding(out), listening():
+        prepare(out, chosen, args.seed, resume=args.resume)
+        return run(chosen, args, out, command)
 
 
 def run(
@@ -75,48 +102,80 @@ def run(
 
     Returns:
       For each claim of the configuration, whether it holds.
+
+    Raises:
+      Diverged: if a run did; the rows before it are written.
     """
+    rows: list[Row] = []
+    claims: dict[str, bool] = {}
+    diverged: Diverged | None = None
     with Journal(out, resume=args.resume, tensorboard=args.tensorboard) as journal:
-        rows, claims = _train(chosen, args, out, journal)
+        try:
+            _train(chosen, args, out, journal, rows, claims)
+        except Diverged as error:
+            diverged = error
         seconds = round(journal.seconds, 1)
     facts = {
         "config": args.config,
         "seed": args.seed,
         "command": command,
+        "commit": results.commit(),
         "settings": chosen.settings(),
         "seconds": seconds,
         "claims": claims,
     }
+    if diverged:
+        facts["stopped"] = str(diverged)
     if jax.process_index() == 0:
         results.save(out / "result.json", rows, **facts)
         figures.draw(out / "figure.png", rows, results.history(out / "log.jsonl"))
         print("\n" + report.text(*results.load(out / "result.json")))
         print(f"\nwritten to {out}")
+    if diverged:
+        raise diverged
     return claims
 
 
 def _train(
-    chosen: Config, args: argparse.Namespace, out: Path, journal: Journal
-) -> tuple[list[Row], dict[str, bool]]:
-    """Every part with its own lab: all rows, and which claims hold."""
-    rows: list[Row] = []
-    claims: dict[str, bool] = {}
+    chosen: Config,
+    args: argparse.Namespace,
+    out: Path,
+    journal: Journal,
+    rows: list[Row],
+    claims: dict[str, bool],
+) -> None:
+    """Every part with its own lab: adds its rows, and which claims hold.
+
+    All data and networks are there before the first step of any.
+    """
     parts = chosen.parts()
-    for part, prefix in zip(parts, prefixes(parts), strict=True):
-        open_part = build.open_runner if part.runner else build.open_lab
-        lab = open_part(
+    places: set[Path] = set()
+    labs = [
+        (build.open_runner if part.runner else build.open_lab)(
             part,
             seed=args.seed,
             data_dir=args.data_dir,
             journal=journal,
-            checkpoints=partial(_checkpoints, out, args.resume, part.checkpoint_every),
+            checkpoints=partial(
+                _checkpoints,
+                out,
+                args.resume,
+                part.checkpoint_every,
+                journal,
+                places,
+                prefix,
+            ),
             prefix=prefix,
         )
-        found = _rows(lab)
-        rows += [row._replace(run=lab.prefix + row.run) for row in found]
-        for text, holds in results.verdicts(part.claims, found).items():
+        for part, prefix in zip(parts, prefixes(parts), strict=True)
+    ]
+    for lab in labs:
+        found: list[Row] = []
+        for row in _rows(lab):
+            found.append(row)
+            rows.append(row._replace(run=lab.prefix + row.run))
+        for text, holds in results.verdicts(lab.config.claims, found).items():
             claims[lab.prefix + text] = holds
-    return rows, claims
 
 
 def prefixes(parts: Sequence[Config]) -> list[str]:
@@ -133,11 +192,13 @@ def prefixes(parts: Sequence[Config]) -> list[str]:
     return found
 
 
-def _rows(lab: Lab) -> list[Row]:
+def _rows(lab: Lab) -> Iterator[Row]:
     """The dense row, then those of every run, each said as it comes."""
     if lab.config.runner:
-        return _runner_rows(lab)
-    dense = train_dense(lab, **lab.config.dense)
+        yield from _runner_rows(lab)
+        return
+    entry = {"method": "dense", **lab.config.dense}
+    dense = train_dense(lab._replace(settings=entry), **lab.config.dense)
     first = removal.row(
         lab,
         dense.params,
@@ -147,28 +208,38 @@ def _rows(lab: Lab) -> list[Row]:
         kept=masks.size(dense.params),
         seconds=dense.seconds,
     )
-    rows = [first]
-    _say(lab, rows[0])
-    for settings in lab.config.runs.values():
+    taken: set[str] = set()
+    for name, found in chain([("dense", first)], _pruned(lab, dense)):
+        if found.run in taken:  # another entry of the same method
+            found = found._replace(run=f"{found.run} [{name}]")
+        taken.add(found.run)
+        _say(lab, found)
+        yield found
+
+
+def _pruned(lab: Lab, dense: Fit) -> Iterator[tuple[str, Row]]:
+    """The rows of every run, with the run's name in the configuration."""
+    for name, settings in lab.config.runs.items():
         method = build.METHODS[settings["method"]]
-        for found in method(lab, dense, **build.keywords(settings)):
-            rows.append(found)
-            _say(lab, found)
-    return rows
+        own = lab._replace(settings=settings)
+        for found in method(own, dense, **build.keywords(settings)):
+            yield name, found
 
 
-def _runner_rows(shared: Any) -> list[Row]:
+def _runner_rows(shared: Any) -> Iterator[Row]:
     """The same of a part with a `runner`; a dense run is what `runs` start from."""
     runner = build.RUNNERS[shared.config.runner]
     dense, rows = runner.dense(shared, **shared.config.dense)
-    for found in rows:
-        _say(shared, found)
-    for settings in shared.config.runs.values():
-        method = runner.methods[settings["method"]]
-        for found in method(shared, dense, **build.keywords(settings)):
-            rows.append(found)
-            _say(shared, found)
-    return rows
+    found = (
+        row
+        for settings in shared.config.runs.values()
+        for row in runner.methods[settings["method"]](
+            shared, dense, **build.keywords(settings)
+        )
+    )
+    for row in chain(rows, found):
+        _say(shared, row)
+        yield row
 
 
 def _say(lab: Lab, found: Row) -> None:
@@ -196,7 +267,7 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
     if resume:
         if not note.is_file():
             raise ConfigError(f"`--resume`: there is no job in {out}.")
-        old = json.loads(note.read_text())
+        old = files.read_json(note, "seed", "runs")
         if not _grown(old, settings):
             differ = sorted(k for k in settings if old.get(k) != settings[k])
             raise ConfigError(
@@ -204,8 +275,8 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
                 f"({', '.join(differ)}). Give the same ones, or another `--out`."
             )
         if jax.process_index() == 0:
-            note.write_text(json.dumps(settings, indent=1) + "\n")
-    elif out.exists() and any(out.iterdir()) and not note.is_file():
+            files.write_json(note, settings)
+    elif not note.is_file() and _strangers(out):
         raise ConfigError(
             f"`--out {out}` holds files that are no job's. Name an empty folder."
         )
@@ -214,7 +285,36 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
         (out / "result.json").unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(settings, indent=1) + "\n")
+        files.write_json(note, settings)
+
+
+def _strangers(out: Path) -> bool:
+    """Whether a folder holds files that no job of ours left."""
+    return out.exists() and any(file.name != files.LOCK for file in out.iterdir())
+
+
+@contextmanager
+def holding(out: Path) -> Iterator[None]:
+    """The folder of a job, made if it is not there, for this job alone.
+
+    Raises:
+      ConfigError: if it cannot be a folder, or another job has it.
+    """
+    if jax.process_index() > 0:  # the first process holds it for all
+        yield
+        return
+    try:
+        if not out.exists() or not any(out.iterdir()):
+            out.mkdir(parents=True, exist_ok=True)
+        lock = (out / files.LOCK).open("a")
+    except OSError as error:
+        raise ConfigError(
+            f"`--out {out}`: it must be a folder that can be written to "
+            f"({error.strerror})."
+        ) from error
+    with lock:
+        files.hold(lock, out)
+        yield
 
 
 def _grown(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -232,21 +332,44 @@ def _grown(old: dict[str, Any], new: dict[str, Any]) -> bool:
     )
 
 
-def connect(environment: Mapping[str, str]) -> None:
-    """Joins the other hosts when the environment says that there are any."""
+def connect(environment: Mapping[str, str], give_up: int = 100) -> None:
+    """Joins the other hosts when the environment says that there are any.
+
+    Args:
+      environment: of the process.
+      give_up: seconds without a sign of life after which another host is gone.
+    """
     if "JAX_COORDINATOR_ADDRESS" in environment and "JAX_NUM_PROCESSES" in environment:
         jax.distributed.initialize(
             environment["JAX_COORDINATOR_ADDRESS"],
             int(environment["JAX_NUM_PROCESSES"]),
             int(environment["JAX_PROCESS_ID"]),
+            heartbeat_timeout_seconds=give_up,
         )
     elif environment.get("JAX_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=give_up)
 
 
-def _checkpoints(out: Path, resume: bool, every: int, run: str) -> Checkpoints:
-    folder = re.sub(r"[^a-z0-9.]+", "-", run.lower()).strip("-")
-    return Checkpoints(out / "checkpoints" / folder, resume=resume, every=every)
+def _checkpoints(
+    out: Path,
+    resume: bool,
+    every: int,
+    journal: Journal,
+    places: set[Path],
+    prefix: str,
+    run: Run | str,
+) -> Checkpoints:
+    """The checkpoints of one run, in a folder that is made of its settings.
+
+    A runner that has names alone gives those: each may come once in a job.
+    """
+    run = Run(run, {"name": run}) if isinstance(run, str) else run
+    words = re.sub(r"[^a-z0-9.]+", "-", f"{prefix}{run.label}".lower()).strip("-.")
+    place = out / "checkpoints" / f"{words[:80]}-{run.digest[:12]}"
+    if place in places:
+        raise ConfigError(f"run `{run.label}` comes twice in one job.")
+    places.add(place)
+    return Checkpoints(place, resume=resume, every=every, say=journal.say)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -263,6 +386,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--data-dir", help="folder of the data sets; default TFDS_DATA_DIR")
     add("--out", type=Path, help="default experiments/runs/CONFIG_seedN")
     add("--resume", action="store_true", help="go on with the job in --out")
+    add(
+        "--give-up",
+        type=int,
+        default=100,
+        metavar="SECONDS",
+        help="after which a host that is silent is gone",
+    )
     add("--strict", action="store_true", help="exit status 1 when a claim fails")
     add("--tensorboard", action="store_true", help="write event files too")
     return parser

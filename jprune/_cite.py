@@ -722,4 +722,15 @@ REFERENCES: tuple[Reference, ...] = (
         arxiv="2107.02306",
         volume="24",
     ),
+    Reference(
+        key="he2017channel",
+        methods=("reconstruct", "sample_inputs", "lasso channel pruning"),
+        kind="inproceedings",
+        title="Channel Pruning for Accelerating Very Deep Neural Networks",
+        authors=("He, Yihui", "Zhang, Xiangyu", "Sun, Jian"),
+        year=2017,
+        venue="IEEE International Conference on Computer Vision (ICCV)",
+        arxiv="1707.06168",
+        pages="1389--1397",
+    ),
 )

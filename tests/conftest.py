@@ -21,8 +21,17 @@ os.environ.setdefault(
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from jprune.surgery import strict  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _strict_rules() -> Iterator[None]:
+    """What a rule of surgery raises is raised, not taken for an unknown form."""
+    with strict():
+        yield
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from experiments.bench.timing import in_turns, machine
-from jprune import masks, transforms
+from jprune import compress, masks, transforms
 from jprune.surgery import AxisRef, Group
 
 SLOW = ("trp, truncation",)
@@ -118,14 +118,14 @@ def by_groups(
 ) -> dict[str, optax.GradientTransformation]:
     """The rows of methods on channels; half of every inner width is to go."""
     groups, lr, mu = inner_groups(shapes), 1e-4, 5e-4
-    clusters = {g.id: transforms.even_clusters(g.size, g.size // 2) for g in groups}
+    clusters = compress.find_clusters({}, groups, sparsity=0.5, how="even")
     keeps = {g.id: jnp.arange(g.size) % 2 == 0 for g in groups}
     return {
         "c-sgd": transforms.csgd(lr, groups, clusters, strength=3e-3, weight_decay=mu),
         "network slimming": transforms.network_slimming(lr, strength=1e-4),
         "masksparsity": transforms.masksparsity(lr, groups, keeps),
         "tpp": transforms.tpp(
-            lr, groups, keeps, grow=FAR // 2, settle=FAR // 2, weight_decay=mu
+            lr, groups, keeps, total_steps=FAR, end=FAR // 2, weight_decay=mu
         ),
         "prune_unmoved": optax.chain(
             sgd(), transforms.prune_unmoved(every=FAR, end=FAR)

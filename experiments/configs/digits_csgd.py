@@ -7,8 +7,8 @@ at 5/8 of its width goes from 93.39 to 93.44 % on CIFAR-10, at 600 epochs.
 
 Here 880 steps must do: strength 0.1 where the paper has 3e-3, on biases and norm scales
 as well (it has a tenth there), so that the spread left is below 1e-8, which
-`transforms.collapse_factor` tells beforehand. A residual stream shares its clusters by
-being one group.
+`transforms.csgd(total_steps=)` tells beforehand. A residual stream shares its clusters
+by being one group.
 
 Found, seed 0 (dense 99.72 %, 77,072 weights; each run leaves 30,290 weights and 39 % of
 the FLOPs), accuracy before -> after the merge, and when the same channels are deleted:

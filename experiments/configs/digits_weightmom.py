@@ -61,7 +61,7 @@ def _named(share: str) -> tuple[str, ...]:
     return tuple(f"weightmom {share} beta {b:g} gamma {g:g}" for b, g in STRENGTHS)
 
 
-LESS, MORE = _named("93.3%"), _named("98.0%")
+LESS, MORE = _named("93.3333%"), _named("98%")
 
 CLAIMS = (
     Claim(

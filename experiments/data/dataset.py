@@ -6,6 +6,8 @@ with nodes for examples and the whole graph as the input.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +15,7 @@ import numpy as np
 
 
 class DataError(FileNotFoundError):
-    """Data that is not there: says what was looked for and how to get it."""
+    """Data that is not there or damaged: names the file, says how to get it."""
 
 
 class Dataset(NamedTuple):
@@ -41,6 +43,21 @@ class Dataset(NamedTuple):
     mean: np.ndarray | np.floating
     std: np.ndarray | np.floating
     kind: Literal["examples", "nodes"] = "examples"
+
+
+@contextmanager
+def reading(place: Path) -> Iterator[None]:
+    """Whatever a reader makes of a damaged file is a DataError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        raise DataError(
+            f"{place} is damaged or not what it should be "
+            f"({type(error).__name__}: {lines[0][:200]}). Fetch or make it anew."
+        ) from error
 
 
 def find_folder(data_dir: str | None, wanted: str, how: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, find_folder
+from experiments.data.dataset import DataError, Dataset, find_folder, reading
 
 _HOW = (
     "`python -m experiments.data.planetoid RAW OUT` writes it from the files "
@@ -28,8 +28,13 @@ def load_graph(
     """One citation graph; the training nodes are the 20 labelled ones of each class."""
     file = f"{name}.npz"
     folder = find_folder(data_dir, file, _HOW.format(name=name))
-    with np.load(folder / file) as raw:
-        arrays = dict(raw)
+    with reading(folder / file):
+        with (folder / file).open("rb") as opened:
+            arrays = dict(np.load(opened, allow_pickle=False))
+        return _dataset(name, arrays)
+
+
+def _dataset(name: str, arrays: dict[str, np.ndarray]) -> Dataset:
     return Dataset(
         name=name,
         inputs=_graphs_tuple(arrays),

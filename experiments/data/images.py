@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, find_folder
+from experiments.data.dataset import DataError, Dataset, find_folder, reading
 
 _HOW = (
     "It is a tensorflow-datasets folder in array_record form; where TensorFlow is "
@@ -56,10 +56,13 @@ def _read(name: str, split: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
             'install the extra with `pip install -e ".[experiments,data]"`.'
         ) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # it names the image decoder
-    source: Any = tfds.data_source(name, split=split, data_dir=folder, download=False)
-    records = source.__getitems__(list(range(len(source))))
-    images = np.stack([record["image"] for record in records])
-    return images, np.array([record["label"] for record in records], np.int32)
+    with reading(folder / name):
+        source: Any = tfds.data_source(
+            name, split=split, data_dir=folder, download=False
+        )
+        records = source.__getitems__(list(range(len(source))))
+        images = np.stack([record["image"] for record in records])
+        return images, np.array([record["label"] for record in records], np.int32)
 
 
 def _moments(

@@ -10,6 +10,7 @@ from experiments.loop import Fit
 from experiments.methods.removal import row
 from experiments.methods.reparameterized import layer_sparsities, train_theta
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, reparam
 
@@ -60,7 +61,7 @@ def asl(
             {"weights": weights, "thresholds": thresholds},
             lambda theta: theta._replace(weights="weights", thresholds="thresholds"),
         )
-        run = f"asl {budget} {share:.0%}"
+        run = f"asl {budget} {percent(share)}"
         done = train_theta(lab, r, tx, run=run, epochs=epochs)
         extra = {"predicted": predicted(done.theta), **layer_sparsities(done.mask)}
         yield row(

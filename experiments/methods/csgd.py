@@ -9,6 +9,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import compress, surgery, transforms
 
@@ -46,7 +47,7 @@ def csgd(
     groups = structured.coupled(deps)
     steps = epochs * lab.per_epoch
     for how in clusters:
-        found = transforms.find_clusters(
+        found = compress.find_clusters(
             dense.params,
             groups,
             sparsity=sparsity,
@@ -66,7 +67,7 @@ def csgd(
                 total_steps=steps,
             )
 
-        run = f"csgd {sparsity:.1%} {how}"
+        run = f"csgd {percent(sparsity)} {how}"
         start = (dense.params, dense.stats)
         done = fit(lab, compile_program(lab, transform), run, epochs, start=start)
         yield _merged(lab, deps, groups, found, done, run)

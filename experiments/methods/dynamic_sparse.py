@@ -10,6 +10,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, scores, transforms
 
@@ -74,7 +75,7 @@ def dynamic_sparse(
         params, stats = lab.init()
         lots = scores.random(jax.random.key(lab.seed), params)
         mask = masks.unstructured(lots, masks.erk(params, share))
-        run = f"{label} {share:.0%}"
+        run = f"{label} {percent(share)}"
         start = (masks.apply(mask, params), stats)
         done = fit(lab, program, run, epochs, start=start, hyper=lab.replicated(mask))
         found = row(

@@ -20,6 +20,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit
 from experiments.methods.removal import accuracy, count_nonzero, kernels
 from experiments.results import Row
+from experiments.rules import percent
 from jprune import at_init, masks
 
 Step = Callable[[Any, jax.Array, Any], Any]
@@ -75,7 +76,7 @@ def early_pruning(
     yield trial.row(f"dense, {seeds} seeds", [], None)
     for share in sparsity:
         for name, steps in compiled.items():
-            found = trial.row(f"{name}, {share:.0%}", steps, share)
+            found = trial.row(f"{name}, {percent(share)}", steps, share)
             kept = trial.kept(share, by_channel="by channel" in name)
             yield found._replace(kept=kept, asked=1 - kept / trial.size)
     for f in fraction:

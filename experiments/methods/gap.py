@@ -11,8 +11,9 @@ from experiments.lab import Lab
 from experiments.loop import Fit, Program, compile_program, fit
 from experiments.methods.removal import kernels, row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
-from jprune import masks, transforms
+from jprune import masks, scores, transforms
 
 
 def gap(
@@ -52,13 +53,13 @@ def gap(
     worker, tuning = plan.held(plan.cosine(epochs)), plan.held(plan.cosine(tune_epochs))
     for share in sparsity:
         for rounds in cyclic_rounds:
-            run = f"C-GaP {share:.0%}, {rounds} rounds"
+            run = f"C-GaP {percent(share)}, {rounds} rounds"
             yield plan.row(share, plan.cyclic(share, rounds, run), run, rounds)
         for rounds in parallel_rounds:
-            run = f"P-GaP {share:.0%}, {rounds} rounds"
+            run = f"P-GaP {percent(share)}, {rounds} rounds"
             done = plan.parallel(share, rounds, run, worker, tuning)
             yield plan.row(share, done, run, rounds)
-        longest, run = max(cyclic_rounds), f"static random {share:.0%}"
+        longest, run = max(cyclic_rounds), f"static random {percent(share)}"
         yield plan.row(share, plan.static(share, longest, run), run, longest)
 
 
@@ -145,7 +146,8 @@ class _Plan(NamedTuple):
     def static(self, share: float, rounds: int, run: str) -> Fit:
         epochs = self.length(rounds)
         params, stats = self.lab.init()
-        mask = transforms.sparse_start(self.lab.seed, params, share)
+        lots = scores.random(jax.random.key(self.lab.seed), params)
+        mask = masks.unstructured(lots, share, ranking="leaf")
         start = (masks.apply(mask, params), stats)
         program = self.held(self.cosine(epochs))
         return fit(self.lab, program, run, epochs, start=start, hyper=mask)

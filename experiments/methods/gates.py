@@ -15,6 +15,7 @@ from experiments.methods.one_shot import recalibration
 from experiments.methods.removal import accuracy
 from experiments.methods.reparameterized import Exported, train_theta
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, reparam, surgery, transforms
 
@@ -74,7 +75,7 @@ def gates(
         )
         for most in price
     }
-    runs |= {f"gates, {t:.0%} FLOPs": made(target=t, rate=rate) for t in target}
+    runs |= {f"gates, {percent(t)} FLOPs": made(target=t, rate=rate) for t in target}
     for run, r in runs.items():
         steps = epochs * lab.per_epoch
         weights = optax.chain(

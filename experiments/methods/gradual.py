@@ -10,6 +10,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, transforms
 
@@ -54,7 +55,7 @@ def gradual(
     program = compile_program(lab, transform)
     for share in sparsity:
         kept = masks.kept_count(masks.size(dense.params), share)
-        run = f"gradual {share:.0%}"
+        run = f"gradual {percent(share)}"
         start = (dense.params, dense.stats)
         done = fit(lab, program, run, epochs, start=start, hyper=np.float32(share))
         yield row(

@@ -12,6 +12,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import kernels, row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import drops
 from jprune import transforms
 
@@ -56,7 +57,7 @@ def issp(
     for factor in factors:
         for share in sparsity:
             name = f"iss-p {factor:g}" if factor else "iht"
-            run = f"{name}, {share:.0%}"
+            run = f"{name}, {percent(share)}"
             hyper = {"sparsity": np.float32(share), "factor": np.float32(factor)}
             done = fit(lab, program, run, epochs, hyper=hyper)
             yield _row(lab, done, run, "issp", share)
@@ -107,7 +108,7 @@ def issr(
 
         program = compile_program(lab, transform)
         for increment in increments:
-            run = f"iss-r {increment:g}, {share:.0%}"
+            run = f"iss-r {increment:g}, {percent(share)}"
             done = fit(lab, program, run, epochs, hyper=np.float32(increment))
             yield _row(lab, done, run, "issr", share)
 

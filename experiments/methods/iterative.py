@@ -10,6 +10,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, transforms
 
@@ -67,7 +68,8 @@ def iterative(
         found, mask = transforms.prune_iteratively(
             train,
             params,
-            transforms.iterative_sparsities(share, count),
+            share,
+            rounds=count,
             rewind=rewind,
             early=first.params,
         )
@@ -82,6 +84,6 @@ def iterative(
         )
 
     for share in sparsity:
-        yield prune(f"weights rewound {share:.0%}", share, rounds, "weights")
-        yield prune(f"rate rewound {share:.0%}", share, rounds, "learning_rate")
-        yield prune(f"one round {share:.0%}", share, 1, "learning_rate")
+        yield prune(f"weights rewound {percent(share)}", share, rounds, "weights")
+        yield prune(f"rate rewound {percent(share)}", share, rounds, "learning_rate")
+        yield prune(f"one round {percent(share)}", share, 1, "learning_rate")

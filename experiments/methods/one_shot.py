@@ -17,6 +17,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit
 from experiments.methods.removal import largest, row
 from experiments.results import Row
+from experiments.rules import percent
 from jprune import compress, masks
 
 
@@ -38,7 +39,7 @@ def one_shot(
         clock = time.perf_counter()
         kept = masks.kept_count(masks.size(dense.params), share)
         mask = largest(dense.params, lab.count(kept))
-        params, run = masks.apply(mask, dense.params), f"one-shot {share:.0%}"
+        params, run = masks.apply(mask, dense.params), f"one-shot {percent(share)}"
         stale = make(params, after=lab.logits(params, dense.stats), run=run, kept=kept)
         yield stale._replace(seconds=time.perf_counter() - clock)
         if stats_momentum is not None:

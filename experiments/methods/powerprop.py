@@ -11,6 +11,7 @@ from experiments.loop import Fit
 from experiments.methods.removal import row
 from experiments.methods.reparameterized import decayed, train_theta
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, reparam, transforms
 
@@ -59,7 +60,7 @@ def powerprop(
                 params,
                 before=before,
                 after=lab.logits(params, done.stats),
-                run=f"alpha {power:g}, {share:.0%}",
+                run=f"alpha {power:g}, {percent(share)}",
                 method="powerprop",
                 kept=int(masks.count(mask)),
                 seconds=done.seconds,

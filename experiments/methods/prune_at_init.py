@@ -14,6 +14,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, Program, compile_program, fit
 from experiments.methods.removal import row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import at_init, masks, scores, transforms
 
@@ -84,7 +85,7 @@ def prune_at_init(
             start = masks.apply(mask, params)
             if change == "rescaled":
                 start = at_init.rescale(start, mask, sigma_w2)
-            run = f"{prefix}{criterion} {share * 100:g}%"
+            run = f"{prefix}{criterion} {percent(share)}"
             done = fit(lab, program, run, epochs, start=(start, stats), hyper=mask)
             worth = {
                 "emptied": len(at_init.emptied(mask)),

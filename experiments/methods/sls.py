@@ -15,6 +15,7 @@ from experiments.methods.reparameterized import (
     train_theta,
 )
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, reparam
 
@@ -57,7 +58,7 @@ def sls(
             scope=inside,
             steps_per_epoch=lab.per_epoch,
         )
-        choices = {f"sls {budget:.0%}": search}
+        choices = {f"sls {percent(budget)}": search}
         if uniform:
             n = max(int(budget * m), 1)
             choices[f"uniform {n}:{m}"] = reparam.straight_through_n_of_m(

@@ -9,6 +9,7 @@ from experiments.loop import Fit
 from experiments.methods.removal import row
 from experiments.methods.reparameterized import decayed, train_theta
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, reparam
 
@@ -39,7 +40,7 @@ def straight_through(
         r = reparam.straight_through(lambda p, k=kept: masks.unstructured(p, keep=k))
         rate = warmup_cosine(lr, epochs * lab.per_epoch)
         tx = optax.chain(decayed(weight_decay), optax.sgd(rate, momentum))
-        run = f"straight-through {share:.0%}"
+        run = f"straight-through {percent(share)}"
         done = train_theta(lab, r, tx, run=run, epochs=epochs)
         yield row(
             lab,

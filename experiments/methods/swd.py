@@ -7,6 +7,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import largest, remove
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, transforms
 
@@ -56,6 +57,6 @@ def swd(
     program = compile_program(lab, transform, select=largest)
     for share in sparsity:
         kept = masks.kept_count(masks.size(dense.params), share)
-        run = f"swd {share:.0%}"
+        run = f"swd {percent(share)}"
         done = fit(lab, program, run, epochs, hyper=lab.count(kept))
         yield remove(lab, done, run=run, method="swd", kept=kept)

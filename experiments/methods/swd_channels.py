@@ -17,6 +17,7 @@ from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.methods.removal import accuracy
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, scores, surgery, transforms
 
@@ -82,7 +83,7 @@ def swd_channels(
         plan,
         packed,
         tree,
-        run=f"swd channels, {flops:.0%} FLOPs",
+        run=f"swd channels, {percent(flops)} FLOPs",
         method="swd_channels",
         before=lab.logits(done.params, done.stats),
         seconds=done.seconds,

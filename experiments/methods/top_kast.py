@@ -9,6 +9,7 @@ from experiments.loop import Fit
 from experiments.methods.removal import row
 from experiments.methods.reparameterized import train_theta
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import reparam
 
@@ -41,7 +42,7 @@ def top_kast(
         behind = max(1 - backward * (1 - share), 0.0)
         r = reparam.top_kast(share, behind, decay=weight_decay)
         tx = optax.sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum)
-        run = f"top-kast {share:.0%}"
+        run = f"top-kast {percent(share)}"
         done = train_theta(lab, r, tx, run=run, epochs=epochs)
         yield row(
             lab,

@@ -10,6 +10,7 @@ from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.methods.removal import accuracy
 from experiments.results import Row
+from experiments.rules import percent
 from jprune import analysis, masks, surgery, transforms
 
 
@@ -70,8 +71,8 @@ def tpp(
                 lr,
                 groups,
                 keeps,
-                grow=ramp,
-                settle=steps - ramp,
+                total_steps=steps,
+                end=ramp,
                 every=1,
                 ceiling=ceiling,
                 gram=gram,
@@ -82,9 +83,9 @@ def tpp(
 
         start = (dense.params, dense.stats)
         program = compile_program(lab, transform)
-        ready = fit(lab, program, f"tpp {share:.0%}", epochs, start=start)
+        ready = fit(lab, program, f"tpp {percent(share)}", epochs, start=start)
         for name, uncut in (("l1", dense), ("tpp", ready)):
-            run = f"{name} {share:.0%}"
+            run = f"{name} {percent(share)}"
             yield _cut(lab, deps, groups, keeps, uncut, run, samples, tuning)
 
 

@@ -71,11 +71,11 @@ def trp(
             )
 
         run = f"trp {kind} {energy:g}"
-        start = transforms.truncate(dense.params, energy=energy, **settings).params
+        start = compress.truncate(dense.params, energy=energy, **settings).params
         begin = (start, dense.stats)
         done = fit(lab, compile_program(lab, transform), run, epochs, start=begin)
         ranks = optax.tree.get(done.opt, "ranks")
-        cut = transforms.truncate(dense.params, ranks=ranks, **settings).params
+        cut = compress.truncate(dense.params, ranks=ranks, **settings).params
         once = lab.logits(cut, refresh(cut, dense.stats))
         extra = {"accuracy by one shot": accuracy(lab, once)}
         yield _factorised(lab, dense, done, ranks, kind, run, rounds, extra)

@@ -10,6 +10,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import row
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import masks, transforms
 
@@ -67,7 +68,7 @@ def weightmom(
     for share in sparsity:
         kept = masks.kept_count(masks.size(dense.params), share)
         for beta, gamma in strengths:
-            run = f"weightmom {share:.1%} beta {beta:g} gamma {gamma:g}"
+            run = f"weightmom {percent(share)} beta {beta:g} gamma {gamma:g}"
             hyper = tuple(np.float32(x) for x in (share, beta, gamma))
             start = (dense.params, dense.stats)
             done = fit(lab, program, run, epochs, start=start, hyper=hyper)

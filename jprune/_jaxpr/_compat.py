@@ -1,12 +1,12 @@
 """The one file that touches JAX beyond its public modules.
 
 Everything that could move with a JAX release is named here and nowhere else: the jaxpr
-data types (`jax.extend.core`), how an equation is bound again, and how the pieces of a
-custom derivative rule are reached. A test relies on each name, so that a release which
-moves one of them fails in one place.
+data types (`jax.extend.core`), how an equation is bound again, what is traced. A test
+relies on each name, so that a release which moves one of them fails in one place. Only
+this file knows of versions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.core
@@ -19,18 +19,11 @@ ClosedJaxpr = _core.ClosedJaxpr
 Equation = _core.JaxprEqn
 Literal = _core.Literal
 Primitive = _core.Primitive
-Var = _core.Var
-DropVar = _core.DropVar
 
 
 def closed(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> ClosedJaxpr:
     """A jaxpr with its constants."""
     return ClosedJaxpr(jaxpr, list(consts))
-
-
-def replaced(jaxpr: Jaxpr, **changes: Any) -> Jaxpr:
-    """The jaxpr with some of its fields changed."""
-    return jaxpr.replace(**changes)
 
 
 def bind(eqn: Equation, params: dict[str, Any], args: Sequence[Any]) -> list[Any]:
@@ -40,19 +33,24 @@ def bind(eqn: Equation, params: dict[str, Any], args: Sequence[Any]) -> list[Any
     entered again.
     """
     bind_params = eqn.primitive.get_bind_params(params)
+    if isinstance(bind_params, tuple):  # before JAX 0.9: functions to bind first
+        first, bind_params = bind_params
+        args = (*first, *args)
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*args, **bind_params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def as_function(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
-    """The jaxpr as a Python function of its flat inputs."""
-    return _core.jaxpr_as_fun(jaxpr)
-
-
 def sub_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:
     """Every jaxpr among the parameters of an equation, without its constants."""
-    return list(_core.jaxprs_in_params(params))
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, Jaxpr):
+                found.append(item)
+    return found
 
 
 def literal_value(literal: Any) -> np.ndarray:
@@ -107,8 +105,3 @@ def _all_read(jaxpr: Jaxpr) -> bool:
     read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
     read.update(map(id, jaxpr.outvars))
     return all(id(v) in read for v in jaxpr.invars)
-
-
-def tangent_dtype(dtype: Any) -> Any:
-    """The dtype of the tangent of a value of `dtype` (float0 for integers)."""
-    return _core.primal_dtype_to_tangent_dtype(dtype)

@@ -92,14 +92,19 @@ class MatrixForm(NamedTuple):
         shape = [var.aval.shape[d] for d in self.order]
         return weights.reshape(shape).transpose(np.argsort(self.order))
 
-    def as_operand(self, param: Any) -> Any:
-        """The parameter (one layer of a stack) as the equation reads it."""
+    def as_operand(self, param: Any, shape: Sequence[int] | None = None) -> Any:
+        """The parameter (one layer of a stack) as the equation reads it.
+
+        Args:
+          param: the parameter.
+          shape: of the operand, if the parameter is narrower than it was.
+        """
         origin, var = self.site.origin, self.eqn.invars[self.site.place]
         taken = {axis for axis, _ in origin.at}
         left = [a for a in range(np.ndim(param) + len(taken)) if a not in taken]
         order = [left.index(a) for a in origin.dims if a is not None]
         order += [d for d in range(len(left)) if d not in order]  # unit axes
-        laid = param.transpose(order).reshape(var.aval.shape)
+        laid = param.transpose(order).reshape(shape or var.aval.shape)
         return laid.astype(var.aval.dtype)
 
     def as_param(self, operand: Any, like: Any) -> Any:
@@ -130,6 +135,27 @@ class MatrixForm(NamedTuple):
         if positions is not None:
             y = y[(slice(None), *positions.T)]
         return jnp.moveaxis(y.reshape(-1, g, m), 1, 0)
+
+    def result(self, vector: Any) -> Any:
+        """A number for each output, [G, M], laid out to be added to the result."""
+        ndim = len(self.eqn.outvars[0].aval.shape)
+        if self.eqn.primitive.name != "dot_general":
+            shape = [1] * ndim
+            shape[self.eqn.params["dimension_numbers"].out_spec[1]] = -1
+            return vector.reshape(shape)
+        batch, rows, outs = _dot_axes(self.eqn, self.site.place)
+        shape = self.eqn.outvars[0].aval.shape
+        laid = vector.reshape(
+            [shape[d] for d in batch] + [1] * len(rows) + [shape[d] for d in outs]
+        )
+        return laid.transpose(np.argsort([*batch, *rows, *outs]))
+
+    def output_axes(self) -> list[int]:
+        """Axes of the result that the parameter makes: G and M."""
+        if self.eqn.primitive.name != "dot_general":
+            return [self.eqn.params["dimension_numbers"].out_spec[1]]
+        batch, _, outs = _dot_axes(self.eqn, self.site.place)
+        return [*batch, *outs]
 
     def inputs(self, x: Any, positions: Any = None) -> Any:
         """The other operand as [G, N, K]: patches, of a convolution.

@@ -1,17 +1,21 @@
-"""Changes of values at removal: merge, fold constants, split in two, measure again.
+"""Changes of values at removal: merge, refit, fold, split in two, measure again.
 
 `jprune.surgery` removes coordinates and leaves every value that stays as it was. The
 functions here change values so that removal costs less, or nothing.
 
-* Filters trained to be equal become one: `merge`.
+* Filters trained to be equal become one: `merge`; which ones: `find_clusters`.
 * A removed channel's constant goes into the next bias: `fold_constants`.
-* One contraction becomes two: `low_rank`.
+* Kernels are cut to low rank: `truncate`; one contraction becomes two: `low_rank`.
 * Batch statistics of the smaller network: `recalibrate`.
 * Inputs and outputs of any contraction, over batches: `capture`.
+* Channels chosen by LASSO, the layer that reads them refitted: `reconstruct`; a kernel
+  that reads some of its inputs through a gather: `sample_inputs`.
 * N:M weights as values and indices: `pack_n_of_m`, `unpack_n_of_m`, `packed_bytes`.
 """
 
+from jprune._unfolding import Unfolding as Unfolding
 from jprune.compress._capture import capture as capture
+from jprune.compress._clusters import find_clusters as find_clusters
 from jprune.compress._fold import fold_constants as fold_constants
 from jprune.compress._low_rank import low_rank as low_rank
 from jprune.compress._merge import merge as merge
@@ -19,3 +23,6 @@ from jprune.compress._pack_n_of_m import pack_n_of_m as pack_n_of_m
 from jprune.compress._pack_n_of_m import packed_bytes as packed_bytes
 from jprune.compress._pack_n_of_m import unpack_n_of_m as unpack_n_of_m
 from jprune.compress._recalibrate import recalibrate as recalibrate
+from jprune.compress._reconstruct import reconstruct as reconstruct
+from jprune.compress._sample_inputs import sample_inputs as sample_inputs
+from jprune.transforms._truncate import truncate as truncate

@@ -29,8 +29,8 @@ def _tied(fn: Stateful) -> Callable[..., dict[str, Any]]:
     """
 
     def tied(params: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        out, new = fn(params, *args, **kwargs)
         known = {path for path, _ in keyed_leaves(params)}
+        out, new = fn(params, *args, **kwargs)
         strange = ["/".join(map(str, p)) for p in new if p not in known]
         if strange:
             raise value_error(
@@ -54,13 +54,22 @@ def nested(leaves: Mapping[KeyTuple, Any]) -> dict[Any, Any]:
     return out
 
 
-def found(fn: Stateful, free_outputs: Any = ()) -> Callable[..., Groups]:
-    """`surgery.groups` of a model; `free_outputs` are named as by the model's user."""
+def found(
+    fn: Stateful, free_outputs: Any = (), within: KeyTuple = ()
+) -> Callable[..., Groups]:
+    """`surgery.groups` of a model.
+
+    Args:
+      fn: the model as a function.
+      free_outputs: as the user of the model names them.
+      within: where the user's result lies in the first result of `fn`.
+    """
+    at = ("out", *within)
 
     def free(path: KeyTuple) -> bool:
         if callable(free_outputs):
-            return path[:1] == ("out",) and bool(free_outputs(path[1:]))
-        return any(path[: len(p) + 1] == ("out", *p) for p in free_outputs)
+            return path[: len(at)] == at and bool(free_outputs(path[len(at) :]))
+        return any(path[: len(at) + len(p)] == (*at, *p) for p in free_outputs)
 
     return groups(_tied(fn), state_outputs=_is_state, free_outputs=free)
 

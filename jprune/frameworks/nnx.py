@@ -84,7 +84,7 @@ def groups(
     graphdef, state = nnx.split(model)
     inputs, arrays = nnx.split((args, kwargs))
     fn = functools.partial(_dense, graphdef, inputs, method)
-    return found(fn, _of_result(free_outputs))(state, arrays)
+    return found(fn, free_outputs, within=(0,))(state, arrays)
 
 
 def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> M:
@@ -207,13 +207,6 @@ def _update(node: Any, new: Any) -> None:
     }
     if changed:
         nnx.update(node, nnx.from_flat_state(changed))
-
-
-def _of_result(free: Any) -> Any:
-    """`free_outputs` of the result, which is the first of a pair here."""
-    if callable(free):
-        return lambda path: path[:1] == (0,) and free(path[1:])
-    return [(0, *path) for path in free]
 
 
 def _dense_class(cls: type) -> type:

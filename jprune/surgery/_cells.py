@@ -80,6 +80,14 @@ class Cell:
         """Whether the cell is known to be 0 everywhere."""
         return self.known is not None and not np.any(self.known)
 
+    @property
+    def infinite(self) -> bool:
+        """Whether the cell is known not to be finite somewhere."""
+        known = self.known
+        if known is None or not np.issubdtype(known.dtype, np.inexact):
+            return False
+        return not np.isfinite(known).all()
+
 
 def known(value: Any) -> Cell:
     """A known cell; an array of one value is stored as one element."""
@@ -273,12 +281,44 @@ class Value:
             self._memo[bits] = cell
         return self._memo[bits]
 
+    def own(self, bits: Iterable[int]) -> Bits:
+        """The bits with 0 on the axes that lose nothing: those of one of its cells."""
+        pairs = zip(self.layouts, bits, strict=True)
+        return tuple(bit if lay.pruned else 0 for lay, bit in pairs)
+
     def shape(self, bits: Bits | None = None) -> tuple[int, ...]:
         """The shape of a cell (of the compact array, without bits)."""
         bits = (0,) * len(self.layouts) if bits is None else bits
         return tuple(
             lay.positions(b).size for lay, b in zip(self.layouts, bits, strict=True)
         )
+
+
+Cells = Callable[[Bits], Cell]
+"""The cells of a result, by their bits."""
+
+
+def multiplicity(
+    layouts: Sequence[Layout], bits: Bits, dims: Sequence[int], ndim: int
+) -> np.ndarray | None:
+    """How many dense positions each position of a cell stands for, on some axes.
+
+    Args:
+      layouts: of those axes.
+      bits: the cell's bits there.
+      dims: where the axes lie in an array of rank `ndim`.
+      ndim: rank of the result, which is broadcastable against the cell.
+
+    Returns:
+      The counts in float64, or None if all are 1.
+    """
+    out = np.ones((1,) * ndim)
+    for lay, bit, d in zip(layouts, bits, dims, strict=True):
+        if bit:
+            shape = [1] * ndim
+            shape[d] = lay.mult.size
+            out = out * lay.mult.reshape(shape)
+    return None if (out == 1).all() else out
 
 
 def patterns(layouts: Sequence[Layout]) -> list[Bits]:

@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 
+from jprune._jaxpr._compat import ClosedJaxpr, Jaxpr
 from jprune.surgery import _cells as ce
 from jprune.surgery._build import Builder
 from jprune.surgery._cells import Bits, Call, Cell, Item, Value
+from jprune.surgery._scope import Scope
 
 Key = tuple[int, Bits]
 """A result of a call: its index and the bits of the cell."""
@@ -29,7 +31,11 @@ class Frame:
     """
 
     def __init__(
-        self, builder: Builder, jaxpr: Any, scope: Any, ins: Sequence[Value]
+        self,
+        builder: Builder,
+        jaxpr: Jaxpr | ClosedJaxpr,
+        scope: Scope,
+        ins: Sequence[Value],
     ) -> None:
         sub = builder.sub()
         self.outs = sub.build(jaxpr, scope, ins)

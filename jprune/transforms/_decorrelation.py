@@ -25,6 +25,7 @@ Wang and Fu, "Trainability Preserving Neural Pruning", ICLR 2023 (arXiv 2207.125
 """
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -35,11 +36,17 @@ import optax
 from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
-from jprune._errors import listing, no_params, require_static, value_error
+from jprune._errors import no_params, require_static, value_error
 from jprune._groups import Group, Role, chosen, member_leaves, no_member
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
 from jprune.masks._count import exact, require_sparsity
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import (
+    by_group,
+    end_within,
+    keeps_of,
+    next_step,
+    transformation,
+)
 from jprune.transforms._projection import project
 
 _PRODUCING: tuple[Role, ...] = ("out", "bias", "scale")
@@ -55,8 +62,8 @@ class AddDecorrelationState(NamedTuple):
     count: jax.Array
 
 
-class ZeroInTurnState(NamedTuple):
-    """State of `zero_in_turn`.
+class PruneInTurnState(NamedTuple):
+    """State of `prune_in_turn`.
 
     Attributes:
       count: steps taken, 0-d int32.
@@ -64,9 +71,9 @@ class ZeroInTurnState(NamedTuple):
 
     count: jax.Array
 
-    def probe(self) -> tuple["ZeroInTurnState", None]:
+    def probe(self) -> tuple["PruneInTurnState", None]:
         """The state in which every group's turn has come; see `check`."""
-        return ZeroInTurnState(jnp.full_like(self.count, 2**30)), None
+        return PruneInTurnState(jnp.full_like(self.count, 2**30)), None
 
 
 class _Doomed(NamedTuple):
@@ -99,7 +106,9 @@ def add_decorrelation(
       groups: the groups to prune: what `surgery.groups(fn)(params, x)` returns, or a
         list of some of its groups. The authors prune only channels inside a residual
         block, never those of the stream.
-      keeps: by group id a bool vector, True = stays; see `keep_large_filters`.
+      keeps: a bool vector for each group, by id or by the path of a leaf that
+        produces its coordinates, True = stays; see `keep_large_filters`. A group that
+        is not named stays whole.
       strength: $\lambda$, a number or a schedule; see `growing_strength`.
       gram: c, the weight of the Gram term.
       decay_kernels: False leaves out the decay of the doomed kernels.
@@ -132,7 +141,7 @@ def add_decorrelation(
       finds the norm of a layer by its place in the model and fails where there is none;
       here it is a member of the group or absent.
     """
-    chosen(groups, keeps)
+    keeps = keeps_of(keeps, groups)
 
     def init(params: Params) -> AddDecorrelationState:
         if jax.tree.leaves(params):
@@ -171,7 +180,7 @@ def add_decorrelation(
     return transformation(init, update)
 
 
-def zero_in_turn(
+def prune_in_turn(
     groups: Sequence[Group],
     keeps: Mapping[str, jax.Array],
     *,
@@ -186,7 +195,7 @@ def zero_in_turn(
 
     Args:
       groups: as for `add_decorrelation`, in the order of their turns.
-      keeps: by group id a bool vector, True = stays.
+      keeps: as for `add_decorrelation`.
       begin: the 0-based step from which turns are counted.
       every: steps between two turns; 100 in the authors' code.
 
@@ -202,23 +211,24 @@ def zero_in_turn(
       convolutions, and counts turns over all layers, pruned or not; here the biases are
       zeroed too and only the given groups have turns.
     """
+    keeps = keeps_of(keeps, groups)
     turns = chosen(groups, keeps)
     require_static(begin=begin, every=every)
     if begin < 0 or every < 0:
         raise value_error(f"`begin`, `every` must not be negative: {begin}, {every}.")
 
-    def init(params: Params) -> ZeroInTurnState:
+    def init(params: Params) -> PruneInTurnState:
         if jax.tree.leaves(params):
             masks.from_groups(params, groups, keeps, roles=_PRODUCING)
-        return ZeroInTurnState(jnp.int32(0))
+        return PruneInTurnState(jnp.int32(0))
 
     def update(
-        updates: PyTree, state: ZeroInTurnState, params: Params = None, **extra: Any
-    ) -> tuple[PyTree, ZeroInTurnState]:
+        updates: PyTree, state: PruneInTurnState, params: Params = None, **extra: Any
+    ) -> tuple[PyTree, PruneInTurnState]:
         del extra
         if params is None:
-            raise no_params("zero_in_turn")
-        following = ZeroInTurnState(jnp.asarray(next_step(state.count)))
+            raise no_params("prune_in_turn")
+        following = PruneInTurnState(jnp.asarray(next_step(state.count)))
         if not jax.tree.leaves(params):
             return updates, following
         now = {
@@ -276,7 +286,7 @@ def keep_large_filters(
       params: the parameters, trained.
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      sparsity: s, for all groups or by group id (groups not named stay whole).
+      sparsity: s, for all groups, or by group id or path (groups not named stay whole).
 
     Returns:
       By group id a bool vector, True = stays.
@@ -285,16 +295,10 @@ def keep_large_filters(
       ValueError: a sparsity outside [0, 1), an unknown group id, a group without a
         producing kernel in `params`.
     """
-    named = dict(sparsity) if isinstance(sparsity, Mapping) else None
-    by_id = {g.id: sparsity if named is None else 0.0 for g in groups}
-    if named is not None:
-        unknown = sorted(set(named) - set(by_id))
-        if unknown:
-            raise value_error(
-                f"`sparsity` names {unknown}, which are no groups. Their ids:"
-                + listing(sorted(by_id))
-            )
-        by_id.update(named)
+    named = isinstance(sparsity, Mapping)
+    by_id: dict[str, Any] = {g.id: 0.0 if named else sparsity for g in groups}
+    if isinstance(sparsity, Mapping):
+        by_id |= by_group("sparsity", sparsity, groups)
     norms = scores.over_groups(params, groups, norm="l1", roles=("out",))
     keeps = {}
     for group in groups:
@@ -314,9 +318,9 @@ def tpp(
     groups: Sequence[Group],
     keeps: Mapping[str, jax.Array],
     *,
-    grow: int,
-    settle: int,
     weight_decay: Any,
+    total_steps: int,
+    end: int | None = None,
     every: int = 10,
     ceiling: float = 1.0,
     gram: Any = 1000.0,
@@ -326,47 +330,48 @@ def tpp(
 ) -> optax.GradientTransformationExtraArgs:
     """Trainability preserving pruning: from a trained network to one ready to be cut.
 
-    The penalty grows for `grow` steps and is held for `settle` more, in which the
-    groups are zeroed in turn; the chain ends pruned after `grow + settle` steps.
-    Fine-tune what is left at ten times the learning rate.
+    The penalty grows up to step `end` and is then held, while the groups are zeroed in
+    turn; the chain ends pruned. Fine-tune what is left at ten times the learning rate.
 
     Args:
       learning_rate: 1e-3 in the paper.
       groups: see `add_decorrelation`.
       keeps: see `add_decorrelation`.
-      grow: steps in which the strength grows; 100,000 on CIFAR.
-      settle: steps at the ceiling; 10,000 on CIFAR.
       weight_decay: of all leaves; 5e-4 on CIFAR.
+      total_steps: length of the run; 110,000 on CIFAR.
+      end: the step at which the strength reaches its ceiling; by default 10/11 of the
+        run, as on CIFAR.
       every: see `growing_strength`.
       ceiling: see `growing_strength`.
       gram: see `add_decorrelation`.
       decay_kernels: see `add_decorrelation`.
-      interval: steps between the turns of `zero_in_turn`.
+      interval: steps between the turns of `prune_in_turn`.
       momentum: heavy-ball coefficient.
 
     Returns:
       An Optax transformation.
 
     Raises:
-      ValueError: `settle` too short for every group to have its turn.
+      ValueError: too few steps after `end` for every group to have its turn.
 
     References:
       Wang and Fu, arXiv 2207.12534; settings of the authors' code.
     """
-    require_static(grow=grow, settle=settle, every=every, interval=interval)
-    if settle <= interval * len(keeps):
+    require_static(every=every, interval=interval)
+    end = end_within(total_steps, end, Fraction(10, 11))
+    if total_steps - end <= interval * len(keeps):
         raise value_error(
-            f"`settle` {settle} must exceed `interval` * groups = {interval} * "
-            f"{len(keeps)}, or not every group would be zeroed."
+            f"`total_steps` - `end` = {total_steps} - {end} must exceed `interval` * "
+            f"groups = {interval} * {len(keeps)}, or not every group would be zeroed."
         )
-    strength = growing_strength(grow, every=every, ceiling=ceiling)
+    strength = growing_strength(end, every=every, ceiling=ceiling)
     return optax.chain(
         add_decorrelation(
             groups, keeps, strength, gram=gram, decay_kernels=decay_kernels
         ),
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum),
-        zero_in_turn(groups, keeps, begin=grow, every=interval),
+        prune_in_turn(groups, keeps, begin=end, every=interval),
     )
 
 

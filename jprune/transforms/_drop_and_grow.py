@@ -46,6 +46,7 @@ from jprune.transforms._keep_masked import keep_masked
 from jprune.transforms._projection import checkerboard, landing
 
 Grow = Literal["gradient", "random"]
+Allocation = Callable[[Params, float, Any], PyTree]
 _Select = Callable[..., jax.Array]
 
 
@@ -87,6 +88,7 @@ def drop_and_grow(
     sparsity: Any = None,
     *,
     mask: Mask | Callable[[Params], Mask] | None = None,
+    allocation: Allocation = masks.erk,
     drop_fraction: ScalarOrSchedule = 0.3,
     grow: Grow = "gradient",
     also_step: bool = False,
@@ -112,10 +114,13 @@ def drop_and_grow(
       inner: the optimizer, learning rate included. It is shown the kept weights and
         their gradient, zeros elsewhere. What rescales updates must stand in it, not
         behind the wrapper: a removed weight would miss zero (`check` tells).
-      sparsity: of the first mask, drawn at random: a number for every leaf, a tree, or
-        a function of the parameters, e.g. `lambda p: masks.erk(p, 0.9)`.
+      sparsity: of the first mask, drawn at random: a number, of the whole scope; or a
+        tree with a number for each leaf, or a function of the parameters to one.
       mask: the first mask instead, or a function of the parameters called by `init`. A
         leaf whose mask is 0-d stays dense.
+      allocation: how a number is spread over the leaves: `masks.erk`, `masks.uniform`,
+        `masks.erdos_renyi`, or any function of parameters, sparsity and scope to the
+        sparsity of each leaf. It runs on the host.
       drop_fraction: f, the share of the kept weights that moves; a number, or a
         schedule of the step such as `optax.cosine_decay_schedule(0.3, end)`. The number
         0 holds the first mask.
@@ -163,7 +168,7 @@ def drop_and_grow(
     require_static(every=every, begin=begin, end=end, min_keep=min_keep)
     _require(sparsity, mask, drop_fraction, grow, every, begin, end)
     inner = optax.with_extra_args_support(inner)
-    first = _First(sparsity, mask, scope, min_keep)
+    first = _First(sparsity, allocation, mask, scope, min_keep)
     moves = _Moves(drop_fraction, every, begin, end)
 
     def init(params: Params) -> DropAndGrowState:
@@ -286,6 +291,7 @@ class _First(NamedTuple):
     """The mask before the first step, as given."""
 
     sparsity: Any
+    allocation: Any
     given: Any
     scope: Any
     min_keep: int
@@ -296,7 +302,11 @@ class _First(NamedTuple):
         if self.given is not None:
             state: Any = keep_masked(self.given).init(params)
             return _require_masked(state.mask)
-        target = self.sparsity(params) if callable(self.sparsity) else self.sparsity
+        target = self.sparsity
+        if callable(target):
+            target = target(params)
+        elif jax.tree_util.all_leaves([target]):
+            target = self.allocation(params, target, self.scope)
         return masks.unstructured(
             scores.random(_wrapped(key), params),
             target,

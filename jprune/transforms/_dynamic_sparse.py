@@ -6,28 +6,30 @@ Another optimizer: `drop_and_grow` around it.
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
 import optax
 
 from jprune import masks
-from jprune._errors import require_static, value_error
-from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
+from jprune._errors import require_static
+from jprune._typing import Mask, Params, ScalarOrSchedule, Scope
 from jprune.masks._scope import resolve_scope
-from jprune.transforms._drop_and_grow import drop_and_grow
-
-Allocation = Callable[[Params, float, Any], PyTree]
+from jprune.transforms._build import end_within
+from jprune.transforms._drop_and_grow import Allocation, drop_and_grow
 
 
 def rigl(
     learning_rate: ScalarOrSchedule,
     *,
-    sparsity: float,
-    end: int,
+    sparsity: float | None = None,
+    total_steps: int | None = None,
+    mask: Mask | Callable[[Params], Mask] | None = None,
     drop_fraction: float = 0.3,
     every: int = 100,
     begin: int = 1,
+    end: int | None = None,
     allocation: Allocation = masks.erk,
     momentum: float = 0.9,
     nesterov: bool = False,
@@ -45,12 +47,14 @@ def rigl(
     Args:
       learning_rate: a number or a schedule.
       sparsity: of the whole scope.
-      end: $T_{end}$; the last quarter of the run stands still in the paper.
+      total_steps: length of the run.
+      mask: the first mask in place of `sparsity`, or a function of the parameters.
       drop_fraction: $\alpha$, the fraction at step 0.
       every: $\Delta T$, steps between two moves.
       begin: see `drop_and_grow`.
-      allocation: `masks.erk`, `masks.uniform`, `masks.erdos_renyi` or any function of
-        parameters, sparsity and scope to the sparsity of each leaf.
+      end: $T_{end}$, the step from which the mask stands still; by default three
+        quarters of `total_steps`, as in the paper.
+      allocation: see `drop_and_grow`.
       momentum: its coefficient.
       nesterov: Nesterov's form of momentum.
       weight_decay: of the scope.
@@ -63,13 +67,14 @@ def rigl(
       A `GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: as `drop_and_grow` and the allocation.
+      ValueError: neither `total_steps` nor `end`, or an `end` outside the run; as
+        `drop_and_grow` and the allocation.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import masks, transforms
       >>> params = {"kernel": jnp.ones((20, 30)), "bias": jnp.zeros(30)}
-      >>> tx = transforms.rigl(0.1, sparsity=0.9, end=75, every=5)
+      >>> tx = transforms.rigl(0.1, sparsity=0.9, total_steps=100, every=5)
       >>> int(masks.count(tx.init(params).mask))
       60
 
@@ -77,12 +82,15 @@ def rigl(
       Evci et al., arXiv 1911.11134, algorithm 1 and section 3; settings of the authors'
       ImageNet script.
     """
-    require_static(end=end, every=every, begin=begin, min_keep=min_keep)
-    if end < 1:
-        raise value_error(f"`end` must be at least 1, got {end}.")
+    require_static(
+        total_steps=total_steps, end=end, every=every, begin=begin, min_keep=min_keep
+    )
+    end = end_within(total_steps, end, Fraction(3, 4))
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
-        lambda p: allocation(p, sparsity, scope),
+        sparsity,
+        mask=mask,
+        allocation=allocation,
         drop_fraction=optax.cosine_decay_schedule(drop_fraction, end),
         every=every,
         begin=begin,
@@ -96,8 +104,10 @@ def rigl(
 def sparse_evolutionary(
     learning_rate: ScalarOrSchedule,
     *,
-    sparsity: float,
     every: int,
+    sparsity: float | None = None,
+    total_steps: int | None = None,
+    mask: Mask | Callable[[Params], Mask] | None = None,
     drop_fraction: float = 0.3,
     begin: int = 1,
     end: int | None = None,
@@ -116,12 +126,14 @@ def sparse_evolutionary(
 
     Args:
       learning_rate: a number or a schedule.
-      sparsity: of the whole scope.
       every: steps between two moves; an epoch in the paper.
+      sparsity: of the whole scope.
+      total_steps: length of the run.
+      mask: the first mask in place of `sparsity`, or a function of the parameters.
       drop_fraction: $\zeta$, the share of the kept weights that moves.
       begin: see `drop_and_grow`.
-      end: no mask moves from this step on; None for never.
-      allocation: see `rigl`.
+      end: no mask moves from this step on; by default `total_steps`, or never.
+      allocation: see `drop_and_grow`.
       momentum: its coefficient.
       nesterov: Nesterov's form of momentum.
       weight_decay: of the scope.
@@ -140,9 +152,13 @@ def sparse_evolutionary(
       (3). They drop the share $\zeta$ of the positive and of the negative weights each;
       here of the magnitudes, as Evci et al. do.
     """
+    if total_steps is not None:
+        end = end_within(total_steps, end, Fraction(1))
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
-        lambda p: allocation(p, sparsity, scope),
+        sparsity,
+        mask=mask,
+        allocation=allocation,
         drop_fraction=drop_fraction,
         grow="random",
         also_step=True,
@@ -158,7 +174,8 @@ def sparse_evolutionary(
 def static_sparse(
     learning_rate: ScalarOrSchedule,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
+    mask: Mask | Callable[[Params], Mask] | None = None,
     allocation: Allocation = masks.erk,
     momentum: float = 0.9,
     nesterov: bool = False,
@@ -172,13 +189,14 @@ def static_sparse(
     Args:
       learning_rate: a number or a schedule.
       sparsity: of the whole scope.
-      allocation: see `rigl`.
+      mask: the mask in place of `sparsity`, or a function of the parameters.
+      allocation: see `drop_and_grow`.
       momentum: its coefficient.
       nesterov: Nesterov's form of momentum.
       weight_decay: of the scope.
       scope: which leaves are sparse; see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps.
-      key: a PRNG key or a seed.
+      key: a PRNG key or a seed, for the mask.
 
     Returns:
       A `GradientTransformationExtraArgs`.
@@ -191,7 +209,9 @@ def static_sparse(
     """
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
-        lambda p: allocation(p, sparsity, scope),
+        sparsity,
+        mask=mask,
+        allocation=allocation,
         drop_fraction=0.0,
         scope=scope,
         min_keep=min_keep,

@@ -82,8 +82,8 @@ def grow_and_prune(
     everything is sparse and stays so. Removed weights are exactly zero throughout.
 
     Update 0 makes the weights sparse, with the gradient of the dense network it was
-    given. For a sparse first gradient apply `sparse_start(key, ...)` of the same key to
-    the parameters before `init`.
+    given. For a sparse first gradient apply the first mask before:
+    `masks.apply(tx.init(params).mask, params)`.
 
     Args:
       inner: the optimizer, learning rate included. It is given the gradient of the kept
@@ -91,9 +91,9 @@ def grow_and_prune(
         and not behind the wrapper: a removed weight would miss zero (`check` tells).
       sparsity: of each leaf: a number, a tree, e.g. from `masks.erk`, or a function of
         the parameters that gives one.
-      partitions: the parts: how many (see `split_evenly`); regular expressions on leaf
-        paths, one for each part, the first that matches wins (see `split_by_path`); or
-        a tree of ints, or a function of the parameters that gives one.
+      partitions: the parts: how many, contiguous and of about the same number of
+        weights; regular expressions on leaf paths, one for each part, the first that
+        matches wins; or a tree of ints, or a function of the parameters to one.
       period: updates in one step, E epochs of them; at least 2.
       steps: how many; whole rounds are multiples of the number of parts. 28 of 30
         epochs for the paper's ResNet-50, then 150 of fine-tuning [recalled].
@@ -187,8 +187,9 @@ def gap(
     sparsity: Any,
     *,
     partitions: Partitions,
-    period: int,
     steps: int,
+    total_steps: int | None = None,
+    period: int | None = None,
     weight_decay: Any = 1e-4,
     momentum: float = 0.9,
     nesterov: bool = False,
@@ -204,8 +205,10 @@ def gap(
         [k * period for k in range(1, steps + 1)])`.
       sparsity: see `grow_and_prune`.
       partitions: see `grow_and_prune`.
-      period: see `grow_and_prune`.
       steps: see `grow_and_prune`.
+      total_steps: length of the run, fine-tuning included.
+      period: see `grow_and_prune`; by default such that the steps take 28/33 of
+        `total_steps`, as for the paper's ResNet-50 [recalled].
       weight_decay: of all leaves.
       momentum: its coefficient.
       nesterov: Nesterov's form of momentum.
@@ -214,12 +217,25 @@ def gap(
       key: see `grow_and_prune`.
 
     Returns:
-      An Optax transformation. It is sparse from update `steps * period` on; go on with
-      it to fine-tune, for about a fifth of the run.
+      An Optax transformation. It is sparse from update `steps * period` on, and goes on
+      as fine-tuning.
+
+    Raises:
+      ValueError: neither `total_steps` nor `period`, or steps that end after the run;
+        as `grow_and_prune`.
 
     References:
       Ma et al., arXiv 2106.09857.
     """
+    require_static(total_steps=total_steps, period=period, steps=steps)
+    if period is None and total_steps is not None:
+        period = 28 * total_steps // (33 * max(steps, 1))
+    if period is None or (total_steps is not None and period * steps > total_steps):
+        raise value_error(
+            "Give `total_steps`, the length of the run, or a `period` whose `steps` "
+            f"fit into it; got total_steps={total_steps}, period={period}, "
+            f"steps={steps}."
+        )
     inner = optax.chain(
         optax.add_decayed_weights(weight_decay), optax.sgd(1.0, momentum, nesterov)
     )
@@ -234,83 +250,6 @@ def gap(
         min_keep=min_keep,
         key=key,
     )
-
-
-def sparse_start(
-    key: jax.Array | int,
-    params: Params,
-    sparsity: Any,
-    *,
-    partitions: Partitions | None = None,
-    scope: Any = None,
-    min_keep: int = 1,
-) -> Mask:
-    """The masks GaP starts with: in each leaf, as many as asked at random positions.
-
-    Args:
-      key: a PRNG key or a seed; `grow_and_prune(key=)` draws the same.
-      params: the parameters.
-      sparsity: of each leaf, as for `grow_and_prune`.
-      partitions: with it, part 0 is dense (C-GaP); without, every leaf is sparse
-        (P-GaP).
-      scope: see `masks.unstructured`.
-      min_keep: the fewest weights any leaf keeps.
-
-    Returns:
-      A mask.
-
-    Raises:
-      ValueError: as `grow_and_prune` from `init`.
-    """
-    split = 1 if partitions is None else partitions
-    plan = Growth.of(params, sparsity, split, scope, min_keep)
-    mask = plan.start(typed_key(key), params)
-    return mask if partitions is None else plan.grown(mask, 0)
-
-
-def hand_over(
-    params: Params,
-    mask: Mask,
-    step: Any,
-    sparsity: Any,
-    *,
-    partitions: Partitions,
-    grow: bool = True,
-    scope: Any = None,
-    min_keep: int = 1,
-) -> tuple[Params, Mask]:
-    """From step `step - 1` of C-GaP to step `step`: prune one part, grow the next.
-
-    Args:
-      params: what the step before has trained.
-      mask: its mask.
-      step: the number of the new step, at least 1; may be traced.
-      sparsity: see `grow_and_prune`.
-      partitions: see `grow_and_prune`.
-      grow: False only prunes, after the last step.
-      scope: see `masks.unstructured`.
-      min_keep: the fewest weights any leaf keeps.
-
-    Returns:
-      The parameters, exactly zero where they were pruned or have just grown, and the
-      mask.
-
-    Raises:
-      ValueError: as `grow_and_prune` from `init`.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from jprune import masks, transforms
-      >>> params = {"w": jnp.array([[3.0, 1.0, -2.0, 0.5]])}
-      >>> params, mask = transforms.hand_over(
-      ...     params, masks.full(params), 1, 0.5, partitions=1)
-      >>> print(params["w"], mask["w"])
-      [[ 3.  0. -2.  0.]] [[ True  True  True  True]]
-    """
-    plan = Growth.of(params, sparsity, partitions, scope, min_keep)
-    kept, _ = plan.pruned(params, mask)
-    grown = plan.grown(kept, step % plan.parts) if grow else kept
-    return masks.apply(kept, params), grown
 
 
 def average_density(

@@ -98,9 +98,8 @@ def combine_grown(trained: Sequence[Params], partition: PyTree) -> Params:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import transforms
       >>> one, two = ({"a": x * jnp.ones(2), "b": x * jnp.ones(2)} for x in (1, 2))
-      >>> transforms.combine_grown([one, two], {"a": 0, "b": 1})
+      >>> combine_grown([one, two], {"a": 0, "b": 1})
       {'a': Array([1., 1.], dtype=float32), 'b': Array([2., 2.], dtype=float32)}
     """
     needed = 1 + max(jax.tree.leaves(partition), default=-1)

@@ -19,6 +19,7 @@ Regularization", ICLR 2021 (arXiv 2012.09243).
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ from jprune import selection
 from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._rank import RankingName
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import end_within, next_step, transformation
 from jprune.transforms._low_set import LowSet
 from jprune.transforms._projection import checkerboard, project
 
@@ -187,8 +188,9 @@ def _decayed(updates: PyTree, params: Params, hits: PyTree, increment: Any) -> P
 def issr(
     learning_rate: ScalarOrSchedule,
     *,
-    end: int,
     sparsity: Any = None,
+    total_steps: int | None = None,
+    end: int | None = None,
     increment: float | jax.Array = 1e-4,
     every: int = 20,
     limit: float | jax.Array = 0.5,
@@ -206,10 +208,11 @@ def issr(
 
     Args:
       learning_rate: a number or a schedule; 2e-4 in the paper's SwinIR runs.
-      end: the step that removes at the latest. A weight that is always low passes the
-        limit after `every * limit / increment` steps: 100,020 with the paper's
-        settings.
       sparsity: see `shrink_softly`.
+      total_steps: length of the run.
+      end: the step that removes at the latest; by default a third of `total_steps`, as
+        for `issp`. A weight that is always low passes the limit after `every * limit /
+        increment` steps: 100,020 with the paper's settings.
       increment: see `add_growing_decay`.
       every: see `add_growing_decay`.
       limit: see `add_growing_decay`.
@@ -223,14 +226,13 @@ def issr(
       An Optax transformation.
 
     Raises:
-      ValueError: `end` below 1; as `add_growing_decay`.
+      ValueError: neither `total_steps` nor `end`, or an `end` outside the run; as
+        `add_growing_decay`.
 
     References:
       Wang et al., arXiv 2303.09650; settings of the authors' code.
     """
-    require_static(end=end, every=every)
-    if end < 1:
-        raise value_error(f"`end` must be at least 1, got {end}: nothing would grow.")
+    last = end_within(total_steps, end, Fraction(1, 3))
     penalty = add_growing_decay(
         increment,
         sparsity,
@@ -251,7 +253,7 @@ def issr(
     ) -> tuple[PyTree, IssrState]:
         del extra
         before = state.penalty
-        over = before.count >= end
+        over = before.count >= last
         before = before._replace(full=jax.tree.map(lambda f: f | over, before.full))
         after: Any
         added, after = penalty.update(updates, before, params)

@@ -11,7 +11,7 @@ Ticket Hypothesis", ICML 2020 (rewinding); Renda, Frankle and Carbin, "Comparing
 Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from jprune import masks
@@ -45,8 +45,9 @@ def iterative_sparsities(sparsity: float, rounds: int) -> list[float]:
 def prune_iteratively(
     train: Callable[[Params, Mask], Params],
     params: Params,
-    sparsities: list[float],
+    sparsity: float | Sequence[float],
     *,
+    rounds: int | None = None,
     rewind: Literal["weights", "learning_rate"] = "weights",
     early: Params | None = None,
     scope: Any = None,
@@ -59,7 +60,9 @@ def prune_iteratively(
         whose removed weights are zero (end its chain with `keep_masked(mask)`). Every
         call runs the schedule of the learning rate from its start.
       params: what the first round starts from, dense.
-      sparsities: sparsity after each round, increasing; see `iterative_sparsities`.
+      sparsity: the last one, reached in `rounds` that each remove the same share of
+        what is left; or the sparsity after each round, increasing.
+      rounds: how many, with one number for `sparsity`.
       rewind: "weights" starts every round from `early`, "learning_rate" from the
         trained weights.
       early: the checkpoint to rewind to; `params` by default (the original lottery
@@ -71,20 +74,30 @@ def prune_iteratively(
       The parameters of the last run, trained at the final sparsity, and its mask.
 
     Raises:
-      ValueError: sparsities that do not increase, or an unknown `rewind`.
+      ValueError: a number without `rounds` or numbers with them, sparsities that do
+        not increase, or an unknown `rewind`.
     """
     if rewind not in ("weights", "learning_rate"):
         raise value_error(
             f"`rewind` must be 'weights' or 'learning_rate', got {rewind!r}."
         )
-    if sorted(sparsities) != list(sparsities):
-        raise value_error(f"`sparsities` must increase, got {sparsities}.")
+    if isinstance(sparsity, Sequence) == (rounds is not None):
+        raise value_error(
+            "Give `rounds` with one number for `sparsity`, and none with one for each "
+            f"round; got sparsity={sparsity}, rounds={rounds}."
+        )
+    if isinstance(sparsity, Sequence):
+        targets = list(sparsity)
+    else:
+        targets = iterative_sparsities(sparsity, rounds or 0)
+    if sorted(targets) != targets:
+        raise value_error(f"`sparsity` must increase, got {targets}.")
     start = params if early is None else early
     mask = masks.full(params)
     trained = train(params, mask)
-    for sparsity in sparsities:
+    for target in targets:
         mask = masks.unstructured(
-            trained, sparsity, scope=scope, ranking=ranking, within=mask
+            trained, target, scope=scope, ranking=ranking, within=mask
         )
         again = start if rewind == "weights" else trained
         trained = train(masks.apply(mask, again), mask)

@@ -38,7 +38,7 @@ from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import keeps_of, next_step, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._keep_masked import keep_masked
 
@@ -228,7 +228,9 @@ def masksparsity(
       learning_rate: a number or a schedule.
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      keeps: by group id a bool vector, True = keep; see `masks.keep_by_scale`.
+      keeps: a bool vector for each group, by id or by the path of a leaf that
+        produces its coordinates, True = keep; see `masks.keep_by_scale`. A group that
+        is not named stays whole.
       strength: of the penalty.
       kind: see `add_masked_l1`.
       threshold: at the end the scales are thresholded again, as in the paper, so that a
@@ -250,6 +252,7 @@ def masksparsity(
       Jiang et al., arXiv 2201.06776; settings of the authors' ImageNet runs.
     """
     require_static(total_steps=total_steps)
+    keeps = keeps_of(keeps, groups)
     named = [group for group, _ in chosen(groups, keeps)]
     scaled = [g for g in named if "scale" in {r.role for r in g.members}]
     if not scaled:

@@ -37,8 +37,10 @@ from jprune._tree import keys_text, leaf_name, named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import transformation
-from jprune.transforms._clusters import Clusters
+from jprune.transforms._build import by_group, transformation
+
+Clusters = Mapping[str, Sequence[int] | np.ndarray | jax.Array]
+"""Cluster numbers of a group's coordinates, by group id or by path."""
 
 _COLLAPSED = 1e-4
 """Relative spread that `compress.merge` accepts by default."""
@@ -82,8 +84,9 @@ def merge_clusters(
     Args:
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
-      clusters: cluster numbers `[group.size]` by group id; see `find_clusters`. The
-        same mapping goes to `compress.merge`.
+      clusters: cluster numbers `[group.size]` by group id, or by the path of a leaf
+        that produces the coordinates; see `compress.find_clusters`. By id, the same
+        mapping goes to `compress.merge`.
       strength: $\epsilon$, the pull to the cluster's mean; 3e-3 (CIFAR-10) and 0.05
         (ImageNet) in the authors' runs.
       weight_decay: $\eta$ of the clustered kernels.
@@ -279,8 +282,7 @@ def collapse_factor(
       The final spread relative to the first.
 
     Examples:
-      >>> from jprune import transforms
-      >>> round(transforms.collapse_factor(0.03, 3.1e-3, 782), 3)
+      >>> round(collapse_factor(0.03, 3.1e-3, 782), 3)
       0.484
     """
     require_static(steps=steps)
@@ -343,12 +345,7 @@ def _validated(
 ) -> list[tuple[Group, np.ndarray]]:
     by_id = {group.id: group for group in groups}
     chosen = []
-    for name, given in clusters.items():
-        if name not in by_id:
-            raise value_error(
-                f"`clusters` names {name!r}, which is no group. Their ids:"
-                + listing(sorted(by_id))
-            )
+    for name, given in by_group("clusters", clusters, groups).items():
         numbers, group = np.asarray(given), by_id[name]
         if numbers.shape != (group.size,) or numbers.dtype.kind not in "iu":
             raise value_error(

@@ -42,9 +42,8 @@ def split_by_path(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import transforms
       >>> layer = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-      >>> transforms.split_by_path({"a": layer, "b": layer}, ["a/", "b/"])
+      >>> split_by_path({"a": layer, "b": layer}, ["a/", "b/"])
       {'a': {'bias': 0, 'kernel': 0}, 'b': {'bias': 1, 'kernel': 1}}
     """
     for pattern in patterns:

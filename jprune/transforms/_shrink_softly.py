@@ -19,6 +19,7 @@ ICCV 2023 (arXiv 2303.09650); the formulas are those of the authors' code.
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ from jprune._errors import no_params, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import end_within, next_step, transformation
 from jprune.transforms._low_set import LowSet
 from jprune.transforms._projection import checkerboard
 
@@ -169,8 +170,9 @@ def _shrunk(
 def issp(
     learning_rate: ScalarOrSchedule,
     *,
-    end: int,
     sparsity: Any = None,
+    total_steps: int | None = None,
+    end: int | None = None,
     factor: ScalarOrSchedule = 0.95,
     b1: float = 0.9,
     b2: float = 0.99,
@@ -186,8 +188,10 @@ def issp(
 
     Args:
       learning_rate: a number or a schedule; 2e-4 in the paper's SwinIR runs.
-      end: the step that removes; see `shrink_softly`.
       sparsity: see `shrink_softly`; 0.9, 0.95 and 0.99 in the paper.
+      total_steps: length of the run.
+      end: the step that removes, after which the sparse network trains on; by default a
+        third of `total_steps` (100,020 of 300,020 for the paper's SwinIR x4).
       factor: see `shrink_softly`.
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
@@ -199,11 +203,13 @@ def issp(
       An Optax transformation.
 
     Raises:
-      ValueError: as `shrink_softly`.
+      ValueError: neither `total_steps` nor `end`, or an `end` outside the run; as
+        `shrink_softly`.
 
     References:
       Wang et al., arXiv 2303.09650; settings of the authors' code.
     """
+    end = end_within(total_steps, end, Fraction(1, 3))
     last = shrink_softly(
         sparsity, end=end, factor=factor, scope=scope, ranking=ranking, select=select
     )

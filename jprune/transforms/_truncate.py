@@ -164,9 +164,9 @@ def truncate(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import transforms
+      >>> from jprune import compress
       >>> params = {"kernel": jnp.array([[4.0, 0.0], [3.0, -5.0]])}
-      >>> cut = transforms.truncate(params, energy=0.75)
+      >>> cut = compress.truncate(params, energy=0.75)
       >>> cut.params["kernel"].round(4), cut.ranks["kernel"]
       (Array([[ 2., -2.],
              [ 4., -4.]], dtype=float32), Array(1, dtype=int32))

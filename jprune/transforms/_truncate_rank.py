@@ -15,7 +15,7 @@ from T it would hold directions of rounding noise, or fewer of those that count.
 
 An Optax update can truncate only *after* a step: here after steps m - 1, 2m - 1, ...,
 which is before the gradients of steps m, 2m, ... Step 0 is the caller's: start from
-`truncate(params, energy=...)`. At the end `compress.low_rank` splits the kernels.
+`compress.truncate(params, energy=...)`. At the end `compress.low_rank` splits kernels.
 
 Xu et al., "TRP: Trained Rank Pruning for Efficient Deep Neural Networks", IJCAI 2020
 (arXiv 2004.14566, 1812.02402).
@@ -61,7 +61,7 @@ def truncate_rank(
     kind: Unfold = "channel",
     scope: Any = None,
     min_rank: int = 1,
-    total_steps: int | None = None,
+    end: int | None = None,
     nuclear: ScalarOrSchedule | None = None,
     inner: optax.GradientTransformation | None = None,
     by_loop: bool = False,
@@ -76,7 +76,7 @@ def truncate_rank(
     time of SGD on a CPU, which otherwise never writes them. With `by_loop` the
     branch is not there, and the loop does before steps 0, m, 2m, ...::
 
-        cut = transforms.truncate(params, energy=0.98)
+        cut = compress.truncate(params, energy=0.98)
         params = cut.params
         state = optax.tree.set(state, ranks=cut.ranks, directions=cut.directions)
 
@@ -87,12 +87,12 @@ def truncate_rank(
     Args:
       energy: e, the share of the squared singular values to keep, in (0, 1].
       every: m, the steps from one truncation to the next. With few steps at a small
-        learning rate the rank ratchets down; see `truncate`.
-      kind: how kernels are read as matrices; see `truncate`.
+        learning rate the rank ratchets down; see `compress.truncate`.
+      kind: how kernels are read as matrices; see `compress.truncate`.
       scope: which leaves; see `masks.unstructured`.
       min_rank: the fewest singular values kept.
-      total_steps: when given, every update from step `total_steps - 1` on ends at the
-        ranks reached by then. Without it: `truncate(params, ranks=state.ranks)`.
+      end: when given, every update from this step on ends at the ranks reached by
+        then. Without it: `compress.truncate(params, ranks=state.ranks)`.
       nuclear: $\lambda$, a number or a schedule of the step. At step 0 the direction is
         that of the parameters `init` saw, at their numerical rank.
       inner: the optimizer; None if this stands last in a chain.
@@ -127,7 +127,7 @@ def truncate_rank(
     """
     rule = Rule(energy=energy, min_rank=min_rank)
     rule.check()
-    _check(every, total_steps, nuclear, inner, by_loop)
+    _check(every, end, nuclear, inner, by_loop)
     around = optax.with_extra_args_support(inner or optax.identity())
 
     def init(params: Params) -> TruncateRankState:
@@ -151,7 +151,7 @@ def truncate_rank(
         if by_loop:
             return updates, state._replace(count=count, inner=following)
         due = count % every == 0
-        last = jnp.array(False) if total_steps is None else count >= total_steps
+        last = jnp.array(False) if end is None else count > end
         moved, ranks, directions = _projected(
             leaves, updates, state, params, rule, due | last, last
         )
@@ -237,20 +237,20 @@ def _projected(
 
 
 def _check(
-    every: int, total_steps: Any, nuclear: Any, inner: Any, by_loop: bool
+    every: int, end: int | None, nuclear: Any, inner: Any, by_loop: bool
 ) -> None:
-    if by_loop and (total_steps is not None or nuclear is None):
+    if by_loop and (end is not None or nuclear is None):
         raise value_error(
             "With `by_loop` the loop truncates, at the end as well: give no "
-            f"`total_steps` (got {total_steps}), and a `nuclear` (got {nuclear}), or "
+            f"`end` (got {end}), and a `nuclear` (got {nuclear}), or "
             "there would be nothing left to do."
         )
-    require_static(every=every, total_steps=total_steps)
+    require_static(every=every, end=end)
     if every < 1:
         raise value_error(f"`every` must be at least 1, got {every}.")
-    if total_steps is not None and total_steps < every:
+    if end is not None and end < every - 1:
         raise value_error(
-            f"`total_steps` {total_steps} ends before the first truncation, after "
+            f"`end` {end} comes before the first truncation, after "
             f"step {every - 1}: no rank would be known. Lower `every`."
         )
     if nuclear is None:
@@ -285,7 +285,7 @@ def trp(
     Start from parameters that are truncated by the same rule, so that the first
     gradient is taken there as well, and split the kernels at the end::
 
-        start = transforms.truncate(params, energy=0.98).params
+        start = compress.truncate(params, energy=0.98).params
         tx = transforms.trp(0.1, energy=0.98, total_steps=steps)
         state = tx.init(start)
         ...
@@ -302,7 +302,7 @@ def trp(
       scope: which kernels. The paper takes convolutions larger than 1 x 1, all but the
         first, and never the classifier.
       min_rank: see `truncate_rank`.
-      total_steps: see `truncate_rank`.
+      total_steps: length of the run: its last step ends at the ranks reached by then.
       by_loop: see `truncate_rank`.
       weight_decay: of all leaves, as in the authors' code.
       decay_scope: restricts the decay to a scope.
@@ -324,7 +324,7 @@ def trp(
         kind=kind,
         scope=scope,
         min_rank=min_rank,
-        total_steps=total_steps,
+        end=None if total_steps is None else total_steps - 1,
         nuclear=nuclear,
         by_loop=by_loop,
         inner=optax.chain(

@@ -75,9 +75,8 @@ def layer_importance(mask: Mask, gamma: Any = 1.0) -> PyTree:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import transforms
       >>> mask = {"a": jnp.array([True, False, True, False]), "b": jnp.ones(4, bool)}
-      >>> transforms.layer_importance(mask)
+      >>> layer_importance(mask)
       {'a': Array(1.25, dtype=float32), 'b': Array(0.75, dtype=float32)}
     """
     mean = masks.sparsity(mask)

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from jprune import analysis, compress, surgery, transforms
-from jprune.compress._factors import Factors
+from jprune._factors import Factors
+from jprune.compress import Unfolding
 from jprune.compress._low_rank import LowRank
-from jprune.transforms import Unfolding
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ def test_the_merged_network_is_the_trained_one():
     groups = [g for g in deps if g.kind == "coupled"]
     assert sorted(g.size for g in groups) == [16, 24]
     dense = train(optax.sgd(0.1, 0.9), start())
-    clusters = transforms.find_clusters(dense, groups, sparsity=0.375)
+    clusters = compress.find_clusters(dense, groups, sparsity=0.375)
     tx = transforms.csgd(
         0.05,
         groups,
@@ -97,8 +97,8 @@ def test_tpp_then_cut_then_fine_tune():
         0.01,
         [inner],
         keeps,
-        grow=200,
-        settle=100,
+        total_steps=300,
+        end=200,
         every=1,
         interval=20,
         gram=100.0,

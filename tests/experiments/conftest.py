@@ -40,7 +40,7 @@ def _open_tiny(journals, folder, *, seed=0, resume=False, **changes):
     folder.mkdir(exist_ok=True)
 
     def keep(run):
-        place = folder / "checkpoints" / run
+        place = folder / "checkpoints" / f"{run.label}-{run.digest[:8]}"
         return Checkpoints(place, resume=resume, every=config.checkpoint_every)
 
     make = partial(build.open_lab, config, seed=seed, data_dir=None)

@@ -11,6 +11,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.config import Config, ConfigError
 from experiments.data.dataset import Dataset
 from experiments.journal import Journal
+from experiments.loop import Diverged
 from experiments.systems import mnist
 from jprune import masks, transforms
 
@@ -158,7 +159,7 @@ def test_a_lane_that_diverges_stops_with_its_name(opened):
         opened,
         lambda _: optax.chain(optax.scale(jnp.inf), transforms.keep_masked(masks.full)),
     )
-    with pytest.raises(FloatingPointError, match="`bad` diverged"):
+    with pytest.raises(Diverged, match="`bad` diverged"):
         lanes.fit(opened, program, "bad", 2)
 
 

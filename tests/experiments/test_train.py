@@ -103,13 +103,16 @@ def test_resume_takes_further_runs_and_refuses_changed_ones(tmp_path):
 
 def test_the_environment_joins_the_hosts(monkeypatch):
     calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    monkeypatch.setattr(
+        "jax.distributed.initialize", lambda *args, **more: calls.append((args, more))
+    )
     train.connect({})
     assert calls == []
     address = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2"}
-    train.connect({**address, "JAX_PROCESS_ID": "1"})
+    train.connect({**address, "JAX_PROCESS_ID": "1"}, give_up=7)
     train.connect({"JAX_DISTRIBUTED": "1"})
-    assert calls == [("host:1", 2, 1), ()]
+    times = [{"heartbeat_timeout_seconds": seconds} for seconds in (7, 100)]
+    assert calls == [(("host:1", 2, 1), times[0]), ((), times[1])]
 
 
 def _command(*words):

@@ -70,6 +70,11 @@ CASES = {
         0,
         "reduce",
     ),
+    "reduce by a program across": (
+        lambda h: h * lax.reduce(h, 0.0, lambda a, b: a + 2 * b, (0,))[None],
+        6,
+        "",
+    ),
     "xor along": (
         lambda h: h * lax.reduce_xor((h > 0).astype(np.int32), (1,))[:, None],
         0,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jprune import surgery
-from jprune._jaxpr import _flops
+from jprune.surgery import _flops
 
 
 def net(p: Any, x: Any) -> Any:

@@ -12,6 +12,7 @@ import optax
 
 from jprune import masks, transforms
 from jprune._groups import AxisRef, Group
+from jprune.transforms._partitions import split_evenly
 
 Tx = optax.GradientTransformation
 
@@ -87,7 +88,7 @@ SCALED = [
 def two_parts(params: Any) -> Any:
     """Two parts, or one where there is only one leaf to prune."""
     parts = min(2, sum(jax.tree.leaves(masks.prunable(params))))
-    return transforms.split_evenly(params, parts)
+    return split_evenly(params, parts)
 
 
 TABLE = [
@@ -239,7 +240,7 @@ TABLE = [
         lambda learning_rate=0.1, strength=0.1: transforms.masksparsity(
             learning_rate,
             SCALED,
-            {SCALED[0].id: jnp.array([True, False, True, False])},
+            {"scaled": jnp.array([True, False, True, False])},
             strength=strength,
             total_steps=3,
             threshold=None,
@@ -250,26 +251,20 @@ TABLE = [
     Case(
         "add_decorrelation",
         lambda strength=0.1: transforms.add_decorrelation(
-            GROUPS,
-            {GROUPS[0].id: jnp.array([True, False, True, True])},
-            strength,
-            gram=0.1,
+            GROUPS, {"hidden": jnp.array([True, False, True, True])}, strength, gram=0.1
         ),
         lambda: transforms.add_decorrelation(
-            GROUPS, {GROUPS[0].id: jnp.ones(4, bool)}, 0.1
+            GROUPS, {"hidden": jnp.ones(4, bool)}, 0.1
         ),
         {"strength": 0.1},
     ),
     Case(
-        "zero_in_turn",
-        lambda: transforms.zero_in_turn(
-            GROUPS,
-            {GROUPS[0].id: jnp.array([True, False, True, True])},
-            begin=0,
-            every=1,
+        "prune_in_turn",
+        lambda: transforms.prune_in_turn(
+            GROUPS, {"hidden": jnp.array([True, False, True, True])}, begin=0, every=1
         ),
-        lambda: transforms.zero_in_turn(
-            GROUPS, {GROUPS[0].id: jnp.ones(4, bool)}, begin=0, every=1
+        lambda: transforms.prune_in_turn(
+            GROUPS, {"hidden": jnp.ones(4, bool)}, begin=0, every=1
         ),
         {},
     ),
@@ -278,9 +273,9 @@ TABLE = [
         lambda learning_rate=0.1, weight_decay=0.01: transforms.tpp(
             learning_rate,
             GROUPS,
-            {GROUPS[0].id: jnp.array([True, False, True, True])},
-            grow=2,
-            settle=2,
+            {"hidden": jnp.array([True, False, True, True])},
+            total_steps=4,
+            end=2,
             every=1,
             interval=1,
             gram=0.1,
@@ -378,11 +373,11 @@ TABLE = [
     ),
     Case(
         "drop_and_grow",
-        lambda sparsity=0.5, drop_fraction=0.5: transforms.drop_and_grow(
-            optax.adam(0.1), sparsity, drop_fraction=drop_fraction, every=2
+        lambda drop_fraction=0.5: transforms.drop_and_grow(
+            optax.adam(0.1), 0.5, drop_fraction=drop_fraction, every=2
         ),
         lambda: transforms.drop_and_grow(optax.identity(), 0.0, drop_fraction=0.0),
-        {"sparsity": 0.5, "drop_fraction": 0.5},
+        {"drop_fraction": 0.5},
     ),
     Case(
         "drop_and_grow-random",

@@ -100,9 +100,9 @@ def test_filters_by_group_id():
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=(4, 6)), "b": rng.normal(size=(4, 6))}
     groups = [Group(n, 6, (AxisRef((n,), 1, "out"),)) for n in "ab"]
-    keeps = transforms.keep_large_filters(params, groups, {"b": 0.5})
-    assert keeps["a"].all() and keeps["b"].sum() == 3
-    with pytest.raises(ValueError, match=r"\['c'\], which are no groups.*\n  a\n  b"):
+    keep = transforms.keep_large_filters(params, groups, {"b": 0.5})
+    assert keep["a"].all() and keep["b"].sum() == 3
+    with pytest.raises(ValueError, match=r"'c', which is no group.*\n  a\n  b"):
         transforms.keep_large_filters(params, groups, {"c": 0.5})
     with pytest.raises(ValueError, match="in \\[0, 1\\)"):
         transforms.keep_large_filters(params, groups, 1.0)
@@ -161,7 +161,7 @@ def test_tpp_g9_lossless_cut():
     group = next(g for g in deps if g.kind == "coupled")
     params = variables["params"]
     keeps = transforms.keep_large_filters(params, [group], 0.5)
-    tx = transforms.zero_in_turn([group], keeps, begin=0, every=0)
+    tx = transforms.prune_in_turn([group], keeps, begin=0, every=0)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zero, tx.init(params), params)
     done = {**variables, "params": optax.apply_updates(params, updates)}
@@ -176,7 +176,7 @@ def test_tpp_g9_lossless_cut():
 def test_tpp_g10_layers_in_turn():
     groups = [Group(n, 2, (AxisRef((n,), 1, "out"),)) for n in "abcd"]
     keep = dict.fromkeys("dcba", jnp.array([True, False]))
-    tx = transforms.zero_in_turn(groups, keep, begin=30, every=100)
+    tx = transforms.prune_in_turn(groups, keep, begin=30, every=100)
     params = {n: jnp.ones((2, 2)) for n in "abcd"}
     transforms.check(tx, params)
     zero = jax.tree.map(jnp.zeros_like, params)
@@ -225,8 +225,8 @@ def test_tpp_twin_60_steps():
             lr,
             TWIN,
             jax.tree.map(jnp.asarray, stay),
-            grow=grow,
-            settle=settle,
+            total_steps=grow + settle,
+            end=grow,
             every=4,
             gram=c,
             weight_decay=eta,
@@ -299,32 +299,39 @@ def test_groups_that_share_an_axis_and_heads():
 
 def test_errors():
     params = {"kernel": jnp.asarray(F)}
-    stays = {"h": jnp.asarray(STAYS)}
+    stays = {KERNEL.id: jnp.asarray(STAYS)}
     with pytest.raises(
         ValueError, match=r"bool vector of 3 .* got bool of shape \(2,\)"
     ):
-        transforms.add_decorrelation([KERNEL], {"h": jnp.ones(2, bool)}, 1.0)
+        transforms.add_decorrelation([KERNEL], {KERNEL.id: jnp.ones(2, bool)}, 1.0)
     for numbers in (np.array([1, 1, 0]), jnp.array([1.0, 1.0, 0.0])):
         with pytest.raises(ValueError, match="bool vector .* True = keep; got (i|f)"):
-            transforms.add_decorrelation([KERNEL], {"h": numbers}, 1.0)
+            transforms.add_decorrelation([KERNEL], {KERNEL.id: numbers}, 1.0)
         with pytest.raises(ValueError, match="bool vector .* True = keep; got (i|f)"):
-            transforms.zero_in_turn([KERNEL], {"h": numbers}, begin=0)
+            transforms.prune_in_turn([KERNEL], {KERNEL.id: numbers}, begin=0)
     with pytest.raises(ValueError, match="has no member"):
         transforms.add_decorrelation([KERNEL], stays, 1.0).init({"x": params["kernel"]})
     with pytest.raises(ValueError, match="has no member"):
-        transforms.zero_in_turn([KERNEL], stays, begin=0).init({"x": jnp.ones((2, 3))})
+        transforms.prune_in_turn([KERNEL], stays, begin=0).init({"x": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="must not be negative"):
-        transforms.zero_in_turn([KERNEL], stays, begin=-1)
+        transforms.prune_in_turn([KERNEL], stays, begin=-1)
     with pytest.raises(ValueError, match="at least 1"):
         transforms.growing_strength(0)
-    with pytest.raises(ValueError, match="`settle` 100 must exceed `interval`"):
-        transforms.tpp(0.1, [KERNEL], stays, grow=9, settle=100, weight_decay=0.0)
+    with pytest.raises(ValueError, match="`total_steps` - `end` = 109 - 9 must exceed"):
+        transforms.tpp(0.1, [KERNEL], stays, total_steps=109, end=9, weight_decay=0.0)
 
 
 def test_recipe_ends_with_the_doomed_at_zero():
-    stays = {"h": jnp.asarray(STAYS)}
+    stays = {KERNEL.id: jnp.asarray(STAYS)}
     tx = transforms.tpp(
-        0.01, [KERNEL], stays, grow=3, settle=3, interval=1, every=1, weight_decay=0.1
+        0.01,
+        [KERNEL],
+        stays,
+        total_steps=6,
+        end=3,
+        interval=1,
+        every=1,
+        weight_decay=0.1,
     )
     params = {"kernel": jnp.asarray(F) + 0.5}
     transforms.check(tx, params)

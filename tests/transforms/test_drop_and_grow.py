@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from jprune import masks, transforms
+from tests.jaxprs import jaxprs_in_params
 from tests.transforms.table import gradients
 
 W = [0.5, -0.1, 0.3, 0.2, 0.0, 0.0, 0.0, 0.0]
@@ -289,7 +289,12 @@ def test_moments_of_grown_weights_begin_anew(name):
     """Whatever the optimizer; and everything outside the mask stays as at first."""
     inner, also_step = INNERS[name](), name in ("adagrad", "masked, partition")
     tx = transforms.drop_and_grow(
-        inner, 0.6, drop_fraction=0.5, every=2, also_step=also_step
+        inner,
+        0.6,
+        allocation=masks.uniform,
+        drop_fraction=0.5,
+        every=2,
+        also_step=also_step,
     )
     params = shaped()
     state, step = tx.init(params), stepper(tx)
@@ -331,7 +336,9 @@ def test_moments_of_many_weights_are_kept():
 
 def test_a_move_of_rigl_is_no_step():
     params = shaped()
-    tx = transforms.drop_and_grow(optax.adam(0.1), 0.5, every=2)
+    tx = transforms.drop_and_grow(
+        optax.adam(0.1), 0.5, allocation=masks.uniform, every=2
+    )
     state, step = tx.init(params), stepper(tx)
     for t in range(3):
         old, params = params, step(gradients(params, t), state, params)[0]
@@ -428,6 +435,38 @@ def equations(jaxpr):
 def test_bad_settings(how, message):
     with pytest.raises(ValueError, match=message):
         transforms.drop_and_grow(optax.sgd(0.1), **how)
+
+
+def test_a_number_is_spread_as_the_recipe_spreads_it():
+    """By Erdos-Renyi-kernel, for the wrapper as for RigL; and from a given mask."""
+    params = {"conv": jnp.ones((3, 3, 1, 32)), "dense": jnp.ones((3136, 256))}
+    wrapped = transforms.drop_and_grow(optax.adam(1e-3), 0.95).init(params).mask
+    recipe = transforms.rigl(0.1, sparsity=0.95, total_steps=100).init(params).mask
+    jax.tree.map(np.testing.assert_array_equal, wrapped, recipe)
+    assert int(wrapped["conv"].sum()) == 288 and int(wrapped["dense"].sum()) == 39_867
+    even = transforms.drop_and_grow(
+        optax.adam(1e-3), 0.95, allocation=masks.uniform
+    ).init(params)
+    assert int(even.mask["conv"].sum()) == 14
+    given = transforms.sparse_evolutionary(0.1, mask=wrapped, every=3).init(params)
+    jax.tree.map(np.testing.assert_array_equal, given.mask, wrapped)
+
+
+def test_the_mask_stands_still_in_the_last_quarter():
+    params = {"w": jax.random.normal(jax.random.key(0), (10, 10))}
+    tx = transforms.rigl(
+        0.1, sparsity=0.5, total_steps=8, every=1, drop_fraction=0.5, scope="w"
+    )
+    state, step = tx.init(params), stepper(tx)
+    moved = []
+    for t in range(8):
+        before = state.mask["w"]
+        params, state = step(gradients(params, t), state, params)
+        moved.append(bool(jnp.any(before != state.mask["w"])))
+    assert moved == [False, *[True] * 5, False, False]
+    for how in ({}, {"end": 9, "total_steps": 8}):
+        with pytest.raises(ValueError, match="`total_steps`"):
+            transforms.rigl(0.1, sparsity=0.5, **how)
 
 
 def test_bad_targets():

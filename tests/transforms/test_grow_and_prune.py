@@ -9,7 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import masks, transforms
+from jprune import masks, scores, transforms
+from jprune.transforms._grow_in_parallel import combine_grown
+from jprune.transforms._partitions import split_by_path, split_evenly
 from tests.transforms.table import gradients, tree
 
 grow_and_prune = transforms.grow_and_prune
@@ -72,15 +74,16 @@ def test_gap_g7_ends_at_the_target():
 def test_gap_g3_hand_over():
     params = {"w": jnp.array([[0.1, -0.5, 0.2, 0.9, -0.05]]), "z": jnp.ones((1, 5))}
     mask = {"w": jnp.ones((1, 5), bool), "z": jnp.array([[True, True, *[False] * 3]])}
-    new, grown = transforms.hand_over(params, mask, 1, 0.6, partitions=["w", "z"])
-    np.testing.assert_array_equal(grown["w"], [[0, 1, 0, 1, 0]])
-    np.testing.assert_array_equal(new["w"], np.float32([[0, -0.5, 0, 0.9, 0]]))
-    assert bool(jnp.all(grown["z"]))
-    np.testing.assert_array_equal(new["z"], [[1, 1, 0, 0, 0]])
-    _, last = transforms.hand_over(
-        params, mask, 2, 0.6, partitions=["w", "z"], grow=False
-    )
-    assert kept(last) == [2, 2]
+    how: dict[str, Any] = {"partitions": ["w", "z"], "period": 2}
+    tx = grow_and_prune(optax.identity(), 0.6, **how, steps=2)
+    state = tx.init(params)._replace(count=jnp.int32(2), mask=mask)
+    zero = lambda p, t: jax.tree.map(jnp.zeros_like, p)  # noqa: E731
+    seen, path, _ = run(tx, params, 3, zero, state)
+    np.testing.assert_array_equal(seen[1]["w"], [[0, 1, 0, 1, 0]])
+    np.testing.assert_array_equal(path[1]["w"], np.float32([[0, -0.5, 0, 0.9, 0]]))
+    assert kept(seen[2]) == [2, 5]
+    np.testing.assert_array_equal(path[1]["z"], [[1, 1, 0, 0, 0]])
+    assert kept(seen[3]) == [2, 2]  # after the last step nothing grows
 
 
 def test_gap_g4_grown_weights_start_at_zero():
@@ -118,9 +121,9 @@ BLOCKS = {
 
 
 def test_gap_g6_combine():
-    partition = transforms.split_by_path(BLOCKS, ["block_0/", "block_1/", "block_2/k"])
+    partition = split_by_path(BLOCKS, ["block_0/", "block_1/", "block_2/k"])
     workers = [jax.tree.map(lambda p, i=i: p * i, BLOCKS) for i in (1.0, 2.0, 3.0)]
-    got = transforms.combine_grown(workers, partition)
+    got = combine_grown(workers, partition)
     for i in range(3):
         assert all(jnp.all(x == i + 1) for x in jax.tree.leaves(got[f"block_{i}"]))
     np.testing.assert_array_equal(got["out"], 1)
@@ -128,15 +131,11 @@ def test_gap_g6_combine():
 
 def test_a_glob_is_no_path_pattern():
     with pytest.raises(ValueError, match=r"`patterns`='\*/kernel' is not a regular"):
-        transforms.split_by_path(BLOCKS, ["*/kernel"])
+        split_by_path(BLOCKS, ["*/kernel"])
 
 
 def test_gap_g8_one_part():
     params = {"w": jnp.array([[3.0, 1.0, -2.0, 0.5]])}
-    full = masks.full(params)
-    new, mask = transforms.hand_over(params, full, 1, 0.5, partitions=1)
-    np.testing.assert_array_equal(new["w"], [[3, 0, -2, 0]])
-    np.testing.assert_array_equal(mask["w"], True)
     tx = grow_and_prune(optax.identity(), 0.5, partitions=1, period=2, steps=2)
     state = tx.init(params)._replace(count=jnp.int32(2))
     updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
@@ -256,7 +255,8 @@ def test_gap_parallel_twin(workers):
             k: {"kernel": rng.normal(size=(1, n))}
             for k, n in zip(names, sizes, strict=True)
         }
-        mask = transforms.sparse_start(5, params, 0.75)
+        lots = scores.random(jax.random.key(5), params)
+        mask = masks.unstructured(lots, 0.75, ranking="leaf")
         assert kept(mask) == keep
         got, final = transforms.grow_in_parallel(
             quadratic(goal, 8),
@@ -311,12 +311,26 @@ def test_moments_alone_are_cleared_without_restart():
     assert kept(seen[3]) == [4, 4]
 
 
-def test_sparse_start_is_the_wrapper_s_first_mask():
+def test_the_first_mask_is_random_but_for_part_0():
     params = tree("dict")
-    mask = transforms.sparse_start(7, params, 0.5, partitions=2)
     tx = grow_and_prune(optax.sgd(0.1), 0.5, partitions=2, period=2, steps=1, key=7)
-    jax.tree.map(np.testing.assert_array_equal, tx.init(params).mask, mask)
-    assert kept(mask) == [32, 24]
+    lots = scores.random(jax.random.key(7), params)
+    drawn = masks.unstructured(lots, 0.5, ranking="leaf")
+    first = tx.init(params).mask
+    assert kept(first) == [32, 24]
+    np.testing.assert_array_equal(first["two"]["kernel"], drawn["two"]["kernel"])
+
+
+def test_the_recipe_s_length():
+    """28 of 33 parts of the run grow and prune, the rest is fine-tuning."""
+    params = layers(8, 8)
+    tx = transforms.gap(0.1, 0.5, partitions=2, steps=4, total_steps=33)
+    seen, _, _ = run(tx, params, 33)
+    assert kept(seen[28]) == [8, 4] or kept(seen[28]) == [4, 8]
+    assert kept(seen[29]) == [4, 4] == kept(seen[33])
+    for bad in ({}, {"period": 3, "total_steps": 11}):
+        with pytest.raises(ValueError, match="Give `total_steps`.* or a `period`"):
+            transforms.gap(0.1, 0.5, partitions=2, steps=4, **bad)
 
 
 def test_recipe_follows_its_schedule_through_restarts():
@@ -366,7 +380,7 @@ def test_erk_targets_and_a_traced_sparsity():
 def test_split_evenly_is_contiguous_and_natural():
     sizes = [3, 1, 2, 4, 5, 1, 2, 3, 3, 2, 9]
     params = {f"c{i}": {"kernel": jnp.ones((1, n))} for i, n in enumerate(sizes)}
-    found = transforms.split_evenly(params, 3)
+    found = split_evenly(params, 3)
     parts = [found[f"c{i}"]["kernel"] for i in range(11)]
     assert parts == sorted(parts) and set(parts) == {0, 1, 2}
     sums = [
@@ -380,7 +394,7 @@ def test_split_evenly_is_contiguous_and_natural():
 
 
 def test_leaves_that_are_not_pruned_go_with_their_module():
-    found = transforms.split_evenly(BLOCKS, 3)
+    found = split_evenly(BLOCKS, 3)
     for i in range(3):
         assert set(jax.tree.leaves(found[f"block_{i}"])) == {i}
     assert found["out"] == 0
@@ -388,7 +402,7 @@ def test_leaves_that_are_not_pruned_go_with_their_module():
         BLOCKS, 0.5, np.int64(3)
     ) == transforms.average_density(BLOCKS, 0.5, 3)
     nested = {"net": BLOCKS}  # a module around all of them is none of theirs
-    assert transforms.split_evenly(nested, 3)["net"]["out"] == 0
+    assert split_evenly(nested, 3)["net"]["out"] == 0
 
 
 @pytest.mark.parametrize(
@@ -403,7 +417,7 @@ def test_leaves_that_are_not_pruned_go_with_their_module():
         (2.0, "`partitions` must have exactly the structure.*, got a single float"),
         (lambda p: jax.tree.map(lambda _: jnp.int32(0), p), "must hold Python ints"),
         (
-            lambda p: transforms.split_evenly(p, 3) | {"out": 7},
+            lambda p: split_evenly(p, 3) | {"out": 7},
             "must give each leaf the number of some pruned leaf; got .*7",
         ),
         (lambda p: jax.tree.map(lambda _: 1, p), "must count from 0 up, got"),
@@ -432,4 +446,4 @@ def test_bad_settings():
     with pytest.raises(ValueError, match="`workers` must be 'vmap' or 'loop', got 'x'"):
         driver(lambda *a: a[0], BLOCKS, 0.5, workers="x", **settings)
     with pytest.raises(ValueError, match="`trained` must have .* 2 workers.*got 1"):
-        transforms.combine_grown([{"a": 0, "b": 0}], {"a": 0, "b": 1})
+        combine_grown([{"a": 0, "b": 0}], {"a": 0, "b": 1})

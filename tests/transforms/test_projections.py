@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jprune import masks, transforms
 from jprune.masks._count import removed_count
+from jprune.transforms._iterative import iterative_sparsities
 from tests.transforms.table import gradients, tree
 
 
@@ -102,7 +103,7 @@ def test_schedules_g2_cosine_and_iterative():
     path, _ = train(tx, {"w": jax.random.normal(jax.random.key(0), (10, 10))}, 12)
     zeros = [int(jnp.sum(p["w"] == 0)) for p in path]
     assert [zeros[t] for t in (0, 5, 10, 11)] == [0, 40, 80, 80]
-    densities = 1 - np.asarray(transforms.iterative_sparsities(0.9, 4))
+    densities = 1 - np.asarray(iterative_sparsities(0.9, 4))
     np.testing.assert_allclose(densities, [0.5623, 0.3162, 0.1778, 0.1], atol=5e-5)
 
 
@@ -399,7 +400,7 @@ def quadratic_training(goal):
 def test_iterative_magnitude_pruning(rewind):
     goal = {"w": jnp.array([[8.0, 7, 6, 5, 4, 3, 2, 1]])}
     start = {"w": jnp.full((1, 8), 0.1)}
-    rounds = transforms.iterative_sparsities(0.75, 2)
+    rounds = iterative_sparsities(0.75, 2)
     np.testing.assert_allclose(rounds, [0.5, 0.75])
     seen = []
 
@@ -408,7 +409,7 @@ def test_iterative_magnitude_pruning(rewind):
         return quadratic_training(goal)(params, mask)
 
     params, mask = transforms.prune_iteratively(
-        train_and_note, start, rounds, rewind=rewind
+        train_and_note, start, 0.75, rounds=2, rewind=rewind
     )
     np.testing.assert_array_equal(mask["w"], [[True] * 2 + [False] * 6])
     np.testing.assert_allclose(params["w"], [[8, 7, 0, 0, 0, 0, 0, 0]], rtol=1e-2)
@@ -420,11 +421,16 @@ def test_iterative_magnitude_pruning(rewind):
 
 def test_iterative_errors():
     run = quadratic_training({"w": jnp.ones((1, 2))})
-    with pytest.raises(ValueError, match="`sparsities` must increase"):
+    with pytest.raises(ValueError, match="`sparsity` must increase"):
         transforms.prune_iteratively(run, {"w": jnp.ones((1, 2))}, [0.5, 0.2])
     with pytest.raises(ValueError, match="`rewind` must be"):
         transforms.prune_iteratively(
             run, {"w": jnp.ones((1, 2))}, [0.5], rewind="nothing"
         )
+    for rounds, sparsity in ((None, 0.5), (2, [0.2, 0.5])):
+        with pytest.raises(ValueError, match="Give `rounds` with one number"):
+            transforms.prune_iteratively(
+                run, {"w": jnp.ones((1, 2))}, sparsity, rounds=rounds
+            )
     with pytest.raises(ValueError, match="`rounds` must be at least 1"):
-        transforms.iterative_sparsities(0.5, 0)
+        iterative_sparsities(0.5, 0)

@@ -12,14 +12,14 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import transforms
-from jprune.transforms import Unfolding
+from jprune import compress, transforms
+from jprune.compress import Unfolding
 
 M = np.array([[4.0, 0.0], [3.0, -5.0]])
 
 
 def cut(matrix, **rule):
-    found = transforms.truncate({"kernel": jnp.asarray(matrix)}, **rule)
+    found = compress.truncate({"kernel": jnp.asarray(matrix)}, **rule)
     return (
         np.asarray(found.params["kernel"]),
         np.asarray(found.directions["kernel"]),
@@ -105,7 +105,7 @@ def test_trp_g9_gradients_are_taken_at_truncated_kernels_of_steps_0_5_10_only():
         return jnp.mean((p["kernel"] - target) ** 2)
 
     tx = transforms.trp(0.1, energy=0.8, every=5, nuclear=3e-4)
-    start = transforms.truncate(params, energy=0.8).params
+    start = compress.truncate(params, energy=0.8).params
     seen, states = path_of(
         tx, start, 12, lambda p, t: {"kernel": jax.grad(loss)(p)["kernel"] + noise[t]}
     )
@@ -121,7 +121,7 @@ def test_trp_g9_gradients_are_taken_at_truncated_kernels_of_steps_0_5_10_only():
             seen[t - 1],
         )
         whole = optax.apply_updates(seen[t - 1], updates)
-        want = transforms.truncate(whole, energy=0.8)
+        want = compress.truncate(whole, energy=0.8)
         np.testing.assert_allclose(loss(seen[t]), loss(want.params), rtol=1e-5)
         assert int(states[t].ranks["kernel"]) == int(want.ranks["kernel"])
         assert int(states[t].ranks["kernel"]) == numerical_rank(seen[t]["kernel"])
@@ -214,7 +214,7 @@ def test_twin(kind):
     want, cuts = twin(start, gradients, kind, **settings)
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.asarray, start)
-        params = transforms.truncate(params, energy=0.85, kind=kind).params
+        params = compress.truncate(params, energy=0.85, kind=kind).params
         tx = transforms.trp(
             0.05, energy=0.85, every=4, nuclear=0.3, kind=kind, total_steps=23,
             weight_decay=1e-2,
@@ -245,13 +245,13 @@ def test_value_and_rate():
     wide = np.random.default_rng(0).normal(size=(100, 120))
     assert cut(wide, rate=0.57)[2] == 57  # int(100 * 0.57) is 56
     assert cut(matrix, energy=0.5, min_rank=3)[2] == 3
-    traced = jax.jit(lambda r: transforms.truncate({"w": jnp.eye(4)}, rate=r).ranks)
+    traced = jax.jit(lambda r: compress.truncate({"w": jnp.eye(4)}, rate=r).ranks)
     assert int(traced(0.5)["w"]) == 2
 
 
 def test_zero_kernels_and_scope():
     params = {"a": {"kernel": jnp.zeros((4, 3)), "bias": jnp.ones(3)}}
-    found = transforms.truncate(params, energy=0.5)
+    found = compress.truncate(params, energy=0.5)
     assert int(found.ranks["a"]["kernel"]) == 1
     assert int(found.ranks["a"]["bias"]) == 0
     chex.assert_trees_all_equal(found.params, params)
@@ -270,10 +270,10 @@ def test_finish_uses_the_ranks_reached():
     seen, states = path_of(tx, params, 5, gradient)
     k = int(states[-1].ranks["kernel"])
     assert numerical_rank(seen[-1]["kernel"]) == 6 and 1 <= k < 6
-    done = transforms.truncate(seen[-1], ranks=states[-1].ranks)
+    done = compress.truncate(seen[-1], ranks=states[-1].ranks)
     assert numerical_rank(done.params["kernel"]) == k == int(done.ranks["kernel"])
     # from the end on, every step lands on them
-    held = transforms.truncate_rank(0.7, every=2, total_steps=5, inner=optax.sgd(0.1))
+    held = transforms.truncate_rank(0.7, every=2, end=4, inner=optax.sgd(0.1))
     seen, states = path_of(held, params, 8, gradient)
     for t in (5, 6, 7, 8):
         rank = int(states[t].ranks["kernel"])
@@ -295,14 +295,14 @@ def test_truncated_by_the_loop_it_is_the_same_run():
     with jax.enable_x64(True):
         params = {"kernel": jnp.asarray(np.random.default_rng(6).normal(size=(8, 6)))}
         gradient = lambda p, t: jax.tree.map(lambda w: jnp.sin(w + t), p)  # noqa: E731
-        start = transforms.truncate(params, energy=0.8).params
+        start = compress.truncate(params, energy=0.8).params
         chained = transforms.trp(0.1, energy=0.8, every=3, nuclear=0.1)
         want, states = path_of(chained, start, 8, gradient)
         tx = transforms.trp(0.1, energy=0.8, every=3, nuclear=0.1, by_loop=True)
         state, update = tx.init(params), jax.jit(tx.update)
         for t in range(8):
             if t % 3 == 0:
-                cut = transforms.truncate(params, energy=0.8)
+                cut = compress.truncate(params, energy=0.8)
                 params = cut.params
                 state = optax.tree.set(
                     state, ranks=cut.ranks, directions=cut.directions
@@ -316,7 +316,7 @@ def test_truncated_by_the_loop_it_is_the_same_run():
 def test_the_first_direction_ignores_rounding_noise():
     """From truncated parameters the direction is that of their rank, not U V^T."""
     params = {"kernel": jnp.asarray(np.random.default_rng(7).normal(size=(9, 7)))}
-    found = transforms.truncate(params, energy=0.8)
+    found = compress.truncate(params, energy=0.8)
     tx = transforms.truncate_rank(0.8, nuclear=1.0, inner=optax.identity())
     state: Any = jax.jit(tx.init)(found.params)
     chex.assert_trees_all_close(state.directions, found.directions, atol=1e-5)
@@ -327,7 +327,7 @@ def test_attention_kernels_by_a_function():
         "q": {"kernel": jnp.asarray(np.random.default_rng(8).normal(size=(8, 2, 3)))}
     }
     kind = lambda path, leaf: Unfolding((0,), (1, 2))  # noqa: E731
-    found = transforms.truncate(params, rate=0.5, kind=kind)
+    found = compress.truncate(params, rate=0.5, kind=kind)
     kernel = found.params["q"]["kernel"].reshape(8, 6)
     assert int(found.ranks["q"]["kernel"]) == 3 == numerical_rank(kernel)
 
@@ -335,8 +335,8 @@ def test_attention_kernels_by_a_function():
 def test_an_unfolding_of_lists():
     axes: Any = ([0], [1, 2])
     params = {"q": jnp.arange(12.0).reshape(2, 3, 2)}
-    listed = transforms.truncate(params, ranks={"q": 1}, kind=Unfolding(*axes))
-    want = transforms.truncate(params, ranks={"q": 1}, kind=Unfolding((0,), (1, 2)))
+    listed = compress.truncate(params, ranks={"q": 1}, kind=Unfolding(*axes))
+    want = compress.truncate(params, ranks={"q": 1}, kind=Unfolding((0,), (1, 2)))
     chex.assert_trees_all_equal(listed, want)
 
 
@@ -344,36 +344,36 @@ def test_errors():
     params = {"a": {"kernel": jnp.ones((3, 3, 2, 4))}}
     for rules in ({}, {"energy": 0.5, "rate": 0.5}):
         with pytest.raises(ValueError, match="exactly one of `energy`, `value`"):
-            transforms.truncate(params, **rules)
+            compress.truncate(params, **rules)
     for name in ("energy", "rate"):
         with pytest.raises(ValueError, match=rf"`{name}` must be .* in \(0, 1\], got"):
-            transforms.truncate(params, **{name: 1.5})
+            compress.truncate(params, **{name: 1.5})
     with pytest.raises(ValueError, match="`min_rank` must be at least 1, got 0"):
-        transforms.truncate(params, energy=0.5, min_rank=0)
+        compress.truncate(params, energy=0.5, min_rank=0)
     with pytest.raises(ValueError, match="`ranks` must have exactly the structure"):
-        transforms.truncate(params, ranks={"b": 1})
+        compress.truncate(params, ranks={"b": 1})
     with pytest.raises(ValueError, match="(?s)`ranks` must not be neg.*a/kernel: -1"):
-        transforms.truncate(params, ranks={"a": {"kernel": -1}})
+        compress.truncate(params, ranks={"a": {"kernel": -1}})
     with pytest.raises(ValueError, match="`ranks` must be integers:\n  a/kernel: 1.5"):
-        transforms.truncate(params, ranks={"a": {"kernel": 1.5}})
+        compress.truncate(params, ranks={"a": {"kernel": 1.5}})
     with pytest.raises(ValueError, match="`ranks` are 0 .* nothing has been truncated"):
-        transforms.truncate(params, ranks=transforms.truncate_rank().init(params).ranks)
+        compress.truncate(params, ranks=transforms.truncate_rank().init(params).ranks)
     kind: Any = "rows"
     with pytest.raises(ValueError, match="`kind` must be one of channel, .*'rows'"):
-        transforms.truncate(params, energy=0.5, kind=kind)
+        compress.truncate(params, energy=0.5, kind=kind)
     with pytest.raises(ValueError, match="name every axis once.*got Unfolding"):
-        transforms.truncate(params, energy=0.5, kind=Unfolding((0, 1), (2,)))
+        compress.truncate(params, energy=0.5, kind=Unfolding((0, 1), (2,)))
     with pytest.raises(ValueError, match=r"No default unfolding for q of shape \(2, 2"):
-        transforms.truncate({"q": jnp.ones((2, 2, 2))}, energy=0.5)
+        compress.truncate({"q": jnp.ones((2, 2, 2))}, energy=0.5)
     with pytest.raises(ValueError, match="No default unfolding for q"):
         transforms.truncate_rank(0.5).init({"q": jnp.ones((2, 2, 2))})
     with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
         transforms.truncate_rank(0.5, every=0)
-    with pytest.raises(ValueError, match="`total_steps` 9 ends before the first"):
-        transforms.truncate_rank(0.5, every=10, total_steps=9)
+    with pytest.raises(ValueError, match="`end` 8 comes before the first"):
+        transforms.truncate_rank(0.5, every=10, end=8)
     with pytest.raises(ValueError, match="give the optimizer as `inner`"):
         transforms.truncate_rank(0.5, nuclear=0.1)
-    with pytest.raises(ValueError, match=r"no `total_steps` \(got 9\)"):
+    with pytest.raises(ValueError, match=r"no `end` \(got 8\)"):
         transforms.trp(0.1, every=3, total_steps=9, by_loop=True)
     with pytest.raises(ValueError, match="nothing left to do"):
         transforms.trp(0.1, nuclear=None, by_loop=True)

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune import masks, transforms
 from jprune.masks._count import removed_count
+from jprune.transforms._weight_history import layer_importance
 from tests.transforms.table import gradients, tree
 
 prune = transforms.prune_by_weight_history
@@ -49,7 +50,7 @@ TWO_GONE = {"a": jnp.array([[True, True, False, False]]), "b": jnp.ones((1, 4), 
     "gamma, want", [(1.0, [1.25, 0.75]), (0.0, [1, 1]), (8.0, [3, 0.1])]
 )
 def test_weightmom_g2_importance(gamma, want):
-    got = transforms.layer_importance(TWO_GONE, gamma)
+    got = layer_importance(TWO_GONE, gamma)
     np.testing.assert_allclose([got["a"], got["b"]], want, rtol=1e-6)
 
 

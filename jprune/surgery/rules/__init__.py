@@ -1,9 +1,10 @@
 """The table of rules: one file for each family of primitives.
 
-`RULES` maps a primitive's name to its `Rule`; `surgery.register_rule` adds to it.
+`RULES` maps a primitive's name to its `Rule`; importing this package fills it, and
+`surgery.register_rule` adds to it.
 """
 
-from jprune.surgery._registry import Rule
+from jprune.surgery._registry import RULES as RULES
 from jprune.surgery.rules import (
     _contract,
     _control,
@@ -20,16 +21,17 @@ from jprune.surgery.rules import (
 from jprune.surgery.rules._elementwise import elementwise_axes as elementwise_axes
 from jprune.surgery.rules._elementwise import positionwise as positionwise
 
-RULES: dict[str, Rule] = {
-    **_elementwise.RULES,
-    **_shape.RULES,
-    **_reshape.RULES,
-    **_pieces.RULES,
-    **_contract.RULES,
-    **_reduce.RULES,
-    **_index.RULES,
-    **_generate.RULES,
-    **_control.RULES,
-    **_loops.RULES,
-    **_custom.RULES,
-}
+for _family in (
+    _elementwise,
+    _shape,
+    _reshape,
+    _pieces,
+    _contract,
+    _reduce,
+    _index,
+    _generate,
+    _control,
+    _loops,
+    _custom,
+):
+    RULES.update(_family.RULES)

@@ -27,11 +27,12 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import Equation
 from jprune._jaxpr._trace import explicit
 from jprune.surgery import _axes as ax
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import Context, walk
-from jprune.surgery._build import Builder, Log
+from jprune.surgery._build import Builder, CellSite, Log, Outs
 from jprune.surgery._cells import Bits, Cell, Item, Value
 from jprune.surgery._frames import Boundary, Frame, GraphCall, plain
 from jprune.surgery._layout import Choice, Solver, Unsolvable
@@ -40,7 +41,9 @@ from jprune.surgery._scope import Info
 from jprune.surgery.rules._control import call_axes
 
 
-def custom_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+def custom_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Value]:
     """A custom function of cells."""
     boundary = Boundary()
     inside = [boundary.value(v) for v in ins]
@@ -239,9 +242,8 @@ class _Program:
             for v in (*eqn.invars, *moved_vars)
         ]
         self.jaxpr = _compat.without_dead_code(jax.make_jaxpr(dense)(*avals))
-        ctx = Context(old.rules, "allow")
         infos = [Info(a) for a in (*ins, *moved)]
-        self.scope, found = walk(ctx, self.jaxpr, infos)
+        self.scope, found = walk(Context("allow"), self.jaxpr, infos)
         like = ins if reverse else outs
         for info, j in zip(found, results, strict=True):
             for s, t in zip(info.axes, like[j], strict=True):
@@ -271,7 +273,7 @@ class _Program:
             if not np.array_equal(mine.rep, theirs.rep):
                 raise self.error("it refines an axis that the function does not")
         options = dataclasses.replace(old.options, last=last or old.options.last)
-        self.builder = Builder(old.rules, self.choice, options, self.log)
+        self.builder = Builder(self.choice, options, self.log)
 
     def build(self, ins: list[Value]) -> list[Value]:
         """The values of the rule's results."""
@@ -366,13 +368,8 @@ class _Copy:
 
 def _weight(value: Value, bits: Bits) -> np.ndarray | None:
     """How many dense positions each position of a cell stands for; None if one."""
-    out = np.ones((1,) * len(bits))
-    for d, (lay, bit) in enumerate(zip(value.layouts, bits, strict=True)):
-        if bit:
-            shape = [1] * len(bits)
-            shape[d] = lay.mult.size
-            out = out * lay.mult.reshape(shape)
-    return None if (out == 1).all() else out
+    rank = len(bits)
+    return ce.multiplicity(value.layouts, bits, range(rank), rank)
 
 
 def _inexact(variables: Sequence[Any]) -> list[int]:
@@ -381,7 +378,7 @@ def _inexact(variables: Sequence[Any]) -> list[int]:
     ]
 
 
-def _smooth(eqn: Any) -> list[int]:
+def _smooth(eqn: Equation) -> list[int]:
     """The differentiable operands; what a reverse rule closes over is not one."""
     reverse = eqn.primitive.name == "custom_vjp_call"
     first = eqn.params["num_consts"] if reverse else 0
@@ -393,7 +390,7 @@ def _dynamic(cell: Cell) -> bool:
 
 
 def _of_smooth(
-    eqn: Any, xs: Sequence[Any], smooth: Sequence[int]
+    eqn: Equation, xs: Sequence[Any], smooth: Sequence[int]
 ) -> Callable[..., Any]:
     """The call as a function of its differentiable operands."""
 
@@ -411,6 +408,6 @@ def _float0(shape: Sequence[int]) -> np.ndarray:
 
 
 RULES: dict[str, Rule] = {
-    name: Rule(call_axes, custom_cells, True)
+    name: Rule(axes=call_axes, cells=custom_cells, constant=True)
     for name in ("custom_jvp_call", "custom_vjp_call")
 }

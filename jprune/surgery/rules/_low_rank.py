@@ -1,4 +1,4 @@
-"""One contraction of a kernel that is a product, as two.
+"""One contraction of a kernel that is a product, as two (`compress.low_rank`).
 
 A dot product over the kernel's rows meets `first`, then `second`; over its columns, the
 other way round. A convolution takes the spatial axes of either half with that half: its
@@ -12,15 +12,12 @@ from typing import Any
 import jax
 from jax import lax
 
+from jprune._factors import INNER, Labelled, Refused, Thin
 from jprune._jaxpr import _compat
-from jprune.compress._factors import INNER, Labelled, Thin
+from jprune._jaxpr._compat import Equation
 
 
-class Refused(Exception):
-    """The equation has no form as two contractions; the text says why."""
-
-
-def contract(eqn: Any, place: int, thin: Thin, other: jax.Array) -> jax.Array:
+def contract(eqn: Equation, place: int, thin: Thin, other: jax.Array) -> jax.Array:
     """`dot_general` of a thin operand at `place` with an array.
 
     Raises:
@@ -69,7 +66,7 @@ def _axes(labels: Any) -> list[int]:
 
 
 def _dot(
-    eqn: Any, lhs: Any, rhs: Any, of_lhs: Any, of_rhs: Any, inner: bool = False
+    eqn: Equation, lhs: Any, rhs: Any, of_lhs: Any, of_rhs: Any, inner: bool = False
 ) -> jax.Array:
     """The equation's product with other dimension numbers."""
     numbers = ((of_lhs[0], of_rhs[0]), (of_lhs[1], of_rhs[1]))
@@ -80,7 +77,7 @@ def _dot(
     return _compat.bind(eqn, params, [lhs, rhs])[0]
 
 
-def convolve(eqn: Any, place: int, thin: Thin, other: jax.Array) -> jax.Array:
+def convolve(eqn: Equation, place: int, thin: Thin, other: jax.Array) -> jax.Array:
     """`conv_general_dilated` with a thin kernel.
 
     Raises:

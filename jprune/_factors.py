@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jprune._jaxpr._moves import Dims
 from jprune._tree import KeyTuple
 from jprune._unfolding import Spectrum, Unfolding
+
+Dims = tuple[int | None, ...]
+"""For each axis of a value the kernel's axis behind it; None for a unit one."""
 
 INNER = "k"
 """The label of the axis that the two factors share."""
@@ -51,6 +53,10 @@ def split(
         first.reshape(*each, *rows, width).astype(like.dtype),
         second.reshape(*each, width, *columns).astype(like.dtype),
     )
+
+
+class Refused(Exception):
+    """An equation has no form as two contractions; the text says why."""
 
 
 @partial(

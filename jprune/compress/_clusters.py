@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import jax
 import numpy as np
 
 from jprune import masks
@@ -25,9 +24,6 @@ from jprune._groups import Group, member_leaves
 from jprune._tree import keys_text
 from jprune._typing import Params
 from jprune.masks._count import require_sparsity
-
-Clusters = Mapping[str, Sequence[int] | np.ndarray | jax.Array]
-"""Cluster numbers of a group's coordinates by group id; equal means one cluster."""
 
 How = Literal["kmeans", "even", "imbalanced"]
 
@@ -42,7 +38,7 @@ def find_clusters(
     pacesetter: str | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """A partition of each group's coordinates: what `csgd` and `compress.merge` take.
+    """A partition of each group's coordinates: what `csgd` and `merge` take.
 
     Runs on the host, once. Save the result with the run: k-means on other weights finds
     other clusters.
@@ -72,12 +68,12 @@ def find_clusters(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import surgery, transforms
+      >>> from jprune import compress, surgery
       >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
       >>> w = jnp.array([[0.0, 5.0, 0.1], [0.0, 5.0, 0.0]])
       >>> params = {"v": jnp.ones((3, 1)), "w": w}
       >>> deps = surgery.groups(fn)(params, jnp.ones((1, 2)))
-      >>> transforms.find_clusters(params, deps, keep={"w:1": 2})
+      >>> compress.find_clusters(params, deps, keep={"w:1": 2})
       {'w:1': array([0, 1, 0])}
     """
     if how not in ("kmeans", "even", "imbalanced"):
@@ -111,8 +107,7 @@ def even_clusters(size: int, n: int) -> np.ndarray:
       ValueError: not `1 <= n <= size`.
 
     Examples:
-      >>> from jprune import transforms
-      >>> transforms.even_clusters(5, 2)
+      >>> even_clusters(5, 2)
       array([0, 0, 0, 1, 1])
     """
     _require_count(size, n)

@@ -1,0 +1,54 @@
+"""Leaving when asked: SIGTERM or Ctrl-C ends the step, saves, and goes.
+
+A scheduler gives a job some seconds between SIGTERM and the end. The handler only
+notes the wish; the training loop reads it between two compiled calls. A second signal
+is obeyed at once.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from types import FrameType
+
+import jax
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_wish: list[int] = []
+_calls = count()
+
+
+class Stopped(Exception):
+    """The job was asked to leave, and has saved."""
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within it a first SIGTERM or SIGINT is a wish, and a second one an end."""
+    alone = jax.process_count() == 1  # JAX itself listens for several processes
+    if not alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, _note) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        _wish.clear()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def wanted() -> bool:
+    """Whether to leave now; several processes leave after the same call of this."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(next(_calls))
+    return bool(_wish)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    if _wish:
+        raise KeyboardInterrupt
+    _wish.append(number)
