@@ -167,8 +167,8 @@ class MatrixForm(NamedTuple):
         g, k, _ = self.shape
         if self.eqn.primitive.name == "dot_general":
             place = 1 - self.site.place
-            (summed, batch) = self.eqn.params["dimension_numbers"]
-            order = _free_last(x.ndim, batch[place], summed[place])
+            (_, batch) = self.eqn.params["dimension_numbers"]
+            order = _free_last(x.ndim, batch[place], _summed(self.eqn, self.site)[1])
             return x.transpose(order).reshape(g, -1, k)
         return _patches(self.eqn, x, positions, g)
 
@@ -186,8 +186,8 @@ def matrix_form(flat: Flat, site: Site) -> MatrixForm:
     taken = {axis for axis, _ in site.origin.at}
     layer = tuple(n for axis, n in enumerate(whole) if axis not in taken)
     if eqn.primitive.name == "dot_general":
-        summed, batch = eqn.params["dimension_numbers"]
-        kinds = [list(batch[place]), list(summed[place])]
+        _, batch = eqn.params["dimension_numbers"]
+        kinds = [list(batch[place]), _summed(eqn, site)[0]]
         kinds.append([d for d in range(len(shape)) if d not in sum(kinds, [])])
         sizes = [math.prod(shape[d] for d in kind) for kind in kinds]
         counts = (len(kinds[0]), len(kinds[1]), len(kinds[2]))
@@ -214,6 +214,20 @@ def spatial_shape(form: MatrixForm) -> tuple[int, ...]:
     spec = form.eqn.params["dimension_numbers"].out_spec
     shape = form.eqn.outvars[0].aval.shape
     return tuple(shape[d] for d in spec[2:])
+
+
+def _summed(eqn: Any, site: Site) -> tuple[list[int], list[int]]:
+    """The axes a dot product sums over, of the parameter and of the other operand.
+
+    In the order of the parameter's axes, whatever order the equation has.
+    """
+    own, other = (
+        eqn.params["dimension_numbers"][0][i] for i in (site.place, 1 - site.place)
+    )
+    pairs = sorted(
+        zip(own, other, strict=True), key=lambda p: (site.origin.dims[p[0]] or 0, p[0])
+    )
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def _free_last(ndim: int, batch: Sequence[int], summed: Sequence[int]) -> list[int]:
