@@ -119,7 +119,7 @@ class _Averages(NamedTuple):
         if not counted:
             return cls(m, jax.tree.map(lambda _: False, fresh), 1.0)
         flags = jax.tree.map(
-            lambda a, b: _floating(a) and not _close(a, b), fresh, kept
+            lambda a, b: _floating(a) and not _close(a, b), fresh, later
         )
         pairs = zip(*map(jax.tree.leaves, (fresh, later, flags)), strict=True)
         leaves = [(np.asarray(a), np.asarray(b), f) for a, b, f in pairs]

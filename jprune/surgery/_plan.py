@@ -156,7 +156,20 @@ class Plan:
 
         The file is replaced at once: a reader finds the old plan or the new one.
         """
-        _saved.write(path, (dict(self.keep), self.ties, self.free, self.declared))
+        _saved.write(path, self.to_json())
+
+    def to_json(self) -> str:
+        """The plan as JSON text, what `save` writes; it may be metadata of a file."""
+        return _saved.text((dict(self.keep), self.ties, self.free, self.declared))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The plan that `to_json` wrote.
+
+        Raises:
+          ValueError: if the text is not a plan, or its indices do not fit its shapes.
+        """
+        return cls(*_saved.read(text, "text"))
 
     def _map(
         self, tree: PyTree, at: Any, shapes: Mapping[KeyTuple, Any], fn: Any
@@ -249,4 +262,4 @@ def load_plan(path: str | pathlib.Path) -> Plan:
         other types, a leaf twice, indices outside their axis or repeated, an axis above
         2^31 - 1.
     """
-    return Plan(*_saved.read(path))
+    return Plan(*_saved.read(pathlib.Path(path).read_bytes(), path))

@@ -23,8 +23,8 @@ LONGEST = 2**31 - 1
 Parts = tuple[dict[KeyTuple, tuple[np.ndarray, ...]], tuple, tuple, bool]
 
 
-def write(path: str | pathlib.Path, parts: Parts) -> None:
-    """Writes a plan: the file is the old one or the new one, never half of it."""
+def text(parts: Parts) -> str:
+    """A plan as JSON."""
     keep, ties, free, declared = parts
     for key in (*keep, *(p for pair in ties for p in pair), *free):
         _require_path(list(key))
@@ -44,11 +44,16 @@ def write(path: str | pathlib.Path, parts: Parts) -> None:
         "free": [list(p) for p in free],
         "declared": declared,
     }
+    return json.dumps(data)
+
+
+def write(path: str | pathlib.Path, text: str) -> None:
+    """Writes a plan: the file is the old one or the new one, never half of it."""
     target = pathlib.Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w") as file:
-            file.write(json.dumps(data) + "\n")
+            file.write(text + "\n")
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -58,18 +63,17 @@ def write(path: str | pathlib.Path, parts: Parts) -> None:
         raise
 
 
-def read(path: str | pathlib.Path) -> Parts:
-    """The parts of a plan that `write` wrote.
+def read(given: str | bytes, source: Any) -> Parts:
+    """The parts of a plan from its JSON.
 
     Raises:
-      ValueError: the file is anything else.
+      ValueError: naming the source, if it is anything but what `text` gives.
     """
     try:
-        data = json.loads(pathlib.Path(path).read_bytes())
-        return _parts(data)
+        return _parts(json.loads(given))
     except (ValueError, RecursionError) as error:
         raise value_error(
-            f"`{path}` is not a plan written by `Plan.save`: {error}."
+            f"`{source}` is not a plan written by `Plan.save`: {error}."
         ) from None
 
 
