@@ -38,7 +38,8 @@ from experiments.methods import (
 )
 from experiments.models import deep_tanh, digits_resnet, lenet, resnet
 from experiments.results import Row
-from experiments.systems import mnist
+from experiments.systems import graphs as graph_system
+from experiments.systems import mnist, super_resolution
 from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
@@ -114,7 +115,9 @@ METHODS: dict[str, Callable[..., Any]] = {
 }
 
 RUNNERS: dict[str, Runner] = {
+    "graphs": graph_system.RUNNER,
     "mnist": mnist.RUNNER,
+    "super_resolution": super_resolution.RUNNER,
 }
 
 

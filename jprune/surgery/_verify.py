@@ -236,8 +236,9 @@ class _Check:
                 f"{type(error).__name__}: {error}. Build your class at the widths of "
                 "`jprune.frameworks.widths(deps, plan)`."
             ) from error
-        errors = {}
-        for mean in ("dense", "compact"):
+        errors: dict[str, float] = {}
+        means: tuple[Mean, ...] = ("dense", "compact")
+        for mean in means:
             want = self._small(plan, mean)
             _require_same_results(want.outputs, got.outputs)
             errors[mean] = self._found(want, got).worst
