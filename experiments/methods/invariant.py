@@ -12,6 +12,7 @@ from experiments.methods import structured
 from experiments.methods.one_shot import recalibration
 from experiments.methods.removal import accuracy, row
 from experiments.results import Row
+from experiments.rules import percent
 from jprune import analysis, compress, masks, scores
 
 
@@ -38,9 +39,7 @@ def invariant(
     """
     tree = structured.variables(dense.params, dense.stats)
     index = structured.examples(lab, 100)
-    found = analysis.scale_invariance(
-        lambda v, i: structured.apply(lab, v, i), tree, index
-    )
+    found = analysis.scale_invariance(structured.network(lab), tree, index)
     groups = found.groups
     rng = np.random.default_rng(lab.seed)
     sizes = analysis.filter_sizes(tree, groups)
@@ -60,7 +59,7 @@ def invariant(
                 params,
                 after=lab.logits(params, fresh),
                 before=before,
-                run=f"{name} {share:.0%}",
+                run=f"{name} {percent(share)}",
                 method="invariant",
                 kept=_kept(mine["params"]),
             )

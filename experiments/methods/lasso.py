@@ -47,8 +47,8 @@ def lasso(
     groups = structured.inner(deps)
     index = lab.dataset.train[:images].astype(np.int32).reshape(-1, batch)
     batches = [lab.replicated(part) for part in index]
-    refresh = recalibration(lab, stats_momentum)
-
+    refresh = recalibration(lab, stats_momentum) if stats_momentum else None
+    before = lab.logits(dense.params, dense.stats)
     apply = structured.network(lab)
 
     def fitted(keep: dict[str, Any]) -> Any:
