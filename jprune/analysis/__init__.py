@@ -5,6 +5,7 @@
   and a compact function: `compare`.
 * A plan's cost as a fraction of the dense network, for `surgery.select(cost=)`:
   `relative_latency`, `relative_flops`, `relative_memory`, `relative_bytes`.
+* Its residual branches, for gates and samplers: `residual_branches`.
 * How it trains: `trainability`.
 * Filters whose scale a norm hides: `scale_invariance`, and how they move:
   `filter_sizes`, `effective_learning_rate`, `angular_update`, `equilibrium`.
@@ -12,6 +13,7 @@
   `plot_sparsity`.
 """
 
+from jprune.analysis._branches import residual_branches as residual_branches
 from jprune.analysis._compare import compare as compare
 from jprune.analysis._flops import flops as flops
 from jprune.analysis._latency import latencies as latencies
