@@ -53,6 +53,31 @@ def sub_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:
     return found
 
 
+def positionwise(jaxpr: Jaxpr, names: frozenset[str]) -> bool:
+    """Whether each position of the results is computed from the same one of the inputs.
+
+    Args:
+      jaxpr: the program.
+      names: position-wise primitives.
+
+    Returns:
+      True if every value is a scalar or has the shape of the first result, and only
+      such primitives, repeats of scalars and calls of such programs occur.
+    """
+    shape = jaxpr.outvars[0].aval.shape
+    for eqn in jaxpr.eqns:
+        if any(v.aval.shape not in ((), shape) for v in (*eqn.invars, *eqn.outvars)):
+            return False
+        inner, name = sub_jaxprs(eqn.params), eqn.primitive.name
+        if name == "broadcast_in_dim" and eqn.invars[0].aval.shape == ():
+            continue
+        if name in names or (name in ("jit", "pjit") and inner):
+            if all(positionwise(sub, names) for sub in inner):
+                continue
+        return False
+    return all(v.aval.shape in ((), shape) for v in (*jaxpr.invars, *jaxpr.outvars))
+
+
 def literal_value(literal: Any) -> np.ndarray:
     """The value of a literal as a NumPy array of the literal's dtype."""
     return np.asarray(literal.val, literal.aval.dtype)
@@ -76,7 +101,8 @@ def without_dead_code(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """
     if _all_needed(jaxpr.jaxpr, set()):
         return jaxpr
-    live, _ = _dce_jaxpr(jaxpr.jaxpr, True, instantiate=True)
+    every = [True] * len(jaxpr.jaxpr.outvars)
+    live, _ = _dce_jaxpr(jaxpr.jaxpr, every, instantiate=True)
     return closed(live, jaxpr.consts)
 
 

@@ -39,8 +39,12 @@ CASES = {
     "argmax across": (lambda h: h * jnp.argmax(h, 0)[None], 6, ""),
     "window along": (WINDOW, 0, "reduce_window_sum"),
     "window across": (ROWS, 6, ""),
-    "strided slice that does not divide": (lambda h: h[:, ::4], 0, "slice"),
-    "strided slice": (lambda h: h[:, 1::3], 2, ""),
+    "strided slice that does not divide": (
+        lambda h: lax.slice(h, (0, 0), h.shape, (1, 4)),
+        0,
+        "slice",
+    ),
+    "strided slice": (lambda h: lax.slice(h, (0, 1), h.shape, (1, 3)), 2, ""),
     "run-time slice along": (
         lambda h: lax.dynamic_slice(h, (0, 1), (4, 3)),
         0,
@@ -160,6 +164,10 @@ def check(name: str, kept: Any) -> None:
         params = {"w": w, "v": rng.standard_normal((width, 2))}
         fn = lambda p, x: act(x @ p["w"]) @ p["v"]  # noqa: E731
         deps = surgery.groups(fn)(params, x)
+        if primitive == "unstack" and "unstack" not in str(
+            jax.make_jaxpr(fn)(params, x)
+        ):
+            pytest.skip("this JAX slices instead")
         if size == 0:
             reasons = {
                 f.primitive for f in deps.frozen() if (f.path, f.axis) == (("w",), 1)
