@@ -6,9 +6,11 @@ relies on each name, so that a release which moves one of them fails in one plac
 this file knows of versions.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.core
 import jax.extend.core as _core
 import numpy as np
@@ -19,6 +21,12 @@ ClosedJaxpr = _core.ClosedJaxpr
 Equation = _core.JaxprEqn
 Literal = _core.Literal
 Primitive = _core.Primitive
+InconclusiveSize: type[Exception] = (
+    jax.errors.InconclusiveDimensionOperation
+    if hasattr(jax.errors, "InconclusiveDimensionOperation")
+    else jax.core.InconclusiveDimensionOperation
+)
+"""What comparing symbolic dimensions raises."""
 
 
 def closed(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> ClosedJaxpr:
@@ -51,6 +59,35 @@ def sub_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:
             elif isinstance(item, Jaxpr):
                 found.append(item)
     return found
+
+
+def make_jaxpr(fn: Callable[..., Any], *avals: Any) -> ClosedJaxpr:
+    """`jax.make_jaxpr`, outside of the `shard_map` or `vmap` that names the axes, too.
+
+    An axis name that is not bound is taken to have one position: which axes of the
+    parameters are coupled does not depend on its size.
+    """
+    named: list[tuple[str, int]] = []
+    while True:
+        try:
+            return jax.make_jaxpr(fn, axis_env=named or None)(*avals)
+        except NameError as error:
+            found = re.search(r"unbound axis name: (\w+)", str(error))
+            if found is None or (found.group(1), 1) in named:
+                raise
+            named.append((found.group(1), 1))
+
+
+def varying(aval: Any) -> dict[str, Any]:
+    """Over which axes of a `shard_map` a value differs, as `ShapeDtypeStruct` takes it.
+
+    Empty outside of one, and for a value that is the same everywhere.
+    """
+    new = getattr(aval, "manual_axis_type", None)
+    if new is not None and not new.empty:
+        return {"manual_axis_type": new, "sharding": aval.sharding}
+    old = getattr(aval, "vma", None)  # before JAX 0.10.2
+    return {"vma": old, "sharding": aval.sharding} if old else {}
 
 
 def positionwise(jaxpr: Jaxpr, names: frozenset[str]) -> bool:

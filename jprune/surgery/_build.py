@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune.surgery import _cells as ce
-from jprune.surgery._axes import Atom, Term, leaves
+from jprune.surgery._axes import Atom, Term, is_symbolic, leaves
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Layout
 from jprune.surgery._registry import RULES
@@ -200,6 +200,10 @@ class Builder:
     ) -> list[Value] | None:
         """The value of a constant equation computed now, or None if unknown."""
         if len(eqn.outvars) != 1 or eqn.effects:
+            return None
+        if any(
+            is_symbolic(n) for v in (*eqn.invars, *eqn.outvars) for n in v.aval.shape
+        ):
             return None
         args = [v.dense.known for v in ins]  # type: ignore[union-attr]
         rule = RULES.get(eqn.primitive.name)

@@ -36,6 +36,7 @@ from jax.sharding import AxisType, NamedSharding, reshard
 
 from jprune._axes import mesh_of, whole_along
 from jprune._errors import PREFIX, value_error
+from jprune.surgery._axes import is_symbolic
 from jprune.surgery._layout import Layout
 
 Bits = tuple[int, ...]
@@ -284,7 +285,8 @@ def _exact(cell: Cell, array: Any) -> Any:
     if not isinstance(array, np.ndarray):
         return array
     shape = array.shape if cell.shape is None else cell.shape
-    if math.prod(shape) > FOLD_LIMIT:  # an equation instead of a large constant
+    size = math.prod(shape)  # an equation instead of a large constant
+    if is_symbolic(size) or size > FOLD_LIMIT:
         return jnp.broadcast_to(array, shape)
     return np.broadcast_to(array, shape)
 

@@ -21,7 +21,6 @@ from jprune.surgery._frames import Boundary, Frame, GraphCall, jitted, plain
 from jprune.surgery._registry import NoRule, Rule
 from jprune.surgery._scope import CONST, MANY, Info
 
-
 FEW = 3
 """A jitted body of so few equations is put in place: the call costs more than it."""
 

@@ -28,7 +28,7 @@ import numpy as np
 from jprune._errors import value_error
 from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import Equation
-from jprune._jaxpr._trace import explicit
+from jprune._jaxpr._trace import layout
 from jprune.surgery import _axes as ax
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import Context, walk
@@ -382,10 +382,7 @@ class _Program:
 
 
 def _abstract(avals: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
-    return [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=explicit(a.sharding))
-        for a in avals
-    ]
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype, **layout(a)) for a in avals]
 
 
 class _Copy:
