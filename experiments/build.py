@@ -1,7 +1,7 @@
 """Where the strings of a configuration become functions: the only registry."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -12,40 +12,39 @@ from experiments.data import augment, digits, graphs, images
 from experiments.data.dataset import Dataset
 from experiments.journal import Journal
 from experiments.lab import Augment, Lab, Run, make_lab
+from experiments.loop import Fit
 from experiments.methods import (
-    asl,
-    aswl,
     csgd,
     dense,
     dynamic_sparse,
     early_pruning,
     gap,
     gates,
-    gradual,
     gsm,
-    issp,
     iterative,
+    lasso,
     masksparsity,
     n_of_m,
     one_shot,
     powerprop,
     prune_at_init,
+    reparameterized,
     scales,
-    sls,
-    straight_through,
-    swd,
+    similarity,
     swd_channels,
-    top_kast,
+    swept,
     tpp,
     trp,
-    weightmom,
 )
 from experiments.models import deep_tanh, digits_resnet, lenet, resnet
-from experiments.systems import mnist
+from experiments.results import Row
+from experiments.systems import graphs as graph_system
+from experiments.systems import mnist, super_resolution
 from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
+    "cifar10_part": images.load_cifar10_part,
     "citeseer": lambda folder: graphs.load_graph("citeseer", folder),
     "cora": lambda folder: graphs.load_graph("cora", folder),
     "digits": lambda folder: digits.load_digits(),
@@ -84,37 +83,41 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 AUGMENT: dict[str, Augment] = {"crop_flip": augment.crop_flip, "none": augment.keep}
 
 METHODS: dict[str, Callable[..., Any]] = {
-    "asl": asl.asl,
-    "aswl": aswl.aswl,
+    "asl": reparameterized.asl,
+    "aswl": reparameterized.aswl,
     "csgd": csgd.csgd,
     "dynamic_sparse": dynamic_sparse.dynamic_sparse,
     "gates": gates.gates,
     "early_pruning": early_pruning.early_pruning,
     "gap": gap.gap,
-    "gradual": gradual.gradual,
+    "gradual": swept.gradual,
     "gsm": gsm.gsm,
     "hard_n_of_m": n_of_m.hard_n_of_m,
-    "issp": issp.issp,
+    "issp": swept.issp,
     "iterative": iterative.iterative,
-    "issr": issp.issr,
+    "issr": swept.issr,
+    "lasso": lasso.lasso,
     "masksparsity": masksparsity.masksparsity,
     "one_shot": one_shot.one_shot,
     "powerprop": powerprop.powerprop,
     "prune_at_init": prune_at_init.prune_at_init,
     "scales": scales.scales,
-    "sls": sls.sls,
-    "sr_ste": n_of_m.sr_ste,
-    "straight_through": straight_through.straight_through,
-    "swd": swd.swd,
+    "similarity": similarity.similarity,
+    "sls": reparameterized.sls,
+    "sr_ste": reparameterized.sr_ste,
+    "straight_through": reparameterized.straight_through,
+    "swd": swept.swd,
     "swd_channels": swd_channels.swd_channels,
-    "top_kast": top_kast.top_kast,
+    "top_kast": reparameterized.top_kast,
     "tpp": tpp.tpp,
     "trp": trp.trp,
-    "weightmom": weightmom.weightmom,
+    "weightmom": swept.weightmom,
 }
 
 RUNNERS: dict[str, Runner] = {
+    "graphs": graph_system.RUNNER,
     "mnist": mnist.RUNNER,
+    "super_resolution": super_resolution.RUNNER,
 }
 
 
@@ -209,6 +212,14 @@ def open_runner(config: Config, **passed: Any) -> Any:
       DataError: if the data is not there.
     """
     return RUNNERS[config.runner].open(config, **passed, **config.setup)
+
+
+def rows(lab: Lab, dense: Fit, settings: dict[str, Any]) -> Iterator[Row]:
+    """The rows of one run of a configuration; who starts from it gets the dense run."""
+    method = METHODS[settings["method"]]
+    own = lab._replace(settings=settings)
+    given = (own, dense) if "dense" in inspect.signature(method).parameters else (own,)
+    yield from method(*given, **keywords(settings))
 
 
 def keywords(run: dict[str, Any]) -> dict[str, Any]:

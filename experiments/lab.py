@@ -100,6 +100,11 @@ class Lab(NamedTuple):
     prefix: str = ""
     settings: Mapping[str, Any] = MappingProxyType({})
 
+    @property
+    def method(self) -> str:
+        """The method that is being run, for its rows."""
+        return self.settings.get("method", "")
+
     def run(self, label: str, **own: Any) -> Run:
         """A run of the entry's settings; `own` takes the place of what is swept."""
         return Run(label, {**self.settings, **own})

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments import stopping
 from experiments.checkpoints import Checkpoints, Saved
 from experiments.lab import Forward, Lab, Run
-from jprune import masks, transforms
+from jprune import masks, reparam, transforms
 
 
 class Diverged(RuntimeError):
@@ -74,7 +74,7 @@ def compile_program(
     select: Callable[[Any, Any], Any] | None = None,
     forward: Forward | None = None,
     logits: Callable[[Any, Any], jax.Array] | None = None,
-    penalty: Callable[[Any], jax.Array] | None = None,
+    r: reparam.Reparam | None = None,
 ) -> Program:
     """A program for one method.
 
@@ -83,10 +83,9 @@ def compile_program(
       transform: from the traced hyper-parameters (any pytree) to the optimizer.
       select: `(params, hyper)` -> mask of what removal would keep now, for the log;
         compiled, and called once an epoch.
-      forward: the network, where it is not the lab's (a compact one, or a
-        reparameterized one).
-      logits: the test pass that goes with `forward`.
-      penalty: of the parameters, added to the loss.
+      forward: the network, where it is not the lab's (a compact one).
+      logits: the test pass that goes with `forward`, or with `r`.
+      r: a reparameterization; what is trained is then its theta.
     """
     network = forward or lab.forward
     everywhere = NamedSharding(lab.mesh, PartitionSpec())
@@ -102,13 +101,14 @@ def compile_program(
         wanted = labels[index]
         loss = optax.softmax_cross_entropy_with_integer_labels(out, wanted).mean()
         hits = jnp.mean(out.argmax(-1) == wanted)
-        extra = penalty(params) if penalty else 0.0
-        return loss + extra, (stats, jnp.stack([loss, hits]))
+        return loss, (stats, jnp.stack([loss, hits]))
+
+    objective = _of_theta(loss_fn, r) if r else loss_fn
 
     def one_step(state: State, data: Any, order: jax.Array, key: jax.Array, hyper: Any):
         at = state.step % lab.per_epoch * lab.batch
         index = jax.lax.dynamic_slice(order, (at,), (lab.batch,))
-        grads, (stats, numbers) = jax.grad(loss_fn, has_aux=True)(
+        grads, (stats, numbers) = jax.grad(objective, has_aux=True)(
             state.params, state.stats, data, index, jax.random.fold_in(key, state.step)
         )
         updates, opt = transform(hyper).update(grads, state.opt, state.params)
@@ -140,6 +140,17 @@ def compile_program(
     return Program(begin, advance, watch, logits or lab.logits)
 
 
+def _of_theta(loss_fn: Callable[..., Any], r: reparam.Reparam) -> Callable[..., Any]:
+    """The loss of the network that theta makes, with the penalty of theta."""
+    wrapped = reparam.wrap(loss_fn, r, has_aux=True)
+
+    def loss(theta: Any, stats: Any, data: Any, index: jax.Array, key: jax.Array):
+        noise = jax.random.fold_in(key, 1)
+        return wrapped(theta, stats, data, index, key, reparam_key=noise)
+
+    return loss
+
+
 def _added(totals: jax.Array, numbers: jax.Array) -> jax.Array:
     """The sums, and how many steps the loss was a number since the epoch began."""
     good = jnp.isfinite(numbers[0]) & jnp.isfinite(totals[0])
@@ -160,7 +171,7 @@ def observe(params: Any, mask: Any, previous: Any, opt: Any) -> dict[str, jax.Ar
 def fit(
     lab: Lab,
     program: Program,
-    run: Run | str,
+    run: Run,
     epochs: int,
     *,
     start: tuple[Any, Any] | None = None,
@@ -186,7 +197,6 @@ def fit(
       Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
-    run = lab.run(run, name=run) if isinstance(run, str) else run
     state = program.begin(*_copied(start or lab.init()), hyper)
     if opt is not None:
         state = state._replace(opt=_copied(opt))

@@ -44,7 +44,7 @@ _RANGES: dict[str, Range] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "budget": ("global", "leaf"),
     "clusters": ("even", "imbalanced", "kmeans"),
-    "grow": ("gradient", "random"),
+    "recipe": ("rigl", "set", "static"),
     "kinds": ("channel", "decoupled", "spatial"),
 }
 _REPEATS = {"draw", "drops_at", "partitions", "strengths"}

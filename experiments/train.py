@@ -220,9 +220,7 @@ def _rows(lab: Lab) -> Iterator[Row]:
 def _pruned(lab: Lab, dense: Fit) -> Iterator[tuple[str, Row]]:
     """The rows of every run, with the run's name in the configuration."""
     for name, settings in lab.config.runs.items():
-        method = build.METHODS[settings["method"]]
-        own = lab._replace(settings=settings)
-        for found in method(own, dense, **build.keywords(settings)):
+        for found in build.rows(lab, dense, settings):
             yield name, found
 
 

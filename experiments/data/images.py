@@ -30,6 +30,17 @@ def load_cifar10(data_dir: str | None = None) -> Dataset:
     return _load("cifar10", data_dir, axis=(0, 1, 2))
 
 
+def load_cifar10_part(data_dir: str | None = None) -> Dataset:
+    """CIFAR-10's first 10,000 training images and first 2,000 test images.
+
+    For two CPU cores; the moments are those of all training images.
+    """
+    whole = load_cifar10(data_dir)
+    return whole._replace(
+        name="cifar10_part", train=whole.train[:10000], test=whole.test[:2000]
+    )
+
+
 def _load(name: str, data_dir: str | None, axis: tuple[int, ...] | None) -> Dataset:
     folder = find_folder(data_dir, name, _HOW.format(name=name))
     train, train_labels = _read(name, "train", folder)
