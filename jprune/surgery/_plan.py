@@ -34,12 +34,15 @@ class Plan:
       declared: whether `ties` are exactly the updated parameters because the caller of
         `groups` said so (`state_outputs=`). Otherwise they are looked for in whatever
         function the plan is used on, as `groups` does.
+      groups: by group id how many coordinates stay, and of how many; for `table` only,
+        neither saved nor combined.
     """
 
     keep: Mapping[KeyTuple, tuple[np.ndarray, ...]]
     ties: tuple[tuple[KeyTuple, KeyTuple], ...] = ()
     free: tuple[KeyTuple, ...] = ()
     declared: bool = False
+    groups: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def dense_shapes(self) -> dict[KeyTuple, tuple[int, ...]]:
@@ -118,6 +121,7 @@ class Plan:
                 path: tuple(map(_compose, masks, other.keep[path]))
                 for path, masks in self.keep.items()
             },
+            groups={},
         )
 
     def pack_state(
@@ -150,6 +154,15 @@ class Plan:
         from jprune.surgery._state import pack_state
 
         return pack_state(self, opt_state, params, at, rule, tx)
+
+    def table(self) -> str:
+        """Shapes before and after, and what each group lost, for people.
+
+        Repeated blocks are one line: `blocks/*/mlp/kernel x 32`.
+        """
+        from jprune.surgery._table import plan_table
+
+        return plan_table(self)
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the plan as JSON: kept original indices by path and axis.
