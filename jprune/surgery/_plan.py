@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from jprune._dtypes import in_host_memory
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
@@ -214,12 +215,24 @@ class Plan:
 
 def pack_leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
     """The kept coordinates of one leaf; a copy, so that either may be donated."""
-    given = x
+    given, host = x, in_host_memory(x)
+    x = np.asarray(x) if host else x
     for axis, mask in enumerate(masks):
         if not mask.all():
             x = _take(x, np.flatnonzero(mask), axis)
-    held = isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer)
-    return x.copy() if held and (x is given or isinstance(x, np.ndarray)) else x
+    if host:  # nothing to compile
+        own = np.array(x, order="C")
+        if isinstance(given, np.ndarray):
+            return own
+        where = given.sharding if _placed(given) else None
+        return jax.device_put(own, where)
+    traced = isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array)
+    return x if traced or x is not given else x.copy()
+
+
+def _placed(x: jax.Array) -> bool:
+    """Whether an array was put on its device on purpose."""
+    return getattr(x, "committed", True)
 
 
 def _take(x: Any, positions: np.ndarray, axis: int) -> Any:
