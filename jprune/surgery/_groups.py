@@ -165,7 +165,7 @@ class Groups(Sequence[Group]):
           norm: see `scores.over_groups`, also for what follows.
           reduce: over the members of a group.
           roles: only members of these roles, e.g. `("scale",)` for norm scales.
-          raw: not divided by the mean of the group.
+          raw: not divided by the mean of the group, nor weighed by its writers.
           signed: added up with their signs.
           at: where `tree` lies inside the parameters ("params"); None finds it.
 
