@@ -1,7 +1,10 @@
-"""The precision in which scores are computed."""
+"""The precision in which scores are computed, and what counts as zero."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -9,3 +12,17 @@ def wide(x: jax.Array) -> jax.Array:
     dtype = jnp.result_type(x)
     is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
     return jnp.asarray(x, dtype if is_wide else jnp.float32)
+
+
+def not_zero(x: Any) -> Any:
+    """`x != 0`, true of subnormal numbers too, on every device.
+
+    Hardware that flushes subnormals to zero also compares them as zero; their bits tell
+    them apart, so that a mask and a report count alike.
+    """
+    if isinstance(x, np.ndarray | np.generic) or x.dtype == bool:
+        return x != 0
+    if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits < 16:
+        return x != 0
+    whole = np.dtype(f"int{jnp.finfo(x.dtype).bits}")
+    return jax.lax.bitcast_convert_type(x, whole) << 1 != 0

@@ -134,7 +134,7 @@ def test_sls_twin():
                 for j in range(m - 1):
                     others = np.where(np.arange(m - 1) == j, 1, inside[i])
                     dk[j] = np.sum(dc[j:] * np.cumprod(others)[j:])
-                dk *= (k[i] > 0) & (k[i] < 1.03)
+                dk *= (k[i] >= 0) & (k[i] <= 1.03)
                 vk[i] = beta * vk[i] + dk
                 v[i] = beta * v[i] + gw * factor[i]
                 w[i] = w[i] - lr * v[i]
