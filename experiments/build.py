@@ -30,6 +30,7 @@ from experiments.methods import (
     prune_at_init,
     reparameterized,
     scales,
+    similarity,
     swd_channels,
     swept,
     tpp,
@@ -37,7 +38,8 @@ from experiments.methods import (
 )
 from experiments.models import deep_tanh, digits_resnet, lenet, resnet
 from experiments.results import Row
-from experiments.systems import mnist
+from experiments.systems import graphs as graph_system
+from experiments.systems import mnist, super_resolution
 from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
@@ -100,6 +102,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "powerprop": powerprop.powerprop,
     "prune_at_init": prune_at_init.prune_at_init,
     "scales": scales.scales,
+    "similarity": similarity.similarity,
     "sls": reparameterized.sls,
     "sr_ste": reparameterized.sr_ste,
     "straight_through": reparameterized.straight_through,
@@ -112,7 +115,9 @@ METHODS: dict[str, Callable[..., Any]] = {
 }
 
 RUNNERS: dict[str, Runner] = {
+    "graphs": graph_system.RUNNER,
     "mnist": mnist.RUNNER,
+    "super_resolution": super_resolution.RUNNER,
 }
 
 

@@ -745,4 +745,23 @@ REFERENCES: tuple[Reference, ...] = (
         venue="International Conference on Machine Learning",
         arxiv="2301.00774",
     ),
+    Reference(
+        key="zhang2019exploiting",
+        methods=("similar_channels", "channel similarity", "channel_distances"),
+        kind="misc",
+        title=(
+            "Exploiting Channel Similarity for Accelerating Deep Convolutional Neural "
+            "Networks"
+        ),
+        authors=(
+            "Zhang, Yunxiang",
+            "Zhao, Chenglong",
+            "Ni, Bingbing",
+            "Zhang, Jian",
+            "Deng, Haoran",
+        ),
+        year=2019,
+        venue="arXiv preprint",
+        arxiv="1908.02620",
+    ),
 )

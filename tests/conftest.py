@@ -18,6 +18,8 @@ os.environ.setdefault(
     "--xla_llvm_disable_expensive_passes=true",
 )
 
+os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it once, when it is imported
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

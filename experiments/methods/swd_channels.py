@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from experiments.lab import Lab, Run
@@ -103,30 +102,15 @@ def swd_channels(
 def _within_flops(
     deps: Any, groups: list[Any], share: float, multiple: int
 ) -> Callable[[Any], dict[str, jax.Array]]:
-    """From parameters to what each group keeps: mean |scale|, under the budget.
-
-    Of each group the channels are ranked and taken `multiple` at a time, worth their
-    mean.
-    """
-
-    def cost(kept: jax.Array) -> jax.Array:
-        return deps.flops({g.id: multiple * kept[i] for i, g in enumerate(groups)})
+    """From parameters to what each group keeps: mean |scale|, under the budget."""
 
     def choose(params: Any) -> dict[str, jax.Array]:
         found = scores.over_groups(
             params, groups, norm="l1", reduce="mean", roles=("scale",), raw=True
         )
-        importance = [found[g.id] for g in groups]
-        order = [jnp.argsort(-s, stable=True) for s in importance]
-        packs = [
-            jnp.mean(s[o].reshape(-1, multiple), axis=1)
-            for s, o in zip(importance, order, strict=True)
-        ]
-        taken = masks.within_budget(packs, cost, share * deps.flops())
-        return {
-            g.id: jnp.argsort(o) < multiple * jnp.sum(t)
-            for g, o, t in zip(groups, order, taken, strict=True)
-        }
+        return surgery.choose(
+            deps, found, flops=share, ranking="global", round_to=multiple
+        )
 
     return jax.jit(choose)
 

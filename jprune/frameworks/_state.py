@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax
+
 from jprune._errors import listing, type_error, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
@@ -83,6 +85,11 @@ def shrunk(fn: Stateful, plan: Plan, mean: Mean, rng: Mean) -> Stateful:
         return result["out"], dict(keyed_leaves(result["state"]))
 
     return compact
+
+
+def copied(tree: Any) -> Any:
+    """The tree with arrays of its own: a step that donates one keeps the other."""
+    return jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, tree)
 
 
 def plan_at(path: Any) -> Plan:

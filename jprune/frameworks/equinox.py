@@ -49,7 +49,14 @@ import jax.tree_util as jtu
 from jprune._errors import type_error, value_error
 from jprune._jaxpr._trace import is_array
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
-from jprune.frameworks._state import Mean, found, plan_at, require_paths, shrunk
+from jprune.frameworks._state import (
+    Mean,
+    copied,
+    found,
+    plan_at,
+    require_paths,
+    shrunk,
+)
 from jprune.surgery import Groups, Plan
 
 
@@ -126,7 +133,7 @@ def shrink(
         "Find the groups with `jprune.frameworks.equinox.groups(model, *inputs)`; a "
         "model with state needs `shrink(model, plan, state)`.",
     )
-    packed = plan.pack(params)
+    packed = copied(plan.pack(params))
     setting = _Setting(plan, mean, rng)
     if state is None:
         return CompactModule(packed, setting)

@@ -46,6 +46,7 @@ from jprune._errors import type_error, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
     Mean,
+    copied,
     found,
     nested,
     plan_at,
@@ -124,7 +125,7 @@ def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
         "Find the groups with `jprune.frameworks.nnx.groups(model, *inputs)`, or on "
         "the whole of `nnx.split(model)[1]`.",
     )
-    small = nnx.merge(graphdef, plan.pack(state))
+    small = nnx.merge(graphdef, copied(plan.pack(state)))
     for path, module in list(nnx.iter_modules(small)):
         if type(module) in (nnx.List, nnx.Dict):  # they compute nothing
             continue

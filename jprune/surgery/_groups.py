@@ -7,6 +7,7 @@ reason for every coordinate that may not go.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
@@ -100,6 +101,24 @@ class Groups(Sequence[Group]):
 
     def __contains__(self, group_id: object) -> bool:
         return group_id in self._groups
+
+    def find(self, pattern: str) -> list[Group]:
+        """The groups whose id, or a member of which, a pattern matches.
+
+        Args:
+          pattern: a regular expression, searched in the id and in the members'
+            `path:axis` texts (`mlp/.*kernel:1`).
+
+        Returns:
+          The groups found, in order; none is no error.
+        """
+        seen = re.compile(pattern)
+
+        def hit(group: Group) -> bool:
+            texts = (f"{keys_text(m.path)}:{m.axis}" for m in group.members)
+            return bool(seen.search(group.id)) or any(map(seen.search, texts))
+
+        return [group for group in self if hit(group)]
 
     @property
     def params(self) -> dict[KeyTuple, tuple[Term, ...]]:

@@ -150,6 +150,10 @@ class Plan:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the plan as JSON: kept original indices by path and axis."""
+        pathlib.Path(path).write_text(self.to_json() + "\n")
+
+    def to_json(self) -> str:
+        """The plan as JSON text, what `save` writes; it may be metadata of a file."""
         data = {
             "format": FORMAT,
             "leaves": [
@@ -166,7 +170,16 @@ class Plan:
             "free": [list(p) for p in self.free],
             "declared": self.declared,
         }
-        pathlib.Path(path).write_text(json.dumps(data) + "\n")
+        return json.dumps(data)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The plan that `to_json` wrote.
+
+        Raises:
+          ValueError: if the text is not a plan, or its indices do not fit its shapes.
+        """
+        return _from_json(text, "text")
 
     def _map(
         self, tree: PyTree, at: Any, shapes: Mapping[KeyTuple, Any], fn: Any
@@ -255,8 +268,12 @@ def load_plan(path: str | pathlib.Path) -> Plan:
     Raises:
       ValueError: if the file is not a plan, or its indices do not fit its shapes.
     """
+    return _from_json(pathlib.Path(path).read_text(), path)
+
+
+def _from_json(text: str, source: Any) -> Plan:
     try:
-        data = json.loads(pathlib.Path(path).read_text())
+        data = json.loads(text)
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']!r}")
         keep = {}
@@ -268,7 +285,7 @@ def load_plan(path: str | pathlib.Path) -> Plan:
         return Plan(keep, ties, free, bool(data["declared"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise value_error(
-            f"`{path}` is not a plan written by `Plan.save`: {error}."
+            f"`{source}` is not a plan written by `Plan.save`: {error}."
         ) from None
 
 
