@@ -70,7 +70,7 @@ def prunable(
     if names is not None:
         leaves = _renamed(leaves, names)
     elif include is None:
-        _require_names(leaves)
+        _require_names(params)
     for name, pattern in (("include", include), ("exclude", exclude)):
         if isinstance(pattern, str):
             require_regex(name, pattern)
@@ -118,12 +118,14 @@ def _renamed(
     return [(str(name), x) for name, (_, x) in zip(names, leaves, strict=True)]
 
 
-def _require_names(leaves: list[tuple[str, Any]]) -> None:
-    """Raises for arrays in bare lists: nothing tells a kernel from an embedding."""
+def _require_names(params: Params) -> None:
+    """Raises for arrays in a bare list: nothing tells a kernel from an embedding."""
+    if not isinstance(params, list):
+        return
     bare = [
-        f"{path} {_kind(x)}"
-        for path, x in leaves
-        if _is_floating(x) and np.ndim(x) >= 2 and re.fullmatch(r"\d+(/\d+)*", path)
+        f"{i} {_kind(x)}"
+        for i, x in enumerate(params)
+        if _is_floating(x) and np.ndim(x) >= 2
     ]
     if bare:
         raise value_error(

@@ -163,3 +163,16 @@ def test_a_sharded_axis_is_made_whole_and_split_again():
     assert mask["w"].sharding.is_equivalent_to(split["w"].sharding, 2)
     np.testing.assert_array_equal(mask["w"], by_sort(x, 2, 4, 0))
     np.testing.assert_array_equal(pruned, np.where(mask["w"], x, 0))
+
+
+@pytest.mark.parametrize("scope", [None, "proj/kernel", lambda p: masks.prunable(p)])
+def test_is_n_of_m_takes_what_its_sibling_took(scope):
+    """The axis tree has None where there is no default; a scope may be a text."""
+    params = {
+        "proj": {"kernel": jnp.arange(128.0).reshape(8, 16), "bias": jnp.zeros(16)},
+        "out": {"kernel": jnp.ones((16, 4))},
+    }
+    axis = {"proj": {"kernel": 0, "bias": None}, "out": {"kernel": 0}}
+    mask = masks.n_of_m(params, 2, 4, axis=axis, scope=scope)
+    assert bool(masks.is_n_of_m(mask, 2, 4, axis=axis, scope=scope))
+    assert not bool(masks.is_n_of_m(mask, 1, 4, axis=axis, scope=scope))
