@@ -403,10 +403,9 @@ def _entry(method: Method) -> str:
     file = RESULTS / f"{method.config}_seed0.json"
     rows = ours(method)
     if rows:
-        found = "; ".join(rows)
-        lines.append(
-            f"- Ours, [{method.config}](../{file.relative_to(ROOT)}): {found}."
-        )
+        page = f"[{method.config}](results.md#{method.config})"
+        where = f"{page}, `{file.relative_to(ROOT)}`"
+        lines.append(f"- Ours, {where}: {'; '.join(rows)}.")
     return f"### {method.name}\n\n" + "\n".join(lines)
 
 

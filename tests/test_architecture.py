@@ -48,7 +48,7 @@ FRAMEWORKS = {"flax", "haiku", "equinox", "keras"}
 INTERNAL = {"selection"}
 """Packages that no user looks for: importable by the layers, not counted as public."""
 
-MAX_PUBLIC_NAMES = 210
+MAX_PUBLIC_NAMES = 190
 """Names that a newcomer meets. A new one that helps is welcome, with a thought of which
 other has become needless; helpers, states and results stay in their modules."""
 
@@ -318,7 +318,7 @@ def test_public_names_are_tested(package: str):
 def test_no_machine_paths():
     # An absolute path after a blank, quote or bracket; those of every machine may pass.
     path = re.compile(r"(?<=[\s\"'`(=])/(?!usr/bin/env|dev/null)[a-z]{2,}/[a-z]")
-    outside = re.compile(r"\.\.(?:/[a-z]+)+")
+    outside = re.compile(r"\.\.(?:/[a-z]+)+\b(?!\.md)")  # a page may link to a page
     kinds = {".py", ".md", ".toml", ".cff", ".yaml", ".yml", ".json", ".jsonl", ""}
     bad = []
     for file in _text_files():

@@ -66,6 +66,23 @@ def explicit(sharding: Any) -> Any:
     return sharding if any(sharding.spec) else None
 
 
+def arrays_apart(
+    fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any] | None = None
+) -> tuple[Callable[[list[Any]], Any], list[Any]]:
+    """A call as a function of its arrays alone, and these; the rest is closed over."""
+    leaves, tree = jax.tree.flatten((args, kwargs or {}))
+    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def call(arrays: list[Any]) -> Any:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        args, kwargs = jax.tree.unflatten(tree, filled)
+        return fn(*args, **kwargs)
+
+    return call, [leaves[i] for i in places]
+
+
 @dataclasses.dataclass(frozen=True)
 class Flat:
     """The arguments of a call, flattened, arrays apart from the rest."""

@@ -3,8 +3,10 @@
 * What is left, leaf by leaf: `report`.
 * What it costs: `flops`, `latency`, `latencies` (side by side); all of it for a dense
   and a compact function: `compare`.
+* A plan's cost as a fraction of the dense network, for `surgery.select(cost=)`:
+  `relative_latency`, `relative_flops`, `relative_memory`, `relative_bytes`.
 * How it trains: `trainability`.
-* Figures: `plot_history`, `plot_sparsity`.
+* Figures: `plot_groups`, `plot_widths`, `plot_front`, `plot_history`, `plot_sparsity`.
 """
 
 from jprune.analysis._compare import compare as compare
@@ -16,5 +18,9 @@ from jprune.analysis._plot_structure import plot_groups as plot_groups
 from jprune.analysis._plot_structure import plot_widths as plot_widths
 from jprune.analysis._plots import plot_history as plot_history
 from jprune.analysis._plots import plot_sparsity as plot_sparsity
+from jprune.analysis._relative_cost import relative_bytes as relative_bytes
+from jprune.analysis._relative_cost import relative_flops as relative_flops
+from jprune.analysis._relative_cost import relative_latency as relative_latency
+from jprune.analysis._relative_cost import relative_memory as relative_memory
 from jprune.analysis._report import report as report
 from jprune.analysis._trainability import trainability as trainability

@@ -35,6 +35,11 @@ from jprune.surgery._layout import every_label, structure
 from jprune.surgery._program import Program, StateOutputs, analyze, paths_read
 
 _PRODUCES: tuple[Role, ...] = ("out", "table")
+_STATISTICS = frozenset(
+    "batch_stats stats mean var mean_ema var_ema ema moving_mean moving_variance "
+    "moving_var running_mean running_var rng rngs".split()
+)
+"""Names, in a leaf's path, of running statistics and of what is no weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +155,10 @@ class Groups(Sequence[Group]):
         at: Any = None,
     ) -> dict[str, Any]:
         """`scores.over_groups(tree, self, ...)`: one score for each coordinate.
+
+        Running statistics have the role "stat" and do not count: leaves that the
+        function subtracts, takes the root of or returns updated, and leaves in whose
+        path stands a name such as `batch_stats`, `mean`, `var`, `mean_ema`.
 
         Args:
           tree: the parameters, gradients x parameters, a Fisher estimate, ...
@@ -288,7 +297,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     """The free atoms on parameter axes with their members, in order of appearance."""
     members: dict[Atom, list[AxisRef]] = {}
     memo: dict[Any, dict[Atom, Any]] = {}  # axes that share a structure
-    roles = cast("Mapping[Any, Role]", program.ctx.roles)
+    roles = _roles(program)
     for index, (path, axes) in enumerate(program.params.items()):
         for axis, term in enumerate(map(resolve, axes)):
             role = roles.get((index, axis), "other")
@@ -313,6 +322,28 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
         kind = _kind(refs, used, atom in summed, atom in pads)
         out.append((Group(name, atom.size, tuple(refs), kind), atom))
     return out
+
+
+def _roles(program: Program) -> Mapping[tuple[int, int], Role]:
+    """The role of each parameter axis, running statistics among them.
+
+    The program shows some ("stat": subtracted, or under a root). In training mode a
+    running average is only scaled and returned, and an evaluation may not read it at
+    all: what the function returns updated is a statistic (unless it returns updated
+    kernels, too), and so is what lies in a collection of that name (see `_STATISTICS`).
+    What a product contracts or a look-up reads is a weight whatever its name.
+    """
+    roles = dict(cast("Mapping[tuple[int, int], Role]", program.ctx.roles))
+    weights = {i for (i, _), role in roles.items() if role in ("in", "out", "table")}
+    state = {param for _, param in program.ties}
+    paths = list(program.params)
+    if any(paths[i] in state for i in weights):
+        state = set()
+    for index, (path, axes) in enumerate(program.params.items()):
+        named = any(str(key) in _STATISTICS for key in path)
+        if index not in weights and (named or path in state):
+            roles |= {(index, axis): "stat" for axis in range(len(axes))}
+    return roles
 
 
 def _kind(

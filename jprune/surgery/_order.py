@@ -151,3 +151,13 @@ def within(steps: Steps, targets: Sequence[int]) -> Any:
         inside = xp.asarray(some)[order]
         taken = _put(xp, taken, inside, fits)
     return taken
+
+
+def best(score: Any, kept: Any) -> Any:
+    """The highest-scored `kept` coordinates of a group; of equal ones the first."""
+    if isinstance(score, np.ndarray):
+        mask = np.zeros(score.size, bool)
+        mask[np.argsort(-score, stable=True)[:kept]] = True
+        return mask
+    order = jnp.argsort(-score, stable=True)
+    return jnp.zeros(score.shape, bool).at[order].set(jnp.arange(score.size) < kept)

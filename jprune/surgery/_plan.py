@@ -6,7 +6,6 @@ paths and shapes; it is kept as JSON of original indices.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,9 +18,8 @@ import numpy as np
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
+from jprune.surgery import _saved
 from jprune.surgery._cells import take
-
-FORMAT = "jprune-plan-1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +65,7 @@ class Plan:
         }
 
     def pack(self, tree: PyTree, at: Any = None) -> PyTree:
-        """The compact tree: kept coordinates only.
+        """The compact tree: kept coordinates only, every leaf with a buffer of its own.
 
         Args:
           tree: a tree with the parameters' paths and dense shapes (parameters,
@@ -127,7 +125,8 @@ class Plan:
         opt_state: PyTree,
         params: PyTree,
         at: Any = None,
-        rule: Callable[[KeyTuple, Any, tuple[np.ndarray, ...]], Any] | None = None,
+        rule: Callable[[KeyTuple, Any, Any], Any] | None = None,
+        tx: Any = None,
     ) -> PyTree:
         """The compact optimizer state: every copy of the parameters' tree is packed.
 
@@ -135,42 +134,33 @@ class Plan:
           opt_state: an Optax state made for the dense `params`.
           params: the dense parameters it was made for (shapes are enough).
           at: where `params` lies inside the parameters of the plan, as in `pack`.
-          rule: for leaves that stand for a parameter in another shape (the factored
-            moments of Adafactor): `rule(path, leaf, masks)` gets the leaf's path in the
-            state and which coordinates its parameter keeps, a bool vector per axis; it
-            returns the compact leaf, or None for a leaf it does not know.
+          rule: for leaves that are no copy of a parameter (the factored moments of
+            Adafactor, vectors over the whole tree): `rule(path, leaf, masks)` is asked
+            before anything else is tried; it gets the leaf's path in the state and
+            which coordinates its parameter keeps, a bool vector per axis (None where no
+            parameter has the leaf's path), and returns the compact leaf, or None for a
+            leaf it does not know.
+          tx: the optimizer. A leaf that `tx.init` of the compact parameters has in the
+            same place and shape stays as it is (constants of Muon, Mechanize's vector).
 
         Raises:
           ValueError: for a state leaf that has a size but belongs to no copy of the
-            parameters (factored states), unless `rule` takes it.
+            parameters (factored states), unless `rule` or `tx` settles it.
         """
         from jprune.surgery._state import pack_state
 
-        return pack_state(self, opt_state, params, at, rule)
+        return pack_state(self, opt_state, params, at, rule, tx)
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes the plan as JSON: kept original indices by path and axis."""
-        pathlib.Path(path).write_text(self.to_json() + "\n")
+        """Writes the plan as JSON: kept original indices by path and axis.
+
+        The file is replaced at once: a reader finds the old plan or the new one.
+        """
+        _saved.write(path, self.to_json())
 
     def to_json(self) -> str:
         """The plan as JSON text, what `save` writes; it may be metadata of a file."""
-        data = {
-            "format": FORMAT,
-            "leaves": [
-                {
-                    "path": list(path),
-                    "shape": [m.size for m in masks],
-                    "keep": [
-                        None if m.all() else np.flatnonzero(m).tolist() for m in masks
-                    ],
-                }
-                for path, masks in self.keep.items()
-            ],
-            "ties": [[list(a), list(b)] for a, b in self.ties],
-            "free": [list(p) for p in self.free],
-            "declared": self.declared,
-        }
-        return json.dumps(data)
+        return _saved.text((dict(self.keep), self.ties, self.free, self.declared))
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -179,7 +169,7 @@ class Plan:
         Raises:
           ValueError: if the text is not a plan, or its indices do not fit its shapes.
         """
-        return _from_json(text, "text")
+        return cls(*_saved.read(text, "text"))
 
     def _map(
         self, tree: PyTree, at: Any, shapes: Mapping[KeyTuple, Any], fn: Any
@@ -210,11 +200,13 @@ class Plan:
 
 
 def pack_leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
-    """The kept coordinates of one leaf."""
+    """The kept coordinates of one leaf; a copy, so that either may be donated."""
+    given = x
     for axis, mask in enumerate(masks):
         if not mask.all():
             x = _take(x, np.flatnonzero(mask), axis)
-    return x
+    held = isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer)
+    return x.copy() if held and (x is given or isinstance(x, np.ndarray)) else x
 
 
 def _take(x: Any, positions: np.ndarray, axis: int) -> Any:
@@ -266,37 +258,8 @@ def load_plan(path: str | pathlib.Path) -> Plan:
       The plan, ready to pack trees of the same paths and shapes.
 
     Raises:
-      ValueError: if the file is not a plan, or its indices do not fit its shapes.
+      ValueError: naming the file, if it is anything but what `Plan.save` writes:
+        other types, a leaf twice, indices outside their axis or repeated, an axis above
+        2^31 - 1.
     """
-    return _from_json(pathlib.Path(path).read_text(), path)
-
-
-def _from_json(text: str, source: Any) -> Plan:
-    try:
-        data = json.loads(text)
-        if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']!r}")
-        keep = {}
-        for leaf in data["leaves"]:
-            pairs = zip(leaf["shape"], leaf["keep"], strict=True)
-            keep[tuple(leaf["path"])] = tuple(_indices(n, kept) for n, kept in pairs)
-        ties = tuple((tuple(a), tuple(b)) for a, b in data["ties"])
-        free = tuple(map(tuple, data["free"]))
-        return Plan(keep, ties, free, bool(data["declared"]))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise value_error(
-            f"`{source}` is not a plan written by `Plan.save`: {error}."
-        ) from None
-
-
-def _indices(size: int, kept: list[int] | None) -> np.ndarray:
-    mask = np.ones(size, bool)
-    if kept is not None:
-        index = np.asarray(kept, np.int64)
-        if index.size and (index.min() < 0 or index.max() >= size):
-            raise IndexError(f"an index outside an axis of {size}")
-        if np.unique(index).size != index.size:
-            raise IndexError("a repeated index")
-        mask[:] = False
-        mask[index] = True
-    return mask
+    return Plan(*_saved.read(pathlib.Path(path).read_bytes(), path))

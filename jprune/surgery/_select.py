@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,8 +20,7 @@ from jprune._errors import listing, require_regex, value_error
 from jprune._groups import Group
 from jprune._tree import keys_text
 from jprune.masks._count import is_traced, removed_count, require_sparsity
-from jprune.surgery import _order
-from jprune.surgery._cost import total
+from jprune.surgery import _cut, _order
 from jprune.surgery._groups import Groups
 from jprune.surgery._make import plan_from_keep
 from jprune.surgery._plan import Plan
@@ -40,6 +38,8 @@ def select(
     sparsity: float | None = None,
     flops: float | int | None = None,
     params: float | int | None = None,
+    cost: Callable[[Plan], float] | None = None,
+    at_most: float | None = None,
     ranking: Ranking = "global",
     exclude: Patterns = (),
     ratios: Mapping[str, float] | None = None,
@@ -51,7 +51,7 @@ def select(
 ) -> Plan:
     """The plan that removes the lowest-scored coordinates until a target is met.
 
-    Exactly one of `sparsity`, `flops` and `params` is given, or `ratios` alone.
+    Exactly one of `sparsity`, `flops`, `params` and `cost` is given, or `ratios` alone.
 
     Args:
       deps: the groups. Coupled ones take part, and of these the ones in `scores`.
@@ -63,6 +63,11 @@ def select(
       flops: the cost to keep: a float is a fraction of the dense FLOPs, an int an
         absolute count. The plan removes the fewest steps that meet it.
       params: the same for the number of parameters.
+      cost: a measure of a plan, in any unit that falls as more is removed: seconds,
+        bytes, yours; `analysis.relative_latency` and its siblings make some. It is
+        called at most 12 times.
+      at_most: the budget for `cost`, in its unit. A plan within 2 % of it ends the
+        search.
       ranking: what competes with what. "group": every group loses the same fraction;
         "isomorphic": layers of one kind compete with each other; "global": all
         coordinates compete, for which scores must be comparable between groups, as
@@ -97,6 +102,8 @@ def select(
         sparsity=sparsity,
         flops=flops,
         params=params,
+        cost=cost,
+        at_most=at_most,
         ranking=ranking,
         exclude=exclude,
         ratios=ratios,
@@ -117,6 +124,8 @@ def choose(
     sparsity: float | None = None,
     flops: float | int | None = None,
     params: float | int | None = None,
+    cost: Callable[[Plan], float] | None = None,
+    at_most: float | None = None,
     ranking: Ranking = "global",
     exclude: Patterns = (),
     ratios: Mapping[str, float] | None = None,
@@ -139,6 +148,8 @@ def choose(
       sparsity: fraction of the coordinates to remove.
       flops: the FLOPs to keep.
       params: the parameters to keep.
+      cost: a measure of a plan; on the host only.
+      at_most: the budget for it.
       ranking: what competes with what.
       exclude: patterns of groups that stay whole.
       ratios: fractions by pattern.
@@ -164,13 +175,15 @@ def choose(
       >>> surgery.choose(deps, deps.scores(params), flops=0.7)
       {'w:1': array([False,  True,  True])}
     """
-    targets = {"sparsity": sparsity, "flops": flops, "params": params}
+    targets = {"sparsity": sparsity, "flops": flops, "params": params, "cost": cost}
     given = [name for name, value in targets.items() if value is not None]
     if len(given) > 1 or not (given or ratios):
         raise value_error(
-            "give exactly one of `sparsity`, `flops` and `params`, got "
+            "give exactly one of `sparsity`, `flops`, `params` and `cost`, got "
             f"{given or 'none'}."
         )
+    if (cost is None) != (at_most is None):
+        raise value_error("`cost` and `at_most` belong together: give both or neither.")
     _check_options(ranking, round_to, min_keep, most)
     pool = _candidates(deps, scores, exact, exclude)
     fixed = _fixed(deps, pool, ratios or {}, round_to, min_keep)
@@ -187,11 +200,13 @@ def choose(
             allowed = _without_cuts(deps, rest, allowed, sets, ranking)
         steps = _order.ordered(rest, allowed, sets, ranking != "global")
         if sparsity is not None:
-            taken = _by_count(rest, sets, steps, sparsity, round_to)
+            taken = _cut.by_count(rest, sets, steps, sparsity, round_to)
+        elif cost is not None and at_most is not None:
+            taken = _cut.by_measure(deps, pool, steps, cost, at_most, fixed)
         else:
-            taken = _by_cost(deps, steps, given[0], targets[given[0]], fixed)
+            taken = _cut.by_cost(deps, steps, given[0], targets[given[0]], fixed)
         kept |= steps.kept(taken)
-    return {name: _best(pool[name], kept[name]) for name in pool}
+    return {name: _order.best(pool[name], kept[name]) for name in pool}
 
 
 def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> None:
@@ -340,115 +355,6 @@ def _without_cuts(
         else:
             allowed = {**allowed, name: allowed[name][:-1]}
     return allowed
-
-
-# -- where the order is cut ----------------------------------------------------------
-
-
-def _by_count(
-    pool: Scores,
-    sets: Mapping[str, Any],
-    steps: _order.Steps,
-    sparsity: float,
-    round_to: int,
-) -> Any:
-    """The head of each set that removes the asked number of coordinates."""
-    require_sparsity(sparsity)
-    sizes: dict[Any, int] = {}
-    for name, score in pool.items():
-        sizes[sets[name]] = sizes.get(sets[name], 0) + score.shape[0]
-    most = dict.fromkeys(sizes, 0)
-    for name, span in zip(steps.names, steps.spans, strict=True):
-        most[sets[name]] += int(steps.removed[span].sum())
-    for key, size in sizes.items():
-        target = removed_count(size, sparsity)
-        if most[key] < target:
-            raise value_error(
-                f"`sparsity` {sparsity} asks for {target} of {size} coordinates, but "
-                f"`min_keep`, `most` and `round_to` let at most {most[key]} go. Lower "
-                'the sparsity, or use ranking="global".'
-            )
-    targets = [removed_count(size, sparsity) for _, size in steps.sets]
-    taken = _order.within(steps, targets)
-    if sparsity > 0 and any(targets) and not is_traced(taken) and not taken.any():
-        raise value_error(
-            f"`sparsity` {sparsity} with `round_to` {round_to} removes nothing: the "
-            "first step is larger. Raise the sparsity or lower `round_to`."
-        )
-    return taken
-
-
-def _by_cost(
-    deps: Groups,
-    steps: _order.Steps,
-    name: str,
-    target: Any,
-    fixed: Mapping[str, int],
-) -> Any:
-    """The shortest head whose cost is at most the target."""
-    costs = deps.program.ctx.costs if name == "flops" else deps.parameter_costs
-    counts = {atom: deps[group].size for group, atom in deps.atoms.items()}
-    dense = total(costs, counts)
-    counts |= {deps.atoms[group]: n for group, n in fixed.items()}
-
-    def cost(many: Any) -> Any:
-        kept = steps.kept(_order.head(steps, many))
-        return total(costs, counts | {deps.atoms[g]: n for g, n in kept.items()})
-
-    limit, every = _limit(name, target, dense), steps.removed.size
-    smallest = {g: steps.sizes[i] for i, g in enumerate(steps.names)}
-    for group, span in zip(steps.names, steps.spans, strict=True):
-        smallest[group] -= int(steps.removed[span].sum())
-    least = total(costs, counts | {deps.atoms[g]: n for g, n in smallest.items()})
-    if least > limit:
-        raise value_error(
-            f"`{name}` {target} cannot be met: with every candidate group at its "
-            f"minimum {least} of {dense} remain. Lower `min_keep` or `round_to`, raise "
-            "`most`, or give scores for more groups."
-        )
-    return _order.head(steps, _first(lambda k: cost(k) <= limit, every, steps.position))
-
-
-def _first(holds: Callable[[Any], Any], last: int, like: Any) -> Any:
-    """The first of 0..last that holds, where what holds once holds for all after it."""
-    if isinstance(like, np.ndarray):
-        low, high = 0, last
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if holds(middle) else (middle + 1, high)
-        return low
-
-    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
-        low, high = ends
-        middle = (low + high) // 2
-        good = holds(middle) | (low >= high)
-        return jnp.where(good, low, middle + 1), jnp.where(good, middle, high)
-
-    start = (jnp.int32(0), jnp.int32(last))
-    return jax.lax.fori_loop(0, last.bit_length(), halve, start)[0]
-
-
-def _limit(name: str, target: Any, dense: int) -> float:
-    """The cost allowed."""
-    whole = isinstance(target, int | np.integer) and not isinstance(target, bool)
-    if whole and target >= 0:
-        return int(target)
-    if not isinstance(target, float | np.floating) or not 0 <= target <= 1:
-        raise value_error(
-            f"`{name}` must be a fraction to keep in [0, 1] or an integer count, got "
-            f"{target!r}."
-        )
-    return float(target) * dense * (1 + 1e-12)  # 49 / 88 of 88 is 49
-
-
-def _best(score: Any, kept: Any) -> Any:
-    """The highest-scored `kept` coordinates of a group; of equal ones the first."""
-    if isinstance(score, np.ndarray):
-        mask = np.zeros(score.size, bool)
-        mask[np.argsort(-score, stable=True)[:kept]] = True
-        return mask
-    order = jnp.argsort(-score, stable=True)
-    return jnp.zeros(score.shape, bool).at[order].set(jnp.arange(score.size) < kept)
 
 
 def _warn_of(deps: Groups, keep: Mapping[str, np.ndarray]) -> None:

@@ -1,12 +1,11 @@
 """Merging equal units loses nothing, deletion does (C-SGD's numbers by hand)."""
 
-import functools
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import partial
 import pytest
 
 from jprune import compress, surgery
@@ -323,7 +322,7 @@ def test_errors():
 def test_the_first_member_may_stand_for_its_cluster():
     apart = {**HAND, "k1": HAND["k1"].at[:, 1].add(1e-3)}
     deps = surgery.groups(mlp)(apart, HAND_X)
-    made = functools.partial(
+    made = partial(
         compress.merge, mlp, deps, apart, {"k1": [0, 0, 1]}, HAND_X, tolerance=1e-2
     )
     mean, first = made().variables["k1"], made(keep="first").variables["k1"]

@@ -371,6 +371,40 @@ def test_scores_by_hand():
         DEPS.scores({"up": np.ones((1, 1))})
 
 
+def test_statistics_are_known_by_the_program_and_by_name():
+    """Subtracted or under a root; returned updated; unread, in a named collection."""
+
+    def train(v: Any, x: Any) -> Any:
+        p, s = v["params"], v["stat"]
+        h = x @ p["a"]
+        old = s["mu"] * 0.9 + h.mean(0) * 0.1
+        out = jnp.tanh((h - h.mean(0)[None]) * p["gamma"][None]) @ p["b"]
+        return out, {"stat": {"mu": old, "unread": s["unread"]}}
+
+    def evaluate(v: Any, x: Any) -> Any:
+        p, s = v["params"], v["stat"]
+        h = (x @ p["a"] - s["mu"][None]) * p["gamma"][None]
+        return jnp.tanh(h) @ p["b"]
+
+    shapes = {"a": (5, 8), "gamma": (8,), "b": (8, 3)}
+    rng = np.random.default_rng(0)
+    params = {k: rng.standard_normal(s) for k, s in shapes.items()}
+    plain = {"mu": np.ones(8), "unread": np.ones(8)}
+    loud = {"mu": 1e4 * np.arange(8.0), "unread": 1e4 * np.ones(8)}
+    for fn in (train, evaluate):
+        for stat in ("stat", "batch_stats"):
+            run = lambda v, x, fn=fn, s=stat: fn(  # noqa: E731
+                {"params": v["params"], "stat": v[s]}, x
+            )
+            if fn is train and stat != "stat":
+                continue
+            deps = surgery.groups(run)({"params": params, stat: plain}, X)
+            name = "params/a:1"
+            a = deps.scores({"params": params, stat: plain})[name]
+            b = deps.scores({"params": params, stat: loud})[name]
+            np.testing.assert_array_equal(a, b)
+
+
 def test_scores_on_a_flattened_axis():
     def fn(p: Any, x: Any) -> Any:
         h = jnp.tanh(x[:, :, None] * p["a"][None])  # [b, 5, 8]
