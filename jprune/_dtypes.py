@@ -1,4 +1,4 @@
-"""The precision in which scores are computed, and what counts as zero."""
+"""The precision of scores, what counts as zero, and what NumPy can read in place."""
 
 from typing import Any
 
@@ -26,3 +26,14 @@ def not_zero(x: Any) -> Any:
         return x != 0
     whole = np.dtype(f"int{jnp.finfo(x.dtype).bits}")
     return jax.lax.bitcast_convert_type(x, whole) << 1 != 0
+
+
+def in_host_memory(x: Any) -> bool:
+    """Whether NumPy reads an array in place: it lies on one device, the processor."""
+    if isinstance(x, np.ndarray):
+        return True
+    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+        return False
+    devices = x.devices()
+    plain = isinstance(x.dtype, np.dtype) and len(devices) == 1
+    return plain and x.is_fully_addressable and next(iter(devices)).platform == "cpu"

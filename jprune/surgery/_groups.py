@@ -165,7 +165,7 @@ class Groups(Sequence[Group]):
           norm: see `scores.over_groups`, also for what follows.
           reduce: over the members of a group.
           roles: only members of these roles, e.g. `("scale",)` for norm scales.
-          raw: not divided by the mean of the group.
+          raw: not divided by the mean of the group, nor weighed by its writers.
           signed: added up with their signs.
           at: where `tree` lies inside the parameters ("params"); None finds it.
 
@@ -368,7 +368,7 @@ def _frozen_runs(path: KeyTuple, axis: int, term: Term) -> list[Frozen]:
     start = 0
     for part in _parts(term):
         stop = start + part.size
-        if is_frozen(part) and part.size > 1:
+        if is_frozen(part) and part.size not in (0, 1):
             why = why_frozen(part)
             last = out[-1] if out else None
             if (
