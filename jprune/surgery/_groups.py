@@ -371,7 +371,7 @@ def _frozen_runs(path: KeyTuple, axis: int, term: Term) -> list[Frozen]:
     start = 0
     for part in _parts(term):
         stop = start + part.size
-        if is_frozen(part) and part.size > 1:
+        if is_frozen(part) and part.size not in (0, 1):
             why = why_frozen(part)
             last = out[-1] if out else None
             if (
