@@ -35,8 +35,8 @@ group loses the same fraction; *isomorphic*: layers of one shape compete; *globa
 compete, each group over its mean; *by writers*: times the number of kernels that write
 it (a residual stream has many); *most 3/4*: no group loses more; *per FLOP*: over what
 a coordinate costs; *raw*: not over the mean. *Torch-Pruning*: the rule of its default,
-uniform by layer, mean-normalized L2 of weights without biases; *global*: the same in one
-ranking. These are its rules in our code, not its package.
+uniform by layer, mean-normalized L2 of weights without biases; *global*: the same in a
+single ranking. These are its rules in our code, not its package.
 """
 
 
