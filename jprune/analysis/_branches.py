@@ -3,8 +3,8 @@
 Where two values that depend on the data are added, one of them is a branch if the other
 (or a summand of it) went into it: x + F(x). Where the shortcut is a projection, it is
 the one of more contractions. The branch can be closed by parameters that its whole
-output is a multiple of: going back from the sum through biases, scales, ReLU and whatever is
-linear, the first ones met.
+output is a multiple of: going back from the sum through biases, scales, ReLU and
+whatever is linear, the first ones met.
 """
 
 from collections.abc import Callable, Sequence
