@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.build import MODELS
+from experiments.models import fbnetv3
 from jprune import masks
 
 IMAGES = {
@@ -23,7 +24,7 @@ IMAGES = {
 
 
 def test_every_model_is_counted():
-    assert set(MODELS) == {*IMAGES, "gcn"}
+    assert set(MODELS) == {*IMAGES, "gcn", *fbnetv3.MEMBERS}  # test_fbnetv3
 
 
 @pytest.mark.parametrize("name", IMAGES)
