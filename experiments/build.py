@@ -1,5 +1,6 @@
 """Where the strings of a configuration become functions: the only registry."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +24,7 @@ from experiments.methods import (
     gap,
     gates,
     gsm,
+    invariant,
     iterative,
     lasso,
     masksparsity,
@@ -46,10 +48,14 @@ from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
+    "cifar100": images.load_cifar100,
     "cifar10_part": images.load_cifar10_part,
     "citeseer": lambda folder: graphs.load_graph("citeseer", folder),
     "cora": lambda folder: graphs.load_graph("cora", folder),
     "digits": lambda folder: digits.load_digits(),
+    "fashion_mnist": images.load_fashion_mnist,
+    "imagenet": images.load_imagenet,
+    "imagenette": images.load_imagenette,
     "mnist": images.load_mnist,
 }
 
@@ -78,6 +84,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "gcn": _gcn,
     "lenet300": lenet.LeNet300,
     "lenet5": lenet.LeNet5,
+    "resnet50": lambda classes: resnet.ResNet((3, 4, 6, 3), 64, classes),
     "resnet20": lambda classes: _cifar_resnet(20, classes),
     "resnet56": lambda classes: _cifar_resnet(56, classes),
     **{n: partial(fbnetv3.FBNetV3, member) for n, member in fbnetv3.MEMBERS.items()},
@@ -100,6 +107,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "issp": swept.issp,
     "iterative": iterative.iterative,
     "issr": swept.issr,
+    "invariant": invariant.invariant,
     "lasso": lasso.lasso,
     "masksparsity": masksparsity.masksparsity,
     "one_shot": one_shot.one_shot,
@@ -148,6 +156,11 @@ def check(config: Config) -> None:
     for name, value in zip(_COUNTS, own, strict=True):
         if value < 0:
             raise ConfigError(f"`{name}` must be at least 0, got {value}.")
+    rules.check("", {name: getattr(config, name) for name in _TRAINING})
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in _TRAINING:
+        if runner and getattr(config, name) != defaults[name]:
+            raise ConfigError(f"`{name}`: the runner `{config.runner}` does not do it.")
     rules.check_distinct(config.runs)
     if runner:
         _check_keywords("setup", runner.open, config.setup, beside=PASSED)
@@ -162,6 +175,10 @@ def check(config: Config) -> None:
         _check_keywords(label, pick("method", run["method"], known), keywords(run))
 
 
+_TRAINING = (
+    *("validation", "smoothing", "ema", "compute", "accumulate"),
+    *("distill", "distill_temperature"),
+)
 _COUNTS = ("batch", "steps_per_dispatch", "checkpoint_every")
 
 
@@ -173,6 +190,7 @@ def open_lab(
     journal: Journal,
     checkpoints: Callable[[Run], Any],
     prefix: str = "",
+    tune: bool = False,
 ) -> Lab:
     """Loads the data and builds the network that the configuration names.
 
@@ -180,7 +198,7 @@ def open_lab(
       ConfigError: if the batch does not fit the training set or the devices.
       DataError: if the data is not there.
     """
-    dataset = DATA[config.data](data_dir)
+    dataset = without_validation(DATA[config.data](data_dir), config.validation, tune)
     model = MODELS[config.model](dataset.classes)
     lab = make_lab(
         config,
@@ -196,6 +214,28 @@ def open_lab(
         if "batch" in run:
             lab.rebatched(run["batch"], f"{label}.batch")  # refuses what does not fit
     return lab
+
+
+def without_validation(dataset: Dataset, count: int, tune: bool) -> Dataset:
+    """The data set, the last `count` training examples kept out of training.
+
+    Args:
+      dataset: all of it.
+      count: how many.
+      tune: test on those, so that the test set is not looked at.
+
+    Raises:
+      ConfigError: if nothing is left to train on, or there is nothing to tune on.
+    """
+    if not count and not tune:
+        return dataset
+    if not 0 < count < len(dataset.train):
+        raise ConfigError(
+            f"`validation` is {count}: expected 1 to {len(dataset.train) - 1} of the "
+            f"training examples of {dataset.name}. Give `--set validation=COUNT`."
+        )
+    train, held = dataset.train[:-count], dataset.train[-count:]
+    return dataset._replace(train=train, test=held if tune else dataset.test)
 
 
 PASSED = ("seed", "data_dir", "journal", "checkpoints", "prefix")

@@ -238,7 +238,8 @@ def figure(section: Section, folder: Path) -> str | None:
     """Accuracy against the share of weights left; the file's name, or None."""
     points: dict[str, list[tuple[float, float, float]]] = {}
     for row, mean, spread in merged(section):
-        points.setdefault(row.method, []).append((1 - row.got, mean, spread))
+        name = "dense" if row.method == "dense" else _series(row.run)
+        points.setdefault(name, []).append((1 - row.got, mean, spread))
     dense = points.pop("dense", [])
     left = {x for group in points.values() for x, _, _ in group}
     if len(left) < 3:
@@ -249,12 +250,12 @@ def figure(section: Section, folder: Path) -> str | None:
     from matplotlib import pyplot as plt
 
     drawn, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for (method, group), marker in zip(
-        sorted(points.items()), "osD^v<>PX*hd+x123" * 3, strict=False
+    for (name, group), marker in zip(
+        points.items(), "osD^v<>PX*hd+x123" * 3, strict=False
     ):
         x, y, spread = np.array(sorted(group)).T
         axis.errorbar(
-            100 * x, 100 * y, 100 * spread, fmt=marker, ms=5, capsize=2, label=method
+            100 * x, 100 * y, 100 * spread, fmt=marker, ms=5, capsize=2, label=name
         )
     if dense:
         axis.axhline(100 * dense[0][1], color="0.4", ls="--", lw=1, label="dense")
@@ -265,12 +266,17 @@ def figure(section: Section, folder: Path) -> str | None:
     axis.set_ylabel("test accuracy after removal, %")
     axis.set_title(f"{section.name}: {_bars(section)}", fontsize=9)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7 if len(points) < 12 else 5)
     name = f"results_{section.name}.png"
     with files.replacing(folder / name) as beside:
         drawn.savefig(beside, dpi=90)
     plt.close(drawn)
     return name
+
+
+def _series(run: str) -> str:
+    """The name of a row without its sparsity: what its line in the figure is called."""
+    return re.sub(r",? *\b[\d.]+ ?%", "", run).strip(" ,:")
 
 
 def _ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:

@@ -82,6 +82,7 @@ def masksparsity(
                 lr=tune_lr,
                 momentum=momentum,
                 weight_decay=weight_decay,
+                teacher=dense,
             )
             yield _cut(lab, deps, groups, keeps, dense, done, tuned, run.label)
 

@@ -148,6 +148,7 @@ def fine_tune(
     lr: float,
     momentum: float,
     weight_decay: float,
+    teacher: Fit | None = None,
 ) -> Fit:
     """Trains on with the removed channels held at zero, from cut parameters.
 
@@ -164,6 +165,7 @@ def fine_tune(
       lr: where the cosine starts.
       momentum: of heavy ball.
       weight_decay: of the kernels.
+      teacher: the dense run, for `config.distill`.
     """
     mask = masks.from_groups(params, groups, keeps)
 
@@ -172,7 +174,9 @@ def fine_tune(
         return sgd(rate, momentum, weight_decay, transforms.keep_masked(mask))
 
     start = (masks.apply(mask, params), stats)
-    return fit(lab, compile_program(lab, transform), run, epochs, start=start)
+    told = None if teacher is None else teacher[:2]
+    program = compile_program(lab, transform, teacher=told)
+    return fit(lab, program, run, epochs, start=start)
 
 
 def split(tree: Any) -> tuple[Any, Any]:

@@ -57,8 +57,8 @@ def tpp(
     groups = structured.inner(deps)
     steps = epochs * lab.per_epoch
     ramp = round(grow * steps)
-    tuning = {"epochs": tune_epochs, "lr": tune_lr, "momentum": momentum}
-    tuning["weight_decay"] = weight_decay
+    tuning: dict[str, Any] = {"epochs": tune_epochs, "lr": tune_lr, "teacher": dense}
+    tuning |= {"momentum": momentum, "weight_decay": weight_decay}
 
     def named(form: str, share: float) -> Run:
         return lab.run(f"{form} {percent(share)}", form=form, sparsity=share)
@@ -85,17 +85,8 @@ def tpp(
         ready = fit(lab, program, named("tpp", share), epochs, start=dense[:2])
         for name, uncut in (("l1", dense), ("tpp", ready)):
             spent = ready.seconds if name == "tpp" else 0.0
-            yield _cut(
-                lab,
-                deps,
-                groups,
-                keeps,
-                uncut,
-                named(name, share),
-                spent,
-                samples,
-                tuning,
-            )
+            own = (named(name, share), spent, samples, tuning)
+            yield _cut(lab, deps, groups, keeps, uncut, *own)
 
 
 def _cut(

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jprune._jaxpr._trace import arrays_apart
 from jprune.surgery import _flops
 
 
@@ -22,7 +23,8 @@ def flops(fn: Callable[..., Any]) -> Callable[..., int]:
     Returns:
       A function with the signature of `fn` that takes arrays, or
       `jax.ShapeDtypeStruct`s in their place, and returns the number of floating-point
-      operations, 2 per multiply-add, as a Python int.
+      operations, 2 per multiply-add, as a Python int. Leaves that are no arrays (flags,
+      the functions of an Equinox module) are passed on as they are.
 
     A convolution counts the taps of every output, on padding too, as papers do; a
     transposed one (a dilated image, or padding as wide as the kernel on both sides)
@@ -38,6 +40,7 @@ def flops(fn: Callable[..., Any]) -> Callable[..., int]:
     """
 
     def count(*args: Any, **kwargs: Any) -> int:
-        return _flops.count(jax.make_jaxpr(lambda a, k: fn(*a, **k))(args, kwargs))
+        call, arrays = arrays_apart(fn, args, kwargs)
+        return _flops.count(jax.make_jaxpr(call)(arrays))
 
     return count
