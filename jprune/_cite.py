@@ -764,4 +764,23 @@ REFERENCES: tuple[Reference, ...] = (
         venue="arXiv preprint",
         arxiv="1908.02620",
     ),
+    Reference(
+        key="liu2021weight",
+        methods=("rescale_filters", "weight rescaling", "scale_invariance"),
+        kind="misc",
+        title=(
+            "Weight Rescaling: Effective and Robust Regularization for Deep Neural "
+            "Networks with Batch Normalization"
+        ),
+        authors=(
+            "Liu, Ziquan",
+            "Cui, Yufei",
+            "Wan, Jia",
+            "Mao, Yu",
+            "Chan, Antoni B.",
+        ),
+        year=2021,
+        venue="arXiv preprint",
+        arxiv="2102.03497",
+    ),
 )

@@ -24,7 +24,7 @@ def lasso(
     images: int,
     batch: int,
     samples: int,
-    stats_momentum: float,
+    stats_momentum: float | None,
 ) -> Iterator[Row]:
     """For each share of the FLOPs, the same counts removed in four ways.
 
@@ -40,15 +40,15 @@ def lasso(
       images: training examples to calibrate on.
       batch: of them.
       samples: output positions of a convolution, for each batch.
-      stats_momentum: of the network's running averages.
+      stats_momentum: of the network's running averages; None: no recalibrated rows.
     """
     deps = structured.find_groups(lab, dense)
     tree = structured.variables(dense.params, dense.stats)
     groups = structured.inner(deps)
     index = lab.dataset.train[:images].astype(np.int32).reshape(-1, batch)
     batches = [lab.replicated(part) for part in index]
-    refresh = recalibration(lab, stats_momentum)
-
+    refresh = recalibration(lab, stats_momentum) if stats_momentum else None
+    before = lab.logits(dense.params, dense.stats)
     apply = structured.network(lab)
 
     def fitted(keep: dict[str, Any]) -> Any:
@@ -77,7 +77,7 @@ def lasso(
                 tree,
                 run=f"{name}, {percent(share)} FLOPs",
                 method="lasso",
-                before=lab.logits(dense.params, dense.stats),
+                before=before,
                 seconds=took,
                 extra=errors(lab, dense, plan, values, refresh)
                 | ({"layer error": _mean(chosen)} if name == "lasso" else {}),
@@ -113,11 +113,11 @@ def errors(
     params, stats = structured.split(plan.zero(values))
     wanted = np.asarray(lab.logits(dense.params, dense.stats))
     got = np.asarray(lab.logits(params, stats))
-    fresh = lab.logits(params, refresh(params, stats))
-    return {
-        "logit error": float(np.sum((got - wanted) ** 2) / np.sum(wanted**2)),
-        "recalibrated": accuracy(lab, fresh),
-    }
+    found = {"logit error": float(np.sum((got - wanted) ** 2) / np.sum(wanted**2))}
+    if refresh is not None:
+        fresh = lab.logits(params, refresh(params, stats))
+        found["recalibrated"] = accuracy(lab, fresh)
+    return found
 
 
 def _mean(found: Any) -> float:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.lab import Lab
@@ -12,6 +11,7 @@ from experiments.methods import structured
 from experiments.methods.lasso import errors, even_counts, largest
 from experiments.methods.one_shot import recalibration
 from experiments.results import Row
+from experiments.rules import percent
 from jprune import compress, surgery
 
 
@@ -44,9 +44,7 @@ def similarity(
     refresh = recalibration(lab, stats_momentum)
     before = lab.logits(dense.params, dense.stats)
 
-    def apply(v: Any, i: jax.Array) -> jax.Array:
-        return structured.apply(lab, v, i)
-
+    apply = structured.network(lab)
     chosen = lab.dataset.train[:images].astype(np.int32).reshape(-1, 100)
     batches = [lab.replicated(part) for part in chosen]
     seen = compress.data_distances(apply, deps, tree, batches, ids, samples=20)
@@ -82,7 +80,7 @@ def similarity(
                 plan,
                 plan.pack(values),
                 tree,
-                run=f"{name}, {share:.0%} FLOPs",
+                run=f"{name}, {percent(share)} FLOPs",
                 method="similarity",
                 before=before,
                 seconds=0.0,

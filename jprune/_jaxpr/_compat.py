@@ -6,9 +6,11 @@ relies on each name, so that a release which moves one of them fails in one plac
 this file knows of versions.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.core
 import jax.extend.core as _core
 import numpy as np
@@ -19,6 +21,12 @@ ClosedJaxpr = _core.ClosedJaxpr
 Equation = _core.JaxprEqn
 Literal = _core.Literal
 Primitive = _core.Primitive
+InconclusiveSize: type[Exception] = (
+    jax.errors.InconclusiveDimensionOperation
+    if hasattr(jax.errors, "InconclusiveDimensionOperation")
+    else jax.core.InconclusiveDimensionOperation
+)
+"""What comparing symbolic dimensions raises."""
 
 
 def closed(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> ClosedJaxpr:
@@ -53,6 +61,60 @@ def sub_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:
     return found
 
 
+def make_jaxpr(fn: Callable[..., Any], *avals: Any) -> ClosedJaxpr:
+    """`jax.make_jaxpr`, outside of the `shard_map` or `vmap` that names the axes, too.
+
+    An axis name that is not bound is taken to have one position: which axes of the
+    parameters are coupled does not depend on its size.
+    """
+    named: list[tuple[str, int]] = []
+    while True:
+        try:
+            return jax.make_jaxpr(fn, axis_env=named or None)(*avals)
+        except NameError as error:
+            found = re.search(r"unbound axis name: (\w+)", str(error))
+            if found is None or (found.group(1), 1) in named:
+                raise
+            named.append((found.group(1), 1))
+
+
+def varying(aval: Any) -> dict[str, Any]:
+    """Over which axes of a `shard_map` a value differs, as `ShapeDtypeStruct` takes it.
+
+    Empty outside of one, and for a value that is the same everywhere.
+    """
+    new = getattr(aval, "manual_axis_type", None)
+    if new is not None and not new.empty:
+        return {"manual_axis_type": new, "sharding": aval.sharding}
+    old = getattr(aval, "vma", None)  # before JAX 0.10.2
+    return {"vma": old, "sharding": aval.sharding} if old else {}
+
+
+def positionwise(jaxpr: Jaxpr, names: frozenset[str]) -> bool:
+    """Whether each position of the results is computed from the same one of the inputs.
+
+    Args:
+      jaxpr: the program.
+      names: position-wise primitives.
+
+    Returns:
+      True if every value is a scalar or has the shape of the first result, and only
+      such primitives, repeats of scalars and calls of such programs occur.
+    """
+    shape = jaxpr.outvars[0].aval.shape
+    for eqn in jaxpr.eqns:
+        if any(v.aval.shape not in ((), shape) for v in (*eqn.invars, *eqn.outvars)):
+            return False
+        inner, name = sub_jaxprs(eqn.params), eqn.primitive.name
+        if name == "broadcast_in_dim" and eqn.invars[0].aval.shape == ():
+            continue
+        if name in names or (name in ("jit", "pjit") and inner):
+            if all(positionwise(sub, names) for sub in inner):
+                continue
+        return False
+    return all(v.aval.shape in ((), shape) for v in (*jaxpr.invars, *jaxpr.outvars))
+
+
 def literal_value(literal: Any) -> np.ndarray:
     """The value of a literal as a NumPy array of the literal's dtype."""
     return np.asarray(literal.val, literal.aval.dtype)
@@ -76,7 +138,8 @@ def without_dead_code(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """
     if _all_needed(jaxpr.jaxpr, set()):
         return jaxpr
-    live, _ = _dce_jaxpr(jaxpr.jaxpr, True, instantiate=True)
+    every = [True] * len(jaxpr.jaxpr.outvars)
+    live, _ = _dce_jaxpr(jaxpr.jaxpr, every, instantiate=True)
     return closed(live, jaxpr.consts)
 
 

@@ -1,14 +1,15 @@
 """Scores of groups: what one channel, head or unit is worth over all its parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import in_host_memory
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
+from jprune._stacks import stacked_axes
 from jprune._typing import PyTree
 
 
@@ -22,6 +23,7 @@ def over_groups(
     raw: bool = False,
     signed: bool = False,
     at: Any = None,
+    stacked: Any = None,
 ) -> dict[str, Any]:
     r"""One vector of scores for each group, by its id.
 
@@ -31,7 +33,10 @@ def over_groups(
 
     m the members of the group and $m_c$ the entries of a member at c. Groups differ in
     how many and how large members they have, so each vector is then divided by its
-    mean: the scores of all groups can be ranked together.
+    mean, and multiplied by the number of kernels and tables that write the group: a
+    channel of a residual stream is as many channels as there are layers that add to it.
+    Then all groups can be ranked together. This, the norm and the reduction were chosen
+    by measurement (`docs/first_call.md`).
 
     Only trained weights count: members with the role "stat" (running statistics) and
     leaves that are not floating point (counters, keys) are passed over.
@@ -45,10 +50,12 @@ def over_groups(
       reduce: over the members of a group.
       roles: count only members in these roles, e.g. `("scale",)` for norm scales or
         `("out",)` for the producing kernels; None for all but "stat".
-      raw: True leaves out the division by the mean.
+      raw: True leaves out the division by the mean, and the factor.
       signed: add scores up with their signs (movement, GraSP); `norm` "l1" only. Rank
         the vectors with `masks.unstructured(vectors, ..., signed=True)`.
       at: where `tree` lies inside the variables ("params"); None finds it.
+      stacked: which leaves are stacks of layers, see `masks.unstructured`; each layer
+        of one is a member, and a writer, of its own.
 
     Returns:
       `{group.id: [group.size]}` in float32 or wider, on the device where the leaves
@@ -76,17 +83,30 @@ def over_groups(
         )
     if signed and norm != "l1":
         raise value_error(f'Signed scores need `norm="l1"`, got {norm!r}.')
+    found = [
+        (group, [m for m in members if _counts(m[0], m[2], roles)])
+        for group, members in member_leaves(tree, groups, at)
+    ]
+    stacks = stacked_axes(tree, stacked)
+    layers = {
+        i: tuple(s for s in stacks[i] if s != ref.axis)
+        for _, members in found
+        for ref, i, _ in members
+    }
+    sums = _axis_sums([m for _, ms in found for m in ms], layers, norm, signed)
     vectors = {}
-    for group, members in member_leaves(tree, groups, at):
+    for group, members in found:
         rows = [
-            ref.collect(_sums(leaf, ref, norm, signed), group.size)
-            for ref, _, leaf in members
-            if _counts(ref, leaf, roles)
+            ref.collect(layer, group.size)
+            for ref, i, _ in members
+            for layer in sums[i, ref.axis]
         ]
         if rows:
             total = _reduced(rows, reduce)
             total = total**0.5 if norm == "l2" else total
-            vectors[group.id] = total if raw else _relative(total)
+            more = [len(sums[i, ref.axis]) - 1 for ref, i, _ in members if _writes(ref)]
+            weight = max(sum(map(_writes, group.members)) + sum(more), 1)
+            vectors[group.id] = total if raw else weight * _relative(total)
     if groups and not vectors:
         raise no_member(groups, roles)
     return vectors
@@ -104,6 +124,11 @@ def _reduced(rows: list[Any], reduce: str) -> Any:
     return getattr(xp, reduce)(xp.stack(rows), axis=0)
 
 
+def _writes(ref: AxisRef) -> bool:
+    """Whether a member is a kernel or table that writes the group's coordinates."""
+    return ref.role in ("out", "table")
+
+
 def _relative(vector: Any) -> Any:
     """A vector over the mean of its magnitudes; zeros stay."""
     xp = np if isinstance(vector, np.ndarray) else jnp
@@ -111,24 +136,33 @@ def _relative(vector: Any) -> Any:
     return vector / xp.where(mean > 0, mean, xp.ones_like(mean))
 
 
-def _sums(leaf: Any, ref: AxisRef, norm: str, signed: bool) -> Any:
-    """Sums of |x|^p of a leaf over all axes but a member's. [axis length]"""
-    xp = np if _in_host_memory(leaf) else jnp
-    x = xp.asarray(leaf)
-    x = x.astype(_sum_dtype(x))
-    terms = x if signed else xp.abs(x) if norm == "l1" else xp.square(x)
-    return xp.sum(terms, axis=ref.others(leaf.ndim))
+def _axis_sums(
+    members: Sequence[tuple[AxisRef, int, Any]],
+    layers: Mapping[int, tuple[int, ...]],
+    norm: str,
+    signed: bool,
+) -> dict[tuple[int, int], list[Any]]:
+    """Sums of |x|^p over all axes but one, by leaf and axis; each leaf is read once.
 
-
-def _in_host_memory(leaf: Any) -> bool:
-    """Whether NumPy can read a leaf in place."""
-    if isinstance(leaf, np.ndarray):
-        return True
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-        return False
-    return leaf.is_fully_addressable and all(
-        d.platform == "cpu" for d in leaf.devices()
-    )
+    A leaf that is a stack has one vector for each of its layers.
+    """
+    leaves = {i: leaf for _, i, leaf in members}
+    axes: dict[int, dict[int, AxisRef]] = {}
+    for ref, i, _ in members:
+        axes.setdefault(i, {})[ref.axis] = ref
+    sums = {}
+    for i, refs in axes.items():
+        xp = np if in_host_memory(leaves[i]) else jnp
+        x = xp.asarray(leaves[i])
+        x = x.astype(_sum_dtype(x), copy=False)
+        terms = x if signed else xp.abs(x) if norm == "l1" else xp.square(x)
+        for axis, ref in refs.items():
+            others = tuple(a for a in ref.others(x.ndim) if a not in layers[i])
+            rest = xp.sum(terms, axis=others)  # layers, and this axis among them
+            place = axis - sum(a < axis for a in others)
+            rows = xp.moveaxis(rest, place, -1).reshape(-1, x.shape[axis])
+            sums[i, axis] = list(rows)
+    return sums
 
 
 def _sum_dtype(x: Any) -> Any:

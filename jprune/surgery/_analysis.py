@@ -15,7 +15,7 @@ primitive. So are the results of an opaque equation, all of whose operands are f
 from collections.abc import Callable, Sequence
 
 from jprune._groups import Role
-from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
+from jprune._jaxpr._compat import ClosedJaxpr, Equation, InconclusiveSize, Jaxpr
 from jprune.surgery import _axes as ax
 from jprune.surgery import _roles
 from jprune.surgery._axes import Atom, Axes, Reason, StructureError, Term
@@ -167,7 +167,7 @@ def _by_rule(
             _count(site, rule, ins, outs)
             return outs
         except Exception as error:  # an unforeseen form must not crash
-            if is_strict() and not isinstance(error, NoRule | StructureError):
+            if is_strict() and not isinstance(error, _EXPECTED):
                 raise
             why = f"no rule for this form: {error}"
             site.scope.inner.pop(site.index, None)
@@ -178,6 +178,10 @@ def _by_rule(
         for term in info.axes:
             site.freeze(term, why)
     return [fresh_axes(v) for v in eqn.outvars]
+
+
+_EXPECTED = (NoRule, StructureError, InconclusiveSize)
+"""What a rule may raise: forms that it does not cover, sizes that are symbolic."""
 
 
 def _count(

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune.surgery import _cells as ce
-from jprune.surgery._axes import Atom, Term, leaves
+from jprune.surgery._axes import Atom, Term, is_symbolic, leaves
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Layout
 from jprune.surgery._registry import RULES
@@ -80,6 +80,8 @@ class Builder:
       choice: which coordinates are kept.
       log: shared with the builders of all sub-jaxprs.
       effects: cells of equations with side effects, which must run.
+      memo: by the id of an equation, what was found out about its derivative rule;
+        shared with the builders of all sub-jaxprs.
     """
 
     def __init__(self, choice: Choice, options: Options, log: Log) -> None:
@@ -87,6 +89,7 @@ class Builder:
         self.options = options
         self.log = log
         self.effects: list[Cell] = []
+        self.memo: dict[int, bool] = {}
 
     def build(
         self, jaxpr: Jaxpr | ClosedJaxpr, scope: Scope, ins: Sequence[Value]
@@ -115,7 +118,9 @@ class Builder:
 
     def sub(self) -> "Builder":
         """A builder for a sub-jaxpr that keeps its own effects."""
-        return Builder(self.choice, self.options, self.log)
+        sub = Builder(self.choice, self.options, self.log)
+        sub.memo = self.memo
+        return sub
 
     def layouts(self, axes: Sequence[Term]) -> tuple[Layout, ...]:
         """The layouts of some axes."""
@@ -195,6 +200,10 @@ class Builder:
     ) -> list[Value] | None:
         """The value of a constant equation computed now, or None if unknown."""
         if len(eqn.outvars) != 1 or eqn.effects:
+            return None
+        if any(
+            is_symbolic(n) for v in (*eqn.invars, *eqn.outvars) for n in v.aval.shape
+        ):
             return None
         args = [v.dense.known for v in ins]  # type: ignore[union-attr]
         rule = RULES.get(eqn.primitive.name)
@@ -318,7 +327,7 @@ class CellSite:
         kept, name, terms = not any(bits), self.eqn.primitive.name, []
         for pattern in () if self.options.removed else patterns:
             found = cells(pattern)
-            if zero and any(c.zero for c in found):
+            if zero and any(c.zero for c in reversed(found)):  # the weights first
                 if any(c.infinite for c in found):
                     self.log.nonfinite.append((self.pruned_atoms(place, dims), name))
                 continue

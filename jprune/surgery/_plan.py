@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from jprune._dtypes import in_host_memory
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
@@ -34,12 +35,15 @@ class Plan:
       declared: whether `ties` are exactly the updated parameters because the caller of
         `groups` said so (`state_outputs=`). Otherwise they are looked for in whatever
         function the plan is used on, as `groups` does.
+      groups: by group id how many coordinates stay, and of how many; for `table` only,
+        neither saved nor combined.
     """
 
     keep: Mapping[KeyTuple, tuple[np.ndarray, ...]]
     ties: tuple[tuple[KeyTuple, KeyTuple], ...] = ()
     free: tuple[KeyTuple, ...] = ()
     declared: bool = False
+    groups: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def dense_shapes(self) -> dict[KeyTuple, tuple[int, ...]]:
@@ -118,6 +122,7 @@ class Plan:
                 path: tuple(map(_compose, masks, other.keep[path]))
                 for path, masks in self.keep.items()
             },
+            groups={},
         )
 
     def pack_state(
@@ -150,6 +155,15 @@ class Plan:
         from jprune.surgery._state import pack_state
 
         return pack_state(self, opt_state, params, at, rule, tx)
+
+    def table(self) -> str:
+        """Shapes before and after, and what each group lost, for people.
+
+        Repeated blocks are one line: `blocks/*/mlp/kernel x 32`.
+        """
+        from jprune.surgery._table import plan_table
+
+        return plan_table(self)
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes the plan as JSON: kept original indices by path and axis.
@@ -201,12 +215,24 @@ class Plan:
 
 def pack_leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
     """The kept coordinates of one leaf; a copy, so that either may be donated."""
-    given = x
+    given, host = x, in_host_memory(x)
+    x = np.asarray(x) if host else x
     for axis, mask in enumerate(masks):
         if not mask.all():
             x = _take(x, np.flatnonzero(mask), axis)
-    held = isinstance(x, np.ndarray | jax.Array) and not isinstance(x, jax.core.Tracer)
-    return x.copy() if held and (x is given or isinstance(x, np.ndarray)) else x
+    if host:  # nothing to compile
+        own = np.array(x, order="C")
+        if isinstance(given, np.ndarray):
+            return own
+        where = given.sharding if _placed(given) else None
+        return jax.device_put(own, where)
+    traced = isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array)
+    return x if traced or x is not given else x.copy()
+
+
+def _placed(x: jax.Array) -> bool:
+    """Whether an array was put on its device on purpose."""
+    return getattr(x, "committed", True)
 
 
 def _take(x: Any, positions: np.ndarray, axis: int) -> Any:

@@ -4,7 +4,8 @@ A value computed from a single parameter (a cast, a transpose, a standardized ke
 still stands for that parameter; the first equation that mixes it with anything else
 shows the role: contracted in a product ("in"), a free axis of a product ("out"), added
 ("bias"), multiplied ("scale"), subtracted or square-rooted ("stat": running
-statistics), looked up ("table").
+statistics), looked up ("table"). An axis contracted between two parameters (the rank
+of `a @ b`) is made by the first and read by the second.
 """
 
 from collections.abc import Sequence
@@ -41,23 +42,23 @@ def sources(
     if source == CONST or (rule and rule.free):
         return [Info(axes, CONST) for axes in outs]
     if source == MANY or len(ins) == 1:  # a root of one parameter alone shows its role
+        product = all(info.source >= 0 and info.dims for info in ins)
         for place, info in enumerate(ins):
             if info.source >= 0 and info.dims:
-                _assign(roles, rule, eqn, place, info, source)
+                shown = rule.role(eqn, place) if rule and rule.role else {}
+                if product and place == 0 and source == MANY:
+                    shown = {d: "out" if r == "in" else r for d, r in shown.items()}
+                if shown or source == MANY:
+                    _assign(roles, info, shown)
     if source == MANY:
         return [Info(axes) for axes in outs]
     return [Info(axes, source, _dims(rule, eqn, ins, axes)) for axes in outs]
 
 
-def _assign(
-    roles: Roles, rule: Rule | None, eqn: Equation, place: int, info: Info, source: int
-) -> None:
-    """Records the role of each axis of a parameter that is read at operand `place`."""
-    shown = rule.role(eqn, place) if rule and rule.role else {}
-    if source != MANY and not shown:
-        return
+def _assign(roles: Roles, info: Info, shown: dict[int, Role]) -> None:
+    """Records the role of each axis of a parameter that is read there."""
     for dim, axis in enumerate(info.dims or ()):
-        if axis is not None and info.axes[dim].size > 1:
+        if axis is not None and info.axes[dim].size != 1:
             roles.setdefault((info.source, axis), shown.get(dim, "other"))
 
 

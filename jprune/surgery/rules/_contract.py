@@ -151,7 +151,7 @@ def _contraction(
                 site.leak(0, pruned, f"{name}: {why}")
             else:
                 terms = [(kept, first), *found]
-        elif not any(c.zero for c in first):
+        elif not any(c.zero for c in reversed(first)):
             terms = [(kept, first), *found]
         elif any(c.infinite for c in first):
             site.log.nonfinite.append((site.pruned_atoms(0, pruned), name))

@@ -2,7 +2,8 @@
 
 Analysis recurses. The compact program calls a compact body again, so jit wrappers,
 rematerialization and branches stay what they were; ghosts that are asked for cross the
-boundary as further arguments and results. A branch result is known only where all
+boundary as further arguments and results. (A jitted body of two or three equations is
+put in its place.) A branch result is known only where all
 branches agree.
 """
 
@@ -19,6 +20,9 @@ from jprune.surgery._cells import Value
 from jprune.surgery._frames import Boundary, Frame, GraphCall, jitted, plain
 from jprune.surgery._registry import NoRule, Rule
 from jprune.surgery._scope import CONST, MANY, Info
+
+FEW = 3
+"""A jitted body of so few equations is put in place: the call costs more than it."""
 
 
 def body_of(eqn: Equation) -> Any:
@@ -50,7 +54,8 @@ def call_cells(
 def _wrapper(eqn: Equation) -> Any:
     name = eqn.primitive.name
     if name in ("jit", "pjit"):
-        return plain if eqn.params.get("inline") else jitted(eqn.params["name"])
+        few = len(body_of(eqn).jaxpr.eqns) <= FEW
+        return plain if few or eqn.params.get("inline") else jitted(eqn.params["name"])
     if name in ("remat", "remat2", "checkpoint"):
         return _checkpointed(eqn.params)
     return plain

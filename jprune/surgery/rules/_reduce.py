@@ -24,7 +24,7 @@ from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
-from jprune.surgery._axes import Axes, is_frozen
+from jprune.surgery._axes import Axes, is_frozen, is_symbolic
 from jprune.surgery._build import CellSite, Outs
 from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Layout
@@ -180,6 +180,11 @@ def _fold(
         sizes = [lay.positions(b).size for lay, b in zip(lays, pattern, strict=True)]
         if 0 in sizes:
             continue
+        if any(map(is_symbolic, sizes)):
+            if not cell.zero:
+                return None
+            totals.append(np.zeros((1,) * (rank - len(axes))))
+            continue
         if name != "reduce_sum":
             totals.append(_NUMPY[name](cell.known, axis=tuple(axes)))
             continue
@@ -230,10 +235,13 @@ def frozen_reduce_cells(
 # -- psum and friends over positional axes (what vmap with an axis name leaves) ------
 
 
+_PSUMS = ("psum", "psum2", "psum_invariant")
+
+
 def psum_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Integer axes are reduced; named axes pass every dimension."""
     places = [a for a in eqn.params["axes"] if isinstance(a, int)]
-    if places and eqn.primitive.name not in ("psum", "psum2"):
+    if places and eqn.primitive.name not in _PSUMS:
         for info in ins:
             for d in places:
                 site.freeze(info.axes[d], "zero is not neutral for it")
@@ -370,7 +378,7 @@ RULES: dict[str, Rule] = {
     },
     **{
         name: Rule(axes=psum_axes, cells=psum_cells)
-        for name in ("psum", "psum2", "pmax", "pmin")
+        for name in (*_PSUMS, "pmax", "pmin")
     },
     **{name: _passing(_axis) for name in _CUMULATIVE},
     **{name: _passing(_window_dims) for name in _WINDOWS},

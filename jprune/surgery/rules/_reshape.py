@@ -16,7 +16,14 @@ from jax import lax
 from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
-from jprune.surgery._axes import Axes, StructureError, product, split
+from jprune.surgery._axes import (
+    Axes,
+    StructureError,
+    is_symbolic,
+    product,
+    shorter,
+    split,
+)
 from jprune.surgery._build import CellSite, Outs
 from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Layout
@@ -38,7 +45,7 @@ def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ran
         if j < len(after):
             right, j = after[j], j + 1
         while left != right:
-            if left < right:
+            if shorter(left, right):
                 left, i = left * before[i], i + 1
             else:
                 right, j = right * after[j], j + 1
@@ -124,6 +131,10 @@ class _Block:
     def __init__(self, old: Sequence[Layout], new: Sequence[Layout]) -> None:
         self.old, self.new = old, new
         same = len(old) == len(new) == 1 and old[0] is new[0]
+        if any(is_symbolic(lay.size) for lay in (*old, *new)):
+            mixed = any(lay.pruned for lay in (*old, *new))
+            if mixed:
+                raise NoRule("a reshape of a pruned axis and one of symbolic size")
         self.passes = same
         self.plain = not any(lay.pruned for lay in (*old, *new))
         self.uniform = True
