@@ -22,6 +22,7 @@ limited() {
   local limit=$1 name=$2 left=$((end - SECONDS)) status
   shift 2
   [ "$left" -lt 20 ] && { echo "$name skipped: no time left" | tee -a "$out/said.txt"; return; }
+  [ -n "$tiny" ] && limit=$left
   [ "$limit" -gt "$left" ] && limit=$left
   # SIGTERM first: training saves its state, `--resume` goes on from it.
   timeout --kill-after=20 "$limit" "$@" > "$out/$name.txt" 2>&1
@@ -30,8 +31,8 @@ limited() {
 }
 
 quick=(${tiny:+--quick})
-limited 150 optimizer_step "$python" -m experiments.bench.optimizer_step \
-  "${quick[@]}" --out "$out/bench_optimizer_step.json"
+limited 200 device_step "$python" -m experiments.bench.device_step \
+  "${quick[@]}" --out "$out/bench_device_step.json"
 limited 60 selection "$python" -m experiments.bench.selection \
   "${quick[@]}" --out "$out/bench_selection.json"
 
