@@ -126,7 +126,9 @@ def apply(state, x):
 started = time.time()
 cost = analysis.relative_latency(apply, state, test_x[:32], rounds=15)
 plan = surgery.select(deps, deps.scores(state), cost=cost, at_most=0.5, round_to=4)
-print(f"measured: {cost(plan):.2f} of the dense time, found in {time.time() - started:.0f} s")
+print(
+    f"measured: {cost(plan):.2f} of the dense time, found in {time.time() - started:.0f} s"
+)
 print(plan.table())
 
 # %%

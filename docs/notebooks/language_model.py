@@ -89,7 +89,9 @@ def apply(params, ids):
     for block in params["blocks"]:
         h = rms_norm(x, block["norm1"])
         qkv = jnp.einsum("btd,dchk->cbhtk", h, block["qkv"]["kernel"])
-        weights = jnp.einsum("bhtk,bhsk->bhts", qkv[0], qkv[1]) / np.sqrt(WIDTH // HEADS)
+        weights = jnp.einsum("bhtk,bhsk->bhts", qkv[0], qkv[1]) / np.sqrt(
+            WIDTH // HEADS
+        )
         weights = jax.nn.softmax(jnp.where(causal, weights, -1e9))
         h = jnp.einsum("bhts,bhsk->bthk", weights, qkv[2])
         x = x + jnp.einsum("bthk,hkd->btd", h, block["proj"]["kernel"])
@@ -148,8 +150,12 @@ once = masks.unstructured(params, 0.5, ranking="leaf", scope=scope)
 found = {
     "dense": params,
     "magnitude": masks.apply(once, params),
-    "Wanda": compress.wanda(apply, params, calibration, sparsity=0.5, scope=scope).params,
-    "SparseGPT": compress.sparse_gpt(apply, params, calibration, sparsity=0.5, scope=scope).params,
+    "Wanda": compress.wanda(
+        apply, params, calibration, sparsity=0.5, scope=scope
+    ).params,
+    "SparseGPT": compress.sparse_gpt(
+        apply, params, calibration, sparsity=0.5, scope=scope
+    ).params,
 }
 table = {name: perplexity(loss, p) for name, p in found.items()}
 for name, value in table.items():
