@@ -365,7 +365,8 @@ def _roles(program: Program) -> Mapping[tuple[int, int], Role]:
     if any(paths[i] in state for i in weights):
         state = set()
     for index, (path, axes) in enumerate(program.params.items()):
-        named = any(str(key) in _STATISTICS for key in path)
+        words = (word for key in path for word in str(key).split("/"))  # Keras, Haiku
+        named = any(word in _STATISTICS for word in words)
         if index not in weights and (named or path in state):
             roles |= {(index, axis): "stat" for axis in range(len(axes))}
     return roles
