@@ -34,7 +34,7 @@ write it; *product*: the geometric mean of what writes, scales and reads. *group
 group loses the same fraction; *balanced*: one that k layers write loses a k-th of it (a
 residual stream has many); *isomorphic*: layers of one shape compete; *global*: all
 compete, each group over its mean; *by writers*: times the number of kernels that write
-it; *most 3/4*: no group loses more; *per FLOP*: over what a coordinate costs; *raw*: not
+it; *most 3/4*: no group loses more; *per FLOP*: over a coordinate's cost; *raw*: not
 over the mean. *Torch-Pruning*: the rule of its default, uniform by layer, with
 mean-normalized L2 of weights without biases; *global*: the same in a single ranking.
 These are its rules in our code, not its package.
