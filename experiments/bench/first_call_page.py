@@ -97,7 +97,7 @@ def _verdict(table: dict[str, Any], nets: list[str]) -> str:
     rest = [label for label in table if label not in (DEFAULT, *REFERENCES)]
     lines += [
         "",
-        "Behind the best candidate of each network at 1/2 (each another one):",
+        "Behind the best candidate of each network at 1/2:",
         "",
     ]
     for name in nets:
