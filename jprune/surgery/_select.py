@@ -86,7 +86,8 @@ def select(
       exact: only groups whose removal is proved to equal zeroing. False takes the
         others, too, and warns of those that it cuts.
       allow_empty: a group may also lose everything, where the output still depends on
-        the input without it: a residual branch goes.
+        the input without it: a residual branch goes. It takes ranking="global" for a
+        branch to lose all while the others lose little.
 
     Returns:
       The plan.
