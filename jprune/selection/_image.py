@@ -85,13 +85,16 @@ class Image(NamedTuple):
     ) -> jax.Array:
         """The images of a leaf, element-wise; `excluded` where `within` is False.
 
-        With `times` they are those of the product, rounded to the common format.
+        With `times` they are those of the product, rounded to the common format; one
+        that is not finite counts as 0, for gradients overflow where weights do not.
         """
         number = self._widen(x)
         if times is not None:
             number *= self._widen(times)
         bits = lax.bitcast_convert_type(number, self.dtype)
         size = (bits & np.iinfo(self.dtype).max) >> self.shift
+        if times is not None:
+            size = jnp.where(size < self.of_float(np.inf), size, 0)
         if self.signed:
             is_number = size <= self.of_float(np.inf)
             size = jnp.where((bits < 0) & is_number, -size, size)

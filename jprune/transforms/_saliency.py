@@ -51,6 +51,8 @@ def mask_by_saliency(
 
     Place it first, on the raw mean gradient of the global batch (after clipping),
     before weight decay and momentum: masking after the decay would stop the shrinking.
+    Entries that are not finite pass and take no weight's place, so that an
+    `optax.apply_if_finite` behind it sees them.
 
     Args:
       sparsity: fraction s of passive weights over the scope; of n weights
@@ -89,7 +91,9 @@ def mask_by_saliency(
     ) -> tuple[PyTree, MaskBySaliencyState]:
         require_same_structure("updates", updates, params)
         active, warm, passes = choose(params, updates, state.warm)
-        return masks.apply(active, updates), MaskBySaliencyState(warm, passes)
+        # What is not finite ranks nowhere and passes: the optimizer may refuse it.
+        seen = jax.tree.map(lambda m, u: m | ~jnp.isfinite(u), active, updates)
+        return masks.apply(seen, updates), MaskBySaliencyState(warm, passes)
 
     return transformation(init, update, "mask_by_saliency")
 
