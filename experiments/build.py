@@ -1,7 +1,8 @@
 """Where the strings of a configuration become functions: the only registry."""
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -12,43 +13,47 @@ from experiments.data import augment, digits, graphs, images
 from experiments.data.dataset import Dataset
 from experiments.journal import Journal
 from experiments.lab import Augment, Lab, Run, make_lab
+from experiments.loop import Fit
 from experiments.methods import (
-    asl,
-    aswl,
     csgd,
     dense,
     dynamic_sparse,
     early_pruning,
     gap,
     gates,
-    gradual,
     gsm,
-    issp,
+    invariant,
     iterative,
+    lasso,
     masksparsity,
     n_of_m,
     one_shot,
     powerprop,
     prune_at_init,
+    reparameterized,
     scales,
-    sls,
-    straight_through,
-    swd,
+    similarity,
     swd_channels,
-    top_kast,
+    swept,
     tpp,
     trp,
-    weightmom,
 )
 from experiments.models import deep_tanh, digits_resnet, lenet, resnet
-from experiments.systems import mnist
+from experiments.results import Row
+from experiments.systems import graphs as graph_system
+from experiments.systems import mnist, super_resolution
 from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
+    "cifar100": images.load_cifar100,
+    "cifar10_part": images.load_cifar10_part,
     "citeseer": lambda folder: graphs.load_graph("citeseer", folder),
     "cora": lambda folder: graphs.load_graph("cora", folder),
     "digits": lambda folder: digits.load_digits(),
+    "fashion_mnist": images.load_fashion_mnist,
+    "imagenet": images.load_imagenet,
+    "imagenette": images.load_imagenette,
     "mnist": images.load_mnist,
 }
 
@@ -77,6 +82,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "gcn": _gcn,
     "lenet300": lenet.LeNet300,
     "lenet5": lenet.LeNet5,
+    "resnet50": lambda classes: resnet.ResNet((3, 4, 6, 3), 64, classes),
     "resnet20": lambda classes: _cifar_resnet(20, classes),
     "resnet56": lambda classes: _cifar_resnet(56, classes),
 }
@@ -84,37 +90,42 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 AUGMENT: dict[str, Augment] = {"crop_flip": augment.crop_flip, "none": augment.keep}
 
 METHODS: dict[str, Callable[..., Any]] = {
-    "asl": asl.asl,
-    "aswl": aswl.aswl,
+    "asl": reparameterized.asl,
+    "aswl": reparameterized.aswl,
     "csgd": csgd.csgd,
     "dynamic_sparse": dynamic_sparse.dynamic_sparse,
     "gates": gates.gates,
     "early_pruning": early_pruning.early_pruning,
     "gap": gap.gap,
-    "gradual": gradual.gradual,
+    "gradual": swept.gradual,
     "gsm": gsm.gsm,
     "hard_n_of_m": n_of_m.hard_n_of_m,
-    "issp": issp.issp,
+    "issp": swept.issp,
     "iterative": iterative.iterative,
-    "issr": issp.issr,
+    "issr": swept.issr,
+    "invariant": invariant.invariant,
+    "lasso": lasso.lasso,
     "masksparsity": masksparsity.masksparsity,
     "one_shot": one_shot.one_shot,
     "powerprop": powerprop.powerprop,
     "prune_at_init": prune_at_init.prune_at_init,
     "scales": scales.scales,
-    "sls": sls.sls,
-    "sr_ste": n_of_m.sr_ste,
-    "straight_through": straight_through.straight_through,
-    "swd": swd.swd,
+    "similarity": similarity.similarity,
+    "sls": reparameterized.sls,
+    "sr_ste": reparameterized.sr_ste,
+    "straight_through": reparameterized.straight_through,
+    "swd": swept.swd,
     "swd_channels": swd_channels.swd_channels,
-    "top_kast": top_kast.top_kast,
+    "top_kast": reparameterized.top_kast,
     "tpp": tpp.tpp,
     "trp": trp.trp,
-    "weightmom": weightmom.weightmom,
+    "weightmom": swept.weightmom,
 }
 
 RUNNERS: dict[str, Runner] = {
+    "graphs": graph_system.RUNNER,
     "mnist": mnist.RUNNER,
+    "super_resolution": super_resolution.RUNNER,
 }
 
 
@@ -141,6 +152,11 @@ def check(config: Config) -> None:
     for name, value in zip(_COUNTS, own, strict=True):
         if value < 0:
             raise ConfigError(f"`{name}` must be at least 0, got {value}.")
+    rules.check("", {name: getattr(config, name) for name in _TRAINING})
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in _TRAINING:
+        if runner and getattr(config, name) != defaults[name]:
+            raise ConfigError(f"`{name}`: the runner `{config.runner}` does not do it.")
     rules.check_distinct(config.runs)
     if runner:
         _check_keywords("setup", runner.open, config.setup, beside=PASSED)
@@ -155,6 +171,10 @@ def check(config: Config) -> None:
         _check_keywords(label, pick("method", run["method"], known), keywords(run))
 
 
+_TRAINING = (
+    *("validation", "smoothing", "ema", "compute", "accumulate"),
+    *("distill", "distill_temperature"),
+)
 _COUNTS = ("batch", "steps_per_dispatch", "checkpoint_every")
 
 
@@ -166,6 +186,7 @@ def open_lab(
     journal: Journal,
     checkpoints: Callable[[Run], Any],
     prefix: str = "",
+    tune: bool = False,
 ) -> Lab:
     """Loads the data and builds the network that the configuration names.
 
@@ -173,7 +194,7 @@ def open_lab(
       ConfigError: if the batch does not fit the training set or the devices.
       DataError: if the data is not there.
     """
-    dataset = DATA[config.data](data_dir)
+    dataset = without_validation(DATA[config.data](data_dir), config.validation, tune)
     model = MODELS[config.model](dataset.classes)
     lab = make_lab(
         config,
@@ -189,6 +210,28 @@ def open_lab(
         if "batch" in run:
             lab.rebatched(run["batch"], f"{label}.batch")  # refuses what does not fit
     return lab
+
+
+def without_validation(dataset: Dataset, count: int, tune: bool) -> Dataset:
+    """The data set, the last `count` training examples kept out of training.
+
+    Args:
+      dataset: all of it.
+      count: how many.
+      tune: test on those, so that the test set is not looked at.
+
+    Raises:
+      ConfigError: if nothing is left to train on, or there is nothing to tune on.
+    """
+    if not count and not tune:
+        return dataset
+    if not 0 < count < len(dataset.train):
+        raise ConfigError(
+            f"`validation` is {count}: expected 1 to {len(dataset.train) - 1} of the "
+            f"training examples of {dataset.name}. Give `--set validation=COUNT`."
+        )
+    train, held = dataset.train[:-count], dataset.train[-count:]
+    return dataset._replace(train=train, test=held if tune else dataset.test)
 
 
 PASSED = ("seed", "data_dir", "journal", "checkpoints", "prefix")
@@ -209,6 +252,14 @@ def open_runner(config: Config, **passed: Any) -> Any:
       DataError: if the data is not there.
     """
     return RUNNERS[config.runner].open(config, **passed, **config.setup)
+
+
+def rows(lab: Lab, dense: Fit, settings: dict[str, Any]) -> Iterator[Row]:
+    """The rows of one run of a configuration; who starts from it gets the dense run."""
+    method = METHODS[settings["method"]]
+    own = lab._replace(settings=settings)
+    given = (own, dense) if "dense" in inspect.signature(method).parameters else (own,)
+    yield from method(*given, **keywords(settings))
 
 
 def keywords(run: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,17 @@ class Config:
         1 for a network with convolutions on CPU, where XLA runs a convolution
         inside a loop many times slower.
       checkpoint_every: epochs between checkpoints; 0 for none but the last.
+      validation: the last so many training examples are kept out of training; with
+        `--tune` every accuracy is on them, and the test set is not looked at.
+      smoothing: of the labels; the share that is spread over all classes.
+      ema: decay of a running average of the parameters, which a run then returns, its
+        zeros those of the last step; 0 for none.
+      compute: "float32", or "bfloat16" for the network (parameters and their updates
+        stay float32).
+      accumulate: parts that a batch is cut into, their gradients averaged.
+      distill: share of the loss, in fine-tuning, that is the distance to the dense
+        network's outputs; 0 for none.
+      distill_temperature: of both outputs in that distance.
       claims: what the rows should show; checked and printed at the end.
       beside: further experiments, each with a dense run of its own, in the same table.
       runner: a key of `experiments.build.RUNNERS` for what is not one classifier of
@@ -68,6 +79,13 @@ class Config:
     augment: str = "none"
     steps_per_dispatch: int = 0
     checkpoint_every: int = 10
+    validation: int = 0
+    smoothing: float = 0.0
+    ema: float = 0.0
+    compute: str = "float32"
+    accumulate: int = 1
+    distill: float = 0.0
+    distill_temperature: float = 4.0
     claims: tuple[Claim, ...] = ()
     beside: tuple["Config", ...] = ()
     runner: str = ""

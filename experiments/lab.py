@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.config import Config, ConfigError
@@ -100,6 +101,11 @@ class Lab(NamedTuple):
     prefix: str = ""
     settings: Mapping[str, Any] = MappingProxyType({})
 
+    @property
+    def method(self) -> str:
+        """The method that is being run, for its rows."""
+        return self.settings.get("method", "")
+
     def run(self, label: str, **own: Any) -> Run:
         """A run of the entry's settings; `own` takes the place of what is swept."""
         return Run(label, {**self.settings, **own})
@@ -114,7 +120,7 @@ class Lab(NamedTuple):
         Raises:
           ConfigError: if the batch does not fit the training set or the devices.
         """
-        _check_batch(batch, self.dataset, self.mesh, name)
+        _check_batch(batch, self.dataset, self.mesh, self.config.accumulate, name)
         per_epoch = len(self.dataset.train) // batch
         whole = self.per_dispatch == self.per_epoch
         return self._replace(
@@ -174,12 +180,12 @@ def make_lab(
     """
     mesh = jax.make_mesh((jax.device_count(),), ("batch",), (AxisType.Auto,))
     batch = config.batch or len(dataset.train)
-    _check_batch(batch, dataset, mesh)
+    _check_batch(batch, dataset, mesh, config.accumulate)
     inputs, labels = jax.device_put(
         (dataset.inputs, dataset.labels), NamedSharding(mesh, PartitionSpec())
     )
     init = partial(_init, model, dataset, mesh, seed=seed)
-    forward = _forward(model, dataset, augment, mesh)
+    forward = _forward(model, dataset, augment, mesh, jnp.dtype(config.compute))
     per_epoch = len(dataset.train) // batch
     return Lab(
         config=config,
@@ -231,9 +237,14 @@ def test_logits(
 
 
 def _forward(
-    model: nn.Module, dataset: Dataset, augment: Augment, mesh: Mesh
+    model: nn.Module, dataset: Dataset, augment: Augment, mesh: Mesh, compute: Any
 ) -> Forward:
-    """A Flax module as a pure function of the whole inputs and an index."""
+    """A Flax module as a pure function of the whole inputs and an index.
+
+    `augmented` is whether the examples are changed at random; None as in `train`. The
+    network computes in the data type `compute`; logits and statistics do not change
+    theirs.
+    """
     sharded = NamedSharding(mesh, PartitionSpec("batch"))
 
     def examples(inputs: jax.Array, index: jax.Array, train: bool, key: jax.Array):
@@ -241,10 +252,16 @@ def _forward(
         x = (inputs[index].astype(jnp.float32) - dataset.mean) / dataset.std
         return augment(key, x) if train else x
 
-    def forward(params, stats, inputs, index, *, train: bool, key: jax.Array):
+    def cast(tree: Any) -> Any:
+        return tree if compute == jnp.float32 else optax.tree.cast(tree, compute)
+
+    def forward(
+        params, stats, inputs, index, *, train: bool, key: jax.Array, augmented=None
+    ):
         nodes = dataset.kind == "nodes"
-        x = inputs if nodes else examples(inputs, index, train, key)
-        variables = {"params": params, **stats}
+        changed = train if augmented is None else augmented
+        x = inputs if nodes else cast(examples(inputs, index, changed, key))
+        variables, before = {"params": cast(params), **stats}, stats
         logits: Any
         if train:
             logits, stats = model.apply(
@@ -256,6 +273,9 @@ def _forward(
             )
         else:
             logits = model.apply(variables, x)
+        if compute != jnp.float32:
+            logits = logits.astype(jnp.float32)
+            stats = jax.tree.map(lambda new, old: new.astype(old.dtype), stats, before)
         return (logits[index] if nodes else logits), stats
 
     return forward
@@ -286,14 +306,18 @@ def _dispatch(init: Callable[[], Any], mesh: Mesh, per_epoch: int) -> int:
     return 1 if convolves and on_cpu else per_epoch
 
 
-def _check_batch(batch: int, dataset: Dataset, mesh: Mesh, name: str = "batch") -> None:
+def _check_batch(
+    batch: int, dataset: Dataset, mesh: Mesh, parts: int, name: str = "batch"
+) -> None:
     if not 0 < batch <= len(dataset.train):
         raise ConfigError(
             f"`{name}` is {batch}: {dataset.name} has {len(dataset.train)} training "
             "examples."
         )
-    if dataset.kind == "examples" and batch % mesh.size:
+    each = mesh.size * parts
+    if dataset.kind == "examples" and batch % each:
+        among = f"{mesh.size} devices" + f" and {parts} parts" * (parts > 1)
         raise ConfigError(
-            f"`{name}` is {batch}: it must divide among {mesh.size} devices, e.g. "
-            f"{max(batch // mesh.size, 1) * mesh.size}."
+            f"`{name}` is {batch}: it must divide among {among}, e.g. "
+            f"{max(batch // each, 1) * each}."
         )

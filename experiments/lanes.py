@@ -24,7 +24,7 @@ from experiments.methods.removal import kernels
 from experiments.results import Row
 from jprune import masks, reparam
 
-Network = Callable[..., jax.Array]
+Network = Callable[..., Any]
 """`network(params, data, index, key)` -> logits [index, classes]; key None in tests."""
 
 
@@ -319,3 +319,9 @@ def nonzero(params: Any) -> int:
 
 apply = jax.jit(jax.vmap(masks.apply))
 """`masks.apply` of each lane's mask to its parameters."""
+
+
+@jax.jit
+def largest(params: Any, keep: int) -> Any:
+    """The `keep` largest weights of each lane over all its kernels, as a mask."""
+    return jax.vmap(lambda p: masks.unstructured(p, keep=keep, min_keep=0))(params)

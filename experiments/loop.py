@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments import stopping
 from experiments.checkpoints import Checkpoints, Saved
 from experiments.lab import Forward, Lab, Run
-from jprune import masks, transforms
+from jprune import masks, reparam, transforms
 
 
 class Diverged(RuntimeError):
@@ -38,6 +38,7 @@ class State(NamedTuple):
     params: Any
     stats: Any
     opt: Any
+    average: Any = None
 
 
 class Program(NamedTuple):
@@ -74,7 +75,8 @@ def compile_program(
     select: Callable[[Any, Any], Any] | None = None,
     forward: Forward | None = None,
     logits: Callable[[Any, Any], jax.Array] | None = None,
-    penalty: Callable[[Any], jax.Array] | None = None,
+    r: reparam.Reparam | None = None,
+    teacher: tuple[Any, Any] | None = None,
 ) -> Program:
     """A program for one method.
 
@@ -83,10 +85,11 @@ def compile_program(
       transform: from the traced hyper-parameters (any pytree) to the optimizer.
       select: `(params, hyper)` -> mask of what removal would keep now, for the log;
         compiled, and called once an epoch.
-      forward: the network, where it is not the lab's (a compact one, or a
-        reparameterized one).
-      logits: the test pass that goes with `forward`.
-      penalty: of the parameters, added to the loss.
+      forward: the network, where it is not the lab's (a compact one).
+      logits: the test pass that goes with `forward`, or with `r`.
+      r: a reparameterization; what is trained is then its theta.
+      teacher: parameters and statistics of the network to distill from, as
+        `config.distill` says.
     """
     network = forward or lab.forward
     everywhere = NamedSharding(lab.mesh, PartitionSpec())
@@ -94,26 +97,22 @@ def compile_program(
     @partial(jax.jit, out_shardings=everywhere)
     def begin(params: Any, stats: Any, hyper: Any) -> State:
         opt = transform(hyper).init(params)
-        return State(jnp.zeros((), jnp.int32), params, stats, opt)
+        average = params if lab.config.ema else None
+        return State(jnp.zeros((), jnp.int32), params, stats, opt, average)
 
-    def loss_fn(params: Any, stats: Any, data: Any, index: jax.Array, key: jax.Array):
-        inputs, labels = data
-        out, stats = network(params, stats, inputs, index, train=True, key=key)
-        wanted = labels[index]
-        loss = optax.softmax_cross_entropy_with_integer_labels(out, wanted).mean()
-        hits = jnp.mean(out.argmax(-1) == wanted)
-        extra = penalty(params) if penalty else 0.0
-        return loss + extra, (stats, jnp.stack([loss, hits]))
+    loss_fn = _loss(lab, network, teacher)
+    objective = _of_theta(loss_fn, r) if r else loss_fn
+    gradient = _gradient(objective, lab.config.accumulate)
 
     def one_step(state: State, data: Any, order: jax.Array, key: jax.Array, hyper: Any):
         at = state.step % lab.per_epoch * lab.batch
         index = jax.lax.dynamic_slice(order, (at,), (lab.batch,))
-        grads, (stats, numbers) = jax.grad(loss_fn, has_aux=True)(
-            state.params, state.stats, data, index, jax.random.fold_in(key, state.step)
-        )
+        key = jax.random.fold_in(key, state.step)
+        grads, stats, numbers = gradient(state.params, state.stats, data, index, key)
         updates, opt = transform(hyper).update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, stats, opt), numbers
+        average = _averaged(state.average, params, state.step, lab.config.ema)
+        return State(state.step + 1, params, stats, opt, average), numbers
 
     @partial(
         jax.jit,
@@ -140,6 +139,104 @@ def compile_program(
     return Program(begin, advance, watch, logits or lab.logits)
 
 
+def _loss(
+    lab: Lab, network: Forward, teacher: tuple[Any, Any] | None
+) -> Callable[..., Any]:
+    """`(params, stats, data, index, key)` -> loss, (statistics, loss and hits)."""
+
+    def loss_fn(params: Any, stats: Any, data: Any, index: jax.Array, key: jax.Array):
+        inputs, labels = data
+        out, stats = network(params, stats, inputs, index, train=True, key=key)
+        wanted = labels[index]
+        loss = cross_entropy(out, wanted, lab.config.smoothing)
+        if teacher and lab.config.distill:
+            loss = _distilled(lab, loss, out, teacher, inputs, index, key)
+        hits = jnp.mean(out.argmax(-1) == wanted)
+        return loss, (stats, jnp.stack([loss, hits]))
+
+    return loss_fn
+
+
+def cross_entropy(logits: jax.Array, wanted: jax.Array, smoothing: float) -> jax.Array:
+    """The mean over a batch; `smoothing` of each label lies on all classes alike."""
+    plain = optax.softmax_cross_entropy_with_integer_labels(logits, wanted).mean()
+    if not smoothing:
+        return plain
+    even = -jax.nn.log_softmax(logits).mean()
+    return (1 - smoothing) * plain + smoothing * even
+
+
+def _distilled(
+    lab: Lab,
+    loss: jax.Array,
+    out: jax.Array,
+    teacher: tuple[Any, Any],
+    inputs: Any,
+    index: jax.Array,
+    key: jax.Array,
+) -> jax.Array:
+    """The loss with a share of Hinton's distance to the teacher on the same images."""
+    soft, share = lab.config.distill_temperature, lab.config.distill
+    told, _ = lab.forward(*teacher, inputs, index, train=False, key=key, augmented=True)
+    wanted = jax.nn.softmax(jax.lax.stop_gradient(told) / soft)
+    distance = optax.losses.kl_divergence(jax.nn.log_softmax(out / soft), wanted)
+    return (1 - share) * loss + share * soft**2 * distance.mean()
+
+
+def _gradient(objective: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """`(params, stats, data, index, key)` -> gradient, statistics, numbers.
+
+    With several parts the batch is cut, and each part sees the statistics of the one
+    before it.
+    """
+    whole = jax.grad(objective, has_aux=True)
+
+    def gradient(params: Any, stats: Any, data: Any, index: jax.Array, key: jax.Array):
+        if parts == 1:
+            grads, (stats, numbers) = whole(params, stats, data, index, key)
+            return grads, stats, numbers
+        found = []
+        for i, part in enumerate(index.reshape(parts, -1)):
+            own = jax.random.fold_in(key, i)
+            grads, (stats, numbers) = whole(params, stats, data, part, own)
+            found.append((grads, numbers))
+        grads, numbers = jax.tree.map(lambda *x: sum(x) / parts, *found)
+        return grads, stats, numbers
+
+    return gradient
+
+
+def _averaged(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The running average, which begins as a plain mean; None without one."""
+    if average is None:
+        return None
+    rate = jnp.maximum(1 - decay, 1 / (step + 1))
+    return jax.tree.map(
+        lambda a, p: (a + rate * (p - a)).astype(a.dtype), average, params
+    )
+
+
+@jax.jit
+def _masked_average(state: State) -> Any:
+    """The average, exactly 0 where the parameters are."""
+    return jax.tree.map(
+        lambda a, p: jnp.where(p == 0, jnp.zeros_like(a), a),
+        state.average,
+        state.params,
+    )
+
+
+def _of_theta(loss_fn: Callable[..., Any], r: reparam.Reparam) -> Callable[..., Any]:
+    """The loss of the network that theta makes, with the penalty of theta."""
+    wrapped = reparam.wrap(loss_fn, r, has_aux=True)
+
+    def loss(theta: Any, stats: Any, data: Any, index: jax.Array, key: jax.Array):
+        noise = jax.random.fold_in(key, 1)
+        return wrapped(theta, stats, data, index, key, reparam_key=noise)
+
+    return loss
+
+
 def _added(totals: jax.Array, numbers: jax.Array) -> jax.Array:
     """The sums, and how many steps the loss was a number since the epoch began."""
     good = jnp.isfinite(numbers[0]) & jnp.isfinite(totals[0])
@@ -160,7 +257,7 @@ def observe(params: Any, mask: Any, previous: Any, opt: Any) -> dict[str, jax.Ar
 def fit(
     lab: Lab,
     program: Program,
-    run: Run | str,
+    run: Run,
     epochs: int,
     *,
     start: tuple[Any, Any] | None = None,
@@ -186,7 +283,6 @@ def fit(
       Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
-    run = lab.run(run, name=run) if isinstance(run, str) else run
     state = program.begin(*_copied(start or lab.init()), hyper)
     if opt is not None:
         state = state._replace(opt=_copied(opt))
@@ -198,7 +294,8 @@ def fit(
     lab.journal.end()
     done = begin.step == epochs * lab.per_epoch
     seconds = begin.seconds + (0.0 if done else time.perf_counter() - clock)
-    return Fit(state.params, state.stats, seconds, state.opt)
+    params = state.params if state.average is None else _masked_average(state)
+    return Fit(params, state.stats, seconds, state.opt)
 
 
 def _train(

@@ -1,9 +1,10 @@
 """Tables and figures again, from the files that jobs left.
 
-    python -m experiments.report RUN [RUN ...]
+    python -m experiments.report [RUN ...]
 
-A `RUN` is a job's folder or a result file. With several runs of one configuration
-(other seeds) a last table gives the mean and the range of every row.
+Without a `RUN` the page `docs/results.md` is written from `experiments/results`. A
+`RUN` is a job's folder or a result file. With several runs of one configuration (other
+seeds) a last table gives the mean and the range of every row.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import figures, results
+from experiments import figures, page, results
 from experiments.files import FileError
 from experiments.results import Row
 
@@ -20,9 +21,11 @@ from experiments.results import Row
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables; returns 2 when there is nothing to read."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report")
-    parser.add_argument("run", nargs="+", type=Path, help="folder or result file")
-    found = []
-    for run in parser.parse_args(argv).run:
+    parser.add_argument("run", nargs="*", type=Path, help="folder or result file")
+    found, runs = [], parser.parse_args(argv).run
+    if not runs:
+        return _page()
+    for run in runs:
         path = run / "result.json" if run.is_dir() else run
         if not path.is_file():
             print(f"no result in {run}: the job writes {path.name} when it is done.")
@@ -39,6 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             figures.draw(run / "figure.png", rows, log)
     if len(found) > 1 and len({facts["config"] for facts, _ in found}) == 1:
         print(spread([rows for _, rows in found]))
+    return 0
+
+
+def _page() -> int:
+    try:
+        print(f"written: {page.write()}")
+    except FileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -26,13 +26,26 @@ _SHARE = Range(lambda x: 0 <= x <= 1, "from 0 to 1")
 _PART = Range(lambda x: 0 < x <= 1, "greater than 0 and at most 1")
 
 _RANGES: dict[str, Range] = {
-    **dict.fromkeys(("sparsity", "momentum", "stats_momentum", "smoothing"), _BELOW_1),
-    **dict.fromkeys(("begin", "end", "drops_at", "factors", "drop_fraction"), _SHARE),
+    **dict.fromkeys(
+        ("sparsity", "momentum", "stats_momentum", "smoothing", "ema"), _BELOW_1
+    ),
+    **dict.fromkeys(
+        ("begin", "end", "distill", "drops_at", "factors", "drop_fraction"), _SHARE
+    ),
     **dict.fromkeys(("density", "energy", "flops", "fraction", "target"), _PART),
-    **dict.fromkeys(("lr", "tune_lr", "alpha", "temperature"), _POSITIVE),
+    **dict.fromkeys(
+        ("lr", "tune_lr", "alpha", "temperature", "distill_temperature"), _POSITIVE
+    ),
     **dict.fromkeys(
         (
-            *("batch", "chunks", "compression", "cyclic_rounds", "early_epochs"),
+            *(
+                "accumulate",
+                "batch",
+                "chunks",
+                "compression",
+                "cyclic_rounds",
+                "early_epochs",
+            ),
             *("epochs", "every", "interval", "k", "m", "multiple", "pairs"),
             *("parallel_rounds", "per_class", "rounds", "samples", "tune_epochs"),
             *("window", "backward", "seeds"),
@@ -40,11 +53,13 @@ _RANGES: dict[str, Range] = {
         _AT_LEAST_1,
     ),
     "grow": _SHARE,
+    "distill": _SHARE,
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "budget": ("global", "leaf"),
     "clusters": ("even", "imbalanced", "kmeans"),
-    "grow": ("gradient", "random"),
+    "compute": ("bfloat16", "float32"),
+    "recipe": ("rigl", "set", "static"),
     "kinds": ("channel", "decoupled", "spatial"),
 }
 _REPEATS = {"draw", "drops_at", "partitions", "strengths"}

@@ -123,6 +123,7 @@ def run(
         "settings": chosen.settings(),
         "seconds": seconds,
         "claims": claims,
+        "split": "validation" if args.tune else "test",
     }
     if diverged:
         facts["stopped"] = str(diverged)
@@ -166,6 +167,7 @@ def _train(
                 prefix,
             ),
             prefix=prefix,
+            **({} if part.runner else {"tune": args.tune}),
         )
         for part, prefix in zip(parts, prefixes(parts), strict=True)
     ]
@@ -220,9 +222,7 @@ def _rows(lab: Lab) -> Iterator[Row]:
 def _pruned(lab: Lab, dense: Fit) -> Iterator[tuple[str, Row]]:
     """The rows of every run, with the run's name in the configuration."""
     for name, settings in lab.config.runs.items():
-        method = build.METHODS[settings["method"]]
-        own = lab._replace(settings=settings)
-        for found in method(own, dense, **build.keywords(settings)):
+        for found in build.rows(lab, dense, settings):
             yield name, found
 
 
@@ -392,6 +392,11 @@ def _parser() -> argparse.ArgumentParser:
         default=100,
         metavar="SECONDS",
         help="after which a host that is silent is gone",
+    )
+    add(
+        "--tune",
+        action="store_true",
+        help="measure on `validation`, not on the test set",
     )
     add("--strict", action="store_true", help="exit status 1 when a claim fails")
     add("--tensorboard", action="store_true", help="write event files too")

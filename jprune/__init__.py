@@ -20,13 +20,42 @@ Contents, in the order in which most people need them:
 * `jprune.cite`: the paper behind a method. `python -m jprune`: the command line.
 """
 
-from jprune import analysis as analysis
-from jprune import at_init as at_init
-from jprune import compress as compress
-from jprune import masks as masks
-from jprune import reparam as reparam
-from jprune import scores as scores
-from jprune import surgery as surgery
-from jprune import transforms as transforms
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jprune._cite import cite as cite
 from jprune._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from jprune import analysis as analysis
+    from jprune import at_init as at_init
+    from jprune import compress as compress
+    from jprune import masks as masks
+    from jprune import reparam as reparam
+    from jprune import scores as scores
+    from jprune import surgery as surgery
+    from jprune import transforms as transforms
+
+__all__ = (
+    "__version__",
+    "analysis",
+    "at_init",
+    "cite",
+    "compress",
+    "masks",
+    "reparam",
+    "scores",
+    "surgery",
+    "transforms",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """A package, imported at its first use."""
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,17 +21,44 @@ from jprune._typing import PyTree
 _KERNEL_NAMES = ("kernel", "w")
 
 
-def contraction_axis(path: str, leaf: Any, given: int | None) -> int:
-    """The axis summed over when the weight is applied, counted from 0."""
-    return _axis(path, leaf, given, -2, "contracted")
+Axes = tuple[int, ...]
 
 
-def output_axis(path: str, leaf: Any, given: int | None, argument: str = "axis") -> int:
+def contraction_axis(path: str, leaf: Any, given: int | None, stack: Axes = ()) -> int:
+    """The axis summed over when the weight is applied, counted from 0.
+
+    `stack` are the axes along which the leaf is a stack of layers.
+    """
+    return _axis(path, leaf, given, -2, "contracted", stack=stack)
+
+
+def contraction_axes(
+    path: str, leaf: Any, given: int | Axes | None, stack: Axes = ()
+) -> Axes:
+    """All axes summed over when the weight is applied: for a kernel of a convolution
+    the spatial ones too.
+    """
+    if isinstance(given, tuple):
+        return tuple(_axis(path, leaf, a, -2, "contracted", stack=stack) for a in given)
+    at = contraction_axis(path, leaf, given, stack)
+    if given is not None:
+        return (at,)
+    out = output_axis(path, leaf, None, stack=stack)
+    return tuple(i for i in range(np.ndim(leaf)) if i != out and i not in stack)
+
+
+def output_axis(
+    path: str,
+    leaf: Any,
+    given: int | None,
+    argument: str = "axis",
+    stack: Axes = (),
+) -> int:
     """The axis of the units the weight produces, counted from 0.
 
     `argument` is what a caller gives instead of the default, for the error.
     """
-    return _axis(path, leaf, given, -1, "output", argument)
+    return _axis(path, leaf, given, -1, "output", argument, stack)
 
 
 def _axis(
@@ -41,25 +68,39 @@ def _axis(
     default: int,
     what: str,
     argument: str = "axis",
+    stack: Axes = (),
 ) -> int:
     rank = np.ndim(leaf)
     if given is None:
-        if leaf_name(path) not in _KERNEL_NAMES or rank not in (2, 4):
+        layer = [i for i in range(rank) if i not in stack]
+        if leaf_name(path) not in _KERNEL_NAMES or len(layer) not in (2, 4):
             raise value_error(
                 f"No default {what} axis for {path} of shape {np.shape(leaf)}: only "
                 "leaves named `kernel` or `w` of rank 2 or 4 have one. Pass "
                 f"`{argument}` (a number or a tree of numbers), or leave the leaf out "
                 "of `scope`."
             )
-        given = default
-    if not -rank <= given < rank:
+        given = layer[default]
+    if not -rank <= given < rank or given % rank in stack:
         raise value_error(
-            f"`axis` {given} is out of range for {path} of shape {np.shape(leaf)}."
+            f"`axis` {given} is out of range for {path} of shape {np.shape(leaf)}"
+            + (f", a stack of layers along {stack}." if stack else ".")
         )
     return given % rank
 
 
-def axis_list(axis: int | PyTree | None, tree: PyTree) -> list[int | None]:
+def axes_list(axis: int | Axes | PyTree | None, tree: PyTree) -> list[Any]:
+    """As `axis_list`, where an entry, or `axis` itself, may be a tuple of numbers."""
+    treedef = jax.tree.structure(tree)
+    if isinstance(axis, tuple) and jax.tree.structure(axis) != treedef:
+        if all(isinstance(a, int | np.integer) for a in axis):
+            return [axis] * treedef.num_leaves
+    return axis_list(axis, tree, tuples=True)
+
+
+def axis_list(
+    axis: int | PyTree | None, tree: PyTree, *, tuples: bool = False
+) -> list[Any]:
     """`axis` for every leaf of `tree`, in flattening order (None = the default).
 
     Raises:
@@ -76,6 +117,8 @@ def axis_list(axis: int | PyTree | None, tree: PyTree) -> list[int | None]:
             f"parameters (None for the default): {error}"
         ) from error
     for one in given:
+        if tuples and isinstance(one, tuple):
+            continue
         if one is not None and not isinstance(one, int | np.integer):
             raise value_error(
                 f"`axis` must hold a number or None for each leaf, got {one!r}."

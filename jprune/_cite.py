@@ -722,4 +722,65 @@ REFERENCES: tuple[Reference, ...] = (
         arxiv="2107.02306",
         volume="24",
     ),
+    Reference(
+        key="he2017channel",
+        methods=("reconstruct", "sample_inputs", "lasso channel pruning"),
+        kind="inproceedings",
+        title="Channel Pruning for Accelerating Very Deep Neural Networks",
+        authors=("He, Yihui", "Zhang, Xiangyu", "Sun, Jian"),
+        year=2017,
+        venue="IEEE International Conference on Computer Vision (ICCV)",
+        arxiv="1707.06168",
+        pages="1389--1397",
+    ),
+    Reference(
+        key="frantar2023sparsegpt",
+        methods=("sparse_gpt", "sparsegpt"),
+        kind="inproceedings",
+        title=(
+            "SparseGPT: Massive Language Models Can be Accurately Pruned in One-Shot"
+        ),
+        authors=("Frantar, Elias", "Alistarh, Dan"),
+        year=2023,
+        venue="International Conference on Machine Learning",
+        arxiv="2301.00774",
+    ),
+    Reference(
+        key="zhang2019exploiting",
+        methods=("similar_channels", "channel similarity", "channel_distances"),
+        kind="misc",
+        title=(
+            "Exploiting Channel Similarity for Accelerating Deep Convolutional Neural "
+            "Networks"
+        ),
+        authors=(
+            "Zhang, Yunxiang",
+            "Zhao, Chenglong",
+            "Ni, Bingbing",
+            "Zhang, Jian",
+            "Deng, Haoran",
+        ),
+        year=2019,
+        venue="arXiv preprint",
+        arxiv="1908.02620",
+    ),
+    Reference(
+        key="liu2021weight",
+        methods=("rescale_filters", "weight rescaling", "scale_invariance"),
+        kind="misc",
+        title=(
+            "Weight Rescaling: Effective and Robust Regularization for Deep Neural "
+            "Networks with Batch Normalization"
+        ),
+        authors=(
+            "Liu, Ziquan",
+            "Cui, Yufei",
+            "Wan, Jia",
+            "Mao, Yu",
+            "Chan, Antoni B.",
+        ),
+        year=2021,
+        venue="arXiv preprint",
+        arxiv="2102.03497",
+    ),
 )

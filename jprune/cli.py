@@ -1,17 +1,23 @@
-"""The command line: look at saved parameters, and cite.
+"""The command line: look at saved parameters, shrink a network, cite.
 
     jprune report params.npz                      what is left, leaf by leaf
     jprune report params.npz --mask mask.npz      by a mask instead of by zeros
+    jprune shrink models:vit --flops 0.5 --out D  a smaller network, no code
     jprune cite swd                               BibTeX of a method's papers
     jprune flops models:small_vit                 operations of one call
     jprune groups models:small_vit                axes that must shrink together
 
-`report` reads `.npz` archives whose keys are leaf paths, single `.npy` files, and
-folders of `.npy` files (paths as names). Nothing is unpickled. `jprune report --help`
-shows how to write such an archive from any pytree with one call of `numpy.savez`.
+`report` reads `.npz` archives whose keys are leaf paths, `.npy` and `.safetensors`
+files, folders of `.npy` files (paths as names), and Orbax checkpoints. Nothing is
+unpickled. `jprune report --help` shows how to write such an archive from any pytree.
 
-`flops` and `groups` take `module:callable`, a function without arguments that returns
-`(fn, variables, *args)`; arrays may be `jax.ShapeDtypeStruct`s, nothing is computed.
+`flops`, `groups` and `shrink` take `module:callable`, a function without arguments that
+returns `(fn, variables, *args)`; arrays may be `jax.ShapeDtypeStruct`s where nothing is
+computed, and `--weights FILE` fills them in.
+
+`shrink` removes whole channels, heads and units of lowest score until the target is
+met, verifies that the smaller network equals the dense one with them zeroed, and leaves
+`plan.json`, `weights.safetensors` and `report.txt`.
 
 `python -m jprune` is the same as the installed `jprune`.
 
@@ -24,8 +30,8 @@ import argparse
 import importlib
 import math
 import sys
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +40,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import surgery
+from jprune._archive import by_path, read_arrays, write_safetensors
 from jprune._cite import cite, cited_names
 from jprune._errors import type_error, value_error
 from jprune._version import __version__
 from jprune.analysis import flops, report
-
-Tree = dict[str, np.ndarray]
 
 _SAVING = """To write such an archive from any pytree:
 
@@ -62,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         text = args.run(args)
-    except (ValueError, TypeError, OSError) as error:
-        print(error, file=sys.stderr)
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        if args.traceback:
+            raise
+        print(error or type(error).__name__, file=sys.stderr)
         return 1
     print(text)
     return 0
@@ -72,11 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jprune", description="Pruning for JAX.")
     parser.add_argument("--version", action="version", version=f"jprune {__version__}")
+    parser.add_argument(
+        "--traceback", action="store_true", help="raise errors instead of saying them"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_report(commands)
     _add_cite(commands)
     _add_flops(commands)
     _add_groups(commands)
+    _add_shrink(commands)
     return parser
 
 
@@ -87,7 +98,7 @@ def _add_report(commands: Any) -> None:
         epilog=_SAVING,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", help=".npz (keys = paths), .npy, or a folder of .npy")
+    parser.add_argument("file", help="archive, file, folder or checkpoint, see above")
     parser.add_argument("--mask", metavar="FILE", help="mask with the same paths")
     parser.add_argument(
         "--scope",
@@ -99,8 +110,8 @@ def _add_report(commands: Any) -> None:
 
 
 def _report(args: argparse.Namespace) -> str:
-    params = _load(args.file)
-    mask = None if args.mask is None else _load(args.mask)
+    params = read_arrays(args.file)
+    mask = None if args.mask is None else read_arrays(args.mask)
     return str(report(params, mask, scope=args.scope))
 
 
@@ -129,9 +140,11 @@ def _add_flops(commands: Any) -> None:
 
 
 def _flops(args: argparse.Namespace) -> str:
-    fn, variables, *rest = _model(args.model)
-    scalars = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
-    return f"{flops(fn)(variables, *rest):,} FLOPs (2 per MAC)\n{scalars:,} scalars"
+    fn, variables, *rest = _model(args)
+    scalars = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(variables))
+    with _blaming(args.model):
+        count = flops(fn)(variables, *rest)
+    return f"{count:,} FLOPs (2 per MAC)\n{scalars:,} scalars"
 
 
 def _add_groups(commands: Any) -> None:
@@ -141,8 +154,69 @@ def _add_groups(commands: Any) -> None:
 
 
 def _groups(args: argparse.Namespace) -> str:
-    fn, variables, *rest = _model(args.model)
-    return surgery.groups(fn)(variables, *rest).table()
+    fn, variables, *rest = _model(args)
+    with _blaming(args.model):
+        return surgery.groups(fn)(variables, *rest).table()
+
+
+def _add_shrink(commands: Any) -> None:
+    text = "a smaller network: plan, weights and report in a folder, verified"
+    parser = _add_model_command(commands, "shrink", text)
+    target = parser.add_mutually_exclusive_group(required=True)
+    for name, what in (("flops", "FLOPs"), ("params", "parameters")):
+        target.add_argument(
+            f"--{name}", type=float, metavar="SHARE", help=f"of the {what} to keep"
+        )
+    parser.add_argument(
+        "--round-to",
+        type=int,
+        default=1,
+        metavar="N",
+        help="kept widths are multiples of N, or whole",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.set_defaults(run=_shrink)
+
+
+def _shrink(args: argparse.Namespace) -> str:
+    fn, variables, *rest = _model(args)
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise value_error(f"`--out {args.out}` must be a new or an empty folder.")
+    for path, leaf in by_path(variables).items():
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise value_error(
+                f"`MODEL` {args.model!r}: leaf {path} has a shape but no values. Give "
+                "`--weights FILE`, or return arrays."
+            )
+    with _blaming(args.model):
+        deps = surgery.groups(fn)(variables, *rest)
+        target = {"flops": args.flops, "params": args.params}
+        plan = surgery.select(
+            deps, deps.scores(variables), round_to=args.round_to, **target
+        )
+        checked = surgery.verify(fn, plan, variables, *rest)
+        packed = plan.pack(variables)
+        small = surgery.shrink(fn, plan)
+        counts = [flops(f)(v, *rest) for f, v in ((fn, variables), (small, packed))]
+    sizes = [sum(np.size(x) for x in jax.tree.leaves(v)) for v in (variables, packed)]
+    text = (
+        f"FLOPs    {counts[0]:>16,} -> {counts[1]:>16,}\n"
+        f"scalars  {sizes[0]:>16,} -> {sizes[1]:>16,}\n\n{checked}\n\n{deps.table()}\n"
+    )
+    if not checked.ok:
+        raise value_error(
+            f"`MODEL` {args.model!r}: the smaller network differs from the dense one "
+            f"with the same parts zeroed; nothing is written.\n{checked}"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    plan.save(args.out / "plan.json")
+    write_safetensors(
+        args.out / "weights.safetensors",
+        by_path(packed),
+        {"plan": (args.out / "plan.json").read_text()},
+    )
+    (args.out / "report.txt").write_text(text)
+    return f"{text}\nwritten to {args.out}"
 
 
 def _add_model_command(commands: Any, name: str, text: str) -> Any:
@@ -153,10 +227,35 @@ def _add_model_command(commands: Any, name: str, text: str) -> Any:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="module:callable")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="values of the variables, as `report` reads"
+    )
     return parser
 
 
-def _model(spec: str) -> tuple[Any, ...]:
+@contextmanager
+def _blaming(spec: str) -> Iterator[None]:
+    """What a user's module raises is said with the module's name."""
+    try:
+        yield
+    except (ValueError, TypeError):
+        raise  # ours, or as clear: they name the leaf
+    except Exception as error:
+        raise value_error(
+            f"`MODEL` {spec!r}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _model(args: argparse.Namespace) -> tuple[Any, ...]:
+    """What the named callable returns, with the weights of a file if one is given."""
+    made = _made(args.model)
+    if args.weights is None:
+        return made
+    fn, variables, *rest = made
+    return fn, _filled(variables, read_arrays(args.weights), args.weights), *rest
+
+
+def _made(spec: str) -> tuple[Any, ...]:
     """What the named callable returns: a function and its arguments."""
     module, _, name = spec.partition(":")
     if not module or not name:
@@ -164,59 +263,42 @@ def _model(spec: str) -> tuple[Any, ...]:
     sys.path.insert(0, str(Path.cwd()))
     try:
         made = getattr(importlib.import_module(module), name)()
-    except ModuleNotFoundError as error:
-        raise value_error(f"`MODEL` {spec!r}: {error}.") from error
-    except AttributeError as error:
-        raise value_error(f"`MODEL` {spec!r}: {error}.") from error
+    except (Exception, SystemExit) as error:
+        kind = type(error).__name__
+        raise value_error(f"`MODEL` {spec!r}: {kind}: {error}.") from error
     finally:
         sys.path.remove(str(Path.cwd()))
     if not isinstance(made, tuple) or len(made) < 2 or not callable(made[0]):
         raise type_error(
             f"`MODEL` {spec!r} must return `(fn, variables, *args)`, got {type(made)}."
         )
+    leaves = by_path(made[1])
+    bare = [path for path, leaf in leaves.items() if not hasattr(leaf, "shape")]
+    if bare or not leaves:
+        raise type_error(
+            f"`MODEL` {spec!r}: the variables must be a tree of arrays, got "
+            f"{made[1]!r}."
+        )
     return made
 
 
-def _load(name: str) -> Tree:
-    """The arrays of a file or folder, by path."""
-    file = Path(name)
-    if file.is_dir():
-        arrays = {
-            part.relative_to(file).with_suffix("").as_posix(): _read(part)
-            for part in sorted(file.rglob("*.npy"))
-        }
-    elif file.suffix == ".npz":
-        arrays = dict(_read(file))
-    elif file.suffix == ".npy":
-        arrays = {file.stem: _read(file)}
-    else:
-        raise value_error(
-            f"{name!r} must be an .npz archive, an .npy file or a folder of .npy "
-            "files; `jprune report --help` shows how to write one from any pytree."
-        )
-    if not arrays:
-        raise value_error(f"{name!r} holds no array.")
-    return {path: _typed(name, path, array) for path, array in arrays.items()}
-
-
-def _read(file: Path) -> Any:
-    """`numpy.load` without pickles, its errors naming the file."""
-    try:
-        loaded = np.load(file, allow_pickle=False)
-        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
-    except FileNotFoundError as error:
-        raise value_error(f"There is no file {str(file)!r}.") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise value_error(f"{str(file)!r} cannot be read: {error}") from error
-
-
-def _typed(name: str, path: str, array: np.ndarray) -> np.ndarray:
-    """The array with its data type; NumPy writes bfloat16 as two untyped bytes."""
-    if array.dtype.kind != "V":
-        return array
-    if array.dtype.itemsize == 2:
-        return array.view(jnp.bfloat16)
-    raise type_error(
-        f"{name!r}: leaf {path} has the data type {array.dtype}, which NumPy did not "
-        "keep. Save it as float32."
+def _filled(variables: Any, arrays: Mapping[str, np.ndarray], name: str) -> Any:
+    """The tree with the arrays of a file, which must be those and no others."""
+    wanted = by_path(variables)
+    missing, more = (
+        sorted(wanted.keys() - arrays.keys()),
+        sorted(arrays.keys() - wanted.keys()),
     )
+    if missing or more:
+        raise value_error(
+            f"`--weights {name}` does not fit the variables: missing {missing[:5]}, "
+            f"unexpected {more[:5]}."
+        )
+    for path, leaf in wanted.items():
+        if arrays[path].shape != tuple(leaf.shape):
+            raise value_error(
+                f"`--weights {name}`: leaf {path} must have the shape "
+                f"{tuple(leaf.shape)}, got {arrays[path].shape}."
+            )
+    leaves = [jnp.asarray(arrays[path]) for path in wanted]
+    return jax.tree.unflatten(jax.tree.structure(variables), leaves)

@@ -18,11 +18,22 @@ os.environ.setdefault(
     "--xla_llvm_disable_expensive_passes=true",
 )
 
+os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it once, when it is imported
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from jprune.surgery import strict  # noqa: E402
+
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _strict_rules() -> Iterator[None]:
+    """What a rule of surgery raises is raised, not taken for an unknown form."""
+    with strict():
+        yield
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def timed(model: Any, x: Any, fractions: tuple[float, ...], rounds: int) -> list
     scores = _equal_scores(deps)
     calls = {"1": (model.apply, variables, x)}
     for fraction in fractions:
-        plan = surgery.select(deps, scores, flops=fraction, scope="group", round_to=8)
+        plan = surgery.select(deps, scores, flops=fraction, ranking="group", round_to=8)
         small = surgery.shrink(model.apply, plan)
         calls[str(fraction)] = (small, plan.pack(variables), x)
     found = analysis.latencies(calls, rounds=rounds)
@@ -135,7 +135,7 @@ def cut_and_built(batch: int, rounds: int) -> dict[str, Any]:
     x = np.random.default_rng(0).normal(size=(batch, 224, 224, 3)).astype(np.float32)
     first, second = (jax.jit(m.init)(jax.random.key(0), x[:1]) for m in (dense, built))
     deps = surgery.groups(dense.apply)(first, x)
-    plan = surgery.select(deps, _equal_scores(deps), sparsity=0.25, scope="group")
+    plan = surgery.select(deps, _equal_scores(deps), sparsity=0.25, ranking="group")
     packed = plan.pack(first)
     assert jax.tree.map(jnp.shape, packed) == jax.tree.map(jnp.shape, second)
     calls = {

@@ -5,8 +5,8 @@ claims. Those that share a network and its dense run train it once; the rest sta
 beside with their own, their rows marked by the network's name. A new
 `digits_<method>.py` is taken in by being there.
 
-Ours, seed 0, on two cores: the 194 rows of `experiments/results/digits_all_seed0.json`,
-with the figure beside it. 70 of the 100 claims hold; the document of each configuration
+Ours, seed 0, on two cores: the 194 rows of `experiments/results/digits_all_seed0.json`.
+70 of the 100 claims hold; the document of each configuration
 says what is behind those that do not. This was another processor than that of the
 single results: the same seed then trains another network, and rows near a bound change
 sides by an image or two.

@@ -38,11 +38,10 @@ from experiments.config import Claim, Config
 SPARSITY = (0.9, 0.95, 0.98)
 
 
-def _run(label: str, grow: str, drop_fraction: float) -> dict[str, Any]:
+def _run(recipe: str, drop_fraction: float) -> dict[str, Any]:
     return {
         "method": "dynamic_sparse",
-        "label": label,
-        "grow": grow,
+        "recipe": recipe,
         "sparsity": SPARSITY,
         "drop_fraction": drop_fraction,
         "every": 10,
@@ -67,9 +66,9 @@ def get_config() -> Config:
                 "sparsity": (0.9, 0.98),
                 "stats_momentum": 0.9,
             },
-            "rigl": _run("rigl", "gradient", 0.3),
-            "set": _run("set", "random", 0.3),
-            "static": _run("static", "gradient", 0.0),
+            "rigl": _run("rigl", 0.3),
+            "set": _run("set", 0.3),
+            "static": _run("static", 0.3),
             "top_kast": {
                 "method": "top_kast",
                 "sparsity": SPARSITY,

@@ -1,6 +1,6 @@
-"""One file per method: a small function from (lab, dense run) to rows of the table.
+"""Methods: small functions from the lab, and the dense run if they ask for it, to rows.
 
-Its keyword-only arguments are the settings a configuration must give. It builds a
-program once, trains with it for each sparsity asked, removes, and yields a row for
-each.
+The keyword-only arguments of one are the settings a configuration must give. `swept`
+holds those whose runs differ in traced numbers and share a program; `reparameterized`
+those that train theta; the other files one method each.
 """

@@ -67,10 +67,10 @@ def csgd(
                 total_steps=steps,
             )
 
-        run = f"csgd {percent(sparsity)} {how}"
-        start = (dense.params, dense.stats)
-        done = fit(lab, compile_program(lab, transform), run, epochs, start=start)
-        yield _merged(lab, deps, groups, found, done, run)
+        run = lab.run(f"csgd {percent(sparsity)} {how}", clusters=how)
+        program = compile_program(lab, transform)
+        done = fit(lab, program, run, epochs, start=dense[:2])
+        yield _merged(lab, deps, groups, found, done, run.label)
 
 
 def _merged(
@@ -80,9 +80,7 @@ def _merged(
     tree = structured.variables(done.params, done.stats)
     before = lab.logits(done.params, done.stats)
     index = structured.examples(lab, lab.batch)
-    merged = compress.merge(
-        lambda v, i: structured.apply(lab, v, i), deps, tree, found, index
-    )
+    merged = compress.merge(structured.network(lab), deps, tree, found, index)
     made = structured.channel_row(
         lab,
         merged.plan,

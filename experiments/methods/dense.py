@@ -4,8 +4,8 @@ import optax
 
 from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
+from experiments.methods.swept import sgd
 from experiments.schedules import warmup_cosine
-from jprune import masks
 
 
 def train_dense(
@@ -22,9 +22,6 @@ def train_dense(
     """
 
     def transform(_: None) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
-            optax.sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum),
-        )
+        return sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum, weight_decay)
 
-    return fit(lab, compile_program(lab, transform), "dense", epochs)
+    return fit(lab, compile_program(lab, transform), lab.run("dense"), epochs)

@@ -1,14 +1,14 @@
 """Networks that are sparse from the first step: RigL, SET, a static random mask."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import optax
 
 from experiments.lab import Lab
-from experiments.loop import Fit, compile_program, fit
-from experiments.methods.removal import row
+from experiments.loop import compile_program, fit
+from experiments.methods.swept import kept_count, row_of
 from experiments.results import Row
 from experiments.rules import percent
 from experiments.schedules import warmup_cosine
@@ -17,10 +17,8 @@ from jprune import masks, scores, transforms
 
 def dynamic_sparse(
     lab: Lab,
-    dense: Fit,
     *,
-    label: str,
-    grow: str,
+    recipe: str,
     sparsity: tuple[float, ...],
     drop_fraction: float,
     every: int,
@@ -36,38 +34,32 @@ def dynamic_sparse(
 
     Args:
       lab: the shared part.
-      dense: the dense run; only the shapes of its parameters are used.
-      label: what the rows are called.
-      grow: "gradient" (RigL, its mask moves in place of a step, along a cosine) or
-        "random" (SET, its mask moves after a step, by a constant share).
+      recipe: "rigl", "set" or "static", a key of `RECIPES`.
       sparsity: fractions to remove.
-      drop_fraction: share of the kept weights that moves; 0 holds the first mask.
-      every: steps between two moves.
-      end: share of the run after which the mask stands still.
+      drop_fraction: share of the kept weights that moves; unused by "static".
+      every: steps between two moves; unused by "static".
+      end: share of the run after which the mask stands still; unused by "static".
       epochs: length of each run.
       lr: where the cosine starts.
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
     steps = epochs * lab.per_epoch
-    last = max(round(end * steps), 1)
-    rigl = grow == "gradient" and drop_fraction > 0
-    falling = optax.cosine_decay_schedule(drop_fraction, last)
+    moves = {
+        "drop_fraction": drop_fraction,
+        "every": every,
+        "end": max(round(end * steps), 1),
+    }
+    make = RECIPES[recipe]
 
     def transform(mask: Any) -> optax.GradientTransformation:
-        inner = optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
-            optax.sgd(warmup_cosine(lr, steps), momentum),
-        )
-        return transforms.drop_and_grow(
-            inner,
+        return make(
+            warmup_cosine(lr, steps),
             mask=mask,
-            drop_fraction=falling if rigl else drop_fraction,
-            grow="gradient" if grow == "gradient" else "random",
-            also_step=not rigl,
-            every=every,
-            end=last,
+            momentum=momentum,
+            weight_decay=weight_decay,
             key=lab.seed,
+            **({} if make is transforms.static_sparse else moves),
         )
 
     program = compile_program(lab, transform)
@@ -75,19 +67,25 @@ def dynamic_sparse(
         params, stats = lab.init()
         lots = scores.random(jax.random.key(lab.seed), params)
         mask = masks.unstructured(lots, masks.erk(params, share))
-        run = f"{label} {percent(share)}"
+        run = lab.run(f"{recipe} {percent(share)}", sparsity=share)
         start = (masks.apply(mask, params), stats)
         done = fit(lab, program, run, epochs, start=start, hyper=lab.replicated(mask))
-        found = row(
+        found = row_of(
             lab,
-            done.params,
-            after=lab.logits(done.params, done.stats),
-            run=run,
+            done,
+            run=run.label,
             method="dynamic_sparse",
-            kept=masks.kept_count(masks.size(dense.params), share),
-            seconds=done.seconds,
+            kept=kept_count(lab, share),
         )
         yield found._replace(extra=_moved(mask, done.opt.mask))
+
+
+RECIPES: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "rigl": transforms.rigl,
+    "set": transforms.sparse_evolutionary,
+    "static": transforms.static_sparse,
+}
+"""The recipe of each name."""
 
 
 def _moved(first: Any, last: Any) -> dict[str, float]:

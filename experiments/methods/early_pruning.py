@@ -8,7 +8,7 @@ Every arm trains for the same number of epochs in all, and nothing is rewound.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ import optax
 
 from experiments.config import ConfigError, unknown
 from experiments.lab import Lab
-from experiments.loop import Fit
 from experiments.methods.removal import accuracy, count_nonzero, kernels
 from experiments.results import Row
 from experiments.rules import percent
@@ -29,7 +28,6 @@ Step = Callable[[Any, jax.Array, Any], Any]
 
 def early_pruning(
     lab: Lab,
-    dense: Fit,
     *,
     arms: tuple[str, ...],
     sparsity: tuple[float, ...],
@@ -47,7 +45,6 @@ def early_pruning(
 
     Args:
       lab: the shared part.
-      dense: the dense run; unused, the seeds have dense runs of their own.
       arms: what is compared, names of `_arms`.
       sparsity: fractions to remove of each kernel in scope.
       seeds: how many, from the job's own on.
@@ -61,7 +58,6 @@ def early_pruning(
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
-    del dense
     rate = optax.cosine_decay_schedule(lr, epochs * lab.per_epoch)
     tx = optax.chain(
         optax.add_decayed_weights(weight_decay, mask=masks.prunable),
@@ -72,22 +68,27 @@ def early_pruning(
     for name in arms:
         if name not in known:
             raise unknown("arm", name, known)
-    compiled = {name: [_vmapped(step) for step in known[name]] for name in arms}
+    compiled = {name: [_vmapped(step) for step in known[name].steps] for name in arms}
     yield trial.row(f"dense, {seeds} seeds", [], None)
     for share in sparsity:
         for name, steps in compiled.items():
             found = trial.row(f"{name}, {percent(share)}", steps, share)
-            kept = trial.kept(share, by_channel="by channel" in name)
+            kept = trial.kept(share, by_channel=known[name].by_channel)
             yield found._replace(kept=kept, asked=1 - kept / trial.size)
     for f in fraction:
         drop = _vmapped(lambda e, key, s, f=f: at_init.dissipating(f, scope=scope)(e))
         yield trial.row(f"dissipating {f:g}", [drop] * window, None)
 
 
-def _arms(
-    k: int, fraction: float, window: int, scope: str
-) -> dict[str, Sequence[Step]]:
-    """The decisions of each arm, one after each of its first epochs."""
+class Arm(NamedTuple):
+    """The decisions, one after each of the first epochs, and what they count by."""
+
+    steps: Sequence[Step]
+    by_channel: bool = False
+
+
+def _arms(k: int, fraction: float, window: int, scope: str) -> dict[str, Arm]:
+    """The arms, by name."""
 
     def starts(balance: float, share: str = "leaf", k: int = k) -> Sequence[Step]:
         how = {"k": k, "balance": balance, "share": share, "scope": scope}
@@ -111,15 +112,15 @@ def _arms(
         return masks.unstructured(e.params, s, ranking="leaf", scope=scope)
 
     return {
-        "random": starts(1.0, k=1),
-        "K-starts": starts(0.5),
-        "K-starts |w|": starts(1.0),
-        "K-starts |g|": starts(0.0),
-        "K-starts by channel": starts(0.5, "channel"),
-        "dissipating": [move((i + 1) / window) for i in range(window)],
-        "dissipating, then K-starts": both("dissipating_first"),
-        "K-starts, then dissipating": both("k_starts_first"),
-        "magnitude": [largest],
+        "random": Arm(starts(1.0, k=1)),
+        "K-starts": Arm(starts(0.5)),
+        "K-starts |w|": Arm(starts(1.0)),
+        "K-starts |g|": Arm(starts(0.0)),
+        "K-starts by channel": Arm(starts(0.5, "channel"), by_channel=True),
+        "dissipating": Arm([move((i + 1) / window) for i in range(window)]),
+        "dissipating, then K-starts": Arm(both("dissipating_first")),
+        "K-starts, then dissipating": Arm(both("k_starts_first")),
+        "magnitude": Arm([largest]),
     }
 
 

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import optax
 
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
 from experiments.loop import Fit, Program, compile_program, fit
-from experiments.methods.removal import kernels, row
+from experiments.methods.removal import kernels
+from experiments.methods.swept import row_of, sgd
 from experiments.results import Row
 from experiments.rules import percent
 from experiments.schedules import warmup_cosine
@@ -18,7 +19,6 @@ from jprune import masks, scores, transforms
 
 def gap(
     lab: Lab,
-    dense: Fit,
     *,
     sparsity: tuple[float, ...],
     partitions: tuple[str, ...],
@@ -38,7 +38,6 @@ def gap(
 
     Args:
       lab: the shared part.
-      dense: the dense run; only the sizes of its weights are looked at.
       sparsity: fractions to remove, of each kernel.
       partitions: a regular expression for each part.
       epochs: length of a step, E.
@@ -47,20 +46,27 @@ def gap(
       tune_epochs: length of fine-tuning, F.
       lr: where each cosine starts.
       momentum: of heavy ball.
-      weight_decay: of the kernels.
+      weight_decay: of all leaves in C-GaP, of the kernels elsewhere.
     """
     plan = _Plan(lab, partitions, epochs, tune_epochs, lr, momentum, weight_decay)
     worker, tuning = plan.held(plan.cosine(epochs)), plan.held(plan.cosine(tune_epochs))
     for share in sparsity:
+        growing = {
+            "density while growing": transforms.average_density(
+                jax.eval_shape(lab.init)[0], share, partitions
+            )
+        }
         for rounds in cyclic_rounds:
-            run = f"C-GaP {percent(share)}, {rounds} rounds"
-            yield plan.row(share, plan.cyclic(share, rounds, run), run, rounds)
+            run = plan.named("C-GaP", share, rounds)
+            done = plan.cyclic(share, rounds, run)
+            yield plan.row(share, done, run, rounds, growing)
         for rounds in parallel_rounds:
-            run = f"P-GaP {percent(share)}, {rounds} rounds"
+            run = plan.named("P-GaP", share, rounds)
             done = plan.parallel(share, rounds, run, worker, tuning)
-            yield plan.row(share, done, run, rounds)
-        longest, run = max(cyclic_rounds), f"static random {percent(share)}"
-        yield plan.row(share, plan.static(share, longest, run), run, longest)
+            yield plan.row(share, done, run, rounds, growing)
+        longest, own = max(cyclic_rounds), {"sparsity": share, "form": "static"}
+        run = lab.run(f"static random {percent(share)}", **own)
+        yield plan.row(share, plan.static(share, longest, run), run, longest, {})
 
 
 class _Plan(NamedTuple):
@@ -74,6 +80,11 @@ class _Plan(NamedTuple):
     momentum: float
     weight_decay: float
 
+    def named(self, form: str, share: float, rounds: int) -> Run:
+        """The run of a form, a sparsity and a number of rounds."""
+        own = {"form": form, "sparsity": share, "rounds": rounds}
+        return self.lab.run(f"{form} {percent(share)}, {rounds} rounds", **own)
+
     def length(self, rounds: int) -> int:
         """Epochs of training, those of all workers together."""
         return len(self.partitions) * rounds * self.epochs + self.tune_epochs
@@ -81,45 +92,42 @@ class _Plan(NamedTuple):
     def cosine(self, epochs: int) -> optax.Schedule:
         return warmup_cosine(self.lr, epochs * self.lab.per_epoch)
 
-    def inner(self, rate: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay, mask=masks.prunable),
-            optax.sgd(rate, self.momentum),
-        )
-
     def held(self, rate: Any) -> Program:
         """A program whose hyper-parameter is the mask that it keeps."""
         return compile_program(
             self.lab,
-            lambda mask: optax.chain(self.inner(rate), transforms.keep_masked(mask)),
+            lambda mask: sgd(
+                rate, self.momentum, self.weight_decay, transforms.keep_masked(mask)
+            ),
         )
 
-    def cyclic(self, share: float, rounds: int, run: str) -> Fit:
+    def cyclic(self, share: float, rounds: int, run: Run) -> Fit:
         steps, period = len(self.partitions) * rounds, self.epochs * self.lab.per_epoch
         rate = optax.join_schedules(
             [self.cosine(self.epochs)] * steps + [self.cosine(self.tune_epochs)],
             [k * period for k in range(1, steps + 1)],
         )
-        tx = transforms.grow_and_prune(
-            self.inner(1.0),
+        tx = transforms.gap(
+            rate,
             share,
             partitions=self.partitions,
             period=period,
             steps=steps,
-            rate=rate,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
             key=self.lab.seed,
         )
         program = compile_program(self.lab, lambda _: tx)
         return fit(self.lab, program, run, self.length(rounds))
 
     def parallel(
-        self, share: float, rounds: int, run: str, worker: Program, tuning: Program
+        self, share: float, rounds: int, run: Run, worker: Program, tuning: Program
     ) -> Fit:
         seconds = 0.0
 
         def train(tree: Any, mask: Any, i: int, number: int) -> Any:
             nonlocal seconds
-            name = f"{run}, round {number + 1} worker {i + 1}"
+            name = run.then(f"round {number + 1} worker {i + 1}")
             start = (tree["params"], tree["stats"])
             done = fit(
                 self.lab, worker, name, self.epochs, start=start, hyper=mask["params"]
@@ -139,11 +147,11 @@ class _Plan(NamedTuple):
             key=self.lab.seed,
         )
         start = (tree["params"], tree["stats"])
-        name, kept = f"{run}, tuned", mask["params"]
+        name, kept = run.then("tuned"), mask["params"]
         done = fit(self.lab, tuning, name, self.tune_epochs, start=start, hyper=kept)
         return done._replace(seconds=seconds + done.seconds)
 
-    def static(self, share: float, rounds: int, run: str) -> Fit:
+    def static(self, share: float, rounds: int, run: Run) -> Fit:
         epochs = self.length(rounds)
         params, stats = self.lab.init()
         lots = scores.random(jax.random.key(self.lab.seed), params)
@@ -152,21 +160,14 @@ class _Plan(NamedTuple):
         program = self.held(self.cosine(epochs))
         return fit(self.lab, program, run, epochs, start=start, hyper=mask)
 
-    def row(self, share: float, done: Fit, run: str, rounds: int) -> Row:
+    def row(
+        self, share: float, done: Fit, run: Run, rounds: int, extra: dict[str, float]
+    ) -> Row:
         kept = [masks.kept_count(x.size, share) for x in kernels(done.params)]
-        found = row(
-            self.lab,
-            done.params,
-            after=self.lab.logits(done.params, done.stats),
-            run=run,
-            method="gap",
-            kept=int(np.sum(kept)),
-            seconds=done.seconds,
+        found = row_of(
+            self.lab, done, run=run.label, method="gap", kept=int(np.sum(kept))
         )
-        density = transforms.average_density(done.params, share, self.partitions)
-        extra = {"epochs": float(self.length(rounds))}
-        extra |= {} if run.startswith("static") else {"density while growing": density}
-        return found._replace(extra=extra)
+        return found._replace(extra={"epochs": float(self.length(rounds)), **extra})
 
 
 def _parameters(tree: Any) -> Any:

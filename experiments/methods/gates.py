@@ -8,16 +8,17 @@ import jax
 import numpy as np
 import optax
 
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.methods.one_shot import recalibration
 from experiments.methods.removal import accuracy
 from experiments.methods.reparameterized import Exported, train_theta
+from experiments.methods.swept import sgd
 from experiments.results import Row
 from experiments.rules import percent
 from experiments.schedules import warmup_cosine
-from jprune import masks, reparam, surgery, transforms
+from jprune import reparam, surgery, transforms
 
 
 def gates(
@@ -69,19 +70,17 @@ def gates(
     refresh = recalibration(lab, stats_momentum)
     begin, rise = wait * lab.per_epoch, ramp * lab.per_epoch
     made = partial(reparam.learned_gates, groups, blocks, cost=deps.flops)
-    runs = {
-        f"gates {most:g}": made(
-            price=optax.linear_schedule(0.0, most, rise, transition_begin=begin)
-        )
-        for most in price
-    }
-    runs |= {f"gates, {percent(t)} FLOPs": made(target=t, rate=rate) for t in target}
-    for run, r in runs.items():
+    ramps = [optax.linear_schedule(0.0, most, rise, begin) for most in price]
+    runs = [
+        (lab.run(f"gates {most:g}", price=most, target=None), made(price=ramped))
+        for most, ramped in zip(price, ramps, strict=True)
+    ]
+    for t in target:
+        run = lab.run(f"gates, {percent(t)} FLOPs", price=None, target=t)
+        runs.append((run, made(target=t, rate=rate)))
+    for run, r in runs:
         steps = epochs * lab.per_epoch
-        weights = optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
-            optax.sgd(warmup_cosine(lr, steps), momentum),
-        )
+        weights = sgd(warmup_cosine(lr, steps), momentum, weight_decay)
         tx = optax.partition(
             {
                 "weights": weights,
@@ -91,8 +90,7 @@ def gates(
             },
             lambda theta: type(theta)(*theta._fields),
         )
-        start = (dense.params, dense.stats)
-        done = train_theta(lab, r, tx, run=run, epochs=epochs, start=start)
+        done = train_theta(lab, r, tx, run=run, epochs=epochs, start=dense[:2])
         done = done._replace(stats=refresh(done.params, done.stats))
         free = done.theta._replace(price=np.float32(1))
         found = {
@@ -110,7 +108,7 @@ def branch(group: Any) -> reparam.Branch:
     the two have one number in our networks.
     """
     (reader,) = [ref.path[1] for ref in group.members if ref.role == "in"]
-    norm = reader.replace("Conv", "BatchNorm")
+    norm = f"BatchNorm_{reader.rpartition('_')[2]}"
     return reparam.Branch((f"{norm}/scale", f"{norm}/bias"), (group,))
 
 
@@ -118,7 +116,7 @@ def cut(
     lab: Lab,
     deps: Any,
     done: Exported,
-    run: str,
+    run: Run,
     method: str,
     tuning: dict[str, Any],
     extra: dict[str, float],
@@ -129,7 +127,7 @@ def cut(
       lab: the shared part.
       deps: the groups.
       done: the run whose closed gates are removed.
-      run: its label.
+      run: what it is.
       method: its name.
       tuning: epochs, lr and momentum of the training with closed gates held at zero.
       extra: further numbers.
@@ -142,14 +140,14 @@ def cut(
         plan,
         packed,
         tree,
-        run=run,
+        run=run.label,
         method=method,
         before=lab.logits(done.params, done.stats),
         seconds=done.seconds,
     )
     index = structured.examples(lab, 64)
     report = surgery.verify(
-        lambda v, i: structured.apply(lab, v, i), plan, tree, index, reference="dense"
+        structured.network(lab), plan, tree, index, reference="dense"
     )
     if not report.ok:
         raise RuntimeError(f"the compact network differs from the gated one:\n{report}")
@@ -174,7 +172,7 @@ def _left(deps: Any, plan: Any) -> dict[str, float]:
 
 
 def _trained_on(
-    lab: Lab, done: Exported, run: str, epochs: int, lr: float, momentum: float
+    lab: Lab, done: Exported, run: Run, epochs: int, lr: float, momentum: float
 ) -> float:
     """Accuracy after training with the gates folded in and closed ones held at zero."""
 
@@ -186,5 +184,5 @@ def _trained_on(
 
     start = (done.params, done.stats)
     program = compile_program(lab, transform)
-    tuned = fit(lab, program, f"{run} tuned", epochs, start=start)
+    tuned = fit(lab, program, run.then("tuned"), epochs, start=start)
     return accuracy(lab, lab.logits(tuned.params, tuned.stats))

@@ -54,6 +54,6 @@ def gsm(
     program = compile_program(
         lab, transform, select=lambda params, _: largest(params, lab.count(kept))
     )
-    run = f"gsm {compression}x"
-    done = fit(lab, program, run, epochs, start=(dense.params, dense.stats))
-    yield remove(lab, done, run=run, method="gsm", kept=kept)
+    run = lab.run(f"gsm {compression}x")
+    done = fit(lab, program, run, epochs, start=dense[:2])
+    yield remove(lab, done, run=run.label, method="gsm", kept=kept)

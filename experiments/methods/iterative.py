@@ -9,6 +9,7 @@ import optax
 from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import row
+from experiments.methods.swept import sgd
 from experiments.results import Row
 from experiments.rules import percent
 from experiments.schedules import warmup_cosine
@@ -17,7 +18,6 @@ from jprune import masks, transforms
 
 def iterative(
     lab: Lab,
-    dense: Fit,
     *,
     sparsity: tuple[float, ...],
     rounds: int,
@@ -31,7 +31,6 @@ def iterative(
 
     Args:
       lab: the shared part.
-      dense: the dense run; every row trains its own.
       sparsity: fractions to remove.
       rounds: how many times a share is removed.
       early_epochs: length of the run whose end the weights go back to.
@@ -43,22 +42,21 @@ def iterative(
     steps = epochs * lab.per_epoch
 
     def transform(mask: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
-            optax.sgd(warmup_cosine(lr, steps), momentum),
-            transforms.keep_masked(mask),
-        )
+        rate, held = warmup_cosine(lr, steps), transforms.keep_masked(mask)
+        return sgd(rate, momentum, weight_decay, held)
 
     program = compile_program(lab, transform)
     params, stats = lab.init()
     everything = lab.replicated(masks.full(params))
-    first = fit(lab, program, "iterative, early", early_epochs, hyper=everything)
+    early = lab.run("iterative, early", form="early")
+    first = fit(lab, program, early, early_epochs, hyper=everything)
 
-    def prune(run: str, share: float, count: int, rewind: Any) -> Row:
+    def prune(form: str, share: float, count: int, rewind: Any) -> Row:
+        run = lab.run(f"{form} {percent(share)}", form=form, sparsity=share)
         runs: list[Fit] = []
 
         def train(start: Any, mask: Any) -> Any:
-            name = f"{run}, round {len(runs)}"
+            name = run.then(f"round {len(runs)}")
             runs.append(
                 fit(lab, program, name, epochs, start=(start, stats), hyper=mask)
             )
@@ -77,13 +75,13 @@ def iterative(
             lab,
             found,
             after=lab.logits(found, runs[-1].stats),
-            run=run,
+            run=run.label,
             method="iterative",
             kept=masks.kept_count(masks.size(params), share),
             seconds=time.perf_counter() - clock,
         )
 
     for share in sparsity:
-        yield prune(f"weights rewound {percent(share)}", share, rounds, "weights")
-        yield prune(f"rate rewound {percent(share)}", share, rounds, "learning_rate")
-        yield prune(f"one round {percent(share)}", share, 1, "learning_rate")
+        yield prune("weights rewound", share, rounds, "weights")
+        yield prune("rate rewound", share, rounds, "learning_rate")
+        yield prune("one round", share, 1, "learning_rate")

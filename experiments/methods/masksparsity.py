@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.results import Row
@@ -51,12 +51,16 @@ def masksparsity(
     rate = warmup_cosine(lr, epochs * lab.per_epoch)
     shared: dict[str, Any] = {"weight_decay": weight_decay, "momentum": momentum}
     start = (dense.params, dense.stats)
+
+    def named(form: str, s: float) -> Run:
+        return lab.run(f"{form} {s:g}", form=form, strength=s)
+
     for s in strength:
         slim = compile_program(
             lab,
             lambda _, s=s: transforms.network_slimming(rate, strength=s, **shared),
         )
-        slimmed = fit(lab, slim, f"slimming {s:g}", epochs, start=start)
+        slimmed = fit(lab, slim, named("slimming", s), epochs, start=start)
         keeps = masks.keep_by_scale(slimmed.params, groups, threshold)
         mine = compile_program(
             lab,
@@ -64,22 +68,23 @@ def masksparsity(
                 rate, groups, keeps, strength=s, **shared
             ),
         )
-        pushed = fit(lab, mine, f"masksparsity {s:g}", epochs, start=start)
+        pushed = fit(lab, mine, named("masksparsity", s), epochs, start=start)
         for name, done in (("slimming", slimmed), ("masksparsity", pushed)):
-            run = f"{name} {s:g}"
+            run = named(name, s)
             tuned = structured.fine_tune(
                 lab,
                 done.params,
                 done.stats,
                 groups,
                 keeps,
-                run=f"{run} tuned",
+                run=run.then("tuned"),
                 epochs=tune_epochs,
                 lr=tune_lr,
                 momentum=momentum,
                 weight_decay=weight_decay,
+                teacher=dense,
             )
-            yield _cut(lab, deps, groups, keeps, dense, done, tuned, run)
+            yield _cut(lab, deps, groups, keeps, dense, done, tuned, run.label)
 
 
 def _cut(

@@ -7,7 +7,6 @@ import numpy as np
 import optax
 
 from experiments.lab import Lab
-from experiments.loop import Fit
 from experiments.methods.removal import row
 from experiments.methods.reparameterized import decayed, train_theta
 from experiments.results import Row
@@ -18,7 +17,6 @@ from jprune import masks, reparam, transforms
 
 def powerprop(
     lab: Lab,
-    dense: Fit,
     *,
     alpha: tuple[float, ...],
     sparsity: tuple[float, ...],
@@ -34,7 +32,6 @@ def powerprop(
 
     Args:
       lab: the shared part.
-      dense: unused: every power trains from the seed's own initialization.
       alpha: the powers; 1 is the ordinary network.
       sparsity: fractions to remove at the end.
       epochs: length of each run.
@@ -42,13 +39,18 @@ def powerprop(
       momentum: of heavy ball.
       weight_decay: of theta.
     """
-    del dense
     first, _ = lab.init()
     for power in alpha:
         r = reparam.powerpropagation(power)
         rate = warmup_cosine(lr, epochs * lab.per_epoch)
         tx = optax.chain(decayed(weight_decay), optax.sgd(rate, momentum))
-        done = train_theta(lab, r, tx, run=f"alpha {power:g}", epochs=epochs)
+        done = train_theta(
+            lab,
+            r,
+            tx,
+            run=lab.run(f"alpha {power:g}", alpha=power, sparsity=None),
+            epochs=epochs,
+        )
         before = lab.logits(done.params, done.stats)
         for share in sparsity:
             select = jax.jit(

@@ -11,8 +11,9 @@ import optax
 
 from experiments.config import unknown
 from experiments.lab import Lab
-from experiments.loop import Fit, Program, compile_program, fit
+from experiments.loop import Program, compile_program, fit
 from experiments.methods.removal import row
+from experiments.methods.swept import sgd
 from experiments.results import Row
 from experiments.rules import percent
 from experiments.schedules import warmup_cosine
@@ -23,7 +24,6 @@ CRITERIA = ("random", "magnitude", "snip", "grasp", "synflow")
 
 def prune_at_init(
     lab: Lab,
-    dense: Fit,
     *,
     criteria: tuple[str, ...],
     sparsity: tuple[float, ...],
@@ -47,7 +47,6 @@ def prune_at_init(
 
     Args:
       lab: the shared part.
-      dense: unused: every run trains from the initialization.
       criteria: of `CRITERIA`, each with "shuffled" behind it to shuffle its mask within
         each layer, or "rescaled" for the rescaling trick ("snip rescaled" is SBP).
       sparsity: fractions to remove, over all kernels.
@@ -64,7 +63,6 @@ def prune_at_init(
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
-    del dense
     params, stats = lab.init()
     if draw is not None:
         params = at_init.initialize(lab.key("draw"), params, *draw)
@@ -85,7 +83,8 @@ def prune_at_init(
             start = masks.apply(mask, params)
             if change == "rescaled":
                 start = at_init.rescale(start, mask, sigma_w2)
-            run = f"{prefix}{criterion} {percent(share)}"
+            label = f"{prefix}{criterion} {percent(share)}"
+            run = lab.run(label, criteria=criterion, sparsity=share)
             done = fit(lab, program, run, epochs, start=(start, stats), hyper=mask)
             worth = {
                 "emptied": len(at_init.emptied(mask)),
@@ -95,7 +94,7 @@ def prune_at_init(
                 lab,
                 done.params,
                 after=lab.logits(done.params, done.stats),
-                run=run,
+                run=label,
                 method="prune_at_init",
                 kept=kept,
                 seconds=done.seconds,
@@ -109,11 +108,7 @@ def _program(
     rate = warmup_cosine(lr, epochs * lab.per_epoch)
     return compile_program(
         lab,
-        lambda mask: optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
-            optax.sgd(rate, momentum),
-            transforms.keep_masked(mask),
-        ),
+        lambda mask: sgd(rate, momentum, weight_decay, transforms.keep_masked(mask)),
     )
 
 

@@ -58,7 +58,7 @@ def scales(
             return type(theta)(masks.prunable(theta.weights), factors)
 
         tx = optax.chain(decayed(weight_decay, kernels), optax.sgd(rate, momentum))
-        run = f"scales {most:g}"
+        run = lab.run(f"scales {most:g}", price=most)
         start = (dense.params, dense.stats)
         done = train_theta(lab, r, tx, run=run, epochs=epochs, start=start)
         done = done._replace(stats=refresh(done.params, done.stats))

@@ -1,15 +1,16 @@
 """What methods that remove whole channels share: groups, the cut, the row about it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import row
+from experiments.methods.swept import sgd
 from experiments.results import Row
 from experiments.schedules import warmup_cosine
 from jprune import analysis, masks, surgery, transforms
@@ -20,11 +21,15 @@ def variables(params: Any, stats: Any) -> dict[str, Any]:
     return {"params": params, **stats}
 
 
-def apply(lab: Lab, tree: Any, index: jax.Array) -> jax.Array:
-    """The network in eval mode on the examples `index`, logits."""
-    params, stats = split(tree)
-    key = jax.random.key(0)  # nothing is random in evaluation
-    return lab.forward(params, stats, lab.inputs, index, train=False, key=key)[0]
+def network(lab: Lab) -> Callable[[Any, jax.Array], jax.Array]:
+    """The network in eval mode: (variables, indices of examples) -> logits."""
+
+    def apply(tree: Any, index: jax.Array) -> jax.Array:
+        params, stats = split(tree)
+        key = jax.random.key(0)  # nothing is random in evaluation
+        return lab.forward(params, stats, lab.inputs, index, train=False, key=key)[0]
+
+    return apply
 
 
 def examples(lab: Lab, count: int) -> jax.Array:
@@ -36,7 +41,7 @@ def find_groups(lab: Lab, dense: Fit) -> Any:
     """The groups of the network, as surgery finds them."""
     tree = variables(dense.params, dense.stats)
     index = examples(lab, lab.mesh.size)
-    return surgery.groups(lambda v, i: apply(lab, v, i))(tree, index)
+    return surgery.groups(network(lab))(tree, index)
 
 
 def coupled(deps: Any) -> list[Any]:
@@ -55,17 +60,13 @@ def inner(deps: Any) -> list[Any]:
 
 def compact_logits(lab: Lab, plan: Any, packed: Any) -> jax.Array:
     """The compact network on the test set."""
-    small = surgery.shrink(lambda v, i: apply(lab, v, i), plan)
+    small = surgery.shrink(network(lab), plan)
     return jax.jit(small)(packed, lab.replicated(lab.dataset.test.astype(np.int32)))
 
 
 def flops_left(lab: Lab, plan: Any, packed: Any, dense: Any) -> float:
     """FLOPs of the compact network over those of the dense one."""
-    index = examples(lab, lab.mesh.size)
-
-    def whole(v: Any, i: jax.Array) -> jax.Array:
-        return apply(lab, v, i)
-
+    index, whole = examples(lab, lab.mesh.size), network(lab)
     compact = analysis.flops(surgery.shrink(whole, plan))(packed, index)
     return float(compact / analysis.flops(whole)(dense, index))
 
@@ -116,11 +117,7 @@ def channel_row(
 
 def measured(lab: Lab, plan: Any, tree: Any, packed: Any) -> dict[str, float]:
     """Parameters and milliseconds of the dense network and of the compact one."""
-
-    def whole(v: Any, i: jax.Array) -> jax.Array:
-        return apply(lab, v, i)
-
-    index = lab.replicated(lab.dataset.test.astype(np.int32))
+    index, whole = lab.replicated(lab.dataset.test.astype(np.int32)), network(lab)
     small = surgery.shrink(whole, plan)
     times = analysis.latencies(
         {"dense": (whole, tree, index), "compact": (small, packed, index)}
@@ -146,11 +143,12 @@ def fine_tune(
     groups: Sequence[Any],
     keeps: Mapping[str, Any],
     *,
-    run: str,
+    run: Run,
     epochs: int,
     lr: float,
     momentum: float,
     weight_decay: float,
+    teacher: Fit | None = None,
 ) -> Fit:
     """Trains on with the removed channels held at zero, from cut parameters.
 
@@ -167,18 +165,18 @@ def fine_tune(
       lr: where the cosine starts.
       momentum: of heavy ball.
       weight_decay: of the kernels.
+      teacher: the dense run, for `config.distill`.
     """
     mask = masks.from_groups(params, groups, keeps)
 
     def transform(_: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=masks.prunable),
-            optax.sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum),
-            transforms.keep_masked(mask),
-        )
+        rate = warmup_cosine(lr, epochs * lab.per_epoch)
+        return sgd(rate, momentum, weight_decay, transforms.keep_masked(mask))
 
     start = (masks.apply(mask, params), stats)
-    return fit(lab, compile_program(lab, transform), run, epochs, start=start)
+    told = None if teacher is None else teacher[:2]
+    program = compile_program(lab, transform, teacher=told)
+    return fit(lab, program, run, epochs, start=start)
 
 
 def split(tree: Any) -> tuple[Any, Any]:

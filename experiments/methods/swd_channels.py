@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.methods.removal import accuracy
@@ -54,6 +53,7 @@ def swd_channels(
       tune_epochs: length of the training of the compact network.
       tune_lr: where its cosine starts.
     """
+    run = lab.run(f"swd channels, {percent(flops)} FLOPs")
     deps = structured.find_groups(lab, dense)
     groups = structured.coupled(deps)
     choose = _within_flops(deps, groups, flops, multiple)
@@ -73,7 +73,7 @@ def swd_channels(
             remove=False,
         )
 
-    done = fit(lab, compile_program(lab, transform), "swd channels", epochs)
+    done = fit(lab, compile_program(lab, transform), run, epochs)
     keeps = choose(done.params)
     plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(done.params, done.stats)
@@ -83,13 +83,13 @@ def swd_channels(
         plan,
         packed,
         tree,
-        run=f"swd channels, {percent(flops)} FLOPs",
+        run=run.label,
         method="swd_channels",
         before=lab.logits(done.params, done.stats),
         seconds=done.seconds,
     )
     tuned = _train_compact(
-        lab, plan, done, epochs=tune_epochs, lr=tune_lr, momentum=momentum
+        lab, plan, done, run, epochs=tune_epochs, lr=tune_lr, momentum=momentum
     )
     numbers = (
         _verified(lab, plan, tree)
@@ -102,30 +102,15 @@ def swd_channels(
 def _within_flops(
     deps: Any, groups: list[Any], share: float, multiple: int
 ) -> Callable[[Any], dict[str, jax.Array]]:
-    """From parameters to what each group keeps: mean |scale|, under the budget.
-
-    Of each group the channels are ranked and taken `multiple` at a time, worth their
-    mean.
-    """
-
-    def cost(kept: jax.Array) -> jax.Array:
-        return deps.flops({g.id: multiple * kept[i] for i, g in enumerate(groups)})
+    """From parameters to what each group keeps: mean |scale|, under the budget."""
 
     def choose(params: Any) -> dict[str, jax.Array]:
         found = scores.over_groups(
             params, groups, norm="l1", reduce="mean", roles=("scale",), raw=True
         )
-        importance = [found[g.id] for g in groups]
-        order = [jnp.argsort(-s, stable=True) for s in importance]
-        packs = [
-            jnp.mean(s[o].reshape(-1, multiple), axis=1)
-            for s, o in zip(importance, order, strict=True)
-        ]
-        taken = masks.within_budget(packs, cost, share * deps.flops())
-        return {
-            g.id: jnp.argsort(o) < multiple * jnp.sum(t)
-            for g, o, t in zip(groups, order, taken, strict=True)
-        }
+        return surgery.choose(
+            deps, found, flops=share, ranking="global", round_to=multiple
+        )
 
     return jax.jit(choose)
 
@@ -137,7 +122,7 @@ def _verified(lab: Lab, plan: Any, tree: Any) -> dict[str, float]:
       RuntimeError: they differ.
     """
     index = structured.examples(lab, 64)
-    report = surgery.verify(lambda v, i: structured.apply(lab, v, i), plan, tree, index)
+    report = surgery.verify(structured.network(lab), plan, tree, index)
     if not report.ok:
         raise RuntimeError(
             f"the compact network differs from the zeroed one:\n{report}"
@@ -149,6 +134,7 @@ def _train_compact(
     lab: Lab,
     plan: Any,
     done: Fit,
+    run: Run,
     *,
     epochs: int,
     lr: float,
@@ -187,7 +173,7 @@ def _train_compact(
     tuned = fit(
         lab,
         program,
-        "compact",
+        run.then("compact"),
         epochs,
         start=structured.split(plan.pack(tree)),
         opt=opt,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lab import Lab
+from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.methods.removal import accuracy
@@ -57,12 +57,12 @@ def tpp(
     groups = structured.inner(deps)
     steps = epochs * lab.per_epoch
     ramp = round(grow * steps)
-    tuning = {
-        "epochs": tune_epochs,
-        "lr": tune_lr,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-    }
+    tuning: dict[str, Any] = {"epochs": tune_epochs, "lr": tune_lr, "teacher": dense}
+    tuning |= {"momentum": momentum, "weight_decay": weight_decay}
+
+    def named(form: str, share: float) -> Run:
+        return lab.run(f"{form} {percent(share)}", form=form, sparsity=share)
+
     for share in sparsity:
         keeps = transforms.keep_large_filters(dense.params, groups, share)
 
@@ -81,12 +81,12 @@ def tpp(
                 momentum=momentum,
             )
 
-        start = (dense.params, dense.stats)
         program = compile_program(lab, transform)
-        ready = fit(lab, program, f"tpp {percent(share)}", epochs, start=start)
+        ready = fit(lab, program, named("tpp", share), epochs, start=dense[:2])
         for name, uncut in (("l1", dense), ("tpp", ready)):
-            run = f"{name} {percent(share)}"
-            yield _cut(lab, deps, groups, keeps, uncut, run, samples, tuning)
+            spent = ready.seconds if name == "tpp" else 0.0
+            own = (named(name, share), spent, samples, tuning)
+            yield _cut(lab, deps, groups, keeps, uncut, *own)
 
 
 def _cut(
@@ -95,7 +95,8 @@ def _cut(
     groups: Any,
     keeps: Any,
     uncut: Fit,
-    run: str,
+    run: Run,
+    spent: float,
     samples: int,
     tuning: dict[str, Any],
 ) -> Row:
@@ -105,7 +106,7 @@ def _cut(
         _image_network(lab, uncut.stats), zeroed, _images(lab, samples)
     )
     tuned = structured.fine_tune(
-        lab, uncut.params, uncut.stats, groups, keeps, run=f"{run} tuned", **tuning
+        lab, uncut.params, uncut.stats, groups, keeps, run=run.then("tuned"), **tuning
     )
     plan = surgery.plan_from_keep(deps, keeps)
     tree = structured.variables(tuned.params, tuned.stats)
@@ -116,10 +117,10 @@ def _cut(
         plan,
         plan.pack(tree),
         tree,
-        run=run,
+        run=run.label,
         method="tpp",
         before=lab.logits(tuned.params, tuned.stats),
-        seconds=tuned.seconds + uncut.seconds * run.startswith("tpp"),
+        seconds=tuned.seconds + spent,
         extra={
             "accuracy uncut": accuracy(lab, whole),
             "accuracy at the cut": accuracy(lab, at_cut),

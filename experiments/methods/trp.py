@@ -70,7 +70,7 @@ def trp(
                 **settings,
             )
 
-        run = f"trp {kind} {energy:g}"
+        run = lab.run(f"trp {kind} {energy:g}", kinds=kind)
         start = compress.truncate(dense.params, energy=energy, **settings).params
         begin = (start, dense.stats)
         done = fit(lab, compile_program(lab, transform), run, epochs, start=begin)
@@ -78,7 +78,7 @@ def trp(
         cut = compress.truncate(dense.params, ranks=ranks, **settings).params
         once = lab.logits(cut, refresh(cut, dense.stats))
         extra = {"accuracy by one shot": accuracy(lab, once)}
-        yield _factorised(lab, dense, done, ranks, kind, run, rounds, extra)
+        yield _factorised(lab, dense, done, ranks, kind, run.label, rounds, extra)
 
 
 def wide_convolutions(params: Any) -> Any:

@@ -194,7 +194,10 @@ def gsm(
     )
     run = f"gsm {compression}x"
     done = lanes.fit(shared, program, run, epochs, start=dense.params)
-    by_gsm, by_magnitude = largest(done.params, kept), largest(dense.params, kept)
+    by_gsm, by_magnitude = (
+        lanes.largest(done.params, kept),
+        lanes.largest(dense.params, kept),
+    )
     make = partial(lanes.row, shared, kept=kept)
     yield make(
         lanes.apply(by_gsm, done.params),
@@ -287,19 +290,13 @@ def powerprop(
                 extra={"overlap": overlap(inside_layers(first, share, output), mask)},
             )
             kept = masks.kept_count(size, 1 - share)
-            mask = largest(params, kept)
+            mask = lanes.largest(params, kept)
             yield make(
                 lanes.apply(mask, params),
                 run=f"{run}, {share:.0%} kept of the network",
                 kept=kept,
-                extra={"overlap": overlap(largest(first, kept), mask)},
+                extra={"overlap": overlap(lanes.largest(first, kept), mask)},
             )
-
-
-@jax.jit
-def largest(params: Any, keep: int) -> Any:
-    """The `keep` largest weights of each lane over all its kernels."""
-    return jax.vmap(lambda p: masks.unstructured(p, keep=keep, min_keep=0))(params)
 
 
 def kept_inside(params: Any, share: float, output: float) -> list[int]:

@@ -1,14 +1,16 @@
 """The one file that touches JAX beyond its public modules.
 
 Everything that could move with a JAX release is named here and nowhere else: the jaxpr
-data types (`jax.extend.core`), how an equation is bound again, and how the pieces of a
-custom derivative rule are reached. A test relies on each name, so that a release which
-moves one of them fails in one place.
+data types (`jax.extend.core`), how an equation is bound again, what is traced. A test
+relies on each name, so that a release which moves one of them fails in one place. Only
+this file knows of versions.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.core
 import jax.extend.core as _core
 import numpy as np
@@ -19,18 +21,17 @@ ClosedJaxpr = _core.ClosedJaxpr
 Equation = _core.JaxprEqn
 Literal = _core.Literal
 Primitive = _core.Primitive
-Var = _core.Var
-DropVar = _core.DropVar
+InconclusiveSize: type[Exception] = (
+    jax.errors.InconclusiveDimensionOperation
+    if hasattr(jax.errors, "InconclusiveDimensionOperation")
+    else jax.core.InconclusiveDimensionOperation
+)
+"""What comparing symbolic dimensions raises."""
 
 
 def closed(jaxpr: Jaxpr, consts: Sequence[Any] = ()) -> ClosedJaxpr:
     """A jaxpr with its constants."""
     return ClosedJaxpr(jaxpr, list(consts))
-
-
-def replaced(jaxpr: Jaxpr, **changes: Any) -> Jaxpr:
-    """The jaxpr with some of its fields changed."""
-    return jaxpr.replace(**changes)
 
 
 def bind(eqn: Equation, params: dict[str, Any], args: Sequence[Any]) -> list[Any]:
@@ -40,19 +41,78 @@ def bind(eqn: Equation, params: dict[str, Any], args: Sequence[Any]) -> list[Any
     entered again.
     """
     bind_params = eqn.primitive.get_bind_params(params)
+    if isinstance(bind_params, tuple):  # before JAX 0.9: functions to bind first
+        first, bind_params = bind_params
+        args = (*first, *args)
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*args, **bind_params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def as_function(jaxpr: ClosedJaxpr) -> Callable[..., list[Any]]:
-    """The jaxpr as a Python function of its flat inputs."""
-    return _core.jaxpr_as_fun(jaxpr)
-
-
 def sub_jaxprs(params: dict[str, Any]) -> list[Jaxpr]:
     """Every jaxpr among the parameters of an equation, without its constants."""
-    return list(_core.jaxprs_in_params(params))
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, Jaxpr):
+                found.append(item)
+    return found
+
+
+def make_jaxpr(fn: Callable[..., Any], *avals: Any) -> ClosedJaxpr:
+    """`jax.make_jaxpr`, outside of the `shard_map` or `vmap` that names the axes, too.
+
+    An axis name that is not bound is taken to have one position: which axes of the
+    parameters are coupled does not depend on its size.
+    """
+    named: list[tuple[str, int]] = []
+    while True:
+        try:
+            return jax.make_jaxpr(fn, axis_env=named or None)(*avals)
+        except NameError as error:
+            found = re.search(r"unbound axis name: (\w+)", str(error))
+            if found is None or (found.group(1), 1) in named:
+                raise
+            named.append((found.group(1), 1))
+
+
+def varying(aval: Any) -> dict[str, Any]:
+    """Over which axes of a `shard_map` a value differs, as `ShapeDtypeStruct` takes it.
+
+    Empty outside of one, and for a value that is the same everywhere.
+    """
+    new = getattr(aval, "manual_axis_type", None)
+    if new is not None and not new.empty:
+        return {"manual_axis_type": new, "sharding": aval.sharding}
+    old = getattr(aval, "vma", None)  # before JAX 0.10.2
+    return {"vma": old, "sharding": aval.sharding} if old else {}
+
+
+def positionwise(jaxpr: Jaxpr, names: frozenset[str]) -> bool:
+    """Whether each position of the results is computed from the same one of the inputs.
+
+    Args:
+      jaxpr: the program.
+      names: position-wise primitives.
+
+    Returns:
+      True if every value is a scalar or has the shape of the first result, and only
+      such primitives, repeats of scalars and calls of such programs occur.
+    """
+    shape = jaxpr.outvars[0].aval.shape
+    for eqn in jaxpr.eqns:
+        if any(v.aval.shape not in ((), shape) for v in (*eqn.invars, *eqn.outvars)):
+            return False
+        inner, name = sub_jaxprs(eqn.params), eqn.primitive.name
+        if name == "broadcast_in_dim" and eqn.invars[0].aval.shape == ():
+            continue
+        if name in names or (name in ("jit", "pjit") and inner):
+            if all(positionwise(sub, names) for sub in inner):
+                continue
+        return False
+    return all(v.aval.shape in ((), shape) for v in (*jaxpr.invars, *jaxpr.outvars))
 
 
 def literal_value(literal: Any) -> np.ndarray:
@@ -78,7 +138,8 @@ def without_dead_code(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
     """
     if _all_needed(jaxpr.jaxpr, set()):
         return jaxpr
-    live, _ = _dce_jaxpr(jaxpr.jaxpr, True, instantiate=True)
+    every = [True] * len(jaxpr.jaxpr.outvars)
+    live, _ = _dce_jaxpr(jaxpr.jaxpr, every, instantiate=True)
     return closed(live, jaxpr.consts)
 
 
@@ -107,8 +168,3 @@ def _all_read(jaxpr: Jaxpr) -> bool:
     read = {id(v) for eqn in jaxpr.eqns for v in eqn.invars}
     read.update(map(id, jaxpr.outvars))
     return all(id(v) in read for v in jaxpr.invars)
-
-
-def tangent_dtype(dtype: Any) -> Any:
-    """The dtype of the tangent of a value of `dtype` (float0 for integers)."""
-    return _core.primal_dtype_to_tangent_dtype(dtype)

@@ -21,8 +21,9 @@ from jprune._tree import KeyTuple
 
 CALLS = {
     *("jit", "pjit", "closed_call", "core_call"),
-    *("remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"),
+    *("remat", "remat2", "checkpoint"),
 }
+CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
 MAX_ROUNDS = 128
 """Loops of more rounds stay loops: opened, the program would be too long."""
@@ -89,12 +90,19 @@ class Flat(NamedTuple):
         return Counter(v for v in read if not isinstance(v, _compat.Literal))
 
 
-def flatten(traced: Traced) -> Flat:
-    """The flat form of a traced function."""
+def flatten(traced: Traced, custom_rules: bool = False) -> Flat:
+    """The flat form of a traced function.
+
+    Args:
+      traced: the function.
+      custom_rules: leave calls with derivative rules of their own closed, so that the
+        program can be differentiated.
+    """
     closed = traced.jaxpr
+    opens = CALLS if custom_rules else CALLS | CUSTOM
 
     def run(*values: Any) -> list[Any]:
-        return _run(closed, values)
+        return _run(closed, values, opens)
 
     opened = jax.make_jaxpr(run)(*closed.in_avals)
     opened = _compat.without_dead_code(opened)
@@ -120,7 +128,7 @@ def value(env: dict[Any, Any], var: Any) -> Any:
     return var.val if isinstance(var, _compat.Literal) else env[var]
 
 
-def _run(jaxpr: Any, values: Sequence[Any]) -> list[Any]:
+def _run(jaxpr: Any, values: Sequence[Any], opens: set[str]) -> list[Any]:
     """Evaluates a jaxpr, open or closed, with its calls opened."""
     consts: Sequence[Any] = ()
     if isinstance(jaxpr, _compat.ClosedJaxpr):
@@ -129,10 +137,10 @@ def _run(jaxpr: Any, values: Sequence[Any]) -> list[Any]:
     env.update(zip(jaxpr.invars, values, strict=True))
     for eqn in jaxpr.eqns:
         ins = [value(env, v) for v in eqn.invars]
-        if eqn.primitive.name in CALLS:
-            results = _run(_body(eqn), ins)
+        if eqn.primitive.name in opens:
+            results = _run(_body(eqn), ins, opens)
         elif eqn.primitive.name == "scan" and _opens(eqn):
-            results = _unrolled(eqn, ins)
+            results = _unrolled(eqn, ins, opens)
         else:
             results = _compat.bind(eqn, eqn.params, ins)
         env.update(zip(eqn.outvars, results, strict=True))
@@ -158,7 +166,7 @@ def _contracts(jaxpr: Any) -> bool:
     )
 
 
-def _unrolled(eqn: Any, ins: list[Any]) -> list[Any]:
+def _unrolled(eqn: Any, ins: list[Any], opens: set[str]) -> list[Any]:
     """A scan, one round after the other."""
     params = eqn.params
     a = params["num_consts"]
@@ -167,7 +175,7 @@ def _unrolled(eqn: Any, ins: list[Any]) -> list[Any]:
     rows: list[Any] = [None] * len(rounds)
     for i in reversed(rounds) if params["reverse"] else rounds:
         xs = [lax.index_in_dim(x, i, 0, keepdims=False) for x in ins[b:]]
-        outs = _run(params["jaxpr"], [*ins[:a], *carry, *xs])
+        outs = _run(params["jaxpr"], [*ins[:a], *carry, *xs], opens)
         carry, rows[i] = outs[: b - a], outs[b - a :]
     if not rounds:
         return _compat.bind(eqn, params, ins)

@@ -92,14 +92,19 @@ class MatrixForm(NamedTuple):
         shape = [var.aval.shape[d] for d in self.order]
         return weights.reshape(shape).transpose(np.argsort(self.order))
 
-    def as_operand(self, param: Any) -> Any:
-        """The parameter (one layer of a stack) as the equation reads it."""
+    def as_operand(self, param: Any, shape: Sequence[int] | None = None) -> Any:
+        """The parameter (one layer of a stack) as the equation reads it.
+
+        Args:
+          param: the parameter.
+          shape: of the operand, if the parameter is narrower than it was.
+        """
         origin, var = self.site.origin, self.eqn.invars[self.site.place]
         taken = {axis for axis, _ in origin.at}
         left = [a for a in range(np.ndim(param) + len(taken)) if a not in taken]
         order = [left.index(a) for a in origin.dims if a is not None]
         order += [d for d in range(len(left)) if d not in order]  # unit axes
-        laid = param.transpose(order).reshape(var.aval.shape)
+        laid = param.transpose(order).reshape(shape or var.aval.shape)
         return laid.astype(var.aval.dtype)
 
     def as_param(self, operand: Any, like: Any) -> Any:
@@ -131,6 +136,27 @@ class MatrixForm(NamedTuple):
             y = y[(slice(None), *positions.T)]
         return jnp.moveaxis(y.reshape(-1, g, m), 1, 0)
 
+    def result(self, vector: Any) -> Any:
+        """A number for each output, [G, M], laid out to be added to the result."""
+        ndim = len(self.eqn.outvars[0].aval.shape)
+        if self.eqn.primitive.name != "dot_general":
+            shape = [1] * ndim
+            shape[self.eqn.params["dimension_numbers"].out_spec[1]] = -1
+            return vector.reshape(shape)
+        batch, rows, outs = _dot_axes(self.eqn, self.site.place)
+        shape = self.eqn.outvars[0].aval.shape
+        laid = vector.reshape(
+            [shape[d] for d in batch] + [1] * len(rows) + [shape[d] for d in outs]
+        )
+        return laid.transpose(np.argsort([*batch, *rows, *outs]))
+
+    def output_axes(self) -> list[int]:
+        """Axes of the result that the parameter makes: G and M."""
+        if self.eqn.primitive.name != "dot_general":
+            return [self.eqn.params["dimension_numbers"].out_spec[1]]
+        batch, _, outs = _dot_axes(self.eqn, self.site.place)
+        return [*batch, *outs]
+
     def inputs(self, x: Any, positions: Any = None) -> Any:
         """The other operand as [G, N, K]: patches, of a convolution.
 
@@ -141,8 +167,8 @@ class MatrixForm(NamedTuple):
         g, k, _ = self.shape
         if self.eqn.primitive.name == "dot_general":
             place = 1 - self.site.place
-            (summed, batch) = self.eqn.params["dimension_numbers"]
-            order = _free_last(x.ndim, batch[place], summed[place])
+            (_, batch) = self.eqn.params["dimension_numbers"]
+            order = _free_last(x.ndim, batch[place], _summed(self.eqn, self.site)[1])
             return x.transpose(order).reshape(g, -1, k)
         return _patches(self.eqn, x, positions, g)
 
@@ -160,8 +186,8 @@ def matrix_form(flat: Flat, site: Site) -> MatrixForm:
     taken = {axis for axis, _ in site.origin.at}
     layer = tuple(n for axis, n in enumerate(whole) if axis not in taken)
     if eqn.primitive.name == "dot_general":
-        summed, batch = eqn.params["dimension_numbers"]
-        kinds = [list(batch[place]), list(summed[place])]
+        _, batch = eqn.params["dimension_numbers"]
+        kinds = [list(batch[place]), _summed(eqn, site)[0]]
         kinds.append([d for d in range(len(shape)) if d not in sum(kinds, [])])
         sizes = [math.prod(shape[d] for d in kind) for kind in kinds]
         counts = (len(kinds[0]), len(kinds[1]), len(kinds[2]))
@@ -188,6 +214,20 @@ def spatial_shape(form: MatrixForm) -> tuple[int, ...]:
     spec = form.eqn.params["dimension_numbers"].out_spec
     shape = form.eqn.outvars[0].aval.shape
     return tuple(shape[d] for d in spec[2:])
+
+
+def _summed(eqn: Any, site: Site) -> tuple[list[int], list[int]]:
+    """The axes a dot product sums over, of the parameter and of the other operand.
+
+    In the order of the parameter's axes, whatever order the equation has.
+    """
+    own, other = (
+        eqn.params["dimension_numbers"][0][i] for i in (site.place, 1 - site.place)
+    )
+    pairs = sorted(
+        zip(own, other, strict=True), key=lambda p: (site.origin.dims[p[0]] or 0, p[0])
+    )
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def _free_last(ndim: int, batch: Sequence[int], summed: Sequence[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """What stands behind each axis of a value that was only moved."""
 
-from typing import Any
+from jprune._jaxpr._compat import Equation
 
 Dims = tuple[int | None, ...]
 
@@ -16,7 +16,7 @@ _SAME_AXES = {
 _UNIT_AXES = {"reshape", "squeeze", "expand_dims"}
 
 
-def moved_dims(eqn: Any, dims: Dims) -> Dims | None:
+def moved_dims(eqn: Equation, dims: Dims) -> Dims | None:
     """What stands behind each axis of a value cast, transposed or given unit axes.
 
     None if the equation does anything else. An axis that has nothing behind it is new.

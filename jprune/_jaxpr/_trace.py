@@ -47,23 +47,47 @@ def is_array(leaf: Any) -> bool:
 
 
 def abstract(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
-    """Shape, dtype, weak type and layout of an array, optionally with another shape.
+    """The type of an array: shape (another, if given), dtype, weak type, layout.
 
-    The layout is part of the type on a mesh with Explicit axes only.
+    The layout is part of the type on a mesh with Explicit axes only, the axes that it
+    varies over inside a `shard_map`.
     """
     if isinstance(leaf, jax.ShapeDtypeStruct) and shape in (None, leaf.shape):
         return leaf
     weak = bool(getattr(getattr(leaf, "aval", leaf), "weak_type", False))
     shape = tuple(leaf.shape) if shape is None else shape
     sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+    kind: dict[str, Any] = {"sharding": sharding}
     if isinstance(leaf, jax.Array):
-        sharding = explicit(jax.typeof(leaf).sharding)
-    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=weak, sharding=sharding)
+        kind = layout(jax.typeof(leaf))
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=weak, **kind)
+
+
+def layout(aval: Any) -> dict[str, Any]:
+    """How an array is laid out, as `jax.ShapeDtypeStruct` takes it."""
+    return {"sharding": explicit(aval.sharding), **_compat.varying(aval)}
 
 
 def explicit(sharding: Any) -> Any:
     """The layout, if it splits anything; None leaves the type without one."""
     return sharding if any(sharding.spec) else None
+
+
+def arrays_apart(
+    fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any] | None = None
+) -> tuple[Callable[[list[Any]], Any], list[Any]]:
+    """A call as a function of its arrays alone, and these; the rest is closed over."""
+    leaves, tree = jax.tree.flatten((args, kwargs or {}))
+    places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+
+    def call(arrays: list[Any]) -> Any:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        args, kwargs = jax.tree.unflatten(tree, filled)
+        return fn(*args, **kwargs)
+
+    return call, [leaves[i] for i in places]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +135,7 @@ def trace(
         trees: list[Any] = []
 
         def flat_fn(*arrays: Any) -> list[Any]:
+            paths.clear()
             call_args, call_kwargs = flat.rebuild(list(arrays))
             out = fn(*call_args, **call_kwargs)
             pairs, tree = jtu.tree_flatten_with_path(out)
@@ -125,7 +150,7 @@ def trace(
         ]
         if len(flat.params) == 1 and flat.params[0] == ():  # params is a single array
             avals[0] = abstract(flat.arrays[0], shapes.get(()))
-        jaxpr = _compat.without_dead_code(jax.make_jaxpr(flat_fn)(*avals))
-        return Traced(jaxpr, flat.params, tuple(paths), trees[0])
+        jaxpr = _compat.without_dead_code(_compat.make_jaxpr(flat_fn, *avals))
+        return Traced(jaxpr, flat.params, tuple(paths), trees[-1])
 
     return traced

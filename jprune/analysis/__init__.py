@@ -3,18 +3,35 @@
 * What is left, leaf by leaf: `report`.
 * What it costs: `flops`, `latency`, `latencies` (side by side); all of it for a dense
   and a compact function: `compare`.
+* A plan's cost as a fraction of the dense network, for `surgery.select(cost=)`:
+  `relative_latency`, `relative_flops`, `relative_memory`, `relative_bytes`.
 * How it trains: `trainability`.
-* Figures: `plot_history`, `plot_sparsity`.
+* Filters whose scale a norm hides: `scale_invariance`, and how they move:
+  `filter_sizes`, `effective_learning_rate`, `angular_update`, `equilibrium`.
+* Figures: `plot_groups`, `plot_widths`, `plot_front`, `plot_filters`, `plot_history`,
+  `plot_sparsity`.
 """
 
 from jprune.analysis._compare import compare as compare
 from jprune.analysis._flops import flops as flops
 from jprune.analysis._latency import latencies as latencies
 from jprune.analysis._latency import latency as latency
+from jprune.analysis._plot_filters import plot_filters as plot_filters
 from jprune.analysis._plot_structure import plot_front as plot_front
 from jprune.analysis._plot_structure import plot_groups as plot_groups
 from jprune.analysis._plot_structure import plot_widths as plot_widths
 from jprune.analysis._plots import plot_history as plot_history
 from jprune.analysis._plots import plot_sparsity as plot_sparsity
+from jprune.analysis._relative_cost import relative_bytes as relative_bytes
+from jprune.analysis._relative_cost import relative_flops as relative_flops
+from jprune.analysis._relative_cost import relative_latency as relative_latency
+from jprune.analysis._relative_cost import relative_memory as relative_memory
 from jprune.analysis._report import report as report
+from jprune.analysis._scale_invariance import angular_update as angular_update
+from jprune.analysis._scale_invariance import (
+    effective_learning_rate as effective_learning_rate,
+)
+from jprune.analysis._scale_invariance import equilibrium as equilibrium
+from jprune.analysis._scale_invariance import filter_sizes as filter_sizes
+from jprune.analysis._scale_invariance import scale_invariance as scale_invariance
 from jprune.analysis._trainability import trainability as trainability

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jprune._errors import type_error
+from jprune._jaxpr._trace import is_array
 from jprune.analysis._flops import flops
 from jprune.analysis._latency import Latency, latencies
 from jprune.analysis._report import report
@@ -25,8 +27,7 @@ class Measures(NamedTuple):
     Attributes:
       parameters: number of scalars in its variables.
       sparsity: fraction of them that is exactly zero.
-      stored_bytes: least bytes of a file with the non-zero values and one bit per
-      entry,
+      stored_bytes: least bytes of a file with the non-zero values and one bit an entry,
         or with the arrays as they are, leaf by leaf.
       flops: operations of one call, 2 per multiply-add.
       latency: seconds of one call.
@@ -87,7 +88,7 @@ def compare(
 
     Returns:
       A `Comparison`: `.dense`, `.compact`, and a table when printed. Parameters, zeros
-      and bytes are counted over all leaves of the variables given.
+      and bytes are counted over all arrays of the variables given, random keys aside.
 
     Raises:
       TypeError: if `dense` or `compact` is not a pair of a function and variables.
@@ -115,8 +116,15 @@ def compare(
     )
 
 
+def _counts(x: Any) -> bool:
+    """Whether a leaf is numbers; functions, flags and random keys are none."""
+    return is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+
+
 def _measure(fn: Callable, variables: Any, args: tuple, time: Latency) -> Measures:
-    values = jax.device_get(variables)
+    values = jax.device_get(
+        jax.tree.map(lambda x: x if _counts(x) else None, variables)
+    )
     total = report(values, jax.tree.map(lambda x: x != 0, values)).total
     return Measures(
         parameters=total.size,

@@ -1,12 +1,8 @@
 """Floating-point operations of a function, counted from its jaxpr.
 
-The convention, stated once: a multiply-add is **2** operations, and only contractions
-count (`dot_general`, convolutions with their groups, ragged products); element-wise
-work, reductions and data movement do not. The body of a `scan` counts `length` times,
-of `cond` the most expensive branch counts, and of a `while` the body counts once, since
-the number of turns is not known. Papers that report multiply-adds (MACs) give half of
-these
-figures: ResNet-50 at 224 x 224 is 8.2e9 operations, "4.1 GMACs".
+A multiply-add is 2 operations and only contractions count: `surgery._cost` states the
+whole convention. Papers that report multiply-adds (MACs) give half of these figures:
+ResNet-50 at 224 x 224 is 8.2e9 operations, "4.1 GMACs".
 """
 
 from collections.abc import Callable
@@ -14,7 +10,8 @@ from typing import Any
 
 import jax
 
-from jprune._jaxpr import _flops
+from jprune._jaxpr._trace import arrays_apart
+from jprune.surgery import _flops
 
 
 def flops(fn: Callable[..., Any]) -> Callable[..., int]:
@@ -26,7 +23,13 @@ def flops(fn: Callable[..., Any]) -> Callable[..., int]:
     Returns:
       A function with the signature of `fn` that takes arrays, or
       `jax.ShapeDtypeStruct`s in their place, and returns the number of floating-point
-      operations, 2 per multiply-add, as a Python int.
+      operations, 2 per multiply-add, as a Python int. Leaves that are no arrays (flags,
+      the functions of an Equinox module) are passed on as they are.
+
+    A convolution counts the taps of every output, on padding too, as papers do; a
+    transposed one (a dilated image, or padding as wide as the kernel on both sides)
+    only the taps that meet an element. Loops: a `scan` counts its body `length` times,
+    a `cond` its dearest branch, a `while` its body once.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -37,6 +40,7 @@ def flops(fn: Callable[..., Any]) -> Callable[..., int]:
     """
 
     def count(*args: Any, **kwargs: Any) -> int:
-        return _flops.count(jax.make_jaxpr(lambda a, k: fn(*a, **k))(args, kwargs))
+        call, arrays = arrays_apart(fn, args, kwargs)
+        return _flops.count(jax.make_jaxpr(call)(arrays))
 
     return count

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jprune._errors import type_error, value_error
+from jprune._jaxpr._trace import arrays_apart, is_array
 
 
 class Latency(NamedTuple):
@@ -43,8 +44,8 @@ def latency(
     """Median time of `fn(*args)`, jitted and waited for.
 
     Args:
-      fn: a function of arrays or pytrees of arrays.
-      *args: its arguments; they are put on the default device once.
+      fn: a function of arrays or pytrees of arrays; other leaves pass as they are.
+      *args: its arguments; their arrays are put on the default device once.
       rounds: timed calls.
       warmup: calls before them that are not counted; the first one compiles.
 
@@ -81,16 +82,22 @@ def latencies(
       ValueError: if `rounds` or `warmup` is less than 1, or `calls` is empty.
     """
     _check(calls, rounds, warmup)
-    jitted = {name: jax.jit(fn) for name, (fn, *_) in calls.items()}
-    args = {name: jax.device_put(tuple(rest)) for name, (_, *rest) in calls.items()}
+    apart = {n: arrays_apart(fn, tuple(rest)) for n, (fn, *rest) in calls.items()}
+    jitted = {name: jax.jit(_of_arrays(call)) for name, (call, _) in apart.items()}
+    args = {name: jax.device_put(arrays) for name, (_, arrays) in apart.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + rounds):
         for name, fn in jitted.items():
             start = time.perf_counter()
-            jax.block_until_ready(fn(*args[name]))
+            jax.block_until_ready(fn(args[name]))
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _summary(times) for name, times in seconds.items()}
+
+
+def _of_arrays(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:
+    """The call with its array results alone, which is what can be waited for."""
+    return lambda arrays: [x for x in jax.tree.leaves(call(arrays)) if is_array(x)]
 
 
 def _summary(times: list[float]) -> Latency:

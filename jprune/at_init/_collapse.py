@@ -21,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import scores, selection
+from jprune._axes import Axes
 from jprune._errors import type_error
+from jprune._stacks import stacked_axes
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.at_init._synflow import ApplyFn
 from jprune.masks._count import is_traced
-from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._unstructured import ranked
 
 _ADDED = "bias b beta offset mean".split()
@@ -34,6 +36,8 @@ _ADDED = "bias b beta offset mean".split()
 
 def emptied(mask: Mask) -> tuple[str, ...]:
     """The paths of the leaves of which a mask keeps nothing.
+
+    Of a stack of layers (see `masks.unstructured`) the layers: `layers/kernel[3]`.
 
     Args:
       mask: a concrete mask.
@@ -53,7 +57,21 @@ def emptied(mask: Mask) -> tuple[str, ...]:
     leaves = named_leaves(mask)
     if any(is_traced(m) for _, m in leaves):
         raise type_error("`emptied` reads a mask on the host: call it outside `jit`.")
-    return tuple(path for path, m in leaves if np.size(m) and not np.any(m))
+    empty = []
+    for (path, m), axes in zip(leaves, stacked_axes(mask), strict=True):
+        some = np.any(m, axis=_others(m, axes))
+        layers = np.argwhere(~np.asarray(some)).tolist() if np.size(m) else []
+        empty += [path + (str(i) if axes else "") for i in layers]
+    return tuple(empty)
+
+
+def _others(x: Any, axes: Axes) -> Axes:
+    return tuple(i for i in range(np.ndim(x)) if i not in axes)
+
+
+def _of_layers(mask: jax.Array, axes: Axes) -> jax.Array:
+    """How many each layer keeps; 0-d for a leaf that is no stack."""
+    return jnp.sum(mask, axis=_others(mask, axes), dtype=jnp.int32)
 
 
 def critical_sparsity(
@@ -83,9 +101,13 @@ def critical_sparsity(
       >>> at_init.critical_sparsity(s, scope="[012]")
       Array(0.5, dtype=float32)
     """
-    taken = in_scope(scores, resolve_scope(scope, scores))
-    leaves = [s if signed else jnp.abs(s) for s in taken if s.size]
-    weakest = jnp.min(jnp.stack([jnp.max(s) for s in leaves]))
+    scope = resolve_scope(scope, scores)
+    stacks = in_scope_list(stacked_axes(scores), scope)
+    pairs = zip(in_scope(scores, scope), stacks, strict=True)
+    taken = [(s if signed else jnp.abs(s), a) for s, a in pairs if s.size]
+    leaves = [s for s, _ in taken]
+    best = [jnp.max(s, axis=_others(s, a)) for s, a in taken]
+    weakest = jnp.min(jnp.stack([jnp.min(b) for b in best]))
     below = sum((jnp.sum(s < weakest) for s in leaves), jnp.int32(0))
     return (1 + below) / jnp.float32(sum(s.size for s in leaves))
 
@@ -145,6 +167,8 @@ def flow(
 def shuffle(key: jax.Array, mask: Mask) -> Mask:
     """A random mask that keeps as many weights of each leaf as `mask` does.
 
+    A stack of layers (see `masks.unstructured`) is shuffled layer by layer.
+
     Args:
       key: a PRNG key.
       mask: a mask.
@@ -160,7 +184,9 @@ def shuffle(key: jax.Array, mask: Mask) -> Mask:
       3
     """
     covered = jax.tree.map(lambda m: jnp.ndim(m) > 0, mask)
-    counts = [jnp.sum(m, dtype=jnp.int32) for m in in_scope(mask, covered)]
+    leaves = in_scope(mask, covered)
+    stacks = in_scope_list(stacked_axes(mask), covered)
+    counts = [_of_layers(m, a) for m, a in zip(leaves, stacks, strict=True)]
     if not counts:
         return mask
     drawn = scores.random(key, mask)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import listing, value_error
+from jprune._factors import Factors, Thin, split
 from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import flatten_call, is_array, trace
 from jprune._tree import (
@@ -49,7 +50,6 @@ from jprune._unfolding import (
     unfolding_of,
 )
 from jprune.compress._difference import relative_difference
-from jprune.compress._factors import Factors, Thin, split
 from jprune.compress._thin import Walk
 
 

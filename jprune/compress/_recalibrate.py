@@ -17,10 +17,11 @@ References:
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune._errors import value_error
 from jprune._tree import require_same_structure
@@ -45,7 +46,8 @@ def recalibrate(
         integer leaves (counters) are always kept.
       batches: the data, all batches of one shape if it is to compile once.
       momentum: the `m` of every running average in the model, in [0, 1). The result is
-        then the exact mean over the batches. None: `update` is applied once per batch,
+        then the exact mean over the batches, of debiased averages (Haiku's, with their
+        counters) as well. None: `update` is applied once per batch,
         starting from `stats`, whatever the layers do with it; of the old values a share
         `m ** number of batches` stays.
 
@@ -70,17 +72,90 @@ def recalibrate(
     if momentum is None:
         return _run(step, stats, batches)
     blank = jax.tree.map(lambda s: jnp.zeros_like(s) if _floating(s) else s, stats)
-    total, count = blank, 0
+    start = jax.tree.map(lambda s: jnp.zeros_like(s) if _counts(s) else s, blank)
+    counted = any(map(_counts, jax.tree.leaves(stats)))
+    ahead = jax.tree.map(lambda s: s + 1 if _counts(s) else s, blank)
+    total, count, first = jax.tree.map(jnp.zeros_like, blank), 0, None
     for batch in batches:
-        total = jax.tree.map(jnp.add, total, _checked(step(blank, batch), stats))
+        found = _checked(step(start, batch), stats)
+        if first is None:
+            later = _checked(step(ahead, batch), stats) if counted else found
+            first = _Averages.seen(found, later, momentum, counted)
+        total = jax.tree.map(_added, total, found)
         count += 1
     _require_batches(count)
-    share = count * (1 - momentum)
-    return jax.tree.map(
-        lambda sums, old: (sums / share).astype(sums.dtype) if _floating(old) else old,
-        total,
-        stats,
-    )
+    assert first is not None
+    return first.means(total, stats, count)
+
+
+def _added(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a + b if _floating(a) else a
+
+
+def _counts(leaf: Any) -> bool:
+    """Whether a leaf is a counter of a debiased average: a signed whole number."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.signedinteger)
+
+
+class _Averages(NamedTuple):
+    """What kind of average each leaf is, seen on the first batch.
+
+    A plain average started from 0 is (1 - m) b after one batch, whatever its counter
+    says. A debiased one, a plain one over 1 - m^count, is b when the counter is 1.
+
+    Attributes:
+      momentum: m.
+      debiased: for each leaf whether it is one, a tree of bools.
+      share: 1 - m^count at the present counters: what a debiased average divides by.
+    """
+
+    momentum: float
+    debiased: PyTree
+    share: float
+
+    @classmethod
+    def seen(cls, fresh: PyTree, later: PyTree, m: float, counted: bool) -> "_Averages":
+        """From one batch with counters at 0, and with counters one ahead."""
+        if not counted:
+            return cls(m, jax.tree.map(lambda _: False, fresh), 1.0)
+        flags = jax.tree.map(
+            lambda a, b: _floating(a) and not _close(a, b), fresh, later
+        )
+        pairs = zip(*map(jax.tree.leaves, (fresh, later, flags)), strict=True)
+        leaves = [(np.asarray(a), np.asarray(b), f) for a, b, f in pairs]
+        plain = [a / (1 - m) for a, _, flag in leaves if not flag and _floating(a)]
+        ratios = []
+        for a, b, flag in leaves:
+            if not flag:
+                continue
+            if not any(p.shape == a.shape and _close(p, a) for p in plain):
+                raise value_error(
+                    "`stats` has a leaf that depends on a counter and is no average "
+                    "divided by 1 - momentum^count, as Haiku's are: its exact mean is "
+                    "not known. Check `momentum`, or leave it out."
+                )
+            ratios += (b[a != 0] / a[a != 0]).ravel().tolist()
+        share = 1.0
+        if ratios and m:  # later / fresh is (1 - m) / (1 - m^(count + 2))
+            power = (1 - (1 - m) / float(np.median(ratios))) / m**2
+            share = 1 - min(max(power, 0.0), 1.0)
+        return cls(m, flags, share)
+
+    def means(self, total: PyTree, stats: PyTree, count: int) -> PyTree:
+        """The statistics, from the sums over the batches."""
+        scale = self.share if any(jax.tree.leaves(self.debiased)) else 1.0
+
+        def leaf(sums: jax.Array, old: jax.Array, debiased: bool) -> jax.Array:
+            if not _floating(old):
+                return old
+            mean = sums / count if debiased else sums / (count * (1 - self.momentum))
+            return (mean * (1.0 if debiased else scale)).astype(sums.dtype)
+
+        return jax.tree.map(leaf, total, stats, self.debiased)
+
+
+def _close(a: Any, b: Any) -> bool:
+    return bool(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-7))
 
 
 def _run(step: Callable, stats: PyTree, batches: Iterable[Any]) -> PyTree:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune._jaxpr._moves import Dims, moved_dims
 from jprune._tree import KeyTuple
 
@@ -91,10 +92,12 @@ class Walk:
         self.readings: list[Reading] = []
         self.sinks: dict[int, Sink] = {}
 
-    def run(self, jaxpr: Any, values: Sequence[Any], tags: Sequence[Any]) -> tuple:
+    def run(
+        self, jaxpr: Jaxpr | ClosedJaxpr, values: Sequence[Any], tags: Sequence[Any]
+    ) -> tuple:
         """Evaluates an open or closed jaxpr; gives its results and their tags."""
         consts = []
-        if isinstance(jaxpr, _compat.ClosedJaxpr):
+        if isinstance(jaxpr, ClosedJaxpr):
             jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
         env: dict[Any, tuple[Any, Any]] = {}
         for var, value in zip(jaxpr.constvars, consts, strict=True):
@@ -118,7 +121,7 @@ class Walk:
         return [value for value, _ in out], [tag for _, tag in out]
 
     def _equation(
-        self, eqn: Any, pairs: list[tuple[Any, Any]]
+        self, eqn: Equation, pairs: list[tuple[Any, Any]]
     ) -> list[tuple[Any, Any]]:
         name = eqn.primitive.name
         values, tags = [v for v, _ in pairs], [t for _, t in pairs]
@@ -132,7 +135,7 @@ class Walk:
             return [(results[0], self._open(eqn, values, tags, results[0]))]
         return [(r, self._follow(eqn, tags, r)) for r in results]
 
-    def _open(self, eqn: Any, values: list, tags: list, result: jax.Array) -> Any:
+    def _open(self, eqn: Equation, values: list, tags: list, result: jax.Array) -> Any:
         """A site, if a parameter is contracted over removed rows."""
         for place, tag in enumerate(tags):
             if not isinstance(tag, Origin):
@@ -161,7 +164,7 @@ class Walk:
                 keep = keep & ~mask.reshape(view)
         return None if keep.all() else ~keep
 
-    def _follow(self, eqn: Any, tags: list, result: jax.Array) -> Any:
+    def _follow(self, eqn: Equation, tags: list, result: jax.Array) -> Any:
         """The tag of a result; closes a site at a bias or a running mean."""
         name = eqn.primitive.name
         pending = [i for i, tag in enumerate(tags) if isinstance(tag, Pending)]
@@ -205,7 +208,7 @@ class Walk:
             self._refuse(tag, why)
 
 
-def _axes(eqn: Any, place: int, ndim: int) -> tuple[list[int], list[int], Dims]:
+def _axes(eqn: Equation, place: int, ndim: int) -> tuple[list[int], list[int], Dims]:
     """Contracted axes of the parameter; examples' and positions' axes of the result.
 
     The third is, for each axis of the result, its number among the parameter's axes of
@@ -242,7 +245,7 @@ def _reading(part: jax.Array, result: jax.Array, free: Sequence[int]) -> Reading
     )
 
 
-def _moved(eqn: Any, tag: Any, result: jax.Array) -> Any:
+def _moved(eqn: Equation, tag: Any, result: jax.Array) -> Any:
     """The tag of a value that was only cast, transposed or given unit axes."""
     if not isinstance(tag, Origin | Pending):
         return None

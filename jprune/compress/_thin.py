@@ -3,8 +3,8 @@
 The program is evaluated equation by equation, as in `_sites`. A `Thin` stands for a
 kernel that is never formed; casts, transposes, unit axes and scalars pass over it, and
 `jit`, loops, branches and rematerialization are entered again around it. At a
-contraction it is read in two halves, see `_contract`. Whatever else reads a `Thin` has
-no such form: it is noted, and `close` raises.
+contraction it is read in two halves (`Rule.low_rank`). Whatever else reads a `Thin`
+has no such form: it is noted, and `close` raises.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune._errors import listing, value_error
+from jprune._factors import Refused, Thin
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune._jaxpr._moves import moved_dims
 from jprune._tree import KeyTuple, keys_text
-from jprune.compress._contract import Refused, contract, convolve
-from jprune.compress._factors import Thin
+from jprune.surgery._registry import RULES
 
-_CONTRACTIONS = {"dot_general": contract, "conv_general_dilated": convolve}
 _EACH_ARRAY = {
     "convert_element_type",
     "copy",
@@ -43,10 +43,10 @@ class Walk:
     def __init__(self) -> None:
         self.refused: dict[KeyTuple, str] = {}
 
-    def run(self, jaxpr: Any, values: Sequence[Any]) -> list[Any]:
+    def run(self, jaxpr: Jaxpr | ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
         """Evaluates an open or closed jaxpr; a result may be `Thin` as well."""
         consts: Sequence[Any] = ()
-        if isinstance(jaxpr, _compat.ClosedJaxpr):
+        if isinstance(jaxpr, ClosedJaxpr):
             jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
         env = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, values, strict=True))
@@ -83,7 +83,7 @@ class Walk:
                 "give another `kind`."
             )
 
-    def _equation(self, eqn: Any, ins: list[Any]) -> list[Any]:
+    def _equation(self, eqn: Equation, ins: list[Any]) -> list[Any]:
         name = eqn.primitive.name
         thin = [i for i, value in enumerate(ins) if isinstance(value, Thin)]
         if not thin:
@@ -94,20 +94,20 @@ class Walk:
         if passed is not None:
             return [passed]
         why = f"`{name}` reads it"
-        if name in _CONTRACTIONS:
+        rule = RULES.get(name)
+        if rule and rule.low_rank:
             if len(thin) == 2:
                 ins, why = list(ins), f"`{name}` multiplies it with another such kernel"
             else:
                 place = thin[0]
                 try:
-                    value = _CONTRACTIONS[name](eqn, place, ins[place], ins[1 - place])
-                    return [value]
+                    return [rule.low_rank(eqn, place, ins[place], ins[1 - place])]
                 except Refused as refusal:
                     why = str(refusal)
         arrays = self.whole(ins, [v.aval for v in eqn.invars], why)
         return _compat.bind(eqn, eqn.params, arrays)
 
-    def _pass(self, eqn: Any, ins: list[Any]) -> Thin | None:
+    def _pass(self, eqn: Equation, ins: list[Any]) -> Thin | None:
         """The result of what may be done to each factor, or to one of them."""
         name, value = eqn.primitive.name, ins[0]
         if name == "neg":
@@ -133,7 +133,7 @@ class Walk:
 # Calls, branches and loops
 
 
-def _call(walk: Walk, eqn: Any, ins: list[Any]) -> list[Any]:
+def _call(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
     params = eqn.params
     body = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
 
@@ -148,7 +148,7 @@ def _call(walk: Walk, eqn: Any, ins: list[Any]) -> list[Any]:
     return run(*ins)
 
 
-def _cond(walk: Walk, eqn: Any, ins: list[Any]) -> list[Any]:
+def _cond(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
     def branch(body: Any) -> Callable[..., list[Any]]:
         return lambda *values: walk.whole(
             walk.run(body, values), body.out_avals, "a branch returns it"
@@ -157,7 +157,7 @@ def _cond(walk: Walk, eqn: Any, ins: list[Any]) -> list[Any]:
     return lax.switch(ins[0], [branch(b) for b in eqn.params["branches"]], *ins[1:])
 
 
-def _scan(walk: Walk, eqn: Any, ins: list[Any]) -> list[Any]:
+def _scan(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
     params = eqn.params
     body, a = params["jaxpr"], params["num_consts"]
     b = a + params["num_carry"]
@@ -187,7 +187,7 @@ def _scan(walk: Walk, eqn: Any, ins: list[Any]) -> list[Any]:
     return [*carry, *ys]
 
 
-def _while(walk: Walk, eqn: Any, ins: list[Any]) -> list[Any]:
+def _while(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
     params = eqn.params
     a = params["cond_nconsts"]
     b = a + params["body_nconsts"]
@@ -203,7 +203,7 @@ def _while(walk: Walk, eqn: Any, ins: list[Any]) -> list[Any]:
     )
 
 
-_AROUND: dict[str, Callable[[Walk, Any, list[Any]], list[Any]]] = {
+_AROUND: dict[str, Callable[[Walk, Equation, list[Any]], list[Any]]] = {
     **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), _call),
     **dict.fromkeys(("remat", "remat2", "checkpoint"), _call),
     "cond": _cond,

@@ -14,5 +14,8 @@ Each has `groups` (from a model and example inputs to what may be removed), `shr
 (from a model and a plan to the compact model) and `load` (the same from a plan's file,
 for a fresh process). The compact model is the shrunk *function*, not the user's class
 at smaller widths: where a norm or a mean runs over removed coordinates the two differ
-(`surgery.verify(..., compact=)` tells).
+(`surgery.verify(..., compact=)` tells; `widths` lists what the class must be built
+with).
 """
+
+from jprune.frameworks._widths import widths as widths

@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax
+
 from jprune._errors import listing, type_error, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
@@ -29,8 +31,8 @@ def _tied(fn: Stateful) -> Callable[..., dict[str, Any]]:
     """
 
     def tied(params: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        out, new = fn(params, *args, **kwargs)
         known = {path for path, _ in keyed_leaves(params)}
+        out, new = fn(params, *args, **kwargs)
         strange = ["/".join(map(str, p)) for p in new if p not in known]
         if strange:
             raise value_error(
@@ -54,13 +56,22 @@ def nested(leaves: Mapping[KeyTuple, Any]) -> dict[Any, Any]:
     return out
 
 
-def found(fn: Stateful, free_outputs: Any = ()) -> Callable[..., Groups]:
-    """`surgery.groups` of a model; `free_outputs` are named as by the model's user."""
+def found(
+    fn: Stateful, free_outputs: Any = (), within: KeyTuple = ()
+) -> Callable[..., Groups]:
+    """`surgery.groups` of a model.
+
+    Args:
+      fn: the model as a function.
+      free_outputs: as the user of the model names them.
+      within: where the user's result lies in the first result of `fn`.
+    """
+    at = ("out", *within)
 
     def free(path: KeyTuple) -> bool:
         if callable(free_outputs):
-            return path[:1] == ("out",) and bool(free_outputs(path[1:]))
-        return any(path[: len(p) + 1] == ("out", *p) for p in free_outputs)
+            return path[: len(at)] == at and bool(free_outputs(path[len(at) :]))
+        return any(path[: len(at) + len(p)] == (*at, *p) for p in free_outputs)
 
     return groups(_tied(fn), state_outputs=_is_state, free_outputs=free)
 
@@ -74,6 +85,11 @@ def shrunk(fn: Stateful, plan: Plan, mean: Mean, rng: Mean) -> Stateful:
         return result["out"], dict(keyed_leaves(result["state"]))
 
     return compact
+
+
+def copied(tree: Any) -> Any:
+    """The tree with arrays of its own: a step that donates one keeps the other."""
+    return jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, tree)
 
 
 def plan_at(path: Any) -> Plan:

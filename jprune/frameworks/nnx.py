@@ -46,6 +46,7 @@ from jprune._errors import type_error, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
     Mean,
+    copied,
     found,
     nested,
     plan_at,
@@ -84,7 +85,7 @@ def groups(
     graphdef, state = nnx.split(model)
     inputs, arrays = nnx.split((args, kwargs))
     fn = functools.partial(_dense, graphdef, inputs, method)
-    return found(fn, _of_result(free_outputs))(state, arrays)
+    return found(fn, free_outputs, within=(0,))(state, arrays)
 
 
 def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> M:
@@ -124,7 +125,7 @@ def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
         "Find the groups with `jprune.frameworks.nnx.groups(model, *inputs)`, or on "
         "the whole of `nnx.split(model)[1]`.",
     )
-    small = nnx.merge(graphdef, plan.pack(state))
+    small = nnx.merge(graphdef, copied(plan.pack(state)))
     for path, module in list(nnx.iter_modules(small)):
         if type(module) in (nnx.List, nnx.Dict):  # they compute nothing
             continue
@@ -207,13 +208,6 @@ def _update(node: Any, new: Any) -> None:
     }
     if changed:
         nnx.update(node, nnx.from_flat_state(changed))
-
-
-def _of_result(free: Any) -> Any:
-    """`free_outputs` of the result, which is the first of a pair here."""
-    if callable(free):
-        return lambda path: path[:1] == (0,) and free(path[1:])
-    return [(0, *path) for path in free]
 
 
 def _dense_class(cls: type) -> type:

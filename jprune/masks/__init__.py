@@ -19,7 +19,6 @@ from jprune.masks._allocation import uniform as uniform
 from jprune.masks._count import kept_count as kept_count
 from jprune.masks._effective import effective as effective
 from jprune.masks._groups import from_groups as from_groups
-from jprune.masks._groups import within_budget as within_budget
 from jprune.masks._n_of_m import is_n_of_m as is_n_of_m
 from jprune.masks._n_of_m import n_of_m as n_of_m
 from jprune.masks._scope import prunable as prunable

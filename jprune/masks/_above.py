@@ -1,5 +1,6 @@
 """Masks by a value instead of a count: the sparsity is an outcome."""
 
+from math import prod
 from typing import Any
 
 import jax
@@ -7,10 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
+from jprune._axes import Axes
 from jprune._errors import require_static, value_error
+from jprune._stacks import layer_shape, stacked_axes
 from jprune._typing import Mask, Scores
 from jprune.masks._count import is_traced
-from jprune.masks._scope import from_scope, in_scope, inside, resolve_scope
+from jprune.masks._rows import largest_of_rows
+from jprune.masks._scope import (
+    from_scope,
+    in_scope,
+    in_scope_list,
+    inside,
+    resolve_scope,
+)
 
 
 def above(
@@ -20,6 +30,7 @@ def above(
     within: Mask | None = None,
     scope: Any = None,
     min_keep: int | None = 1,
+    stacked: Any = None,
 ) -> Mask:
     """Keeps the scores above a number, however many they are.
 
@@ -34,6 +45,7 @@ def above(
       scope: see `masks.unstructured`.
       min_keep: the fewest scalars any leaf keeps (all it has, if fewer); None for the
         length of its last axis, one weight for each output of a Flax kernel.
+      stacked: see `masks.unstructured`; a floor is that of each layer of a stack.
 
     Returns:
       A mask with the structure of `scores`.
@@ -57,25 +69,55 @@ def above(
     kept = [~(x <= threshold) for x in leaves]
     if allowed is not None:
         kept = [k & m for k, m in zip(kept, allowed, strict=True)]
-    floors = [_floor(x, min_keep) for x in leaves]
+    stacks = in_scope_list(stacked_axes(scores, stacked), scope)
+    floors = [
+        _floor(layer_shape(np.shape(x), a), min_keep)
+        for x, a in zip(leaves, stacks, strict=True)
+    ]
     if not any(floors):
         return from_scope(scope, kept)
-    least = selection.kth_magnitude(leaves, floors, ranking="leaf", within=allowed)
-    best = selection.keep_mask(leaves, least, floors, ties="all", within=allowed)
+    # A stack is ranked layer by layer, the others in one search.
+    one = [0 if a else n for n, a in zip(floors, stacks, strict=True)]
+    least = selection.kth_magnitude(leaves, one, ranking="leaf", within=allowed)
+    best = selection.keep_mask(leaves, least, one, ties="all", within=allowed)
+    for i, axes in enumerate(stacks):
+        if axes:
+            part = None if allowed is None else allowed[i]
+            best[i] = _best_of_layers(leaves[i], floors[i], axes, part)
     chosen = [
-        jnp.where(jnp.sum(k, dtype=jnp.int32) < n, b, k)
-        for k, b, n in zip(kept, best, floors, strict=True)
+        jnp.where(_of_layer(k, a) < n, b, k)
+        for k, b, n, a in zip(kept, best, floors, stacks, strict=True)
     ]
     return from_scope(scope, chosen)
 
 
-def _floor(leaf: jax.Array, min_keep: int | None) -> int:
-    """How many scalars the leaf keeps at least."""
+def _best_of_layers(
+    leaf: jax.Array, floor: int, axes: Axes, within: jax.Array | None
+) -> jax.Array:
+    """The `floor` best of each layer, with all that equal the last of them."""
+    images = selection.image_of(leaf)
+    lowest, highest = jnp.iinfo(images.dtype).min, jnp.iinfo(images.dtype).max
+    if within is not None:
+        images = jnp.where(within, images, lowest)
+    best = largest_of_rows(images, floor, axes)
+    others = tuple(i for i in range(images.ndim) if i not in axes)
+    last = jnp.min(jnp.where(best, images, highest), axis=others, keepdims=True)
+    return (images >= last) & (images > lowest)
+
+
+def _of_layer(kept: jax.Array, axes: Axes) -> jax.Array:
+    """How many each layer keeps, along the axes of the leaf."""
+    others = tuple(i for i in range(kept.ndim) if i not in axes)
+    return jnp.sum(kept, axis=others, dtype=jnp.int32, keepdims=True)
+
+
+def _floor(shape: tuple[int, ...], min_keep: int | None) -> int:
+    """How many scalars a leaf, or layer, of this shape keeps at least."""
     if min_keep is None:
-        return leaf.shape[-1] if leaf.ndim else leaf.size
+        return min(shape[-1], prod(shape)) if shape else 1
     require_static(min_keep=min_keep)
     if not isinstance(min_keep, int | np.integer) or min_keep < 0:
         raise value_error(
             f"`min_keep` must be an integer >= 0, or None, got {min_keep!r}."
         )
-    return min(int(min_keep), leaf.size)
+    return min(int(min_keep), prod(shape))

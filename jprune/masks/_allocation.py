@@ -5,7 +5,7 @@ Each function returns a tree of Python floats, the sparsity of each leaf, ready 
 integers by largest remainders, so the counts add up to the global count exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from math import floor, prod
 from typing import Any
@@ -14,14 +14,17 @@ import jax
 import numpy as np
 
 from jprune._errors import value_error
+from jprune._stacks import layer_shape, stack_shape, stacked_axes
 from jprune._typing import Params, PyTree
 from jprune.masks._count import exact, is_traced, kept_count, require_sparsity
-from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 
 Shape = tuple[int, ...]
 
 
-def uniform(params: Params, sparsity: float, scope: Any = None) -> PyTree:
+def uniform(
+    params: Params, sparsity: float, scope: Any = None, *, stacked: Any = None
+) -> PyTree:
     """The same sparsity in every leaf, with an exact total.
 
     (`ranking="leaf"` with a plain number rounds each leaf by itself instead.)
@@ -30,17 +33,21 @@ def uniform(params: Params, sparsity: float, scope: Any = None) -> PyTree:
       params: gives the shapes.
       sparsity: global sparsity in [0, 1), concrete.
       scope: see `masks.unstructured`.
+      stacked: see `masks.unstructured`.
 
     Returns:
-      A tree of floats; 0.0 for leaves out of scope.
+      A tree of floats; 0.0 for leaves out of scope. A stack of layers has an array, the
+      sparsity of each layer.
 
     Raises:
       ValueError: `sparsity` outside [0, 1), or as `masks.unstructured` for `scope`.
     """
-    return _allocate(params, sparsity, scope, lambda shape: Fraction(1))
+    return _allocate(params, sparsity, scope, lambda shape: Fraction(1), stacked)
 
 
-def erdos_renyi(params: Params, sparsity: float, scope: Any = None) -> PyTree:
+def erdos_renyi(
+    params: Params, sparsity: float, scope: Any = None, *, stacked: Any = None
+) -> PyTree:
     r"""Erdos-Renyi: density $\propto (n_{in} + n_{out}) / (n_{in} n_{out})$.
 
     $n_{in}, n_{out}$ are the last two axes; the spatial axes of a convolution do not
@@ -50,9 +57,11 @@ def erdos_renyi(params: Params, sparsity: float, scope: Any = None) -> PyTree:
       params: gives the shapes; leaves in scope need two axes.
       sparsity: global sparsity in [0, 1), concrete.
       scope: see `masks.unstructured`.
+      stacked: see `masks.unstructured`.
 
     Returns:
-      A tree of floats; 0.0 for leaves out of scope.
+      A tree of floats; 0.0 for leaves out of scope. A stack of layers has an array, the
+      sparsity of each layer.
 
     Raises:
       ValueError: a leaf in scope with fewer than two axes, or as `uniform`.
@@ -62,10 +71,17 @@ def erdos_renyi(params: Params, sparsity: float, scope: Any = None) -> PyTree:
       Sparse Connectivity inspired by Network Science", Nature Communications 2018, eq.
       (3).
     """
-    return _allocate(params, sparsity, scope, lambda shape: _ratio(shape[-2:]))
+    return _allocate(params, sparsity, scope, lambda shape: _ratio(shape[-2:]), stacked)
 
 
-def erk(params: Params, sparsity: float, scope: Any = None, power: float = 1) -> PyTree:
+def erk(
+    params: Params,
+    sparsity: float,
+    scope: Any = None,
+    power: float = 1,
+    *,
+    stacked: Any = None,
+) -> PyTree:
     r"""Erdos-Renyi-kernel: density $\propto \sum_i d_i / \prod_i d_i$ over all axes.
 
     Args:
@@ -73,9 +89,11 @@ def erk(params: Params, sparsity: float, scope: Any = None, power: float = 1) ->
       sparsity: global sparsity in [0, 1), concrete.
       scope: see `masks.unstructured`.
       power: exponent of the ratio; 1 in the paper.
+      stacked: see `masks.unstructured`.
 
     Returns:
-      A tree of floats; 0.0 for leaves out of scope.
+      A tree of floats; 0.0 for leaves out of scope. A stack of layers has an array, the
+      sparsity of each layer.
 
     Raises:
       ValueError: a leaf in scope with fewer than two axes, or as `uniform`.
@@ -85,7 +103,7 @@ def erk(params: Params, sparsity: float, scope: Any = None, power: float = 1) ->
       3 (1). The reference code floors each leaf's zeros; here the total is exact.
     """
     return _allocate(
-        params, sparsity, scope, lambda shape: Fraction(_ratio(shape) ** power)
+        params, sparsity, scope, lambda shape: Fraction(_ratio(shape) ** power), stacked
     )
 
 
@@ -99,7 +117,11 @@ def _ratio(shape: Shape) -> Fraction:
 
 
 def _allocate(
-    params: Params, sparsity: float, scope: Any, ratio: Callable[[Shape], Fraction]
+    params: Params,
+    sparsity: float,
+    scope: Any,
+    ratio: Callable[[Shape], Fraction],
+    stacked: Any,
 ) -> PyTree:
     if is_traced(sparsity):
         raise value_error(
@@ -107,13 +129,30 @@ def _allocate(
         )
     require_sparsity(sparsity)
     scope = resolve_scope(scope, params)
-    shapes = [tuple(np.shape(x)) for x in in_scope(params, scope)]
+    axes = in_scope_list(stacked_axes(params, stacked), scope)
+    whole = [tuple(np.shape(x)) for x in in_scope(params, scope)]
+    stacks = [stack_shape(s, a) for s, a in zip(whole, axes, strict=True)]
+    # One entry for each layer of a stack, as if they were leaves of their own.
+    shapes = [
+        layer_shape(s, a)
+        for s, a, stack in zip(whole, axes, stacks, strict=True)
+        for _ in range(prod(stack))
+    ]
     sizes = [prod(shape) for shape in shapes]
     wanted = densities(sizes, [ratio(shape) for shape in shapes], sparsity)
     kept = largest_remainder(wanted, sizes, kept_count(sum(sizes), sparsity))
     # Read back by the counting rule, 1 - k/n gives exactly k again.
-    rest = iter([1 - k / max(n, 1) for k, n in zip(kept, sizes, strict=True)])
-    return jax.tree.map(lambda taken: next(rest) if taken else 0.0, scope)
+    shares = [1 - k / max(n, 1) for k, n in zip(kept, sizes, strict=True)]
+    rest, leaves = iter(shares), iter(stacks)
+    return jax.tree.map(lambda taken: _next(rest, leaves) if taken else 0.0, scope)
+
+
+def _next(shares: Iterator[float], stacks: Iterator[Shape]) -> float | np.ndarray:
+    """The share of the next leaf, or the shares of its layers."""
+    stack = next(stacks)
+    if not stack:
+        return next(shares)
+    return np.array([next(shares) for _ in range(prod(stack))]).reshape(stack)
 
 
 def densities(

@@ -15,6 +15,7 @@ import numpy as np
 from jprune import selection
 from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
 from jprune._errors import value_error
+from jprune._stacks import stacked_axes
 from jprune._typing import Mask, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import (
@@ -36,6 +37,7 @@ def n_of_m(
     within: Mask | None = None,
     scope: Any = None,
     signed: bool = False,
+    stacked: Any = None,
 ) -> Mask:
     """Keeps the `n` largest of every `m` consecutive scores along `axis`.
 
@@ -44,10 +46,11 @@ def n_of_m(
       n: kept of each m, 1 <= n <= m; may be traced.
       m: group length; must divide the axis.
       axis: the contracted axis: a number, a tree of numbers, or None for the default of
-        leaves named `kernel` or `w` of rank 2 (axis 0) or 4 (axis 2).
+        leaves named `kernel` or `w` of rank 2 (axis 0) or 4 (axis 2), stacks aside.
       within: a mask; only what it keeps can be kept (a group then may keep fewer).
       scope: see `masks.unstructured`.
       signed: rank by value instead of magnitude.
+      stacked: see `masks.unstructured`; it only tells the default of `axis`.
 
     Returns:
       A mask that keeps exactly `n` of each group; ties go to the lower index, and NaN
@@ -72,14 +75,17 @@ def n_of_m(
     names, leaves = scoped_names(scores, scope), in_scope(scores, scope)
     given = in_scope_list(axis_list(axis, scores), scope)
     masked = inside(within, scores, scope) or [None] * len(leaves)
+    stacks = in_scope_list(stacked_axes(scores, stacked), scope)
     kept = []
-    for name, x, a, allowed in zip(names, leaves, given, masked, strict=True):
+    for name, x, a, allowed, stack in zip(
+        names, leaves, given, masked, stacks, strict=True
+    ):
+        at = contraction_axis(name, x, a, stack)
         # The integer image orders as the scores do and gives NaN a place (the top).
         bits = selection.image_of(x, "signed" if signed else "magnitude")
         if allowed is not None:
             bits = jnp.where(allowed, bits, jnp.iinfo(bits.dtype).min)
-        first = _first_n(_grouped(name, bits, m, a), n)
-        at = contraction_axis(name, x, a)
+        first = _first_n(_grouped(name, bits, m, at), n)
         whole = jnp.moveaxis(first.reshape(jnp.moveaxis(x, at, -1).shape), -1, at)
         whole = placed_as(whole, x)
         kept.append(whole if allowed is None else whole & allowed)
@@ -87,7 +93,13 @@ def n_of_m(
 
 
 def is_n_of_m(
-    mask: Mask, n: int, m: int, axis: int | PyTree | None = None, *, scope: Any = None
+    mask: Mask,
+    n: int,
+    m: int,
+    axis: int | PyTree | None = None,
+    *,
+    scope: Any = None,
+    stacked: Any = None,
 ) -> jax.Array:
     """Whether every group of `m` along `axis` keeps at most `n`.
 
@@ -96,7 +108,10 @@ def is_n_of_m(
       n: the most kept in a group.
       m: group length; must divide the axis.
       axis: see `n_of_m`.
-      scope: leaves to check; None for those with two or more axes.
+      scope: leaves to check, as `n_of_m` takes it; None for those with two or more
+        axes. A 0-d leaf, as a mask has out of its scope, keeps everything and is
+        passed over.
+      stacked: see `n_of_m`.
 
     Returns:
       A 0-d bool array.
@@ -107,11 +122,21 @@ def is_n_of_m(
     _require_n_m(n, m)
     if scope is None:
         scope = jax.tree.map(lambda x: jnp.ndim(x) >= 2, mask)
+    else:
+        # A scope is of floating leaves; these may be bools.
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), mask
+        )
+        taken = resolve_scope(scope, like)
+        scope = jax.tree.map(lambda t, x: t and jnp.ndim(x) > 0, taken, mask)
     names, leaves = scoped_names(mask, scope), in_scope(mask, scope)
     given = in_scope_list(axis_list(axis, mask), scope)
+    stacks = in_scope_list(stacked_axes(mask, stacked), scope)
+    rows = zip(names, leaves, given, stacks, strict=True)
+    at = [(name, x, contraction_axis(name, x, a, stack)) for name, x, a, stack in rows]
     held = [
-        jnp.all(jnp.sum(_grouped(name, x != 0, m, a), axis=-1) <= n)
-        for name, x, a in zip(names, leaves, given, strict=True)
+        jnp.all(jnp.sum(_grouped(name, x != 0, m, axis), axis=-1) <= n)
+        for name, x, axis in at
     ]
     return jnp.all(jnp.stack(held)) if held else jnp.array(True)
 
@@ -124,9 +149,8 @@ def _require_n_m(n: int | jax.Array, m: int) -> None:
         raise value_error(f"N:M needs integers 1 <= n <= m, got n={n}, m={m}.")
 
 
-def _grouped(name: str, x: jax.Array, m: int, axis: int | None) -> jax.Array:
+def _grouped(name: str, x: jax.Array, m: int, at: int) -> jax.Array:
     """`x` with the axis moved last and split. [..., axis length / m, m]"""
-    at = contraction_axis(name, x, axis)
     if x.shape[at] % m:
         raise value_error(
             f"m={m} does not divide axis {at} of {name}, shape {x.shape}. Choose "

@@ -4,10 +4,15 @@ All order statistics come from `jprune.selection`. Under a floor (`min_keep`) no
 may be emptied: the best of each leaf are kept first and the rest of the budget goes to
 the best of what is left; in a ranking per leaf, the leaves that keep most above their
 floor give up what the others lack. Either way the total never changes.
+
+A leaf that is a stack of layers (`jprune._stacks`) counts as so many leaves: each layer
+has its own ranking per leaf, and its own floor. So do the outputs of a kernel under
+`ranking="output"`.
 """
 
 import functools
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Literal
 
 import jax
@@ -15,10 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
+from jprune._dtypes import wide
 from jprune._errors import require_static, value_error
+from jprune._stacks import Axes, layer_shape, stack_shape
 from jprune.masks._count import is_traced
+from jprune.masks._rows import largest_of_rows
 
-RankingName = Literal["global", "leaf"]
+RankingName = Literal["global", "leaf", "output"]
 
 
 def rank(
@@ -31,14 +39,15 @@ def rank(
     signed: bool = False,
     init: selection.WarmStart | None = None,
     times: Sequence[jax.Array] | None = None,
+    stacks: Sequence[Axes] | None = None,
 ) -> tuple[list[jax.Array], selection.Threshold]:
     """Keeps the `keep` largest scores; ties go to the first leaf, then row-major order.
 
     Args:
       scores: float arrays, any shapes. When not `signed` they rank by magnitude.
-      keep: number kept over all leaves, an int or a traced int32; with
-        `ranking="leaf"` one number for each leaf.
-      ranking: one ranking over all leaves, or each leaf by itself.
+      keep: number kept over all leaves, an int or a traced int32; otherwise one entry
+        for each leaf: a number, or an array of the shape of its stack.
+      ranking: one ranking over all leaves, or each leaf, or layer, by itself.
       within: bool arrays; only positions that are True can be kept (fewer than `keep`
         are kept if fewer are True).
       min_keep: each leaf keeps at least so many (or all it has). A traced `keep` too
@@ -47,6 +56,7 @@ def rank(
       init: warm start of the ranking, see `selection.WarmStart`.
       times: arrays like `scores` that these are multiplied by; see
         `selection.kth_magnitude`.
+      stacks: the axes along which each leaf is a stack; none by default.
 
     Returns:
       Bool arrays shaped as `scores`, and the threshold found.
@@ -54,74 +64,166 @@ def rank(
     Raises:
       ValueError: `keep` smaller than the sum of the floors, or a negative `min_keep`.
     """
-    floors = _floors(scores, min_keep)
-    _require_room(keep, floors)
+    own = ranking != "global"
+    stacks = [()] * len(scores) if stacks is None else stacks
+    if own:
+        # A single number for a stack ranks it as one leaf.
+        stacks = [a if np.ndim(k) else () for a, k in zip(stacks, keep, strict=True)]
+    floors, units = _floors(scores, min_keep, stacks)
+    _require_room(keep, floors, units)
     if ranking == "leaf":
         keep = _raise_to_floors(keep, floors)
-    floored = ranking == "global" and len(floors) > 1 and any(floors)
+    floored = not own and sum(units) > 1 and any(floors)
     return _rank(
         list(scores),
-        jnp.asarray(keep, jnp.int32),
-        jnp.asarray(floors, jnp.int32) if floored else None,
+        jax.tree.map(lambda k: jnp.asarray(k, jnp.int32), keep),
+        tuple(floors) if floored else None,
         None if within is None else list(within),
         None if times is None else list(times),
         init,
-        ranking,
+        own,
         signed,
+        tuple(stacks) if own or floored else ((),) * len(scores),
     )
 
 
 # Compiled once for all counts, so that a call outside `jit` is cheap the second time.
-@functools.partial(jax.jit, static_argnums=(6, 7))
+@functools.partial(jax.jit, static_argnums=(2, 6, 7, 8))
 def _rank(
     leaves: list[jax.Array],
-    keep: jax.Array,
-    floors: jax.Array | None,
+    keep: Any,
+    floors: tuple[int, ...] | None,
     within: list[jax.Array] | None,
     times: list[jax.Array] | None,
     init: selection.WarmStart | None,
-    ranking: RankingName,
+    own: bool,
     signed: bool,
+    stacks: tuple[Axes, ...],
 ) -> tuple[list[jax.Array], selection.Threshold]:
     image = "signed" if signed else "magnitude"
     how: Any = {"image": image, "within": within, "times": times}
-    if floors is not None:
-        shares = selection.kth_with_floors(leaves, keep, floors, init=init, **how)
-        kept = selection.keep_mask(leaves, shares.leaf, shares.counts, **how)
-        return kept, shares.common
-    found = selection.kth_magnitude(leaves, keep, ranking=ranking, init=init, **how)
-    return selection.keep_mask(leaves, found, keep, **how), found
+    if own:
+        return _rank_leaves(leaves, keep, stacks, init, how)
+    if floors is None:
+        found = selection.kth_magnitude(leaves, keep, init=init, **how)
+        return selection.keep_mask(leaves, found, keep, **how), found
+    return _rank_floored(leaves, keep, floors, stacks, init, how)
 
 
-def _floors(leaves: Sequence[jax.Array], min_keep: int) -> tuple[int, ...]:
+def _rank_leaves(
+    leaves: list[jax.Array],
+    keep: list[jax.Array],
+    stacks: Sequence[Axes],
+    init: selection.WarmStart | None,
+    how: dict[str, Any],
+) -> tuple[list[jax.Array], selection.Threshold]:
+    """Every leaf by itself: plain ones in one search, stacks by rows."""
+    if not any(stacks):
+        counts = jnp.stack(keep)
+        found = selection.kth_magnitude(
+            leaves, counts, ranking="leaf", init=init, **how
+        )
+        return selection.keep_mask(leaves, found, counts, **how), found
+    masks = [
+        largest_of_rows(_images(leaves, i, how), keep[i], a) if a else None
+        for i, a in enumerate(stacks)
+    ]
+    plain = np.asarray([i for i, a in enumerate(stacks) if not a], int)
+    few = {k: _some(v, plain) if k != "image" else v for k, v in how.items()}
+    of, counts = _some(leaves, plain), jnp.asarray(_some(keep, plain), jnp.int32)
+    if init is not None:
+        init = jax.tree.map(lambda x: x[plain] if x.ndim else x, init)
+    found = selection.kth_magnitude(of, counts, ranking="leaf", init=init, **few)
+    kept = iter(selection.keep_mask(of, found, counts, **few) if of else [])
+    whole = [next(kept) if m is None else m for m in masks]
+    # The threshold of a stack is not kept: its entry of the warm start stays 0.
+    at = jax.tree.map(lambda x: jnp.zeros(len(leaves), x.dtype), found)
+    return whole, jax.tree.map(lambda z, x: z.at[plain].set(x), at, found)
+
+
+def _rank_floored(
+    leaves: list[jax.Array],
+    keep: jax.Array,
+    floors: Sequence[int],
+    stacks: Sequence[Axes],
+    init: selection.WarmStart | None,
+    how: dict[str, Any],
+) -> tuple[list[jax.Array], selection.Threshold]:
+    """One ranking in which every leaf, and every layer, keeps at least its floor."""
+    sizes = [prod(stack_shape(x.shape, a)) for x, a in zip(leaves, stacks, strict=True)]
+    total = sum(f * n for f, n in zip(floors, sizes, strict=True))
+    first: list[jax.Array | None] = [None] * len(leaves)
+    for i, axes in enumerate(stacks):
+        if axes:  # Its floors are taken first, then it has none.
+            floor = jnp.where(keep < total, 0, floors[i])
+            first[i] = largest_of_rows(_images(leaves, i, how), floor, axes)
+    given = how["within"]
+    if any(stacks):
+        allowed = given or [jnp.array(True)] * len(leaves)
+        rest = [a if f is None else a & ~f for a, f in zip(allowed, first, strict=True)]
+        how = {**how, "within": rest}
+        taken = [jnp.sum(f, dtype=jnp.int32) for f in first if f is not None]
+        keep = jnp.maximum(keep - sum(taken, jnp.int32(0)), 0)
+    own = [0 if a else f for f, a in zip(floors, stacks, strict=True)]
+    shares = selection.kth_with_floors(leaves, keep, own, init=init, **how)
+    kept = selection.keep_mask(leaves, shares.leaf, shares.counts, **how)
+    both = [k if f is None else k | f for k, f in zip(kept, first, strict=True)]
+    return both, shares.common
+
+
+def _images(leaves: list[jax.Array], i: int, how: dict[str, Any]) -> jax.Array:
+    """The integer images of one leaf, the lowest where it may not be kept."""
+    x, times, within = leaves[i], how["times"], how["within"]
+    product = x if times is None else wide(x) * wide(times[i])
+    images = selection.image_of(product, how["image"])
+    if within is None:
+        return images
+    return jnp.where(within[i], images, jnp.iinfo(images.dtype).min)
+
+
+def _some(values: Any, index: np.ndarray) -> Any:
+    return None if values is None else [values[i] for i in index]
+
+
+def _floors(
+    leaves: Sequence[jax.Array], min_keep: int, stacks: Sequence[Axes]
+) -> tuple[list[int], list[int]]:
+    """The floor of a layer of each leaf, and how many layers it has."""
     require_static(min_keep=min_keep)
     if not isinstance(min_keep, int | np.integer) or min_keep < 0:
         raise value_error(f"`min_keep` must be an integer >= 0, got {min_keep!r}.")
-    return tuple(min(int(min_keep), x.size) for x in leaves)
+    pairs = list(zip(leaves, stacks, strict=True))
+    floors = [min(int(min_keep), prod(layer_shape(x.shape, a))) for x, a in pairs]
+    return floors, [prod(stack_shape(x.shape, a)) for x, a in pairs]
 
 
-def _require_room(keep: Any, floors: tuple[int, ...]) -> None:
+def _require_room(keep: Any, floors: Sequence[int], units: Sequence[int]) -> None:
     if any(is_traced(k) for k in jax.tree.leaves(keep)):
         return
-    total = int(np.sum(keep, dtype=np.int64))
-    if total < sum(floors):
+    counts = [np.asarray(k, np.int64) for k in jax.tree.leaves(keep)]
+    total = sum(int(k.sum()) for k in counts)
+    least = sum(f * n for f, n in zip(floors, units, strict=True))
+    if total < least:
         raise value_error(
-            f"Asked to keep {total} in all, but `min_keep` guarantees {sum(floors)} "
-            f"over {len(floors)} leaves. Lower `sparsity` or `min_keep`."
+            f"Asked to keep {total} in all, but `min_keep` guarantees {least} over "
+            f"{sum(units)} leaves. Lower `sparsity` or `min_keep`."
         )
 
 
-def _raise_to_floors(keep: Sequence[Any], floors: tuple[int, ...]) -> Any:
+def _raise_to_floors(keep: Sequence[Any], floors: Sequence[int]) -> list[Any]:
     """Counts of a per-leaf ranking, none under its floor, with the total unchanged."""
-    if any(is_traced(k) for k in jax.tree.leaves(keep)):
-        xp, counts = jnp, jnp.stack([jnp.asarray(k, jnp.int32) for k in keep])
-    else:
-        xp, counts = np, np.asarray(keep, np.int32)
-    least = np.asarray(floors, np.int32)
+    traced = any(is_traced(k) for k in keep)
+    xp: Any = jnp if traced else np
+    counts = xp.concatenate([xp.ravel(xp.asarray(k, np.int32)) for k in keep])
+    sizes = [int(np.prod(np.shape(k))) for k in keep]
+    least = np.repeat(np.asarray(floors, np.int32), sizes)
     owed = xp.sum(xp.maximum(least - counts, 0))
     spare = xp.maximum(counts - least, 0)
     lowered = least + _level_off(spare, owed, xp)
-    return xp.where(xp.sum(spare) < owed, counts, lowered)
+    raised = xp.where(xp.sum(spare) < owed, counts, lowered)
+    ends = np.cumsum(sizes)[:-1].tolist()
+    parts = xp.split(raised, ends)
+    return [xp.reshape(x, np.shape(k)) for x, k in zip(parts, keep, strict=True)]
 
 
 def _level_off(spare: Any, owed: Any, xp: Any) -> Any:

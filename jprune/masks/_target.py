@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import listing, value_error
+from jprune._stacks import Axes, layer_shape, stack_shape, stacked_axes
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import PyTree, Scope, Scores
 from jprune.masks._count import (
@@ -18,7 +19,7 @@ from jprune.masks._count import (
     share_kept,
 )
 from jprune.masks._rank import RankingName
-from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 
 
 def keep_counts(
@@ -28,6 +29,7 @@ def keep_counts(
     *,
     scope: Any = None,
     ranking: RankingName = "global",
+    stacked: Any = None,
 ) -> tuple[Any, RankingName]:
     """How many scalars a target keeps: the counting rule applied to these leaves.
 
@@ -38,43 +40,89 @@ def keep_counts(
       keep: the number kept over all leaves, instead.
       scope: as for `unstructured`.
       ranking: "global" or "leaf".
+      stacked: see `unstructured`.
 
     Returns:
       The count, or a list with one for each leaf in scope, each an int or a traced
-      int32; and the ranking it is for.
+      int32, or an array of them for the layers of a stack; and the ranking it is for.
 
     Raises:
       ValueError: as for `unstructured`.
       TypeError: `keep` is not an integer.
     """
     scope = resolve_scope(scope, params)
-    sizes = [prod(np.shape(x)) for x in in_scope(params, scope)]
-    return unit_counts(sizes, sparsity, keep, scope=scope, ranking=ranking)
+    axes = in_scope_list(stacked_axes(params, stacked), scope)
+    shapes = [np.shape(x) for x in in_scope(params, scope)]
+    return unit_counts(
+        shapes, sparsity, keep, scope=scope, ranking=ranking, stacks=axes
+    )
 
 
 def unit_counts(
-    sizes: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
     sparsity: Any,
     keep: Any,
     *,
     scope: Scope,
     ranking: RankingName,
+    stacks: Sequence[Axes],
 ) -> tuple[Any, RankingName]:
-    """`keep_counts` for leaves in scope that have `sizes` units to rank."""
+    """`keep_counts` for leaves in scope whose units to rank are arrays of `shapes`.
+
+    Args:
+      shapes: of the units of each leaf.
+      sparsity: see `keep_counts`.
+      keep: see `keep_counts`.
+      scope: a tree of bools.
+      ranking: "global", "leaf", or "output" with the output axis among `stacks`.
+      stacks: the axes of each array that tell apart what is ranked by itself.
+
+    Returns:
+      As `keep_counts`.
+    """
     require_one(sparsity, keep)
+    if ranking not in ("global", "leaf", "output"):
+        raise value_error(
+            f"`ranking` must be 'global', 'leaf' or 'output', got {ranking!r}."
+        )
+    rows = [
+        (prod(layer_shape(s, a)), stack_shape(s, a))
+        for s, a in zip(shapes, stacks, strict=True)
+    ]
     if sparsity is not None and not _is_number(sparsity):
         shares = _tree_shares(sparsity, scope)
-        return [share_kept(n, s) for n, s in zip(sizes, shares, strict=True)], "leaf"
+        own = "leaf" if ranking == "global" else ranking
+        pairs = zip(rows, shares, strict=True)
+        return [_each(share_kept, n, s, stack) for (n, stack), s in pairs], own
     if ranking == "global":
-        return resolve_keep(sum(sizes), sparsity, keep), ranking
-    if ranking != "leaf":
-        raise value_error(f"`ranking` must be 'global' or 'leaf', got {ranking!r}.")
-    if keep is not None and len(sizes) > 1:
+        return resolve_keep(sum(map(prod, shapes)), sparsity, keep), ranking
+    if keep is not None and sum(prod(stack) for _, stack in rows) > 1:
         raise value_error(
-            "`keep` is one number for all leaves; with `ranking='leaf'` give a "
+            f"`keep` is one number for all leaves; with `ranking={ranking!r}` give a "
             "`sparsity`, or a tree of them."
         )
-    return [resolve_keep(n, sparsity, keep) for n in sizes], ranking
+    counts = [(resolve_keep(n, sparsity, keep), stack) for n, stack in rows]
+    return [_filled(k, stack) for k, stack in counts], ranking
+
+
+def _each(count: Any, n: int, shares: Any, stack: tuple[int, ...]) -> Any:
+    """`count(n, share)` for one share, or for an array of them over the stack."""
+    if not np.ndim(shares):
+        return _filled(count(n, shares), stack)
+    if is_traced(shares):
+        kept = count(n, shares)
+    else:
+        kept = np.reshape([count(n, s) for s in np.ravel(shares)], np.shape(shares))
+    # Layers have shares of their own; outputs, whose axis comes after, the layer's.
+    kept = kept.reshape(kept.shape + (1,) * (len(stack) - kept.ndim))
+    xp: Any = jnp if is_traced(kept) else np
+    return xp.broadcast_to(kept, stack)
+
+
+def _filled(count: Any, stack: tuple[int, ...]) -> Any:
+    if not stack:
+        return count
+    return jnp.broadcast_to(count, stack) if is_traced(count) else np.full(stack, count)
 
 
 def _is_number(x: Any) -> bool:
@@ -91,9 +139,10 @@ def _tree_shares(sparsity: PyTree, scope: Scope) -> list[Any]:
     ):
         if is_traced(s):
             continue
-        if jnp.ndim(s) != 0 or not 0 <= float(s) <= 1:
+        # An array holds the shares of the layers of a stack.
+        if not np.all((0 <= np.asarray(s)) & (np.asarray(s) <= 1)):
             bad.append(f"{path}: {s} (must be one number in [0, 1])")
-        elif not taken and float(s) != 0:
+        elif not taken and np.any(np.asarray(s) != 0):
             bad.append(f"{path}: {s} (the leaf is out of `scope`)")
     if bad:
         raise value_error(f"`sparsity` cannot be met at:{listing(bad)}")

@@ -7,15 +7,17 @@ made whole where they are sharded.
 
 import functools
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._axes import axis_list, output_axis
+from jprune._axes import Axes, axis_list, output_axis
 from jprune._dtypes import wide
 from jprune._errors import value_error
+from jprune._stacks import stacked_axes
 from jprune._tiles import Shape, block_shape, tiles, untiled, within_tiles
 from jprune._typing import Mask, PyTree, Scope, Scores
 from jprune.masks._rank import RankingName, rank
@@ -44,6 +46,7 @@ def channels(
     scope: Any = None,
     min_keep: int = 1,
     signed: bool = False,
+    stacked: Any = None,
 ) -> Mask:
     """Keeps whole channels: slices along one axis, scored by their reduced scores.
 
@@ -56,7 +59,7 @@ def channels(
       sparsity: fraction of channels removed; see `unstructured`.
       keep: number of channels kept, over all leaves of a global ranking.
       axis: the channel axis: a number, a tree of numbers, or None for the output axis
-        (the last) of leaves named `kernel` or `w` of rank 2 or 4.
+        (the last) of leaves named `kernel` or `w` of rank 2 or 4, stacks aside.
       reduce: how a slice's scores make the channel's. Use "mean" to compare leaves of
         unlike sizes in a global ranking.
       ranking: "leaf" (default) or "global".
@@ -64,9 +67,10 @@ def channels(
       scope: see `unstructured`.
       min_keep: the fewest channels each leaf keeps.
       signed: add scores up with their signs and rank by value (movement, GraSP).
+      stacked: see `unstructured`; each layer of a stack has channels of its own.
 
     Returns:
-      A mask; constant within a channel.
+      A mask; constant within a channel, of one layer.
 
     Raises:
       ValueError: no axis given for a leaf that has no default; "max" of signed scores;
@@ -82,14 +86,16 @@ def channels(
     scope = resolve_scope(scope, scores)
     names, leaves = scoped_names(scores, scope), in_scope(scores, scope)
     given = in_scope_list(axis_list(axis, scores), scope)
-    axes = [output_axis(n, x, a) for n, x, a in zip(names, leaves, given, strict=True)]
-    others = [
-        tuple(i for i in range(x.ndim) if i != a)
-        for x, a in zip(leaves, axes, strict=True)
-    ]
+    stacks = in_scope_list(stacked_axes(scores, stacked), scope)
+    others = [_others(*row) for row in zip(names, leaves, given, stacks, strict=True)]
     units = [
-        _reduced(x, other, reduce, x.size // max(x.shape[a], 1), signed)
-        for x, other, a in zip(leaves, others, axes, strict=True)
+        _reduced(x, other, reduce, prod(x.shape[i] for i in other), signed)
+        for x, other in zip(leaves, others, strict=True)
+    ]
+    # What is left of a leaf has its stack first or last, as before.
+    stacks = [
+        tuple(sum(j not in other for j in range(a)) for a in stack)
+        for other, stack in zip(others, stacks, strict=True)
     ]
     masked = inside(within, scores, scope)
     if masked is not None:
@@ -97,7 +103,8 @@ def channels(
             m if m.ndim == 0 else m.any(other)
             for m, other in zip(masked, others, strict=True)
         ]
-    kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep, signed)
+    how: Any = {"scope": scope, "min_keep": min_keep, "signed": signed}
+    kept = _rank_units(units, sparsity, keep, ranking, masked, stacks, **how)
     spread = [
         jnp.broadcast_to(jnp.expand_dims(k, other), x.shape)
         for k, other, x in zip(kept, others, leaves, strict=True)
@@ -117,6 +124,7 @@ def blocks(
     scope: Any = None,
     min_keep: int = 1,
     signed: bool = False,
+    stacked: Any = None,
 ) -> Mask:
     """Keeps whole blocks of the trailing axes, e.g. `(4, 4)` tiles of a matrix.
 
@@ -133,6 +141,7 @@ def blocks(
       scope: see `unstructured`.
       min_keep: the fewest blocks each leaf keeps.
       signed: add scores up with their signs and rank by value (movement, GraSP).
+      stacked: see `unstructured`. A stack is expected before the axes of the block.
 
     Returns:
       A mask; constant within a block.
@@ -147,6 +156,13 @@ def blocks(
     """
     scope = resolve_scope(scope, scores)
     leaves, names = in_scope(scores, scope), scoped_names(scores, scope)
+    stacks = in_scope_list(stacked_axes(scores, stacked), scope)
+    for name, x, stack in zip(names, leaves, stacks, strict=True):
+        if any(a >= x.ndim - len(block) for a in stack):
+            raise value_error(
+                f"`block` {tuple(block)} spans the stack {stack} of {name}, shape "
+                f"{x.shape}: move that axis to the front, or pass `stacked={{}}`."
+            )
     shapes = [block_shape(block, n, x) for n, x in zip(names, leaves, strict=True)]
     units = [
         _reduced(tiles(x, b), within_tiles(b), reduce, _tile_sizes(x.shape, b), signed)
@@ -158,7 +174,8 @@ def blocks(
             m if m.ndim == 0 else tiles(m, b).any(within_tiles(b))
             for m, b in zip(masked, shapes, strict=True)
         ]
-    kept = _rank_units(units, sparsity, keep, ranking, masked, scope, min_keep, signed)
+    how: Any = {"scope": scope, "min_keep": min_keep, "signed": signed}
+    kept = _rank_units(units, sparsity, keep, ranking, masked, stacks, **how)
     spread = [
         untiled(k, x.shape, b) for k, x, b in zip(kept, leaves, shapes, strict=True)
     ]
@@ -171,16 +188,26 @@ def _rank_units(
     keep: Any,
     ranking: RankingName,
     within: list[jax.Array] | None,
+    stacks: list[Axes],
+    *,
     scope: Scope,
     min_keep: int,
     signed: bool,
 ) -> list[jax.Array]:
     if not units:
         return []
-    sizes = [u.size for u in units]
-    counts, ranking = unit_counts(sizes, sparsity, keep, scope=scope, ranking=ranking)
-    how: Any = {"within": within, "min_keep": min_keep, "signed": signed}
-    return rank(units, counts, ranking=ranking, **how)[0]
+    if ranking == "output":
+        raise value_error("`ranking='output'` ranks single weights, no whole units.")
+    shapes, how = [u.shape for u in units], {"ranking": ranking, "stacks": stacks}
+    counts, how["ranking"] = unit_counts(shapes, sparsity, keep, scope=scope, **how)
+    how |= {"within": within, "min_keep": min_keep, "signed": signed}
+    return rank(units, counts, **how)[0]
+
+
+def _others(name: str, x: jax.Array, given: int | None, stack: Axes) -> Axes:
+    """The axes that a channel of one layer spans."""
+    at = output_axis(name, x, given, stack=stack)
+    return tuple(i for i in range(x.ndim) if i != at and i not in stack)
 
 
 def _reduced(

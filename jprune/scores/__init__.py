@@ -11,6 +11,7 @@ signed: rank it with `masks.unstructured(..., signed=True)`.
 """
 
 from jprune.scores._groups import over_groups as over_groups
+from jprune.scores._invariant import invariant_magnitude as invariant_magnitude
 from jprune.scores._lamp import lamp as lamp
 from jprune.scores._scores import block_norm as block_norm
 from jprune.scores._scores import channel_norm as channel_norm

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import in_host_memory
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
 from jprune._typing import PyTree
@@ -31,7 +31,10 @@ def over_groups(
 
     m the members of the group and $m_c$ the entries of a member at c. Groups differ in
     how many and how large members they have, so each vector is then divided by its
-    mean: the scores of all groups can be ranked together.
+    mean, and multiplied by the number of kernels and tables that write the group: a
+    channel of a residual stream is as many channels as there are layers that add to it.
+    Then all groups can be ranked together. This, the norm and the reduction were chosen
+    by measurement (`docs/first_call.md`).
 
     Only trained weights count: members with the role "stat" (running statistics) and
     leaves that are not floating point (counters, keys) are passed over.
@@ -45,7 +48,7 @@ def over_groups(
       reduce: over the members of a group.
       roles: count only members in these roles, e.g. `("scale",)` for norm scales or
         `("out",)` for the producing kernels; None for all but "stat".
-      raw: True leaves out the division by the mean.
+      raw: True leaves out the division by the mean, and the factor.
       signed: add scores up with their signs (movement, GraSP); `norm` "l1" only. Rank
         the vectors with `masks.unstructured(vectors, ..., signed=True)`.
       at: where `tree` lies inside the variables ("params"); None finds it.
@@ -76,17 +79,18 @@ def over_groups(
         )
     if signed and norm != "l1":
         raise value_error(f'Signed scores need `norm="l1"`, got {norm!r}.')
+    found = [
+        (group, [m for m in members if _counts(m[0], m[2], roles)])
+        for group, members in member_leaves(tree, groups, at)
+    ]
+    sums = _axis_sums([m for _, members in found for m in members], norm, signed)
     vectors = {}
-    for group, members in member_leaves(tree, groups, at):
-        rows = [
-            ref.collect(_sums(leaf, ref, norm, signed), group.size)
-            for ref, _, leaf in members
-            if _counts(ref, leaf, roles)
-        ]
+    for group, members in found:
+        rows = [ref.collect(sums[i, ref.axis], group.size) for ref, i, _ in members]
         if rows:
             total = _reduced(rows, reduce)
             total = total**0.5 if norm == "l2" else total
-            vectors[group.id] = total if raw else _relative(total)
+            vectors[group.id] = total if raw else _writers(group) * _relative(total)
     if groups and not vectors:
         raise no_member(groups, roles)
     return vectors
@@ -104,6 +108,11 @@ def _reduced(rows: list[Any], reduce: str) -> Any:
     return getattr(xp, reduce)(xp.stack(rows), axis=0)
 
 
+def _writers(group: Group) -> int:
+    """How many kernels and tables write the coordinates of a group; at least 1."""
+    return max(sum(ref.role in ("out", "table") for ref in group.members), 1)
+
+
 def _relative(vector: Any) -> Any:
     """A vector over the mean of its magnitudes; zeros stay."""
     xp = np if isinstance(vector, np.ndarray) else jnp
@@ -111,24 +120,23 @@ def _relative(vector: Any) -> Any:
     return vector / xp.where(mean > 0, mean, xp.ones_like(mean))
 
 
-def _sums(leaf: Any, ref: AxisRef, norm: str, signed: bool) -> Any:
-    """Sums of |x|^p of a leaf over all axes but a member's. [axis length]"""
-    xp = np if _in_host_memory(leaf) else jnp
-    x = xp.asarray(leaf)
-    x = x.astype(_sum_dtype(x))
-    terms = x if signed else xp.abs(x) if norm == "l1" else xp.square(x)
-    return xp.sum(terms, axis=ref.others(leaf.ndim))
-
-
-def _in_host_memory(leaf: Any) -> bool:
-    """Whether NumPy can read a leaf in place."""
-    if isinstance(leaf, np.ndarray):
-        return True
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
-        return False
-    return leaf.is_fully_addressable and all(
-        d.platform == "cpu" for d in leaf.devices()
-    )
+def _axis_sums(
+    members: Sequence[tuple[AxisRef, int, Any]], norm: str, signed: bool
+) -> dict[tuple[int, int], Any]:
+    """Sums of |x|^p over all axes but one, by leaf and axis; each leaf is read once."""
+    leaves = {i: leaf for _, i, leaf in members}
+    axes: dict[int, dict[int, AxisRef]] = {}
+    for ref, i, _ in members:
+        axes.setdefault(i, {})[ref.axis] = ref
+    sums = {}
+    for i, refs in axes.items():
+        xp = np if in_host_memory(leaves[i]) else jnp
+        x = xp.asarray(leaves[i])
+        x = x.astype(_sum_dtype(x), copy=False)
+        terms = x if signed else xp.abs(x) if norm == "l1" else xp.square(x)
+        for axis, ref in refs.items():
+            sums[i, axis] = xp.sum(terms, axis=ref.others(x.ndim))
+    return sums
 
 
 def _sum_dtype(x: Any) -> Any:

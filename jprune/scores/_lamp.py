@@ -10,19 +10,23 @@ the first comes first, as everywhere in jprune. This is the one score that sorts
 leaf by itself, and a sharded leaf as a whole on every device.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from jprune._axes import whole_along
+from jprune._axes import Axes, whole_along
 from jprune._dtypes import wide
+from jprune._stacks import stacked_axes
 from jprune._typing import Params, Scores
 
 
-def lamp(params: Params) -> Scores:
+def lamp(params: Params, *, stacked: Any = None) -> Scores:
     """Layer-adaptive magnitude scores in [0, 1].
 
     Args:
       params: parameters; every leaf is scored by itself.
+      stacked: see `masks.unstructured`; every layer of a stack is scored by itself.
 
     Returns:
       Scores, float32 or the leaf's wider dtype. A leaf of zeros scores 0.
@@ -37,11 +41,22 @@ def lamp(params: Params) -> Scores:
       Lee et al., "Layer-Adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021,
       eq. (1).
     """
-    return jax.tree.map(_lamp_leaf, params)
+    leaves, treedef = jax.tree.flatten(params)
+    pairs = zip(leaves, stacked_axes(params, stacked), strict=True)
+    return jax.tree.unflatten(treedef, [_lamp_leaf(w, stack) for w, stack in pairs])
 
 
-def _lamp_leaf(w: jax.Array) -> jax.Array:
+def _lamp_leaf(w: jax.Array, stack: Axes) -> jax.Array:
     w = whole_along(w, range(jnp.ndim(w)))
+    if not stack:
+        return _lamp_layer(w)
+    rows = jnp.moveaxis(w, stack, range(len(stack)))
+    layers = rows.reshape(-1, *rows.shape[len(stack) :])
+    scored = jax.vmap(_lamp_layer)(layers).reshape(rows.shape)
+    return jnp.moveaxis(scored, range(len(stack)), stack)
+
+
+def _lamp_layer(w: jax.Array) -> jax.Array:
     size = jnp.abs(jnp.ravel(wide(w)))
     order = jnp.argsort(-size, stable=True)
     # Dividing by the largest keeps the squares inside the float range; ratios stay.

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._axes import axis_list, contraction_axis
+from jprune._axes import Axes, axes_list, contraction_axis
 from jprune._dtypes import wide
 from jprune._errors import value_error
+from jprune._stacks import stacked_axes
 from jprune._tiles import block_shape, tiles, untiled, within_tiles
 from jprune._tree import map_named, named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scores
@@ -109,7 +110,9 @@ def random(key: jax.Array, params: Params) -> Scores:
     return jax.tree.unflatten(treedef, drawn)
 
 
-def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
+def channel_norm(
+    params: Params, axis: int = -1, order: int = 2, *, stacked: Any = None
+) -> Scores:
     r"""The norm of the whole channel an element belongs to, repeated over the channel.
 
     Args:
@@ -117,6 +120,7 @@ def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
         entries is a channel.
       axis: the channel axis of every leaf; -1, the last, is the output of Flax kernels.
       order: 1 for the sum of magnitudes, 2 for the Euclidean norm.
+      stacked: see `masks.unstructured`; each layer of a stack has channels of its own.
 
     Returns:
       Scores of the shape of `params`, constant within a channel; float32 or wider.
@@ -129,7 +133,7 @@ def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
     """
     _require_order(order)
 
-    def norm(path: str, w: jax.Array) -> jax.Array:
+    def norm(path: str, w: jax.Array, stack: Axes) -> jax.Array:
         size = jnp.abs(wide(w))
         if size.ndim < 2:
             return size
@@ -137,11 +141,12 @@ def channel_norm(params: Params, axis: int = -1, order: int = 2) -> Scores:
             raise value_error(
                 f"`axis` {axis} is out of range for {path} of shape {size.shape}."
             )
-        others = tuple(i for i in range(size.ndim) if i != axis % size.ndim)
+        own = (axis % size.ndim, *stack)
+        others = tuple(i for i in range(size.ndim) if i not in own)
         total = jnp.sum(size**order, axis=others, keepdims=True)
         return jnp.broadcast_to(total if order == 1 else jnp.sqrt(total), size.shape)
 
-    return map_named(norm, params)
+    return _by_stack(norm, params, stacked)
 
 
 def block_norm(params: Params, block: Sequence[int], order: int = 2) -> Scores:
@@ -223,45 +228,76 @@ def relative_change(
     return jax.tree.map(ratio, unit(changed), unit(initial))
 
 
-def normalized(scores: Scores) -> Scores:
+def normalized(scores: Scores, *, stacked: Any = None) -> Scores:
     """Each leaf divided by its Euclidean norm, so that leaves of unlike scale compare.
 
     A leaf of zeros stays zero. This is what jaxpruner's global pruners rank by default.
 
     Args:
       scores: any scores.
+      stacked: see `masks.unstructured`; each layer of a stack is divided by its own.
 
     Returns:
-      Scores whose leaves have norm 1 (or 0); float32 or wider.
+      Scores whose leaves, or layers, have norm 1 (or 0); float32 or wider.
     """
 
-    def divide(s: jax.Array) -> jax.Array:
+    def divide(path: str, s: jax.Array, stack: Axes) -> jax.Array:
+        del path
         s = wide(s)
-        largest = jnp.max(jnp.abs(s), initial=0)
+        how: Any = {"keepdims": True}
+        how["axis"] = tuple(i for i in range(s.ndim) if i not in stack)
+        largest = jnp.max(jnp.abs(s), initial=0, **how)
         # At scale 1 no square leaves the float range.
         unit = s / jnp.where(largest > 0, largest, 1)
-        return unit / jnp.where(largest > 0, jnp.sqrt(jnp.sum(unit * unit)), 1)
+        return unit / jnp.where(largest > 0, jnp.sqrt(jnp.sum(unit * unit, **how)), 1)
 
-    return jax.tree.map(divide, scores)
+    return _by_stack(divide, scores, stacked)
 
 
-def wanda(params: Params, norms: PyTree, axis: int | PyTree | None = None) -> Scores:
+def _by_stack(
+    fn: Callable[[str, jax.Array, Axes], jax.Array], tree: PyTree, stacked: Any
+) -> PyTree:
+    """`fn` of each leaf's path, the leaf, and the axes along which it is a stack."""
+    stacks = stacked_axes(tree, stacked)
+    rows = zip(named_leaves(tree), stacks, strict=True)
+    mapped = [fn(path, leaf, stack) for (path, leaf), stack in rows]
+    return jax.tree.unflatten(jax.tree.structure(tree), mapped)
+
+
+def wanda(
+    params: Params,
+    norms: PyTree,
+    axis: int | tuple[int, ...] | PyTree | None = None,
+    *,
+    stacked: Any = None,
+) -> Scores:
     r"""$|w_{ij}| \cdot \lVert x_i \rVert_2$: a magnitude times its input's norm.
 
     Args:
       params: parameters $w$.
       norms: same structure; a leaf is `[inputs]`, the Euclidean norm over a calibration
         batch of each input feature, or 0-d for a leaf that is scored by magnitude
-        alone.
-      axis: the contracted axis: a number, a tree of numbers, or None for the default of
-        leaves named `kernel` or `w` of rank 2 (axis 0) or 4 (axis 2).
+        alone. With several contracted axes it has all of them, in their order; a stack
+        of layers has its own axes first, `[layers, inputs]`.
+      axis: the contracted axis or axes: a number, a tuple (`(0, 1)` for an attention
+        output kernel `(heads, head_dim, d)`), a tree of these, or None for the default
+        of leaves named `kernel` or `w` of rank 2 (axis 0) or 4 (axis 2).
+      stacked: see `masks.unstructured`.
 
     Returns:
-      Non-negative scores, float32 or wider. The paper ranks them within each output;
-      `masks.n_of_m` and `ranking="leaf"` are what jprune has nearest to it.
+      Non-negative scores, float32 or wider. The paper ranks them within each output:
+      `masks.unstructured(scores, sparsity, ranking="output")`.
 
     Raises:
-      ValueError: a `norms` leaf of the wrong length, or no default axis for a leaf.
+      ValueError: a `norms` leaf of the wrong shape, or no default axis for a leaf.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import scores
+      >>> params = {"kernel": jnp.array([[1.0, -2.0], [3.0, 1.0]])}
+      >>> scores.wanda(params, {"kernel": jnp.array([1.0, 10.0])})["kernel"]
+      Array([[ 1.,  2.],
+             [30., 10.]], dtype=float32)
 
     References:
       Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
@@ -269,24 +305,27 @@ def wanda(params: Params, norms: PyTree, axis: int | PyTree | None = None) -> Sc
     """
     require_same_structure("norms", norms, params)
 
-    def score(path: str, w: jax.Array, norm: jax.Array, given: int | None) -> jax.Array:
+    def score(path: str, w: jax.Array, norm: Any, given: Any, stack: Axes) -> jax.Array:
         size = jnp.abs(wide(w))
         if jnp.ndim(norm) == 0:
             return size * wide(norm)
-        at = contraction_axis(path, w, given)
-        if jnp.shape(norm) != (size.shape[at],):
+        many = given if isinstance(given, tuple) else (given,)
+        inputs = tuple(contraction_axis(path, w, a, stack) for a in many)
+        at = (*stack, *inputs)
+        expected = tuple(size.shape[i] for i in at)
+        if jnp.shape(norm) != expected:
             raise value_error(
-                f"`norms` at {path} must be [{size.shape[at]}], one norm for each "
-                f"position of axis {at} of {size.shape}; got {jnp.shape(norm)}."
+                f"`norms` at {path} must be {list(expected)}, one norm for each "
+                f"position of axes {at} of {size.shape}; got {jnp.shape(norm)}."
             )
-        column = [1] * size.ndim
-        column[at] = -1
-        return size * jnp.reshape(wide(norm), column)
+        ordered = jnp.transpose(wide(norm), np.argsort(at))
+        others = tuple(i for i in range(size.ndim) if i not in at)
+        return size * jnp.expand_dims(ordered, others)
 
-    treedef = jax.tree.structure(params)
-    axes = axis_list(axis, params)
-    rows = zip(named_leaves(params), jax.tree.leaves(norms), axes, strict=True)
-    scored = [score(path, w, norm, given) for (path, w), norm, given in rows]
+    treedef, leaves = jax.tree.structure(params), named_leaves(params)
+    axes, stacks = axes_list(axis, params), stacked_axes(params, stacked)
+    rows = zip(leaves, jax.tree.leaves(norms), axes, stacks, strict=True)
+    scored = [score(path, w, norm, a, stack) for (path, w), norm, a, stack in rows]
     return jax.tree.unflatten(treedef, scored)
 
 

@@ -23,8 +23,11 @@ from jprune.surgery._make import plan_from_keep as plan_from_keep
 from jprune.surgery._make import plan_from_masks as plan_from_masks
 from jprune.surgery._plan import Plan as Plan
 from jprune.surgery._plan import load_plan as load_plan
+from jprune.surgery._registry import NoRule as NoRule
 from jprune.surgery._registry import Rule as Rule
 from jprune.surgery._registry import register_rule as register_rule
+from jprune.surgery._registry import strict as strict
+from jprune.surgery._select import choose as choose
 from jprune.surgery._select import select as select
 from jprune.surgery._shrink import shrink as shrink
 from jprune.surgery._verify import Report as Report

@@ -13,20 +13,22 @@ primitive. So are the results of an opaque equation, all of whose operands are f
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from jprune._jaxpr import _compat
+from jprune._groups import Role
+from jprune._jaxpr._compat import ClosedJaxpr, Equation, InconclusiveSize, Jaxpr
 from jprune.surgery import _axes as ax
 from jprune.surgery import _roles
-from jprune.surgery._axes import Atom, Reason, Term
-from jprune.surgery._cost import Branches, Cost
+from jprune.surgery._axes import Atom, Axes, Reason, StructureError, Term
+from jprune.surgery._cost import Branches, Contraction, Cost, operations
+from jprune.surgery._registry import RULES, NoRule, Rule, is_strict
 from jprune.surgery._scope import CONST, Info, Scope, fresh_axes
 
 
 class Context:
-    """What the rules of the first pass work with.
+    """What the first pass collects over a whole program.
 
     Attributes:
+      reduce_max: what to do with an axis that a maximum runs over, see `groups`.
       roles: for (parameter index, axis), its role, from its first use.
       costs: the contractions met, as products of axis terms.
       reductions: axes of order statistics (max and the like), decided by the caller.
@@ -34,20 +36,36 @@ class Context:
       summed: axes that a contraction or a sum runs over.
     """
 
-    def __init__(self, rules: dict[str, Any], reduce_max: str = "known") -> None:
-        self.rules = rules
+    def __init__(self, reduce_max: str = "known") -> None:
         self.reduce_max = reduce_max
-        self.roles: dict[tuple[int, int], str] = {}
+        self.roles: dict[tuple[int, int], Role] = {}
         self.costs: list[Cost] = []
         self.reductions: list[tuple[Term, str]] = []
         self.pads: list[Term] = []
         self.summed: list[Term] = []
-        self.repeat = 1
-        self.scope = Scope()
-        self.eqn: Any = None
-        self.index = 0
 
-    # -- for the rules ---------------------------------------------------------------
+
+class AxisSite:
+    """One equation at one call site: what the `axes` half of its rule works with.
+
+    Attributes:
+      context: what is collected over the whole program.
+      scope: what is known of the jaxpr that the equation is in, at this call site.
+      eqn: the equation.
+      index: its place in the jaxpr.
+      repeat: how often the jaxpr runs in one call of the function, for the cost.
+    """
+
+    __slots__ = ("context", "eqn", "index", "repeat", "scope")
+
+    def __init__(
+        self, context: Context, scope: Scope, eqn: Equation, index: int, repeat: int
+    ) -> None:
+        self.context = context
+        self.scope = scope
+        self.eqn = eqn
+        self.index = index
+        self.repeat = repeat
 
     def fresh(self, size: int) -> Atom:
         """A free axis that nothing is known of."""
@@ -55,20 +73,27 @@ class Context:
 
     def fixed(self, size: int, why: str) -> Atom:
         """A new axis that may not shrink."""
-        return Atom(size, Reason(why, self._name))
+        return Atom(size, Reason(why, self.eqn.primitive.name))
 
     def freeze(self, term: Term, why: str) -> None:
         """Forbids removal on an axis, naming the primitive at hand."""
-        ax.freeze(term, Reason(why, self._name))
+        ax.freeze(term, Reason(why, self.eqn.primitive.name))
 
     def unify(self, s: Term, t: Term) -> None:
         """Makes two axes the same."""
-        if s is t or s.size == t.size == 1:
+        if s is t:
             return
-        ax.unify(s, t, Reason("axes of different structure", self._name))
+        why = Reason("axes of different structure", self.eqn.primitive.name)
+        ax.unify(s, t, why)
 
-    def walk(self, jaxpr: Any, ins: Sequence[Info], times: int = 1) -> list[Info]:
-        """Analyzes a sub-jaxpr (closed or open) of the equation at hand.
+    def summed(self, *terms: Term) -> None:
+        """Notes that the equation sums over some axes."""
+        self.context.summed.extend(terms)
+
+    def walk(
+        self, jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Info], times: int = 1
+    ) -> list[Info]:
+        """Analyzes a sub-jaxpr (closed or open) of the equation.
 
         Args:
           jaxpr: the sub-jaxpr.
@@ -78,83 +103,109 @@ class Context:
         Returns:
           What is known of its outputs. Its scope is appended to those of the equation.
         """
-        outer = (self.scope, self.eqn, self.index, self.repeat)
-        self.repeat *= times
-        try:
-            scope, outs = walk(self, jaxpr, ins)
-        finally:
-            self.scope, self.eqn, self.index, self.repeat = outer
+        scope, outs = walk(self.context, jaxpr, ins, self.repeat * times)
         self.scope.inner.setdefault(self.index, []).append(scope)
         return outs
 
-    def alternatives(self, runs: Sequence[Callable[[], Any]]) -> list[Any]:
+    def alternatives(
+        self, runs: Sequence[Callable[[], list[Info]]]
+    ) -> list[list[Info]]:
         """Runs analyses of which only one is executed; the dearest counts."""
-        before, results, branches = self.costs, [], []
+        before, results, branches = self.context.costs, [], []
         for run in runs:
-            self.costs = []
+            self.context.costs = []
             results.append(run())
-            branches.append(self.costs)
-        self.costs = before
+            branches.append(self.context.costs)
+        self.context.costs = before
         if any(branches):
-            self.costs.append(Branches(tuple(map(tuple, branches))))
+            before.append(Branches(tuple(map(tuple, branches))))
         return results
 
-    @property
-    def _name(self) -> str:
-        return self.eqn.primitive.name if self.eqn is not None else ""
 
-
-def walk(ctx: Context, jaxpr: Any, ins: Sequence[Info]) -> tuple[Scope, list[Info]]:
+def walk(
+    context: Context, jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Info], repeat: int = 1
+) -> tuple[Scope, list[Info]]:
     """Analyzes one jaxpr, open or closed, given what is known of its inputs."""
-    if isinstance(jaxpr, _compat.ClosedJaxpr):
+    if isinstance(jaxpr, ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
-    ctx.scope = scope = Scope()
+    scope = Scope()
     for var in jaxpr.constvars:
         scope.infos[var] = Info(tuple(map(Atom, var.aval.shape)), CONST)
     scope.infos.update(zip(jaxpr.invars, ins, strict=True))
     for index, eqn in enumerate(jaxpr.eqns):
-        ctx.eqn, ctx.index = eqn, index
-        scope.infos.update(zip(eqn.outvars, _equation(ctx, eqn), strict=True))
+        site = AxisSite(context, scope, eqn, index, repeat)
+        scope.infos.update(zip(eqn.outvars, _equation(site), strict=True))
     return scope, [scope.info(v) for v in jaxpr.outvars]
 
 
-def _equation(ctx: Context, eqn: Any) -> list[Info]:
+def _equation(site: AxisSite) -> list[Info]:
     """The results of one equation: by its rule, or as a generator."""
-    ins = [ctx.scope.info(v) for v in eqn.invars]
-    rule = ctx.rules.get(eqn.primitive.name)
+    eqn, scope = site.eqn, site.scope
+    ins = [scope.info(v) for v in eqn.invars]
+    rule = RULES.get(eqn.primitive.name)
     source = _roles.source_of(ins)
     if source == CONST and not (rule and rule.constant):
-        ctx.scope.generators.add(ctx.index)
+        scope.generators.add(site.index)
         outs = [fresh_axes(v) for v in eqn.outvars]
     else:
-        outs = _by_rule(ctx, rule, eqn, ins)
+        outs = _by_rule(site, rule, ins)
     if any([isinstance(o, Info) for o in outs]):  # a call knows more than the axes
         return [o if isinstance(o, Info) else Info(o) for o in outs]
-    return _roles.sources(ctx, eqn, ins, outs, source)
+    return _roles.sources(site.context.roles, rule, eqn, ins, outs, source)
 
 
-def _by_rule(ctx: Context, rule: Any, eqn: Any, ins: list[Info]) -> list[Any]:
-    """The rule's answer; without one, or if it fails, the equation is opaque."""
-    if rule is None:
-        why = "unknown primitive"
-    else:
+def _by_rule(
+    site: AxisSite, rule: Rule | None, ins: list[Info]
+) -> Sequence[Axes | Info]:
+    """The rule's answer; without one, or if it has none, the equation is opaque."""
+    eqn = site.eqn
+    why = "unknown primitive"
+    if rule is not None:
         try:
-            outs = rule.analyze(ctx, eqn, ins)
+            outs = rule.axes(site, eqn, ins)
             _check_sizes(eqn, outs)
+            _count(site, rule, ins, outs)
             return outs
-        except Exception as error:  # noqa: BLE001  an unforeseen form must not crash
+        except Exception as error:  # an unforeseen form must not crash
+            if is_strict() and not isinstance(error, _EXPECTED):
+                raise
             why = f"no rule for this form: {error}"
-            ctx.scope.inner.pop(ctx.index, None)
-    ctx.scope.opaque[ctx.index] = why
-    ctx.scope.generators.add(ctx.index)
+            site.scope.inner.pop(site.index, None)
+        _count(site, rule)
+    site.scope.opaque[site.index] = why
+    site.scope.generators.add(site.index)
     for info in ins:
         for term in info.axes:
-            ctx.freeze(term, why)
+            site.freeze(term, why)
     return [fresh_axes(v) for v in eqn.outvars]
 
 
-def _check_sizes(eqn: Any, outs: Sequence[Any]) -> None:
+_EXPECTED = (NoRule, StructureError, InconclusiveSize)
+"""What a rule may raise: forms that it does not cover, sizes that are symbolic."""
+
+
+def _count(
+    site: AxisSite,
+    rule: Rule,
+    ins: Sequence[Info] = (),
+    outs: Sequence[Axes | Info] = (),
+) -> None:
+    """Adds the operations of an equation, as a product of axes; opaque: a number."""
+    if rule.work is None:
+        return
+    work = rule.work(site.eqn)
+    if not outs:
+        cost = Contraction(operations(work, site.eqn) * site.repeat, ())
+    else:
+        out = outs[0].axes if isinstance(outs[0], Info) else outs[0]
+        axes = [out[d] for d in work.result]
+        axes += [ins[place].axes[d] for place, d in work.operands]
+        cost = Contraction(work.factor * site.repeat, tuple(axes))
+    site.context.costs.append(cost)
+
+
+def _check_sizes(eqn: Equation, outs: Sequence[Axes | Info]) -> None:
     for var, out in zip(eqn.outvars, outs, strict=True):
         axes = out.axes if isinstance(out, Info) else out
         if [t.size for t in axes] != list(var.aval.shape):
-            raise ax.StructureError("its rule gives axes of another shape")
+            raise StructureError("its rule gives axes of another shape")

@@ -25,6 +25,8 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
+
 MAX_PIECES = 512
 """An axis that would be cut into more pieces is frozen."""
 
@@ -38,6 +40,7 @@ class Reason:
 
 
 TRIVIAL = Reason("size 1")
+SYMBOLIC = Reason("a symbolic size")
 SINGLE = Reason("cut into single coordinates")
 
 
@@ -45,17 +48,21 @@ class Atom:
     """An axis, or a piece of one, with no inner structure (yet).
 
     Attributes:
-      size: the dense size.
+      size: the dense size; a symbolic dimension of `jax.export` is one, too.
       bound: the term that the atom turned out to be, or None.
-      frozen: why it may not shrink, or None while it may. Size <= 1 is born frozen.
+      frozen: why it may not shrink, or None while it may. Size <= 1 and symbolic sizes
+        are born frozen.
     """
 
     __slots__ = ("bound", "frozen", "size")
 
     def __init__(self, size: int, frozen: Reason | None = None) -> None:
-        self.size = int(size)
+        self.size = size
         self.bound: Term | None = None
-        self.frozen = frozen or (TRIVIAL if size <= 1 else None)
+        if is_symbolic(size):
+            self.frozen = frozen or SYMBOLIC
+        else:
+            self.frozen = frozen or (TRIVIAL if size <= 1 else None)
 
 
 class Sum:
@@ -85,6 +92,26 @@ Axes = tuple[Term, ...]
 """One term for each dimension of a value."""
 
 
+def is_symbolic(size: object) -> bool:
+    """Whether a size is an expression, as `jax.export.symbolic_shape` makes them."""
+    return not isinstance(size, int | np.integer)
+
+
+def shorter(a: int, b: int) -> bool:
+    """Whether `a < b`, for symbolic sizes of which one divides the other, too.
+
+    Raises:
+      StructureError: if it cannot be told.
+    """
+    if not (is_symbolic(a) or is_symbolic(b)):
+        return a < b
+    if a == b or a % b == 0:
+        return False
+    if b % a == 0:
+        return True
+    raise StructureError(f"symbolic sizes {a} and {b} do not nest")
+
+
 class StructureError(Exception):
     """Axes that the algebra cannot relate; the caller freezes them."""
 
@@ -94,7 +121,7 @@ def concat(parts: Sequence[Term]) -> Term:
     flat: list[Term] = []
     for part in map(resolve, parts):
         flat.extend(part.parts if isinstance(part, Sum) else (part,))
-    flat = [p for p in flat if p.size > 0]
+    flat = [p for p in flat if p.size != 0]
     if not flat:
         return Atom(0)
     return flat[0] if len(flat) == 1 else Sum(tuple(flat))
@@ -191,7 +218,7 @@ def why_frozen(term: Term) -> Reason:
     for atom in leaves(term):
         if atom.frozen and atom.frozen is not TRIVIAL:
             return atom.frozen
-    return TRIVIAL if term.size <= 1 else SINGLE
+    return SINGLE if is_symbolic(term.size) or term.size > 1 else TRIVIAL
 
 
 def _bind(atom: Atom, term: Term) -> None:
@@ -215,9 +242,9 @@ def cut(term: Term, sizes: Sequence[int]) -> list[Term]:
     """
     if sum(sizes) != term.size:
         raise StructureError(f"pieces {tuple(sizes)} of an axis of {term.size}")
-    real = [n for n in sizes if n > 0]
+    real = [n for n in sizes if n != 0]
     pieces = iter(_cut(resolve(term), real))
-    return [next(pieces) if n > 0 else Atom(0) for n in sizes]
+    return [next(pieces) if n != 0 else Atom(0) for n in sizes]
 
 
 def _cut(term: Term, sizes: list[int]) -> list[Term]:
@@ -379,7 +406,7 @@ def unify(s: Term, t: Term, why: Reason | None = None) -> None:
     s, t = resolve(s), resolve(t)
     if s.size != t.size:
         raise StructureError(f"axes of {s.size} and {t.size} cannot be the same")
-    if s is t or s.size <= 1 or same(s, t):
+    if s is t or s.size == 0 or s.size == 1 or same(s, t):
         return
     try:
         _unify(s, t)

@@ -1,6 +1,6 @@
 """Second pass: the same walk under a choice of kept coordinates, building cells.
 
-Each equation's rewrite rule says how the cells of its results are made of the cells of
+Each equation's rule says how the cells of its results are made of the cells of
 its operands (see `_cells`). Nothing is computed here: `Builder` only links cells, so it
 serves both the certificate (what would have to be corrected, what cannot be) and the
 compact function (emit the outputs).
@@ -18,11 +18,16 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune.surgery import _cells as ce
-from jprune.surgery._axes import Atom, Term, leaves
+from jprune.surgery._axes import Atom, Term, is_symbolic, leaves
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Layout
+from jprune.surgery._registry import RULES
 from jprune.surgery._scope import CONST, Scope
+
+Outs = list[tuple[Layout, ...]]
+"""The layouts of each result of an equation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,18 +80,20 @@ class Builder:
       choice: which coordinates are kept.
       log: shared with the builders of all sub-jaxprs.
       effects: cells of equations with side effects, which must run.
+      memo: by the id of an equation, what was found out about its derivative rule;
+        shared with the builders of all sub-jaxprs.
     """
 
-    def __init__(
-        self, rules: dict[str, Any], choice: Choice, options: Options, log: Log
-    ) -> None:
-        self.rules = rules
+    def __init__(self, choice: Choice, options: Options, log: Log) -> None:
         self.choice = choice
         self.options = options
         self.log = log
         self.effects: list[Cell] = []
+        self.memo: dict[int, bool] = {}
 
-    def build(self, jaxpr: Any, scope: Scope, ins: Sequence[Value]) -> list[Value]:
+    def build(
+        self, jaxpr: Jaxpr | ClosedJaxpr, scope: Scope, ins: Sequence[Value]
+    ) -> list[Value]:
         """The values of the outputs of a jaxpr.
 
         Args:
@@ -95,13 +102,13 @@ class Builder:
           ins: the values of its inputs.
         """
         consts: Sequence[Any] = ()
-        if isinstance(jaxpr, _compat.ClosedJaxpr):
+        if isinstance(jaxpr, ClosedJaxpr):
             jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
         env = dict(zip(jaxpr.invars, ins, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             env[var] = self.constant(const, self.layouts(scope.infos[var].axes))
         for index, eqn in enumerate(jaxpr.eqns):
-            site = Site(self, scope, eqn, index)
+            site = CellSite(self, scope, eqn, index)
             operands = [self._read(env, scope, v) for v in eqn.invars]
             results = self._equation(site, operands)
             for value in results:
@@ -111,7 +118,9 @@ class Builder:
 
     def sub(self) -> "Builder":
         """A builder for a sub-jaxpr that keeps its own effects."""
-        return Builder(self.rules, self.choice, self.options, self.log)
+        sub = Builder(self.choice, self.options, self.log)
+        sub.memo = self.memo
+        return sub
 
     def layouts(self, axes: Sequence[Term]) -> tuple[Layout, ...]:
         """The layouts of some axes."""
@@ -142,7 +151,7 @@ class Builder:
             return value
         return env[var]
 
-    def _equation(self, site: "Site", ins: list[Value]) -> list[Value]:
+    def _equation(self, site: "CellSite", ins: list[Value]) -> list[Value]:
         eqn = site.eqn
         infos = [site.scope.infos[v] for v in eqn.outvars]
         outs = [self.layouts(i.axes) for i in infos]
@@ -156,13 +165,13 @@ class Builder:
                 return folded
         if site.index in site.scope.generators:
             return self._generate(eqn, ins, outs)
-        rule = self.rules[eqn.primitive.name]
+        rule = RULES[eqn.primitive.name]
         divisor = self.options.removed and any(v.reduced for v in ins)
         if not pruned and not divisor:
             values = self._unchanged(eqn, ins, outs)
         else:
             self.log.uneven += _uneven(eqn, outs)
-            cells = rule.rewrite(site, eqn, ins, outs)
+            cells = rule.cells(site, eqn, ins, outs)
             values = [
                 c if isinstance(c, Value) else Value(lay, v.aval.dtype, c)
                 for c, lay, v in zip(cells, outs, eqn.outvars, strict=True)
@@ -173,7 +182,7 @@ class Builder:
             _attach_dense(eqn, ins, values)
         return values
 
-    def _unchanged(self, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+    def _unchanged(self, eqn: Equation, ins: list[Value], outs: Outs) -> list[Value]:
         """The equation as it is: nothing on it is pruned."""
         name = eqn.primitive.name
         results = ce.compute(
@@ -187,13 +196,17 @@ class Builder:
         ]
 
     def _folded(
-        self, eqn: Any, ins: list[Value], outs: Any, pruned: bool
+        self, eqn: Equation, ins: list[Value], outs: Outs, pruned: bool
     ) -> list[Value] | None:
         """The value of a constant equation computed now, or None if unknown."""
         if len(eqn.outvars) != 1 or eqn.effects:
             return None
+        if any(
+            is_symbolic(n) for v in (*eqn.invars, *eqn.outvars) for n in v.aval.shape
+        ):
+            return None
         args = [v.dense.known for v in ins]  # type: ignore[union-attr]
-        rule = self.rules.get(eqn.primitive.name)
+        rule = RULES.get(eqn.primitive.name)
         fold = rule.fold if rule else None
         shape = tuple(eqn.outvars[0].aval.shape)
         if fold is None or any(a is None for a in args):
@@ -215,7 +228,7 @@ class Builder:
         value.reduced = ins[0].reduced if ins else None
         return [value]
 
-    def _generate(self, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+    def _generate(self, eqn: Equation, ins: list[Value], outs: Outs) -> list[Value]:
         """A generator: computed at full size, then indexed."""
         name = eqn.primitive.name
         deps = [v.dense if v.dense is not None else v.kept for v in ins]
@@ -234,8 +247,8 @@ class Builder:
         return cells
 
 
-class Site:
-    """One equation at one call site: what its rewrite rule works with.
+class CellSite:
+    """One equation at one call site: what the `cells` half of its rule works with.
 
     Attributes:
       builder: of the jaxpr that the equation is in.
@@ -246,7 +259,9 @@ class Site:
 
     __slots__ = ("builder", "eqn", "index", "scope")
 
-    def __init__(self, builder: Builder, scope: Scope, eqn: Any, index: int) -> None:
+    def __init__(
+        self, builder: Builder, scope: Scope, eqn: Equation, index: int
+    ) -> None:
         self.builder = builder
         self.scope = scope
         self.eqn = eqn
@@ -280,6 +295,54 @@ class Site:
         found = (a for d in dims for a in leaves(axes[d]))
         return frozenset(a for a in found if a in self.builder.choice.keep)
 
+    def ghosts(
+        self,
+        bits: Bits,
+        patterns: Sequence[Bits],
+        cells: Callable[[Bits], tuple[Cell, ...]],
+        dims: Sequence[int],
+        *,
+        place: int = 0,
+        zero: bool = True,
+        unsupported: str = "",
+    ) -> list[tuple[Bits, tuple[Cell, ...]]] | Cell:
+        """What the removed positions of reduced axes add to one cell of a result.
+
+        The protocol of every sum, product and maximum: a known zero adds nothing; a
+        removed coordinate without a single value makes a ghost of the result bad, and
+        on a kept result is a leak; what is left is a correction.
+
+        Args:
+          bits: of the result's cell; all 0 for the kept one.
+          patterns: of the reduced axes.
+          cells: the operands' cells that meet at a pattern.
+          dims: the pruned ones among the reduced axes of operand `place`.
+          place: that operand.
+          zero: whether a known zero adds nothing.
+          unsupported: why such a term cannot be computed, if it cannot.
+
+        Returns:
+          The patterns that add something, with their cells; or a bad cell.
+        """
+        kept, name, terms = not any(bits), self.eqn.primitive.name, []
+        for pattern in () if self.options.removed else patterns:
+            found = cells(pattern)
+            if zero and any(c.zero for c in reversed(found)):  # the weights first
+                if any(c.infinite for c in found):
+                    self.log.nonfinite.append((self.pruned_atoms(place, dims), name))
+                continue
+            why = ce.first_bad(found) or unsupported
+            if why and not kept:
+                return ce.bad(why)
+            if why:
+                self.leak(place, dims, f"{name}: {why}")
+                continue
+            if kept:
+                constant = all(c.known is not None for c in found)
+                self.corrected(place, dims, constant)
+            terms.append((pattern, found))
+        return terms
+
     def all_pruned_atoms(self) -> frozenset[Atom]:
         """The atoms that lose coordinates on any operand of the equation."""
         every = range(len(self.eqn.invars))
@@ -290,7 +353,7 @@ class Site:
         return frozenset().union(*sets)
 
 
-def _uneven(eqn: Any, outs: Sequence[Sequence[Layout]]) -> list[str]:
+def _uneven(eqn: Equation, outs: Outs) -> list[str]:
     """Axes of the results that the equation splits into more pieces than divide them.
 
     Only Explicit mesh axes insist on it.
@@ -346,7 +409,7 @@ def generated(dense: Cell, layouts: Sequence[Layout], dtype: Any) -> Value:
     return Value(layouts, dtype, rule, dense)
 
 
-def _compat_bind(eqn: Any, *arrays: Any) -> list[Any]:
+def _compat_bind(eqn: Equation, *arrays: Any) -> list[Any]:
     return _compat.bind(eqn, eqn.params, arrays)
 
 
@@ -354,7 +417,7 @@ def _constantly(cell: Cell) -> Callable[[Bits], Cell]:
     return lambda bits: cell
 
 
-def _attach_dense(eqn: Any, ins: list[Value], values: list[Value]) -> None:
+def _attach_dense(eqn: Equation, ins: list[Value], values: list[Value]) -> None:
     """The full-size results of an equation that depends on no parameter."""
     if not any(v.pruned for v in ins) and not any(v.pruned for v in values):
         for value in values:

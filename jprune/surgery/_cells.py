@@ -36,6 +36,7 @@ from jax.sharding import AxisType, NamedSharding, reshard
 
 from jprune._axes import mesh_of, whole_along
 from jprune._errors import PREFIX, value_error
+from jprune.surgery._axes import is_symbolic
 from jprune.surgery._layout import Layout
 
 Bits = tuple[int, ...]
@@ -79,6 +80,22 @@ class Cell:
     def zero(self) -> bool:
         """Whether the cell is known to be 0 everywhere."""
         return self.known is not None and not np.any(self.known)
+
+    @property
+    def open(self) -> bool:
+        """Whether nobody has asked yet if the cell is known (see `Lazy`)."""
+        return False
+
+    @property
+    def infinite(self) -> bool:
+        """Whether the cell is known not to be finite somewhere."""
+        return _infinite(self.known)
+
+
+def _infinite(value: np.ndarray | None) -> bool:
+    if value is None or not np.issubdtype(value.dtype, np.inexact):
+        return False
+    return not np.isfinite(value).all()
 
 
 def known(value: Any) -> Cell:
@@ -146,6 +163,57 @@ class Item(Cell):
         self.key = key
 
 
+class Lazy(Item):
+    """A result that may be known: it is decided when it is first asked for.
+
+    To ask may cost a trace of a derivative rule, and most ghosts meet a zero weight and
+    are never asked. An inner program sees such a cell as one without a `call`.
+
+    Attributes:
+      value: what it holds if it is known, for `infinite`.
+      decide: gives the known value, or None.
+    """
+
+    __slots__ = ("_asked", "_known", "decide", "value")
+
+    def __init__(
+        self,
+        call: Call | None,
+        key: Any,
+        value: np.ndarray,
+        decide: Callable[[], np.ndarray | None],
+    ) -> None:
+        if call is None:
+            Cell.__init__(self, name="input")
+        else:
+            super().__init__(call, key)
+        self.value, self.decide = value, decide
+        self._asked = False
+
+    @property
+    def known(self) -> np.ndarray | None:  # type: ignore[override]
+        """The value, if it is known. A known cell needs no computation."""
+        if not self._asked:
+            self._asked, self._known = True, self.decide()
+            if self._known is not None:
+                self.fn, self.deps = None, ()
+        return self._known
+
+    @known.setter
+    def known(self, value: np.ndarray | None) -> None:
+        self._known, self._asked = value, value is not None
+
+    @property
+    def open(self) -> bool:
+        """Whether nobody has asked yet if the cell is known."""
+        return not self._asked
+
+    @property
+    def infinite(self) -> bool:
+        """Whether what it holds is not finite, whoever may know it."""
+        return _infinite(self.value)
+
+
 def mark(roots: Iterable[Cell], seen: set[Cell] | None = None) -> list[Cell]:
     """Notes everything that the roots need; returns the leaves met first here."""
     seen = set() if seen is None else seen
@@ -155,10 +223,11 @@ def mark(roots: Iterable[Cell], seen: set[Cell] | None = None) -> list[Cell]:
         if cell in seen:
             continue
         seen.add(cell)
-        if isinstance(cell, Item) and cell.key not in cell.call.wanted:
+        if cell.fn is None:
+            if cell.open or cell.known is None:
+                found.append(cell)
+        elif isinstance(cell, Item) and cell.key not in cell.call.wanted:
             stack.extend(cell.call.want(cell.key))
-        if cell.fn is None and cell.known is None:
-            found.append(cell)
         stack.extend(cell.deps)
     return found
 
@@ -216,7 +285,8 @@ def _exact(cell: Cell, array: Any) -> Any:
     if not isinstance(array, np.ndarray):
         return array
     shape = array.shape if cell.shape is None else cell.shape
-    if math.prod(shape) > FOLD_LIMIT:  # an equation instead of a large constant
+    size = math.prod(shape)  # an equation instead of a large constant
+    if is_symbolic(size) or size > FOLD_LIMIT:
         return jnp.broadcast_to(array, shape)
     return np.broadcast_to(array, shape)
 
@@ -273,12 +343,44 @@ class Value:
             self._memo[bits] = cell
         return self._memo[bits]
 
+    def own(self, bits: Iterable[int]) -> Bits:
+        """The bits with 0 on the axes that lose nothing: those of one of its cells."""
+        pairs = zip(self.layouts, bits, strict=True)
+        return tuple(bit if lay.pruned else 0 for lay, bit in pairs)
+
     def shape(self, bits: Bits | None = None) -> tuple[int, ...]:
         """The shape of a cell (of the compact array, without bits)."""
         bits = (0,) * len(self.layouts) if bits is None else bits
         return tuple(
             lay.positions(b).size for lay, b in zip(self.layouts, bits, strict=True)
         )
+
+
+Cells = Callable[[Bits], Cell]
+"""The cells of a result, by their bits."""
+
+
+def multiplicity(
+    layouts: Sequence[Layout], bits: Bits, dims: Sequence[int], ndim: int
+) -> np.ndarray | None:
+    """How many dense positions each position of a cell stands for, on some axes.
+
+    Args:
+      layouts: of those axes.
+      bits: the cell's bits there.
+      dims: where the axes lie in an array of rank `ndim`.
+      ndim: rank of the result, which is broadcastable against the cell.
+
+    Returns:
+      The counts in float64, or None if all are 1.
+    """
+    out = np.ones((1,) * ndim)
+    for lay, bit, d in zip(layouts, bits, dims, strict=True):
+        if bit:
+            shape = [1] * ndim
+            shape[d] = lay.mult.size
+            out = out * lay.mult.reshape(shape)
+    return None if (out == 1).all() else out
 
 
 def patterns(layouts: Sequence[Layout]) -> list[Bits]:

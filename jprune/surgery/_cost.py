@@ -1,10 +1,17 @@
-"""Costs as polynomials in the kept counts.
+"""What a program costs: floating-point operations, and as polynomials of kept counts.
+
+**The convention, stated here and nowhere else.** A multiply-add is **2** operations.
+Only contractions count: `dot_general` and its like 2 x outputs x contracted size, a
+convolution 2 x outputs x kernel taps x input channels of a group, where zeros that a
+transposed convolution inserts are no taps. Element-wise work, reductions and data
+movement do not count. A scan counts its body `length` times, a `cond` its dearest
+branch, a `while` its body once (the number of turns is not known).
 
 The size of an axis after removal is a polynomial in the number of coordinates kept of
 each atom: an atom's count, the sum over the parts of a concatenation, the product over
 the factors of a flattening. A parameter leaf costs the product over its axes, a
-contraction 2 x the product over the axes it runs through (`_jaxpr._flops` states the
-convention). So the price of any choice follows from the first pass, without tracing.
+contraction 2 x the product over the axes it runs through. So the price of any choice
+follows from the first pass, without tracing.
 
 Integer counts give the exact integer. Traced counts (expected numbers of open gates,
 which a price differentiates) give a float.
@@ -14,16 +21,38 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._jaxpr._compat import Equation
 from jprune.surgery._axes import Atom, Sum, Term, resolve
 
 Counts = Mapping[Atom, Any]
 """How many coordinates of an atom are kept, an int or a traced number; an atom that is
 absent keeps all."""
+
+
+class Work(NamedTuple):
+    """Operations of an equation: `factor` x the sizes of some of its axes.
+
+    Attributes:
+      factor: 2 for a multiply-add, x the kernel taps of a convolution.
+      result: dimensions of the (first) result.
+      operands: (operand, dimension) pairs: what is summed over.
+    """
+
+    factor: int
+    result: tuple[int, ...]
+    operands: tuple[tuple[int, int], ...] = ()
+
+
+def operations(work: Work, eqn: Equation) -> Any:
+    """The operations of one equation at its own sizes."""
+    sizes = [eqn.outvars[0].aval.shape[d] for d in work.result]
+    sizes += [eqn.invars[i].aval.shape[d] for i, d in work.operands]
+    return math.prod(sizes, start=work.factor)
 
 
 @dataclasses.dataclass(frozen=True)

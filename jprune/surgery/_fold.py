@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import Equation
 
 _UNARY: dict[str, Callable[[np.ndarray], Any]] = {
     "abs": np.abs,
@@ -119,7 +120,7 @@ def _select(which: np.ndarray, *cases: np.ndarray) -> Any:
     return np.choose(which.astype(np.intp), cases)
 
 
-def evaluate(eqn: Any, args: Sequence[np.ndarray]) -> np.ndarray | None:
+def evaluate(eqn: Equation, args: Sequence[np.ndarray]) -> np.ndarray | None:
     """The result of an element-wise equation on known operands, or None.
 
     Args:

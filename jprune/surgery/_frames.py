@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 
+from jprune._jaxpr._compat import ClosedJaxpr, Jaxpr
 from jprune.surgery import _cells as ce
 from jprune.surgery._build import Builder
-from jprune.surgery._cells import Bits, Call, Cell, Item, Value
+from jprune.surgery._cells import Bits, Call, Cell, Item, Lazy, Value
+from jprune.surgery._scope import Scope
 
 Key = tuple[int, Bits]
 """A result of a call: its index and the bits of the cell."""
@@ -29,7 +31,11 @@ class Frame:
     """
 
     def __init__(
-        self, builder: Builder, jaxpr: Any, scope: Any, ins: Sequence[Value]
+        self,
+        builder: Builder,
+        jaxpr: Jaxpr | ClosedJaxpr,
+        scope: Scope,
+        ins: Sequence[Value],
     ) -> None:
         sub = builder.sub()
         self.outs = sub.build(jaxpr, scope, ins)
@@ -56,9 +62,12 @@ class Boundary:
         """The cell as seen from inside."""
         if cell.bad is not None:
             return ce.bad(cell.bad)
-        if cell.known is not None:
+        if isinstance(cell, Lazy) and cell.open:
+            inside: Cell = Lazy(None, None, cell.value, lambda: cell.known)
+        elif cell.known is not None:
             return ce.known(cell.known)
-        inside = Cell(name="input")
+        else:
+            inside = Cell(name="input")
         inside.shape = cell.shape
         self.outer[inside] = cell
         return inside
@@ -153,11 +162,11 @@ class GraphCall(Call):
 
     def _result(self, index: int, like: Value) -> Value:
         def rule(bits: Bits) -> Cell:
-            return joined(
-                [f.outs[index].cell(bits) for f in self.frames],
-                lambda: Item(self, (index, bits)),
-                any(bits),
-            )
+            cells = [f.outs[index].cell(bits) for f in self.frames]
+            first, key = cells[0], (index, bits)
+            if len(cells) == 1 and isinstance(first, Lazy) and first.open:
+                return Lazy(self, key, first.value, lambda: first.known)
+            return joined(cells, lambda: Item(self, key), any(bits))
 
         dense = like.dense
         if dense is not None and dense.known is None:

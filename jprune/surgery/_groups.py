@@ -7,6 +7,7 @@ reason for every coordinate that may not go.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
@@ -34,6 +35,11 @@ from jprune.surgery._layout import every_label, structure
 from jprune.surgery._program import Program, StateOutputs, analyze, paths_read
 
 _PRODUCES: tuple[Role, ...] = ("out", "table")
+_STATISTICS = frozenset(
+    "batch_stats stats mean var mean_ema var_ema ema moving_mean moving_variance "
+    "moving_var running_mean running_var rng rngs".split()
+)
+"""Names, in a leaf's path, of running statistics and of what is no weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,24 @@ class Groups(Sequence[Group]):
     def __contains__(self, group_id: object) -> bool:
         return group_id in self._groups
 
+    def find(self, pattern: str) -> list[Group]:
+        """The groups whose id, or a member of which, a pattern matches.
+
+        Args:
+          pattern: a regular expression, searched in the id and in the members'
+            `path:axis` texts (`mlp/.*kernel:1`).
+
+        Returns:
+          The groups found, in order; none is no error.
+        """
+        seen = re.compile(pattern)
+
+        def hit(group: Group) -> bool:
+            texts = (f"{keys_text(m.path)}:{m.axis}" for m in group.members)
+            return bool(seen.search(group.id)) or any(map(seen.search, texts))
+
+        return [group for group in self if hit(group)]
+
     @property
     def params(self) -> dict[KeyTuple, tuple[Term, ...]]:
         """The axes of each parameter, for what builds on the algebra."""
@@ -132,12 +156,16 @@ class Groups(Sequence[Group]):
     ) -> dict[str, Any]:
         """`scores.over_groups(tree, self, ...)`: one score for each coordinate.
 
+        Running statistics have the role "stat" and do not count: leaves that the
+        function subtracts, takes the root of or returns updated, and leaves in whose
+        path stands a name such as `batch_stats`, `mean`, `var`, `mean_ema`.
+
         Args:
           tree: the parameters, gradients x parameters, a Fisher estimate, ...
           norm: see `scores.over_groups`, also for what follows.
           reduce: over the members of a group.
           roles: only members of these roles, e.g. `("scale",)` for norm scales.
-          raw: not divided by the mean of the group.
+          raw: not divided by the mean of the group, nor weighed by its writers.
           signed: added up with their signs.
           at: where `tree` lies inside the parameters ("params"); None finds it.
 
@@ -269,7 +297,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     """The free atoms on parameter axes with their members, in order of appearance."""
     members: dict[Atom, list[AxisRef]] = {}
     memo: dict[Any, dict[Atom, Any]] = {}  # axes that share a structure
-    roles = cast("Mapping[Any, Role]", program.ctx.roles)
+    roles = _roles(program)
     for index, (path, axes) in enumerate(program.params.items()):
         for axis, term in enumerate(map(resolve, axes)):
             role = roles.get((index, axis), "other")
@@ -296,6 +324,28 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     return out
 
 
+def _roles(program: Program) -> Mapping[tuple[int, int], Role]:
+    """The role of each parameter axis, running statistics among them.
+
+    The program shows some ("stat": subtracted, or under a root). In training mode a
+    running average is only scaled and returned, and an evaluation may not read it at
+    all: what the function returns updated is a statistic (unless it returns updated
+    kernels, too), and so is what lies in a collection of that name (see `_STATISTICS`).
+    What a product contracts or a look-up reads is a weight whatever its name.
+    """
+    roles = dict(cast("Mapping[tuple[int, int], Role]", program.ctx.roles))
+    weights = {i for (i, _), role in roles.items() if role in ("in", "out", "table")}
+    state = {param for _, param in program.ties}
+    paths = list(program.params)
+    if any(paths[i] in state for i in weights):
+        state = set()
+    for index, (path, axes) in enumerate(program.params.items()):
+        named = any(str(key) in _STATISTICS for key in path)
+        if index not in weights and (named or path in state):
+            roles |= {(index, axis): "stat" for axis in range(len(axes))}
+    return roles
+
+
 def _kind(
     refs: Sequence[AxisRef], used: set[KeyTuple], summed: bool, pad: bool
 ) -> Kind:
@@ -318,7 +368,7 @@ def _frozen_runs(path: KeyTuple, axis: int, term: Term) -> list[Frozen]:
     start = 0
     for part in _parts(term):
         stop = start + part.size
-        if is_frozen(part) and part.size > 1:
+        if is_frozen(part) and part.size not in (0, 1):
             why = why_frozen(part)
             last = out[-1] if out else None
             if (

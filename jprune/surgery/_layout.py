@@ -18,7 +18,7 @@ of its atoms, refusing what is not such a choice.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from jprune.surgery._axes import (
     Sum,
     Term,
     children,
+    is_symbolic,
     leaves,
     resolve,
     why_frozen,
@@ -80,9 +81,18 @@ def make_layout(keep: np.ndarray, rep: np.ndarray) -> Layout:
     return Layout(keep.size, keep, rep, kept, classes, mult)
 
 
+class _Positions(NamedTuple):
+    """All positions of an axis of symbolic size: they cannot be listed."""
+
+    size: int
+
+
 @functools.lru_cache(maxsize=4096)
 def whole(size: int) -> Layout:
     """The layout of an axis that loses nothing."""
+    if is_symbolic(size):
+        none = np.zeros(0, np.int64)
+        return Layout(size, none, none, _Positions(size), none, none)  # type: ignore[arg-type]
     return make_layout(np.ones(size, bool), np.arange(size))
 
 

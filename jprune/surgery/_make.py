@@ -38,7 +38,9 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
         for path, terms in deps.params.items()
     }
     program = deps.program
-    return Plan(axes, program.ties, program.free, program.declared)
+    counts = {name: deps.atoms[name] for name in keep}
+    held = {n: (int(chosen[a].sum()), chosen[a].size) for n, a in counts.items()}
+    return Plan(axes, program.ties, program.free, program.declared, held)
 
 
 def _as_mask(group: Group, kept: Any) -> np.ndarray:

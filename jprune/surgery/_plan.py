@@ -6,7 +6,6 @@ paths and shapes; it is kept as JSON of original indices.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,12 +15,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from jprune._dtypes import in_host_memory
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
+from jprune.surgery import _saved
 from jprune.surgery._cells import take
-
-FORMAT = "jprune-plan-1"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,12 +35,15 @@ class Plan:
       declared: whether `ties` are exactly the updated parameters because the caller of
         `groups` said so (`state_outputs=`). Otherwise they are looked for in whatever
         function the plan is used on, as `groups` does.
+      groups: by group id how many coordinates stay, and of how many; for `table` only,
+        neither saved nor combined.
     """
 
     keep: Mapping[KeyTuple, tuple[np.ndarray, ...]]
     ties: tuple[tuple[KeyTuple, KeyTuple], ...] = ()
     free: tuple[KeyTuple, ...] = ()
     declared: bool = False
+    groups: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def dense_shapes(self) -> dict[KeyTuple, tuple[int, ...]]:
@@ -67,7 +69,7 @@ class Plan:
         }
 
     def pack(self, tree: PyTree, at: Any = None) -> PyTree:
-        """The compact tree: kept coordinates only.
+        """The compact tree: kept coordinates only, every leaf with a buffer of its own.
 
         Args:
           tree: a tree with the parameters' paths and dense shapes (parameters,
@@ -120,6 +122,7 @@ class Plan:
                 path: tuple(map(_compose, masks, other.keep[path]))
                 for path, masks in self.keep.items()
             },
+            groups={},
         )
 
     def pack_state(
@@ -127,7 +130,8 @@ class Plan:
         opt_state: PyTree,
         params: PyTree,
         at: Any = None,
-        rule: Callable[[KeyTuple, Any, tuple[np.ndarray, ...]], Any] | None = None,
+        rule: Callable[[KeyTuple, Any, Any], Any] | None = None,
+        tx: Any = None,
     ) -> PyTree:
         """The compact optimizer state: every copy of the parameters' tree is packed.
 
@@ -135,38 +139,51 @@ class Plan:
           opt_state: an Optax state made for the dense `params`.
           params: the dense parameters it was made for (shapes are enough).
           at: where `params` lies inside the parameters of the plan, as in `pack`.
-          rule: for leaves that stand for a parameter in another shape (the factored
-            moments of Adafactor): `rule(path, leaf, masks)` gets the leaf's path in the
-            state and which coordinates its parameter keeps, a bool vector per axis; it
-            returns the compact leaf, or None for a leaf it does not know.
+          rule: for leaves that are no copy of a parameter (the factored moments of
+            Adafactor, vectors over the whole tree): `rule(path, leaf, masks)` is asked
+            before anything else is tried; it gets the leaf's path in the state and
+            which coordinates its parameter keeps, a bool vector per axis (None where no
+            parameter has the leaf's path), and returns the compact leaf, or None for a
+            leaf it does not know.
+          tx: the optimizer. A leaf that `tx.init` of the compact parameters has in the
+            same place and shape stays as it is (constants of Muon, Mechanize's vector).
 
         Raises:
           ValueError: for a state leaf that has a size but belongs to no copy of the
-            parameters (factored states), unless `rule` takes it.
+            parameters (factored states), unless `rule` or `tx` settles it.
         """
         from jprune.surgery._state import pack_state
 
-        return pack_state(self, opt_state, params, at, rule)
+        return pack_state(self, opt_state, params, at, rule, tx)
+
+    def table(self) -> str:
+        """Shapes before and after, and what each group lost, for people.
+
+        Repeated blocks are one line: `blocks/*/mlp/kernel x 32`.
+        """
+        from jprune.surgery._table import plan_table
+
+        return plan_table(self)
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes the plan as JSON: kept original indices by path and axis."""
-        data = {
-            "format": FORMAT,
-            "leaves": [
-                {
-                    "path": list(path),
-                    "shape": [m.size for m in masks],
-                    "keep": [
-                        None if m.all() else np.flatnonzero(m).tolist() for m in masks
-                    ],
-                }
-                for path, masks in self.keep.items()
-            ],
-            "ties": [[list(a), list(b)] for a, b in self.ties],
-            "free": [list(p) for p in self.free],
-            "declared": self.declared,
-        }
-        pathlib.Path(path).write_text(json.dumps(data) + "\n")
+        """Writes the plan as JSON: kept original indices by path and axis.
+
+        The file is replaced at once: a reader finds the old plan or the new one.
+        """
+        _saved.write(path, self.to_json())
+
+    def to_json(self) -> str:
+        """The plan as JSON text, what `save` writes; it may be metadata of a file."""
+        return _saved.text((dict(self.keep), self.ties, self.free, self.declared))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The plan that `to_json` wrote.
+
+        Raises:
+          ValueError: if the text is not a plan, or its indices do not fit its shapes.
+        """
+        return cls(*_saved.read(text, "text"))
 
     def _map(
         self, tree: PyTree, at: Any, shapes: Mapping[KeyTuple, Any], fn: Any
@@ -197,11 +214,25 @@ class Plan:
 
 
 def pack_leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
-    """The kept coordinates of one leaf."""
+    """The kept coordinates of one leaf; a copy, so that either may be donated."""
+    given, host = x, in_host_memory(x)
+    x = np.asarray(x) if host else x
     for axis, mask in enumerate(masks):
         if not mask.all():
             x = _take(x, np.flatnonzero(mask), axis)
-    return x
+    if host:  # nothing to compile
+        own = np.array(x, order="C")
+        if isinstance(given, np.ndarray):
+            return own
+        where = given.sharding if _placed(given) else None
+        return jax.device_put(own, where)
+    traced = isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array)
+    return x if traced or x is not given else x.copy()
+
+
+def _placed(x: jax.Array) -> bool:
+    """Whether an array was put on its device on purpose."""
+    return getattr(x, "committed", True)
 
 
 def _take(x: Any, positions: np.ndarray, axis: int) -> Any:
@@ -253,33 +284,8 @@ def load_plan(path: str | pathlib.Path) -> Plan:
       The plan, ready to pack trees of the same paths and shapes.
 
     Raises:
-      ValueError: if the file is not a plan, or its indices do not fit its shapes.
+      ValueError: naming the file, if it is anything but what `Plan.save` writes:
+        other types, a leaf twice, indices outside their axis or repeated, an axis above
+        2^31 - 1.
     """
-    try:
-        data = json.loads(pathlib.Path(path).read_text())
-        if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']!r}")
-        keep = {}
-        for leaf in data["leaves"]:
-            pairs = zip(leaf["shape"], leaf["keep"], strict=True)
-            keep[tuple(leaf["path"])] = tuple(_indices(n, kept) for n, kept in pairs)
-        ties = tuple((tuple(a), tuple(b)) for a, b in data["ties"])
-        free = tuple(map(tuple, data["free"]))
-        return Plan(keep, ties, free, bool(data["declared"]))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise value_error(
-            f"`{path}` is not a plan written by `Plan.save`: {error}."
-        ) from None
-
-
-def _indices(size: int, kept: list[int] | None) -> np.ndarray:
-    mask = np.ones(size, bool)
-    if kept is not None:
-        index = np.asarray(kept, np.int64)
-        if index.size and (index.min() < 0 or index.max() >= size):
-            raise IndexError(f"an index outside an axis of {size}")
-        if np.unique(index).size != index.size:
-            raise IndexError("a repeated index")
-        mask[:] = False
-        mask[index] = True
-    return mask
+    return Plan(*_saved.read(pathlib.Path(path).read_bytes(), path))

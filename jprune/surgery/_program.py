@@ -19,7 +19,7 @@ from typing import Any
 from jprune._errors import value_error
 from jprune._jaxpr._trace import Traced
 from jprune._tree import KeyTuple, keys_text
-from jprune.surgery import rules
+from jprune.surgery import rules as _rules  # noqa: F401  fills the table
 from jprune.surgery._analysis import Context, walk
 from jprune.surgery._axes import Atom, Axes, Reason, freeze, same, unify
 from jprune.surgery._scope import MANY, Info, Scope
@@ -74,7 +74,7 @@ def analyze(
       ties: exactly these ties, instead of looking for them.
     """
     count = len(traced.params)
-    ctx = Context(rules.RULES, reduce_max)
+    ctx = Context(reduce_max)
     ins = []
     for i, aval in enumerate(traced.input_avals):
         if i < count:

@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune.surgery._axes import Atom
 from jprune.surgery._cost import kept_size
 from jprune.surgery._program import Program
@@ -41,9 +42,11 @@ def _outputs(program: Program, emptied: AbstractSet[Atom]) -> list[bool]:
     return _walk(program.traced.jaxpr, program.scope, sized, counts)
 
 
-def _walk(jaxpr: Any, scope: Scope, flags: Sequence[bool], counts: Any) -> list[bool]:
+def _walk(
+    jaxpr: Jaxpr | ClosedJaxpr, scope: Scope, flags: Sequence[bool], counts: Any
+) -> list[bool]:
     """Which outputs of a jaxpr depend on flagged inputs."""
-    if isinstance(jaxpr, _compat.ClosedJaxpr):
+    if isinstance(jaxpr, ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
     env: dict[Any, bool] = dict(zip(jaxpr.invars, flags, strict=True))
 
@@ -61,7 +64,7 @@ def _walk(jaxpr: Any, scope: Scope, flags: Sequence[bool], counts: Any) -> list[
 
 
 def _equation(
-    eqn: Any, scopes: list[Scope] | None, flags: list[bool], counts: Any
+    eqn: Equation, scopes: list[Scope] | None, flags: list[bool], counts: Any
 ) -> list[bool]:
     name, p = eqn.primitive.name, eqn.params
     if not scopes:
@@ -87,7 +90,7 @@ def _equation(
 
 
 def _loop(
-    jaxpr: Any,
+    jaxpr: ClosedJaxpr,
     scope: Scope,
     consts: Sequence[bool],
     init: Sequence[bool],

@@ -1,68 +1,86 @@
 """Choosing what to remove: one order of removal, cut where the target is met.
 
 Every coordinate of every candidate group gets a place in one order, worst first, in
-steps that respect `round_to` and `min_keep`. A plan is a prefix of that order, so a
-larger target only ever removes more: nothing grows again. Costs are polynomials of the
-kept counts (`_cost`), so the shortest prefix that meets a FLOPs or parameter target is
-found by bisection without tracing.
-
-Between groups the order is by score ("global": scores must be comparable), by rank
-within the group ("group": every group loses the same fraction), or by rank within
-groups of one structure ("isomorphic": layers of one kind compete with each other only).
+steps that respect `round_to`, `min_keep` and `most` (see `_order`). A choice is a head
+of that order, so a larger target only ever removes more: nothing grows again. Costs are
+polynomials of the kept counts (`_cost`), so the shortest head that meets a FLOPs or
+parameter target is found by bisection without tracing. One logic serves a plan made on
+the host and a choice that training makes anew at every step, traced.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, require_regex, value_error
 from jprune._groups import Group
 from jprune._tree import keys_text
-from jprune.masks._count import removed_count
-from jprune.surgery._axes import Atom
-from jprune.surgery._cost import total
+from jprune.masks._count import is_traced, removed_count, require_sparsity
+from jprune.surgery import _cut, _order
 from jprune.surgery._groups import Groups
 from jprune.surgery._make import plan_from_keep
 from jprune.surgery._plan import Plan
 from jprune.surgery._reach import still_connected
 
-Scope = Literal["global", "group", "isomorphic"]
+Ranking = Literal["global", "group", "isomorphic"]
+Patterns = str | Sequence[str]
+Scores = Mapping[str, Any]
 
 
 def select(
     deps: Groups,
-    scores: Mapping[str, Any],
+    scores: Scores,
     *,
     sparsity: float | None = None,
     flops: float | int | None = None,
     params: float | int | None = None,
-    scope: Scope = "global",
+    cost: Callable[[Plan], float] | None = None,
+    at_most: float | None = None,
+    ranking: Ranking = "global",
+    exclude: Patterns = (),
+    ratios: Mapping[str, float] | None = None,
+    most: float = 1.0,
     round_to: int = 1,
     min_keep: int = 1,
-    exact: bool = False,
+    exact: bool = True,
     allow_empty: bool = False,
 ) -> Plan:
     """The plan that removes the lowest-scored coordinates until a target is met.
 
-    Exactly one of `sparsity`, `flops` and `params` is given.
+    Exactly one of `sparsity`, `flops`, `params` and `cost` is given, or `ratios` alone.
 
     Args:
-      deps: the groups. Only coupled ones take part, and of these the ones in `scores`.
-      scores: by group id, one finite number per coordinate; the lowest go first, and of
-        equal ones the last.
+      deps: the groups. Coupled ones take part, and of these the ones in `scores`.
+      scores: by group id, one finite number per coordinate (`deps.scores`); the lowest
+        go first, and of equal ones the last.
       sparsity: fraction of the candidate coordinates to remove, exactly
         floor(s n + 1/2) of n (of each group, or each set of isomorphic groups, in those
-        scopes). With `round_to` at most that many.
+        rankings). With `round_to` at most that many.
       flops: the cost to keep: a float is a fraction of the dense FLOPs, an int an
         absolute count. The plan removes the fewest steps that meet it.
       params: the same for the number of parameters.
-      scope: what competes with what, see above.
+      cost: a measure of a plan, in any unit that falls as more is removed: seconds,
+        bytes, yours; `analysis.relative_latency` and its siblings make some. It is
+        called at most 12 times.
+      at_most: the budget for `cost`, in its unit. A plan within 2 % of it ends the
+        search.
+      ranking: what competes with what. "group": every group loses the same fraction;
+        "isomorphic": layers of one kind compete with each other; "global": all
+        coordinates compete, for which scores must be comparable between groups, as
+        those of `deps.scores` are.
+      exclude: regular expressions; groups that `deps.find` finds by them stay whole.
+      ratios: by regular expression, the fraction that the groups found lose whatever
+        their scores, floor(s n + 1/2) of n; a target is met by the others. Of several
+        patterns that find a group the last counts.
+      most: the largest fraction that any group may lose.
       round_to: kept counts are multiples of this, or all (8 or 128 suit hardware).
       min_keep: least number kept of each group. It moves the budget to other groups.
-      exact: leave out groups whose removal is not proved to equal zeroing.
+      exact: only groups whose removal is proved to equal zeroing. False takes the
+        others, too, and warns of those that it cuts.
       allow_empty: a group may also lose everything, where the output still depends on
         the input without it: a residual branch goes.
 
@@ -70,78 +88,178 @@ def select(
       The plan.
 
     Raises:
-      ValueError: not exactly one target, scores that do not fit, a target that cannot
-        be met, or nothing that can be removed (with the reasons).
+      ValueError: not exactly one target, scores that do not fit, a pattern that finds
+        nothing, a target that cannot be met, or nothing that can be removed (with the
+        reasons).
+
+    Warns:
+      UserWarning: a group loses more than nine tenths while the others keep more than
+        half; a group that is cut is not exact.
     """
-    targets = {"sparsity": sparsity, "flops": flops, "params": params}
+    keep = choose(
+        deps,
+        scores,
+        sparsity=sparsity,
+        flops=flops,
+        params=params,
+        cost=cost,
+        at_most=at_most,
+        ranking=ranking,
+        exclude=exclude,
+        ratios=ratios,
+        most=most,
+        round_to=round_to,
+        min_keep=min_keep,
+        exact=exact,
+        allow_empty=allow_empty,
+    )
+    _warn_of(deps, keep)
+    return plan_from_keep(deps, keep)
+
+
+def choose(
+    deps: Groups,
+    scores: Scores,
+    *,
+    sparsity: float | None = None,
+    flops: float | int | None = None,
+    params: float | int | None = None,
+    cost: Callable[[Plan], float] | None = None,
+    at_most: float | None = None,
+    ranking: Ranking = "global",
+    exclude: Patterns = (),
+    ratios: Mapping[str, float] | None = None,
+    most: float = 1.0,
+    round_to: int = 1,
+    min_keep: int = 1,
+    exact: bool = True,
+    allow_empty: bool = False,
+) -> dict[str, Any]:
+    """What `select` keeps of each group, also of traced scores.
+
+    With scores that are traced (inside a training step, which may ask again at every
+    step) the result is traced. Costs are then float32: where two heads of the order
+    cost the same to within its rounding, the choice may be one step off the host's. The
+    vectors of scores are sorted.
+
+    Args:
+      deps: see `select`, also for all that follows.
+      scores: by group id.
+      sparsity: fraction of the coordinates to remove.
+      flops: the FLOPs to keep.
+      params: the parameters to keep.
+      cost: a measure of a plan; on the host only.
+      at_most: the budget for it.
+      ranking: what competes with what.
+      exclude: patterns of groups that stay whole.
+      ratios: fractions by pattern.
+      most: the largest fraction that any group may lose.
+      round_to: multiples to keep.
+      min_keep: least number kept of each group.
+      exact: only groups proved exact.
+      allow_empty: a group may lose everything; on the host only.
+
+    Returns:
+      `{group.id: [group.size] bool}`, True = keep, of the groups that take part: what
+      `plan_from_keep` and `masks.from_groups` take.
+
+    Raises:
+      ValueError: as `select`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import surgery
+      >>> fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
+      >>> params = {"v": jnp.ones((3, 1)), "w": jnp.array([[1.0, 3.0, 2.0]])}
+      >>> deps = surgery.groups(fn)(params, jnp.ones((1, 1)))
+      >>> surgery.choose(deps, deps.scores(params), flops=0.7)
+      {'w:1': array([False,  True,  True])}
+    """
+    targets = {"sparsity": sparsity, "flops": flops, "params": params, "cost": cost}
     given = [name for name, value in targets.items() if value is not None]
-    if len(given) != 1:
+    if len(given) > 1 or not (given or ratios):
         raise value_error(
-            "give exactly one of `sparsity`, `flops` and `params`, got "
+            "give exactly one of `sparsity`, `flops`, `params` and `cost`, got "
             f"{given or 'none'}."
         )
-    _check_options(scope, round_to, min_keep)
-    pool = _candidates(deps, scores, exact)
-    steps = _order(deps, pool, scope, round_to, min_keep, allow_empty)
-    if sparsity is not None:
-        kept = _by_count(pool, steps, sparsity, scope, round_to)
-    else:
-        kept = _by_cost(deps, steps, given[0], targets[given[0]])
-    return plan_from_keep(deps, _lowest_removed(pool, kept))
+    if (cost is None) != (at_most is None):
+        raise value_error("`cost` and `at_most` belong together: give both or neither.")
+    _check_options(ranking, round_to, min_keep, most)
+    pool = _candidates(deps, scores, exact, exclude)
+    fixed = _fixed(deps, pool, ratios or {}, round_to, min_keep)
+    kept: dict[str, Any] = {name: score.shape[0] for name, score in pool.items()}
+    kept |= fixed
+    rest = {name: score for name, score in pool.items() if name not in fixed}
+    if given and rest:
+        allowed = {
+            name: _allowed(score.shape[0], round_to, min_keep, most, allow_empty)
+            for name, score in rest.items()
+        }
+        sets = _sets(deps, rest, ranking)
+        if allow_empty:
+            allowed = _without_cuts(deps, rest, allowed, sets, ranking)
+        steps = _order.ordered(rest, allowed, sets, ranking != "global")
+        if sparsity is not None:
+            taken = _cut.by_count(rest, sets, steps, sparsity, round_to)
+        elif cost is not None and at_most is not None:
+            taken = _cut.by_measure(deps, pool, steps, cost, at_most, fixed)
+        else:
+            taken = _cut.by_cost(deps, steps, given[0], targets[given[0]], fixed)
+        kept |= steps.kept(taken)
+    return {name: _order.best(pool[name], kept[name]) for name in pool}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """Part of the order: a group goes down to `kept` coordinates.
-
-    Attributes:
-      group: its id.
-      kept: count after the step.
-      removed: how many coordinates the step removes.
-      pool: the set of groups that it competes with.
-    """
-
-    group: str
-    kept: int
-    removed: int
-    pool: Any
-
-
-def _check_options(scope: str, round_to: int, min_keep: int) -> None:
-    if scope not in ("global", "group", "isomorphic"):
+def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> None:
+    if ranking not in ("global", "group", "isomorphic"):
         raise value_error(
-            f'`scope` must be "global", "group" or "isomorphic", got {scope!r}.'
+            f'`ranking` must be "global", "group" or "isomorphic", got {ranking!r}.'
         )
     for name, value in (("round_to", round_to), ("min_keep", min_keep)):
         if int(value) != value or value < 1:
             raise value_error(
                 f"`{name}` must be an integer of at least 1, got {value}."
             )
+    if not 0 < most <= 1:
+        raise value_error(f"`most` must be a fraction in (0, 1], got {most}.")
 
 
 def _candidates(
-    deps: Groups, scores: Mapping[str, Any], exact: bool
-) -> dict[str, np.ndarray]:
-    """The scores of the groups that take part, checked."""
+    deps: Groups, scores: Scores, exact: bool, exclude: Patterns
+) -> dict[str, Any]:
+    """The scores of the groups that take part, checked, in the groups' order."""
+    if not isinstance(scores, Mapping):
+        raise value_error(
+            f"`scores` must be a mapping by group id, got {type(scores).__name__}."
+        )
+    for name in scores:
+        deps[name]  # an unknown id is an error
+    out = _named(deps, "exclude", exclude)
+    traced = any(map(is_traced, scores.values()))
     pool = {}
-    for name, given in scores.items():
-        group = deps[name]
-        array = np.asarray(given, np.float64)
-        if array.shape != (group.size,):
-            raise value_error(
-                f"`scores[{name!r}]` must have shape ({group.size},), got "
-                f"{array.shape}."
-            )
-        if not np.isfinite(array).all():
-            raise value_error(f"`scores[{name!r}]` must be finite.")
-        if group.kind == "coupled" and (not exact or deps.exactness[name].exact):
-            pool[name] = array
+    for group in deps:
+        if group.id not in scores or group.kind != "coupled" or group.id in out:
+            continue
+        pool[group.id] = _checked(group, scores[group.id], traced)
+    if exact:
+        pool = {n: s for n, s in pool.items() if deps.exactness[n].exact}
     if not pool:
         raise value_error(
             "nothing can be removed: no group is coupled (produced and read by "
             f"parameters){' and proved exact' if exact else ''}.{_why_nothing(deps)}"
         )
     return pool
+
+
+def _checked(group: Group, given: Any, traced: bool) -> Any:
+    score = jnp.asarray(given) if traced else np.asarray(given, np.float64)
+    if score.shape != (group.size,):
+        raise value_error(
+            f"`scores[{group.id!r}]` must have shape ({group.size},), got "
+            f"{score.shape}."
+        )
+    if not traced and not np.isfinite(score).all():
+        raise value_error(f"`scores[{group.id!r}]` must be finite.")
+    return score
 
 
 def _why_nothing(deps: Groups) -> str:
@@ -156,42 +274,52 @@ def _why_nothing(deps: Groups) -> str:
     return listing(lines)
 
 
-# -- the order -----------------------------------------------------------------------
+def _named(deps: Groups, argument: str, patterns: Patterns) -> set[str]:
+    """The ids of the groups that some patterns find."""
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        require_regex(argument, pattern)
+        here = {group.id for group in deps.find(pattern)}
+        if not here:
+            raise value_error(
+                f"`{argument}` {pattern!r} finds no group. Their ids:"
+                + listing([group.id for group in deps])
+            )
+        found |= here
+    return found
 
 
-def _order(
+def _fixed(
     deps: Groups,
-    pool: dict[str, np.ndarray],
-    scope: Scope,
+    pool: Scores,
+    ratios: Mapping[str, float],
     round_to: int,
     min_keep: int,
-    allow_empty: bool,
-) -> list[_Step]:
-    """All steps, worst first; within a group always in the order of its scores."""
-    sets = _sets(deps, pool, scope)
-    keyed: list[tuple[float, int, int, _Step]] = []
-    for index, (name, score) in enumerate(pool.items()):
-        levels = _levels(score.size, round_to, min_keep, allow_empty)
-        ascending = np.sort(score)
-        last, start, number = -math.inf, 0, 0
-        for before, after in zip([score.size, *levels], levels, strict=False):
-            size = before - after
-            key = max(last, float(ascending[start : start + size].mean()))
-            step = _Step(name, after, size, sets[name])
-            keyed.append((key, index, number, step))
-            last, start, number = key, start + size, number + 1
-    keyed.sort(key=lambda k: k[:3])
-    steps = [k[3] for k in keyed]
-    if scope != "global":
-        steps = _by_rank(steps, pool, sets)
-    return _without_cuts(deps, steps) if allow_empty else steps
+) -> dict[str, int]:
+    """The kept counts of the groups that `ratios` names."""
+    kept: dict[str, int] = {}
+    for pattern, share in ratios.items():
+        require_sparsity(share)
+        for name in _named(deps, "ratios", pattern) & pool.keys():
+            size = pool[name].shape[0]
+            least = size - removed_count(size, share)
+            allowed = _order.levels(size, round_to, max(least, min_keep))
+            kept[name] = int(allowed[-1]) if allowed.size else size
+    return kept
 
 
-def _sets(deps: Groups, pool: Mapping[str, Any], scope: Scope) -> dict[str, Any]:
+def _allowed(
+    size: int, round_to: int, min_keep: int, most: float, allow_empty: bool
+) -> np.ndarray:
+    least = max(min_keep, math.ceil(size * (1 - most) - 1e-9))
+    return _order.levels(size, round_to, least, allow_empty and most == 1)
+
+
+def _sets(deps: Groups, pool: Scores, ranking: Ranking) -> dict[str, Any]:
     """For each group the set that it competes in."""
-    if scope == "global":
+    if ranking == "global":
         return dict.fromkeys(pool, 0)
-    if scope == "group":
+    if ranking == "group":
         return {name: name for name in pool}
     return {name: _structure(deps, deps[name]) for name in pool}
 
@@ -204,148 +332,56 @@ def _structure(deps: Groups, group: Group) -> Any:
     return (group.size, tuple(members))
 
 
-def _levels(size: int, round_to: int, min_keep: int, allow_empty: bool) -> list[int]:
-    """The kept counts that a group may go down to, descending."""
-    floor = -(-max(min_keep, 1) // round_to) * round_to
-    top = (size - 1) // round_to * round_to
-    levels = list(range(top, floor - 1, -round_to))
-    return [*levels, 0] if allow_empty else levels
-
-
-def _by_rank(
-    steps: list[_Step], pool: Mapping[str, np.ndarray], sets: Mapping[str, Any]
-) -> list[_Step]:
-    """Reorders by the fraction of its set that is gone after a step."""
-    sizes: dict[Any, int] = {}
-    for name, score in pool.items():
-        sizes[sets[name]] = sizes.get(sets[name], 0) + score.size
-    gone = dict.fromkeys(sizes, 0)
-    ranked = []
-    for place, step in enumerate(steps):
-        gone[step.pool] += step.removed
-        ranked.append((gone[step.pool] / sizes[step.pool], place, step))
-    return [step for *_, step in sorted(ranked, key=lambda r: r[:2])]
-
-
-def _without_cuts(deps: Groups, steps: list[_Step]) -> list[_Step]:
-    """Leaves out the steps that empty a group the output cannot do without."""
-    emptied: set[Atom] = set()
-    out = []
-    for step in steps:
-        if step.kept == 0:
-            atom = deps.atoms[step.group]
-            if not still_connected(deps.program, emptied | {atom}):
-                continue
-            emptied.add(atom)
-        out.append(step)
-    return out
-
-
-# -- the prefix ----------------------------------------------------------------------
-
-
-def _kept_after(
-    pool: Mapping[str, np.ndarray], steps: Sequence[_Step]
-) -> dict[str, int]:
-    kept = {name: score.size for name, score in pool.items()}
-    for step in steps:
-        kept[step.group] = step.kept
-    return kept
-
-
-def _by_count(
-    pool: dict[str, np.ndarray],
-    steps: list[_Step],
-    sparsity: float,
-    scope: Scope,
-    round_to: int,
-) -> dict[str, int]:
-    """The prefix of each set that removes the asked number of coordinates."""
-    sets: dict[Any, list[_Step]] = {}
-    for step in steps:
-        sets.setdefault(step.pool, []).append(step)
-    sizes: dict[Any, int] = {}
-    names = {step.group: step.pool for step in steps}
-    alone = {name: ("alone", name) for name in pool if name not in names}
-    for name, score in pool.items():
-        place = names.get(name, 0 if scope == "global" else alone.get(name))
-        sizes[place] = sizes.get(place, 0) + score.size
-    chosen: list[_Step] = []
-    for place, size in sizes.items():
-        target = removed_count(size, sparsity)
-        prefix, count = [], 0
-        for step in sets.get(place, []):
-            if count + step.removed > target:
-                break
-            prefix.append(step)
-            count += step.removed
-        most = sum(s.removed for s in sets.get(place, []))
-        if count < target and most < target:
-            raise value_error(
-                f"`sparsity` {sparsity} asks for {target} of {size} coordinates, but "
-                f"`min_keep` and `round_to` let at most {most} go. Lower the sparsity, "
-                'or use scope="global".'
-            )
-        chosen += prefix
-    if (
-        sparsity > 0
-        and not chosen
-        and any(removed_count(n, sparsity) for n in sizes.values())
-    ):
-        raise value_error(
-            f"`sparsity` {sparsity} with `round_to` {round_to} removes nothing: the "
-            "first step is larger. Raise the sparsity or lower `round_to`."
-        )
-    return _kept_after(pool, chosen)
-
-
-def _by_cost(
-    deps: Groups, steps: list[_Step], name: str, target: Any
-) -> dict[str, int]:
-    """The shortest prefix whose cost is at most the target."""
-    costs = deps.program.ctx.costs if name == "flops" else deps.parameter_costs
-    everything = {g.id: g.size for g in deps}
-
-    def cost(count: int) -> int:
-        counts = dict(everything)
-        counts.update({s.group: s.kept for s in steps[:count]})
-        return total(costs, {deps.atoms[i]: n for i, n in counts.items()})
-
-    limit = _limit(name, target, cost(0))
-    if cost(len(steps)) > limit:
-        raise value_error(
-            f"`{name}` {target} cannot be met: with every candidate group at its "
-            f"minimum {cost(len(steps))} of {cost(0)} remain. Lower `min_keep` or "
-            "`round_to`, or give scores for more groups."
-        )
-    low, high = 0, len(steps)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) <= limit else (middle + 1, high)
-    return {s.group: s.kept for s in steps[:low]}
-
-
-def _limit(name: str, target: Any, dense: int) -> float:
-    """The cost allowed."""
-    whole = isinstance(target, int | np.integer) and not isinstance(target, bool)
-    if whole and target >= 0:
-        return int(target)
-    if not isinstance(target, float | np.floating) or not 0 <= target <= 1:
-        raise value_error(
-            f"`{name}` must be a fraction to keep in [0, 1] or an integer count, got "
-            f"{target!r}."
-        )
-    return float(target) * dense
-
-
-def _lowest_removed(
-    pool: Mapping[str, np.ndarray], kept: Mapping[str, int]
+def _without_cuts(
+    deps: Groups,
+    pool: Scores,
+    allowed: dict[str, np.ndarray],
+    sets: Mapping[str, Any],
+    ranking: Ranking,
 ) -> dict[str, np.ndarray]:
-    """The highest-scored `kept` coordinates of each group; of equal ones the first."""
-    masks = {}
-    for name, count in kept.items():
-        best = np.argsort(-pool[name], kind="stable")[:count]
-        mask = np.zeros(pool[name].size, bool)
-        mask[best] = True
-        masks[name] = mask
-    return masks
+    """Takes the 0 from groups that the output cannot do without, in their order."""
+    steps = _order.ordered(pool, allowed, sets, ranking != "global")
+    if not isinstance(steps.position, np.ndarray):
+        raise value_error("`allow_empty` needs scores that are not traced.")
+    last = {
+        n: steps.position[s.stop - 1]
+        for n, s in zip(steps.names, steps.spans, strict=True)
+    }
+    emptied: set[Any] = set()
+    for name in sorted(last, key=last.__getitem__):
+        atom = deps.atoms[name]
+        if still_connected(deps.program, emptied | {atom}):
+            emptied.add(atom)
+        else:
+            allowed = {**allowed, name: allowed[name][:-1]}
+    return allowed
+
+
+def _warn_of(deps: Groups, keep: Mapping[str, np.ndarray]) -> None:
+    """Warns of groups that are cut to almost nothing, and of those not exact."""
+    kept = {name: int(mask.sum()) for name, mask in keep.items()}
+    left, size = sum(kept.values()), sum(mask.size for mask in keep.values())
+    thin = [
+        f"{name}: {n} of {keep[name].size} left"
+        for name, n in kept.items()
+        if 0 < 10 * n < keep[name].size and 2 * (left - n) > size - keep[name].size
+    ]
+    if thin:
+        warnings.warn(
+            "[jprune] these groups lose more than nine tenths while the others keep "
+            "more than half, which rarely leaves a network that works: give "
+            f'`most=0.9`, or ranking="group".{listing(thin)}',
+            stacklevel=3,
+        )
+    cut = [name for name, n in kept.items() if n < keep[name].size]
+    wrong = [
+        f"{name}: {deps.exactness[name].why}"
+        for name in cut
+        if not deps.exactness[name].exact
+    ]
+    if wrong:
+        warnings.warn(
+            "[jprune] removing from these groups is not the same as setting them to "
+            f"zero; leave `exact=True`, or verify the result.{listing(wrong)}",
+            stacklevel=3,
+        )

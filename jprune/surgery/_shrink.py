@@ -17,7 +17,6 @@ from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import flatten_call, trace
 from jprune._tree import keys_text
 from jprune.surgery import _cells as ce
-from jprune.surgery import rules
 from jprune.surgery._axes import Atom
 from jprune.surgery._build import Builder, Log, Options
 from jprune.surgery._cells import Bits, Cell, Value
@@ -187,7 +186,7 @@ class Graph:
     def _build(self, choice: Choice, options: Options) -> None:
         self.log = Log()
         self.leaves: list[Cell] = []
-        builder = Builder(rules.RULES, choice, options, self.log)
+        builder = Builder(choice, options, self.log)
         ins = [
             self._input(builder, info, aval)
             for info, aval in zip(

@@ -10,6 +10,7 @@ threshold begins.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
@@ -20,7 +21,7 @@ from jprune.surgery._plan import Plan, pack_leaf
 
 
 def pack_state(
-    plan: Plan, opt_state: PyTree, params: PyTree, at: Any, rule: Any
+    plan: Plan, opt_state: PyTree, params: PyTree, at: Any, rule: Any, tx: Any = None
 ) -> PyTree:
     """See `Plan.pack_state`."""
     prefix = prefix_of(at)
@@ -36,28 +37,35 @@ def pack_state(
             "what the groups were found on, say where with `at` (`at='params'`):"
             + listing([keys_text(path) for path in strange])
         )
+    fresh = _fresh_shapes(plan, params, at, tx)
     wrong: list[str] = []
+
+    def other(keys: KeyTuple, x: Any, masks: Any, why: str) -> Any:
+        """A leaf that is no copy of a parameter."""
+        packed = rule(keys, x, masks) if rule else None
+        if packed is not None:
+            return packed
+        known = fresh.get(keys) == tuple(x.shape)
+        if not known and (masks is not None or jnp.issubdtype(x.dtype, jnp.inexact)):
+            wrong.append(f"{keys_text(keys)} {tuple(x.shape)}: {why}")
+        return x
 
     def leaf(path: Any, x: Any) -> Any:
         keys = path_keys(path)
         shape = tuple(getattr(x, "shape", ()))
         if shape == ():
             return x
-        name = keys_text(keys)
         fits = [p for p in shapes if p == keys[len(keys) - len(p) :]]
         if not fits:
-            if jnp.issubdtype(x.dtype, jnp.inexact):
-                wrong.append(f"{name} {shape}: belongs to no parameter")
-            return x
+            return other(keys, x, None, "belongs to no parameter")
         found: KeyTuple = max(fits, key=len)
         masks = plan.keep[(*prefix, *found)]
         if shapes[found] != shape:
-            packed = rule(keys, x, masks) if rule else None
-            if packed is None:
-                wrong.append(f"{name} {shape}: the parameter has {shapes[found]}")
-            return packed
+            return other(keys, x, masks, f"the parameter has {shapes[found]}")
         if tuple(m.size for m in masks) != shape:
-            wrong.append(f"{name} {shape}: the plan has {[m.size for m in masks]}")
+            wrong.append(
+                f"{keys_text(keys)} {shape}: the plan has {[m.size for m in masks]}"
+            )
             return x
         return pack_leaf(x, masks)
 
@@ -66,12 +74,21 @@ def pack_state(
         raise value_error(
             "`opt_state` has leaves that are not copies of parameters, such as the "
             "factored moments of Adafactor; they cannot be sliced. Give a `rule` for "
-            "these leaves, or start afresh with `tx.init(plan.pack(params))`."
+            "these leaves, `tx=` if they do not depend on the widths, or start afresh "
+            "with `tx.init(plan.pack(params))`."
             f"{listing(wrong)}"
         )
     return jtu.tree_map(
         lambda x: x.repacked() if _counts_itself(x) else x, out, is_leaf=_counts_itself
     )
+
+
+def _fresh_shapes(plan: Plan, params: PyTree, at: Any, tx: Any) -> dict[KeyTuple, Any]:
+    """The shapes of a state that is made for the compact parameters, by path."""
+    if tx is None:
+        return {}
+    state = jax.eval_shape(lambda p: tx.init(plan.pack(p, at=at)), params)
+    return {path_keys(p): tuple(x.shape) for p, x in jtu.tree_leaves_with_path(state)}
 
 
 def _counts_itself(x: Any) -> bool:

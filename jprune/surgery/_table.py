@@ -1,5 +1,11 @@
-"""The report of `Groups.table()`."""
+"""The reports of `Groups.table()` and `Plan.table()`: repeated blocks are one line.
 
+Lines that differ only in the numbers of their paths (`blocks/0/mlp`, `blocks/1/mlp`)
+are folded into one, `blocks/*/mlp x 2`, in the place of the first.
+"""
+
+import re
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -8,19 +14,98 @@ from jprune._tree import keys_text
 
 
 def table(deps: Any) -> str:
-    """Groups, frozen axes, ties: one line each."""
-    lines = [_row("group", "size", "kind", "exact", "members")]
+    """Groups, frozen axes, ties."""
+    rows = []
     for group in deps:
         exact = deps.exactness[group.id]
         way = exact.way if exact.exact else f"no: {exact.why}"
-        members = ", ".join(
-            f"{keys_text(m.path)}:{m.axis} ({m.role})" for m in group.members
+        members = [f"{keys_text(m.path)}:{m.axis} ({m.role})" for m in group.members]
+        folded = ", ".join(
+            _times(text, n) for text, _, n in fold((m, 0) for m in members)
         )
-        lines.append(_row(group.id, group.size, group.kind, way, members))
+        rows.append((group.id, (group.size, group.kind, way, _starred(folded), folded)))
+    lines = [_row("group", "size", "kind", "exact", "members")]
+    alike = fold((name, rest[:4]) for name, rest in rows)
+    first = {name: rest[4] for name, rest in rows}
+    for name, (size, kind, way, members), n in alike:
+        lines.append(_row(_times(name, n), size, kind, way, first.get(name, members)))
     if len(deps) == 0:
         lines.append("no group can be removed")
     lines += _frozen(deps) + _chunks(deps) + _ties(deps)
     return "\n".join(lines)
+
+
+def plan_table(plan: Any) -> str:
+    """Shapes before and after, what each group lost, and the number of parameters."""
+    after = plan.compact_shapes
+    rows = [
+        (keys_text(path) or "params", (_shape(shape), _shape(after[path])))
+        for path, shape in plan.dense_shapes.items()
+    ]
+    body = [
+        (_times(name, n), before, now if now != before else "")
+        for name, (before, now), n in fold(rows)
+    ]
+    lines = _columns(("parameter", "before", "after"), body)
+    if plan.groups:
+        groups = [(name, counts) for name, counts in plan.groups.items()]
+        body = [
+            (_times(name, n), str(size), str(kept), f"{1 - kept / size:.0%}")
+            for name, (kept, size), n in fold(groups)
+        ]
+        lines += ["", *_columns(("group", "size", "kept", "lost"), body)]
+    sizes = [
+        sum(map(_product, shapes.values())) for shapes in (plan.dense_shapes, after)
+    ]
+    lines += ["", f"parameters {sizes[0]:,} -> {sizes[1]:,}"]
+    return "\n".join(lines)
+
+
+def fold(rows: Iterable[tuple[str, Hashable]]) -> list[tuple[str, Any, int]]:
+    """Rows with equal rests whose texts differ in numbers only, as one.
+
+    Returns:
+      The text (with a star for each number that differs between the rows it stands
+      for), the rest and how many, in the order of first appearance.
+    """
+    found: dict[Any, list[str]] = {}
+    for text, rest in rows:
+        found.setdefault((_starred(text), rest), []).append(text)
+    return [(_together(texts), rest, len(texts)) for (_, rest), texts in found.items()]
+
+
+_NUMBER = re.compile(r"(?<![:\d])(\d+)(?=[/_.\s]|$|:\d)")  # of a path, not an axis
+
+
+def _together(texts: list[str]) -> str:
+    """One text for several: a star where their numbers differ."""
+    parts = zip(*map(_NUMBER.split, texts), strict=True)
+    return "".join(p[0] if len(set(p)) == 1 else "*" for p in parts)
+
+
+def _starred(text: str) -> str:
+    """The text with a star for each number in its paths, axes aside."""
+    return _NUMBER.sub("*", text)
+
+
+def _times(text: str, n: int) -> str:
+    return text if n == 1 else f"{text} x {n}"
+
+
+def _columns(head: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    return [
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *body)
+    ]
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
 
 
 def _row(name: Any, size: Any, kind: Any, exact: Any, members: Any) -> str:
@@ -28,33 +113,40 @@ def _row(name: Any, size: Any, kind: Any, exact: Any, members: Any) -> str:
 
 
 def _frozen(deps: Any) -> list[str]:
-    lines = ["", "frozen:"]
+    rows = []
     for item in deps.frozen():
         by = f" [{item.primitive}]" if item.primitive else ""
-        where = f"{keys_text(item.path)}:{item.axis}[{item.start}:{item.stop}]"
-        lines.append(f"  {where}  {item.why}{by}")
-    return lines if len(lines) > 2 else []
+        where = f"[{item.start}:{item.stop}]  {item.why}{by}"
+        rows.append((f"{keys_text(item.path)}:{item.axis}", where))
+    lines = [f"  {name}{_end(rest, n)}" for name, rest, n in fold(rows)]
+    return ["", "frozen:", *lines] if lines else []
+
+
+def _end(rest: str, n: int) -> str:
+    """The rest of a line, with how many it stands for behind the positions."""
+    where, _, why = rest.partition("  ")
+    return f"{_times(where, n)}  {why}"
 
 
 def _chunks(deps: Any) -> list[str]:
     """The smallest removable number of positions on axes where it is not 1."""
-    lines = ["", "smallest removable chunk (positions):"]
-    for path, axes in deps.params.items():
-        for axis in range(len(axes)):
-            sizes = [
-                int(np.bincount(m.coordinates(group.size) + 1)[1:].min())
-                for group in deps
-                for m in group.members
-                if m.path == path and m.axis == axis and m.labels is not None
-            ]
-            if sizes and min(sizes) > 1:
-                name = keys_text(path)
-                lines.append(f"  {name}:{axis}  {min(sizes)} of {axes[axis].size}")
-    return lines if len(lines) > 2 else []
+    least: dict[Any, int] = {}
+    for group in deps:
+        for ref in group.members:
+            if ref.labels is not None:
+                held = np.bincount(ref.coordinates(group.size) + 1)[1:]
+                at = (ref.path, ref.axis)
+                least[at] = min(int(held.min()), least.get(at, held.size * held.max()))
+    rows = [
+        (f"{keys_text(path)}:{axis}", f"{n} of {deps.shapes[path][axis]}")
+        for (path, axis), n in sorted(least.items(), key=lambda item: str(item[0]))
+        if n > 1
+    ]
+    lines = [f"  {_times(name, n)}  {rest}" for name, rest, n in fold(rows)]
+    return ["", "smallest removable chunk (positions):", *lines] if lines else []
 
 
 def _ties(deps: Any) -> list[str]:
-    lines = ["", "outputs tied to parameters (state):"]
-    for out, param in deps.program.ties:
-        lines.append(f"  {keys_text(out)} = {keys_text(param)}")
-    return lines if len(lines) > 2 else []
+    rows = [(f"{keys_text(a)} = {keys_text(b)}", "") for a, b in deps.program.ties]
+    lines = [f"  {_times(text, n)}" for text, _, n in fold(rows)]
+    return ["", "outputs tied to parameters (state):", *lines] if lines else []

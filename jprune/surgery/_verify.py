@@ -3,26 +3,31 @@
 The certificate says whether removal equals zeroing without computing anything; the run
 compares the compact function with the zeroed dense one. Where the reference itself is
 not finite (0 / 0 in a weight norm of a removed unit) its entries are left out of the
-comparison, and the report says so. When the two disagree, the groups are tried in
-halves until the smallest failing set is found.
+comparison, and the report says so; if that leaves nothing, nothing is verified. When
+the two disagree, the groups that the certificate calls inexact are suspected first, and
+the suspects are halved, on the side of the larger error, until one is left.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._tree import keyed_leaves
+from jprune._errors import value_error
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
 from jprune.surgery._certificate import exactness_of
 from jprune.surgery._groups import Groups, groups
 from jprune.surgery._make import plan_from_keep
-from jprune.surgery._plan import Plan
+from jprune.surgery._measure import Gap, Result, Run, gap, is_float, matched
+from jprune.surgery._plan import Plan, pack_leaf
 from jprune.surgery._shrink import Graph, analyzed, shrink, solve
+
+Mean = Literal["dense", "compact"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Report:
     """What `verify` found.
 
     Attributes:
-      ok: the compact model equals the reference within the tolerance.
+      ok: the compact model equals the reference within the tolerance, on at least one
+        entry; with `compact=`, that function equals the meaning asked for.
       way: how the certificate says it does: "zero", "constant", "ghost" or "no".
       reasons: for "no", where removed coordinates that differ met a sum.
       error: largest difference of the outputs, relative to the largest reference value.
@@ -39,6 +45,9 @@ class Report:
       nonfinite: fraction of the reference's entries that are not finite and were left
         out.
       groups: ids of the smallest set of groups found to fail, when `ok` is False.
+      stopped: whether the search for them ended at `limit`.
+      compact: the error of the function given as `compact`, by what removal means:
+        `{"dense": ..., "compact": ...}`; None without one.
     """
 
     ok: bool
@@ -49,6 +58,8 @@ class Report:
     tolerance: float
     nonfinite: float
     groups: tuple[str, ...] = ()
+    stopped: bool = False
+    compact: dict[str, float] | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -58,11 +69,30 @@ class Report:
         if self.gradient_error is not None:
             lines.append(f"gradient: relative error {self.gradient_error:.1e}")
         lines += [f"not exact: {why}" for why in self.reasons]
-        if self.nonfinite:
+        if self.nonfinite == 1.0:
+            lines.append("nothing was compared: no entry of the reference is finite")
+        elif self.nonfinite:
             lines.append(f"reference not finite in {self.nonfinite:.1%} of its entries")
+        if self.compact is not None:
+            lines.append(
+                f"the function given {_meanings(self.compact, self.tolerance)}"
+            )
         if self.groups:
-            lines.append(f"failing groups: {', '.join(self.groups)}")
+            among = "failing groups, among (time was up)" if self.stopped else "failing"
+            word = among if self.stopped else f"{among} groups"
+            lines.append(f"{word}: {', '.join(self.groups)}")
         return "\n".join(lines)
+
+
+def _meanings(errors: dict[str, float], tolerance: float) -> str:
+    """Which meaning of removal a function has."""
+    words = [
+        f"equals mean={mean!r}"
+        if error <= tolerance
+        else f"differs from mean={mean!r} by {error:.1e}"
+        for mean, error in sorted(errors.items(), key=lambda item: item[1])
+    ]
+    return ", ".join(words)
 
 
 def verify(
@@ -72,8 +102,11 @@ def verify(
     *args: Any,
     gradient: bool = False,
     tolerance: float | None = None,
-    mean: Literal["dense", "compact"] = "dense",
+    mean: Mean = "dense",
     reference: Literal["zeroed", "dense"] = "zeroed",
+    compact: Callable[..., Any] | None = None,
+    limit: float = 60.0,
+    progress: Callable[[str], None] | None = None,
     **kwargs: Any,
 ) -> Report:
     """Compares the compact function with the dense one.
@@ -81,7 +114,7 @@ def verify(
     Args:
       fn: the dense function.
       plan: what is removed.
-      params: the dense parameters.
+      params: the dense parameters; leaves that are no arrays pass.
       *args: its other arguments.
       gradient: also compare the gradient of a fixed projection of the output.
       tolerance: of the largest difference, relative to the largest reference value.
@@ -91,162 +124,215 @@ def verify(
       reference: "zeroed": `fn(plan.zero(params))`, whether surgery is right. "dense":
         `fn(params)`, what the removal itself changes (0 when everything removed was
         without effect).
+      compact: a function of your own over the packed parameters, such as your class at
+        the compact widths: `compact(plan.pack(params), *args, **kwargs)`. The report
+        then says which meaning of removal it has; `ok` is whether that is `mean`.
+      limit: seconds after which the search for a failing group ends. The comparison
+        itself always runs to its end.
+      progress: called with a line of text at each step of that search, as `print`.
       **kwargs: keyword arguments of `fn`.
 
     Returns:
       A `Report`; printing it says what happened.
+
+    Raises:
+      ValueError: if `compact` cannot run, or gives results of other paths or shapes.
+
+    Examples:
+      ::
+
+        narrow = Net(width=plan.compact_shapes["dense", "kernel"][1])
+        print(surgery.verify(apply, plan, params, x, compact=narrow.apply))
     """
     program = analyzed(fn, plan, None, params, args, kwargs)
     ties = dict(program.ties)
-
-    def compare(part: Plan) -> _Errors:
-        return _compare(fn, part, params, args, kwargs, gradient, mean, reference, ties)
-
-    errors = compare(plan)
+    check = _Check(fn, params, args, kwargs, gradient, mean, reference, ties)
     if tolerance is None:
         tolerance = _tolerance(params)
     graph = Graph(program, solve(plan, program), Options(removed=mean == "compact"))
     way, reasons = exactness_of(graph.status())
-    worst = max(errors.forward, errors.gradient or 0.0)
-    ok = bool(worst <= tolerance)
+    found = check(plan)
+    ok = found.ok(tolerance)
     blame: tuple[str, ...] = ()
-    if not ok:
-
-        def fails(part: Plan) -> bool:
-            e = compare(part)
-            return max(e.forward, e.gradient or 0.0) > tolerance
-
+    stopped, errors = False, None
+    if compact is not None:
+        errors = check.meanings(plan, compact)
+        ok = errors[mean] <= tolerance and (ok or mean == "compact")
+    elif not ok:
         deps = groups(
             fn,
             reduce_max="drop",
             state_outputs=list(ties) or False,
             free_outputs=plan.free,
         )(params, *args, **kwargs)
-        blame = _blame(deps, plan, fails)
+        search = _Search(deps, plan, check, tolerance, limit, progress)
+        blame, stopped = search.run(found)
     return Report(
-        ok,
-        way,
-        reasons,
-        errors.forward,
-        errors.gradient,
-        tolerance,
-        errors.nonfinite,
-        blame,
+        ok=ok,
+        way=way,
+        reasons=reasons,
+        error=found.forward.error,
+        gradient_error=found.gradient.error if found.gradient else None,
+        tolerance=tolerance,
+        nonfinite=found.forward.nonfinite,
+        groups=blame,
+        stopped=stopped,
+        compact=errors,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Errors:
-    forward: float
-    gradient: float | None
-    nonfinite: float
+class _Found:
+    """The gaps of outputs and of gradients."""
+
+    forward: Gap
+    gradient: Gap | None
+
+    @property
+    def worst(self) -> float:
+        return max(g.error for g in (self.forward, self.gradient) if g is not None)
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether outputs or gradients have no entry that was compared."""
+        return any(g.compared == 0 for g in (self.forward, self.gradient) if g)
+
+    def ok(self, tolerance: float) -> bool:
+        return not self.vacuous and self.worst <= tolerance
 
 
-def _compare(
-    fn: Callable[..., Any],
-    plan: Plan,
-    params: PyTree,
-    args: tuple,
-    kwargs: dict[str, Any],
-    gradient: bool,
-    mean: Any,
-    reference: str,
-    ties: dict[Any, Any],
-) -> _Errors:
-    small = shrink(fn, plan, mean=mean)
-    dense_params = plan.zero(params) if reference == "zeroed" else params
-    want = _with_gradient(fn, dense_params, args, kwargs, gradient)
-    got = _with_gradient(small, plan.pack(params), args, kwargs, gradient)
-    outs = keyed_leaves(want[0])
-    pairs = []
-    for (path, w), (_, g) in zip(outs, keyed_leaves(got[0]), strict=True):
-        if path in ties:
-            w = _packed(plan, ties[path], w)
-        if np.shape(w) == np.shape(g):  # outputs that come back shortened have no twin
-            pairs.append((w, g))
-    forward, lost = _difference(pairs)
-    slope = None
-    if gradient:
-        packed = plan.pack(want[1])
-        slope, _ = _difference(
-            list(zip(jax.tree.leaves(packed), jax.tree.leaves(got[1]), strict=True))
+class _Check:
+    """Compares compact and dense for plans that remove parts of one plan."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: PyTree,
+        args: tuple,
+        kwargs: dict[str, Any],
+        gradient: bool,
+        mean: Mean,
+        reference: str,
+        ties: dict[Any, Any],
+    ) -> None:
+        self.fn, self.params, self.args, self.kwargs = fn, params, args, kwargs
+        self.gradient, self.mean, self.reference = gradient, mean, reference
+        self.ties = ties
+        self.dense = Run(fn, args, kwargs, gradient, ties)  # compiled once for all
+
+    def __call__(self, plan: Plan) -> _Found:
+        zeroed = self.reference == "zeroed"
+        want = self.dense(plan.zero(self.params) if zeroed else self.params)
+        return self._found(self._packed(want, plan), self._small(plan, self.mean))
+
+    def meanings(self, plan: Plan, compact: Callable[..., Any]) -> dict[str, float]:
+        """The error of a function of the packed parameters, by meaning of removal."""
+        run = Run(compact, self.args, self.kwargs, self.gradient, self.ties)
+        try:
+            got = run(plan.pack(self.params))
+        except Exception as error:  # the user's class, whatever it raises
+            raise value_error(
+                "`compact` cannot run on the packed parameters: "
+                f"{type(error).__name__}: {error}. Build your class at the widths of "
+                "`jprune.frameworks.widths(deps, plan)`."
+            ) from error
+        errors: dict[str, float] = {}
+        means: tuple[Mean, ...] = ("dense", "compact")
+        for mean in means:
+            want = self._small(plan, mean)
+            _require_same_results(want.outputs, got.outputs)
+            errors[mean] = self._found(want, got).worst
+        return errors
+
+    def _small(self, plan: Plan, mean: Mean) -> Result:
+        small = shrink(self.fn, plan, mean=mean)
+        run = Run(small, self.args, self.kwargs, self.gradient, self.ties)
+        return run(plan.pack(self.params))
+
+    def _packed(self, want: Result, plan: Plan) -> Result:
+        """The dense results as the compact function should give them."""
+        return Result(
+            {
+                p: pack_leaf(x, plan.keep[self.ties[p]]) if p in self.ties else x
+                for p, x in want.outputs.items()
+            },
+            {p: pack_leaf(x, plan.keep[p]) for p, x in want.gradient.items()},
         )
-    return _Errors(forward, slope, lost)
+
+    def _found(self, want: Result, got: Result) -> _Found:
+        forward = gap(matched(want.outputs, got.outputs))
+        if not self.gradient:
+            return _Found(forward, None)
+        return _Found(forward, gap(matched(want.gradient, got.gradient)))
 
 
-def _packed(plan: Plan, path: Any, leaf: Any) -> Any:
-    out = np.asarray(leaf)
-    for axis, mask in enumerate(plan.keep[path]):
-        out = np.compress(mask, out, axis)
-    return out
-
-
-def _with_gradient(
-    fn: Callable[..., Any], params: PyTree, args: tuple, kwargs: Any, gradient: bool
-) -> tuple[Any, Any]:
-    """The outputs, and the gradient of a projection of those that have full size."""
-    if not gradient:
-        return jax.jit(lambda p: fn(p, *args, **kwargs))(params), None
-    leaves, tree = jax.tree.flatten(params)
-    floats = [i for i, x in enumerate(leaves) if _is_float(x)]
-
-    def loss(moving: list[Any]) -> tuple[Any, Any]:
-        full = list(leaves)
-        for i, x in zip(floats, moving, strict=True):
-            full[i] = x
-        out = fn(jax.tree.unflatten(tree, full), *args, **kwargs)
-        first = next(x for x in jax.tree.leaves(out) if _is_float(x))
-        weights = jnp.cos(jnp.arange(first.size, dtype=first.dtype)).reshape(
-            first.shape
+def _require_same_results(want: dict[Any, Any], got: dict[Any, Any]) -> None:
+    shapes = [{p: tuple(np.shape(x)) for p, x in out.items()} for out in (want, got)]
+    if shapes[0] != shapes[1]:
+        raise value_error(
+            f"`compact` must give what the dense function gives, {shapes[0]}, got "
+            f"{shapes[1]} (by path of the result)."
         )
-        return jnp.sum(first * weights), out
-
-    slope, out = jax.jit(jax.grad(loss, has_aux=True))([leaves[i] for i in floats])
-    full = [np.zeros(np.shape(x)) if hasattr(x, "shape") else x for x in leaves]
-    for i, x in zip(floats, slope, strict=True):
-        full[i] = x
-    return out, jax.tree.unflatten(tree, full)
-
-
-def _is_float(x: Any) -> bool:
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _difference(pairs: Sequence[tuple[Any, Any]]) -> tuple[float, float]:
-    """Largest relative difference, and the fraction of entries left out.
-
-    Each leaf is relative to its own largest entry, or to a thousandth of the largest of
-    all: a leaf that is zero but for rounding says nothing.
-    """
-    gaps, scales, lost, count = [], [], 0, 0
-    for want, got in pairs:
-        if not hasattr(want, "dtype") or not jnp.issubdtype(want.dtype, jnp.number):
-            continue
-        wide = np.complex128 if jnp.iscomplexobj(want) else np.float64
-        a, b = np.asarray(want, wide), np.asarray(got, wide)
-        finite = np.isfinite(a)
-        lost, count = lost + int((~finite).sum()), count + a.size
-        if finite.any():
-            gap = np.abs(a[finite] - b[finite])
-            gaps.append(float(np.where(np.isnan(gap), np.inf, gap).max()))
-            scales.append(float(np.abs(a[finite]).max()))
-    floor = max(1e-3 * max(scales, default=0.0), 1e-30)
-    worst = max(
-        (gap / max(scale, floor) for gap, scale in zip(gaps, scales, strict=True)),
-        default=0.0,
-    )
-    return worst, lost / max(count, 1)
 
 
 def _tolerance(params: PyTree) -> float:
-    dtypes = {jnp.dtype(x.dtype) for x in jax.tree.leaves(params) if _is_float(x)}
+    dtypes = {jnp.dtype(x.dtype) for x in jax.tree.leaves(params) if is_float(x)}
     if all(d.itemsize >= 8 for d in dtypes):
         return 1e-9
     return 1e-4 if all(d.itemsize >= 4 for d in dtypes) else 5e-2
 
 
-def _blame(deps: Groups, plan: Plan, fails: Callable[[Plan], bool]) -> tuple[str, ...]:
-    """A smallest failing set of groups: halves while one of them fails alone."""
+class _Search:
+    """Which groups of a plan fail: certificate first, then halves by their error."""
+
+    def __init__(
+        self,
+        deps: Groups,
+        plan: Plan,
+        check: _Check,
+        tolerance: float,
+        limit: float,
+        progress: Callable[[str], None] | None,
+    ) -> None:
+        self.deps, self.check, self.tolerance = deps, check, tolerance
+        self.keep = _kept(deps, plan)
+        self.end = time.monotonic() + limit
+        self.progress = progress or (lambda line: None)
+
+    def run(self, found: _Found) -> tuple[tuple[str, ...], bool]:
+        """The ids, and whether time was up before the search was."""
+        names = list(self.keep)
+        exactness = self.deps.exactness
+        if found.vacuous:
+            return tuple(n for n in names if exactness[n].nonfinite), False
+        inexact = [n for n in names if not exactness[n].exact]
+        if inexact and len(inexact) < len(names):
+            if self._late():
+                return tuple(inexact), True
+            names = inexact if self._error(inexact) > self.tolerance else names
+        while len(names) > 1:
+            if self._late():
+                return tuple(names), True
+            middle = len(names) // 2
+            halves = names[:middle], names[middle:]
+            errors = [self._error(half) for half in halves]
+            if max(errors) <= self.tolerance:
+                break  # only together
+            names = halves[int(np.argmax(errors))]
+        return tuple(names), False
+
+    def _late(self) -> bool:
+        return time.monotonic() > self.end
+
+    def _error(self, names: list[str]) -> float:
+        part = plan_from_keep(self.deps, {n: self.keep[n] for n in names})
+        error = self.check(part).worst
+        self.progress(f"{len(names)} groups from {names[0]}: error {error:.1e}")
+        return error
+
+
+def _kept(deps: Groups, plan: Plan) -> dict[str, np.ndarray]:
+    """The kept coordinates of each group that loses some."""
     keep = {}
     for group in deps:
         ref = group.members[0]
@@ -255,14 +341,4 @@ def _blame(deps: Groups, plan: Plan, fails: Callable[[Plan], bool]) -> tuple[str
         kept[where[(where >= 0) & mask]] = True
         if not kept.all():
             keep[group.id] = kept
-    names = list(keep)
-    while len(names) > 1:
-        middle = len(names) // 2
-        for half in (names[:middle], names[middle:]):
-            part = plan_from_keep(deps, {n: keep[n] for n in half})
-            if fails(part):
-                names = half
-                break
-        else:
-            break
-    return tuple(names)
+    return keep

@@ -35,6 +35,9 @@ zero: `keep_masked`, `prune_once`, `prune_gradually`, `prune_by_weight_history`,
 `prune_to_n_of_m`, `prune_unmoved`, `prune_in_turn`, `shrink_softly`; `truncate_rank`
 lands kernels on low rank instead.
 
+`rescale_filters` lands scale-invariant filters on one length; `log_filters`, also last,
+changes nothing and says how they move.
+
 *Wrappers* stand around a whole optimizer: `drop_and_grow`, `grow_and_prune`.
 
 *Around a run*: `check` tells whether the projections of a chain have the last word;
@@ -88,6 +91,8 @@ from jprune.transforms._n_of_m import prune_to_n_of_m as prune_to_n_of_m
 from jprune.transforms._n_of_m import sr_ste as sr_ste
 from jprune.transforms._prune_gradually import prune_gradually as prune_gradually
 from jprune.transforms._prune_unmoved import prune_unmoved as prune_unmoved
+from jprune.transforms._rescale_filters import log_filters as log_filters
+from jprune.transforms._rescale_filters import rescale_filters as rescale_filters
 from jprune.transforms._saliency import gsm as gsm
 from jprune.transforms._saliency import mask_by_saliency as mask_by_saliency
 from jprune.transforms._selective_decay import (

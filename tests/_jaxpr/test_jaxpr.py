@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jprune._jaxpr import _compat, _flops
+from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import trace
+from jprune.surgery import _flops
 
 
 def equations(jaxpr):

@@ -1,5 +1,6 @@
 """The five measures side by side, by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,3 +56,22 @@ def test_text_shows_every_measure_with_its_ratio():
 def test_errors():
     with pytest.raises(TypeError, match=r"\[jprune\] `compact` must be a pair `\(app"):
         analysis.compare((mlp, {}), mlp, jnp.ones(3))  # type: ignore[arg-type]
+
+
+def test_leaves_that_are_no_numbers_pass():
+    """Functions, flags and random keys, as in modules of Equinox and NNX."""
+    params = {
+        "f": jnp.tanh,
+        "key": jax.random.key(0),
+        "on": True,
+        "w": jnp.ones((3, 2)),
+    }
+
+    def fn(p, x, scale):
+        assert p["on"] is True and scale == 2
+        return {"y": scale * p["f"](x @ p["w"]), "name": None}
+
+    x = jnp.ones((4, 3))
+    both = analysis.compare((fn, params), (fn, params), x, 2, rounds=1)
+    assert both.dense.parameters == 6 and both.dense.flops == 2 * 4 * 3 * 2
+    assert analysis.latency(fn, params, x, 2, rounds=1, warmup=1).rounds == 1

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jprune import at_init, masks
 from jprune.masks._scope import resolve_scope
 from tests.at_init.table import BATCH, SPARSITY, TABLE, loss
+from tests.jaxprs import jaxprs_in_params
 
 CASES = pytest.mark.parametrize("case", TABLE, ids=lambda c: c.name)
 # A ranking takes seconds to compile: where scores tell the same, masks are slow tests.

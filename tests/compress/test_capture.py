@@ -7,8 +7,7 @@ import pytest
 from jax import lax
 
 from jprune import compress
-from jprune._jaxpr import _compat
-from jprune._jaxpr._flat import flatten
+from jprune._jaxpr._flat import flatten, run
 from jprune._jaxpr._matrix import matrix_form
 from jprune._jaxpr._trace import trace
 from jprune.compress._capture import Captured
@@ -196,5 +195,9 @@ def test_a_flat_program_computes_the_same():
     flat = flatten(trace(mlp)(p, x))
     assert [matrix_form(flat, s).path for s in flat.sites] == [("a",), ("b",), ("c",)]
     leaves = [*jax.tree.leaves(p), x]
-    (out,) = _compat.as_function(flat.jaxpr)(*leaves)
+    jaxpr = flat.jaxpr.jaxpr
+    env = dict(zip(jaxpr.invars, leaves, strict=True))
+    env |= zip(jaxpr.constvars, flat.jaxpr.consts, strict=True)
+    run(jaxpr, env, 0, len(flat.eqns))
+    (out,) = (env[v] for v in jaxpr.outvars)
     np.testing.assert_allclose(out, mlp(p, x), rtol=1e-6)

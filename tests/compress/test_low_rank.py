@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from jprune import analysis, compress, surgery, transforms
+from jprune._factors import Factors
 from jprune.compress import Unfolding
-from jprune.compress._factors import Factors
 from jprune.compress._low_rank import LowRank
 
 

@@ -99,3 +99,41 @@ def test_errors():
         compress.recalibrate(lambda s, x: s, stats, [1], momentum=1.0)
     with pytest.raises(ValueError, match=r"exactly the structure[^$]*missing: mean"):
         compress.recalibrate(lambda s, x: {"m": s["mean"]}, stats, [jnp.ones(1)])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 10, 1000])
+def test_debiased_averages_are_the_mean_and_go_on_from_there(steps):
+    """Haiku's `average` is `hidden / (1 - m^counter)`; the counter keeps its value."""
+
+    def net(x):
+        return hk.BatchNorm(True, True, 0.9)(x, True)
+
+    model = hk.without_apply_rng(hk.transform_with_state(net))
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(2.0, 1.5, (64, 3)).astype(np.float32) for _ in range(3)]
+    params, state = model.init(jax.random.key(0), batches[0])
+    update = jax.jit(lambda s, x: model.apply(params, s, x)[1])
+    for _ in range(steps):
+        state = update(state, batches[0] - 5)
+    new = compress.recalibrate(update, state, batches, momentum=0.9)
+    wanted = {
+        "mean_ema": np.mean([b.mean(0) for b in batches], 0),
+        "var_ema": np.mean([b.var(0) for b in batches], 0),
+    }
+    for name, value in wanted.items():
+        found = new[f"batch_norm/~/{name}"]
+        np.testing.assert_allclose(found["average"].ravel(), value, rtol=1e-4)
+        assert found["counter"] == steps
+        np.testing.assert_allclose(
+            found["hidden"].ravel(), value * (1 - 0.9**steps), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_another_use_of_a_counter_is_refused():
+    def update(stats, x):
+        count = stats["count"] + 1
+        return {"count": count, "mean": stats["mean"] / count + x.mean() * count}
+
+    stats = {"count": jnp.int32(4), "mean": jnp.float32(0)}
+    with pytest.raises(ValueError, match="depends on a counter"):
+        compress.recalibrate(update, stats, [jnp.ones(3)], momentum=0.9)

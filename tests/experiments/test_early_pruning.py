@@ -38,8 +38,8 @@ def lab(tmp_path_factory, open_tiny):
 
 
 def run(lab, **changes):
-    method = build.METHODS["early_pruning"]
-    return list(method(lab, None, **{**RUN, **changes}))
+    given = {"method": "early_pruning", **RUN, **changes}
+    return list(build.rows(lab, None, given))
 
 
 def check(rows):

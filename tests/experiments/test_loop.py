@@ -65,7 +65,7 @@ def test_four_devices_train_as_a_plain_loop_does(dispatch, tmp_path, open_tiny):
     lab = open_tiny(tmp_path, steps_per_dispatch=dispatch, seed=3)
     assert lab.per_dispatch == (dispatch or lab.per_epoch) and lab.per_epoch == 2
     assert lab.mesh.size == 4
-    done = fit(lab, compile_program(lab, momentum_sgd), "plain", 2)
+    done = fit(lab, compile_program(lab, momentum_sgd), lab.run("plain"), 2)
     params, losses = plain_run(lab, 2)
     close(done.params, params)
     log = results.history(tmp_path / "log.jsonl")["plain"]
@@ -82,7 +82,8 @@ def test_a_dispatch_that_does_not_divide_the_epoch(tmp_path, open_tiny):
     three = open_tiny(tmp_path / "b", batch=280, steps_per_dispatch=3)
     assert one.per_epoch == 5
     runs = [
-        fit(lab, compile_program(lab, momentum_sgd), "run", 1) for lab in (one, three)
+        fit(lab, compile_program(lab, momentum_sgd), lab.run("run"), 1)
+        for lab in (one, three)
     ]
     close(runs[0].params, runs[1].params)
 
@@ -125,7 +126,7 @@ def test_a_run_may_have_batches_of_its_own(tmp_path, open_tiny):
     other = lab.rebatched(356)
     assert (other.batch, other.per_epoch, other.per_dispatch) == (356, 4, 4)
     assert (lab.batch, lab.per_epoch) == (716, 2)
-    done = fit(other, compile_program(other, momentum_sgd), "run", 1)
+    done = fit(other, compile_program(other, momentum_sgd), other.run("run"), 1)
     params, _ = plain_run(other, 1)
     close(done.params, params)
     with pytest.raises(ConfigError, match="among 4 devices"):
@@ -136,12 +137,18 @@ def test_one_compiled_step_serves_every_hyper_parameter(tmp_path, open_tiny):
     lab = open_tiny(tmp_path)
     program = compile_program(lab, lambda rate: optax.sgd(rate, 0.9))
     slow, fast = (
-        fit(lab, program, f"rate {rate}", 1, hyper=lab.replicated(np.float32(rate)))
+        fit(
+            lab,
+            program,
+            lab.run(f"rate {rate}"),
+            1,
+            hyper=lab.replicated(np.float32(rate)),
+        )
         for rate in (0.0, 0.1)
     )
     assert program.advance._cache_size() == 1
     equal(slow.params, lab.init()[0])
-    fixed = fit(lab, compile_program(lab, momentum_sgd), "fixed", 1)
+    fixed = fit(lab, compile_program(lab, momentum_sgd), lab.run("fixed"), 1)
     close(fast.params, fixed.params, 1e-6)
 
 
@@ -152,7 +159,9 @@ def test_an_epoch_logs_what_the_choice_would_remove(tmp_path, open_tiny):
         del hyper
         return jax.tree.map(lambda p: abs(p) > 0.05 if p.ndim > 1 else True, params)
 
-    done = fit(lab, compile_program(lab, momentum_sgd, select=select), "run", 2)
+    done = fit(
+        lab, compile_program(lab, momentum_sgd, select=select), lab.run("run"), 2
+    )
     kernels = [abs(np.asarray(p)) for p in jax.tree.leaves(done.params) if p.ndim > 1]
     flat = np.concatenate([k.ravel() for k in kernels])
     first, last = results.history(tmp_path / "log.jsonl")["run"]
@@ -171,7 +180,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, open_tiny):
         return optax.adam(optax.cosine_decay_schedule(1e-2, 8))
 
     whole = open_tiny(tmp_path / "whole", checkpoint_every=2)
-    unbroken = fit(whole, compile_program(whole, transform), "run", 4)
+    unbroken = fit(whole, compile_program(whole, transform), whole.run("run"), 4)
 
     lab = open_tiny(tmp_path / "cut", checkpoint_every=2)
     program, calls = compile_program(lab, transform), 0
@@ -184,17 +193,17 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, open_tiny):
         return program.advance(*args, **kwargs)
 
     with pytest.raises(Cut):
-        fit(lab, program._replace(advance=until_the_third_epoch), "run", 4)
+        fit(lab, program._replace(advance=until_the_third_epoch), lab.run("run"), 4)
 
     again = open_tiny(tmp_path / "cut", checkpoint_every=2, resume=True)
-    resumed = fit(again, compile_program(again, transform), "run", 4)
+    resumed = fit(again, compile_program(again, transform), again.run("run"), 4)
     equal(resumed.params, unbroken.params)
 
     def never(*args, **kwargs):
         raise AssertionError("a finished run trains no more")
 
     once_more = compile_program(again, transform)._replace(advance=never)
-    finished = fit(again, once_more, "run", 4)
+    finished = fit(again, once_more, again.run("run"), 4)
     equal(finished.params, unbroken.params)
     assert finished.seconds == pytest.approx(resumed.seconds, rel=0.5)
     epochs = [
@@ -249,6 +258,8 @@ def test_a_graph_trains_on_its_nodes(tmp_path, open_tiny, tiny):
         checkpoints=other.checkpoints,
     )
     assert lab.batch == 6 and lab.per_epoch == 1
-    done = fit(lab, compile_program(lab, lambda _: optax.adam(0.1)), "graph", 30)
+    done = fit(
+        lab, compile_program(lab, lambda _: optax.adam(0.1)), lab.run("graph"), 30
+    )
     logits = lab.logits(done.params, done.stats)
     assert (jnp.argmax(logits, -1) == labels).all()

@@ -77,7 +77,7 @@ def test_counts_are_exact_and_rows_consistent(method, trained):
     lab, dense = trained
     size = masks.size(dense.params)
     assert size == 64 * 300 + 300 * 100 + 100 * 10
-    rows = list(build.METHODS[method](lab, dense, **RUNS[method]))
+    rows = list(build.rows(lab, dense, {"method": method, **RUNS[method]}))
     shares = RUNS[method].get("sparsity", (1 - 1 / 7,))
     assert len(rows) == len(shares)
     for row, share in zip(rows, shares, strict=True):
@@ -90,7 +90,7 @@ def test_counts_are_exact_and_rows_consistent(method, trained):
 
 def test_grow_and_prune_in_its_three_forms(trained):
     lab, dense = trained
-    rows = list(build.METHODS["gap"](lab, dense, **RUNS["gap"]))
+    rows = list(build.rows(lab, dense, {"method": "gap", **RUNS["gap"]}))
     names = ["C-GaP 90%, 1 rounds", "P-GaP 90%, 1 rounds", "static random 90%"]
     assert [row.run for row in rows] == names
     for row in rows:
@@ -106,11 +106,11 @@ def test_iterative_pruning_rewinds_as_it_says(trained, monkeypatch):
         begins = jax.tree.map(np.asarray, None if start is None else start[0])
         found = fit(lab, program, name, epochs, start=start, hyper=hyper)
         ends, mask = jax.tree.map(np.asarray, (found.params, hyper))
-        runs[name] = begins, ends, mask
+        runs[name.label] = begins, ends, mask
         return found
 
     monkeypatch.setattr(iterative, "fit", recorded)
-    rows = list(build.METHODS["iterative"](lab, dense, **RUNS["iterative"]))
+    rows = list(build.rows(lab, dense, {"method": "iterative", **RUNS["iterative"]}))
     names = ["weights rewound 90%", "rate rewound 90%", "one round 90%"]
     assert [row.run for row in rows] == names
     for row in rows:
@@ -122,16 +122,16 @@ def test_iterative_pruning_rewinds_as_it_says(trained, monkeypatch):
         ("rate rewound 90%", 2, lambda before: before[1]),
         ("one round 90%", 1, lambda before: before[1]),
     ]:
-        assert f"{name}, round {last + 1}" not in runs
+        assert f"{name} round {last + 1}" not in runs
         for k in range(1, last + 1):
-            begins, _, mask = runs[f"{name}, round {k}"]
-            want = masks.apply(mask, source(runs[f"{name}, round {k - 1}"]))
+            begins, _, mask = runs[f"{name} round {k}"]
+            want = masks.apply(mask, source(runs[f"{name} round {k - 1}"]))
             chex.assert_trees_all_equal(begins, want)
 
 
 def test_removal_is_measured_against_the_network_before_it(trained):
     lab, dense = trained
-    row, _ = build.METHODS["one_shot"](lab, dense, **RUNS["one_shot"])
+    row, _ = build.rows(lab, dense, {"method": "one_shot", **RUNS["one_shot"]})
     before = np.asarray(lab.logits(dense.params, dense.stats))
     scope = masks.prunable(dense.params)
     flat = np.concatenate(
@@ -178,8 +178,8 @@ def test_recalibrated_statistics_are_means_over_the_batches(tmp_path, open_tiny)
 def test_a_moving_mask_keeps_its_count(trained):
     lab, dense = trained
     run = {**SGD, "weight_decay": 5e-4, "sparsity": (0.9,), "every": 2, "end": 1.0}
-    run |= {"label": "rigl", "grow": "gradient", "drop_fraction": 0.3}
-    (row,) = build.METHODS["dynamic_sparse"](lab, dense, **run)
+    run |= {"recipe": "rigl", "drop_fraction": 0.3}
+    (row,) = build.rows(lab, dense, {"method": "dynamic_sparse", **run})
     size = masks.size(dense.params)
     assert row.kept == row.extra["in the mask"] == size - int(0.9 * size + 0.5)
     assert 0.9 * row.kept < row.nonzero <= row.kept  # some that grew are still 0
@@ -191,17 +191,9 @@ def test_trp_ends_factorised(open_tiny, tiny, tmp_path):
     lab = open_tiny(tmp_path, model="digits_resnet", batch=476)
     dense = train_dense(lab, **tiny.dense)
     shared = {"epochs": 1, "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
-    rows = build.METHODS["trp"](
-        lab,
-        dense,
-        **shared,
-        kinds=("channel", "spatial"),
-        energy=0.7,
-        every=2,
-        nuclear=3e-4,
-        stats_momentum=0.9,
-        rounds=1,
-    )
+    own = {"kinds": ("channel", "spatial"), "energy": 0.7, "every": 2}
+    own |= {"nuclear": 3e-4, "stats_momentum": 0.9, "rounds": 1}
+    rows = build.rows(lab, dense, {"method": "trp", **shared, **own})
     for row in rows:
         assert row.changed == 0 and row.logit_change < 1e-3
         assert row.kept == row.nonzero < masks.size(dense.params)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from experiments.config import ConfigError
-from experiments.loop import Fit
 from experiments.methods.prune_at_init import examples, prune_at_init
 from jprune import masks
 
@@ -23,7 +22,6 @@ SETTINGS = {
     "momentum": 0.9,
     "weight_decay": 5e-4,
 }
-NO_DENSE = Fit({}, {}, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def lab(tmp_path_factory, open_tiny):
 )
 def test_rows_count_what_is_there(lab, criterion):
     given = {**SETTINGS, "criteria": (criterion,), "sparsity": (0.95, 0.98)}
-    rows = list(prune_at_init(lab, NO_DENSE, **given))
+    rows = list(prune_at_init(lab, **given))
     assert [row.run for row in rows] == [f"try: {criterion} {s}%" for s in (95, 98)]
     size = masks.size(lab.init()[0])
     for row, share in zip(rows, (0.95, 0.98), strict=True):
@@ -66,4 +64,4 @@ def test_examples_are_a_few_of_each_class(lab):
 def test_an_unknown_criterion_is_an_error(lab):
     for bad in ("snap", "snip twice"):
         with pytest.raises(ConfigError, match=f"unknown criterion `{bad}`"):
-            next(prune_at_init(lab, NO_DENSE, **{**SETTINGS, "criteria": (bad,)}))
+            next(prune_at_init(lab, **{**SETTINGS, "criteria": (bad,)}))

@@ -60,7 +60,7 @@ def trained(tmp_path_factory, open_tiny, tiny):
 )
 def test_rows_count_what_is_there(method, trained):
     lab, dense = trained
-    rows = list(build.METHODS[method](lab, dense, **RUNS[method]))
+    rows = list(build.rows(lab, dense, {"method": method, **RUNS[method]}))
     for row in rows:
         assert row.nonzero == row.kept and row.got == 1 - row.nonzero / SIZE
         assert row.method == method and 0 <= row.after <= 1
@@ -75,7 +75,7 @@ def test_rows_count_what_is_there(method, trained):
 def test_rows_are_of_the_exported_network(trained):
     lab, _ = trained
     r = reparam.straight_through(lambda p: masks.n_of_m(p, 1, 4))
-    done = train_theta(lab, r, optax.sgd(0.05), run="check", epochs=1)
+    done = train_theta(lab, r, optax.sgd(0.05), run=lab.run("check"), epochs=1)
     assert bool(masks.is_n_of_m(done.mask, 1, 4, axis=0))
     cut = masks.apply(done.mask, done.theta)
     jax.tree.map(np.testing.assert_array_equal, done.params, cut)
@@ -86,7 +86,7 @@ def test_a_start_that_would_never_train_is_refused(trained):
     start = (jax.tree.map(np.zeros_like, dense.params), dense.stats)
     r, tx = reparam.powerpropagation(2), optax.sgd(0.05)
     with pytest.raises(ValueError, match="would never train"):
-        train_theta(lab, r, tx, run="check", epochs=1, start=start)
+        train_theta(lab, r, tx, run=lab.run("check"), epochs=1, start=start)
 
 
 def abstract_groups():

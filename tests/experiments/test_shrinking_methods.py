@@ -4,7 +4,7 @@ import pytest
 
 from experiments import build
 from experiments.methods.dense import train_dense
-from experiments.methods.n_of_m import eligible
+from experiments.methods.reparameterized import eligible
 
 SIZES = (64 * 300, 300 * 100, 100 * 10)
 SIZE = sum(SIZES)
@@ -19,7 +19,7 @@ def trained(tmp_path_factory, open_tiny, tiny):
 
 
 def rows_of(method, trained, **settings):
-    rows = list(build.METHODS[method](*trained, **settings))
+    rows = list(build.rows(*trained, {"method": method, **settings}))
     for row in rows:
         assert row.nonzero == row.kept and row.method == method
         assert 0 <= row.after <= 1

@@ -16,7 +16,7 @@ COLUMNS = (
 )
 
 
-@pytest.mark.parametrize("framework", ["nnx"])
+@pytest.mark.parametrize("framework", ["nnx", "linen", "equinox", "haiku", "keras"])
 def test_every_column_is_filled(framework):
     file = Path(__file__).with_name(f"test_{framework}.py")
     tree = ast.parse(file.read_text())

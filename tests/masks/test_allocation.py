@@ -156,21 +156,6 @@ def test_allocation_g6_lamp():
     jax.tree.map(np.testing.assert_array_equal, mask, again)
 
 
-def test_allocation_g10_budget_of_multiply_adds():
-    """X (4 each) [2.1, 1.9], Y (1 each) [2, 1], 6 to spend: w^2/c keeps 2.1, 2, 1."""
-    x, y = jnp.array([2.1, 1.9]), jnp.array([2.0, 1.0])
-
-    def cost(n):
-        return 4 * n[0] + n[1]
-
-    by_energy = masks.within_budget((x**2 / 4, y**2), cost, 6, min_keep=0)
-    np.testing.assert_array_equal(by_energy[0], [True, False])
-    np.testing.assert_array_equal(by_energy[1], [True, True])
-    plain = masks.within_budget((x, y), cost, 6, min_keep=0)
-    np.testing.assert_array_equal(plain[0], [True, False])
-    np.testing.assert_array_equal(plain[1], [True, False])
-
-
 @pytest.mark.parametrize("allocate", [masks.erk, masks.erdos_renyi])
 def test_vectors_have_no_ratio(allocate):
     with pytest.raises(ValueError, match=r"needs leaves with two or more.*\(10,\)"):

@@ -1,4 +1,4 @@
-"""Masks of groups, budgets over groups, and finding the groups' leaves in a tree."""
+"""Masks of groups, and finding the groups' leaves in a tree."""
 
 from typing import Any
 
@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jprune import masks
 from jprune._groups import AxisRef, Group, member_leaves
@@ -136,70 +134,3 @@ def test_layers_of_one_name_are_not_confused():
     twins = [("left", "w"), ("right", "w")]
     with pytest.raises(ValueError, match="pass the whole tree that the groups were"):
         member_leaves(named(*twins)["left"], on(*twins))
-
-
-# Budgets.
-
-
-def test_swd_g9_parameter_budget():
-    """conv 3x3 3->2, BN(2), dense 2->10 with bias: 88 parameters, 49 with half."""
-
-    def cost(kept):
-        return 27 * kept[0] + 2 * kept[0] + (kept[0] * 10 + 10)
-
-    assert cost([2]) == 88 and cost([1]) == 49
-    tau = 0.443
-    assert round(1 - 49 / 88, 3) == tau
-    (kept,) = masks.within_budget((jnp.array([0.05, 0.9]),), cost, 88 * (1 - tau))
-    np.testing.assert_array_equal(kept, [False, True])
-
-
-def brute_force(scores, cost, budget, floors):
-    """Every head of the ranking, longest first."""
-    order = sorted(
-        ((g, i) for g, v in enumerate(scores) for i in range(len(v))),
-        key=lambda c: (-scores[c[0]][c[1]], c),
-    )
-    for n in range(len(order), -1, -1):
-        kept = [np.zeros(len(v), bool) for v in scores]
-        for g, floor in enumerate(floors):
-            for i in [i for h, i in order if h == g][:floor]:
-                kept[g][i] = True
-        for g, i in order[:n]:
-            kept[g][i] = True
-        if n == 0 or cost([k.sum() for k in kept]) <= budget:
-            return kept
-    raise AssertionError("the empty head is always returned")
-
-
-@jax.jit
-def product_budget(scores, budget):
-    """A cost with products, as of two layers of 3, n0, n1, 2 units."""
-    return masks.within_budget(
-        scores, lambda n: 3 * n[0] + n[0] * n[1] + 2 * n[1], budget
-    )
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(0, 50), st.integers(1, 5))
-def test_within_budget_against_brute_force(seed, budget, levels):
-    """Scores of few levels, zero among them: ties lie at every threshold."""
-    rng = np.random.default_rng(seed)
-    scores = [rng.integers(0, levels + 1, n).astype(np.float32) for n in (4, 5)]
-    want = brute_force(
-        scores, lambda n: 3 * n[0] + n[0] * n[1] + 2 * n[1], budget, (1, 1)
-    )
-    for x, y in zip(product_budget(scores, budget), want, strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def test_within_budget_edges():
-    assert masks.within_budget((), lambda n: n.sum(), 3) == ()
-    scores = (jnp.array([0.0, 2.0, 1.0, 0.0]), jnp.array([1.0, 0, 0, 0, 0]))
-    everything = product_budget(scores, 1_000)
-    assert [k.tolist() for k in everything] == [[True] * 4, [True] * 5]
-    floors = product_budget(scores, -1)
-    assert [np.flatnonzero(k).tolist() for k in floors] == [[1], [0]]
-    mixed = (jnp.array([0.0, 2.0]), jnp.array([1.0], jnp.bfloat16))
-    nothing = masks.within_budget(mixed, jnp.sum, -1, min_keep=0)
-    assert [k.tolist() for k in nothing] == [[False, False], [False]]

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from jprune import masks
+from tests.jaxprs import jaxprs_in_params
 
 LIMIT = 65_536
 BIG = {

@@ -254,7 +254,10 @@ def test_scope_forms_agree():
         ({"sparsity": -0.1, "ranking": "leaf"}, r"`sparsity` must be in \[0, 1\)"),
         ({"keep": 55}, r"`keep` must be in \[0, 54\], got 55"),
         ({"keep": 5, "ranking": "leaf"}, "`keep` is one number for all leaves"),
-        ({"sparsity": 0.5, "ranking": "row"}, "`ranking` must be 'global' or 'leaf'"),
+        (
+            {"sparsity": 0.5, "ranking": "row"},
+            "`ranking` must be 'global', 'leaf' or 'output'",
+        ),
         ({"keep": 1}, "keep 1 in all, but `min_keep` guarantees 2 over 2 leaves"),
         ({"keep": 5, "min_keep": -1}, "`min_keep` must be an integer >= 0"),
     ],

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.extend.core import jaxprs_in_params
 
 from jprune import selection
+from tests.jaxprs import jaxprs_in_params
 from tests.selection.oracle import SIZE, build, flat, hard_trees, top
 
 F32 = jnp.float32

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jprune import surgery
-from jprune._jaxpr import _flops
+from jprune.surgery import _flops
 from tests.surgery.flax_nets import FLAX_NETS
 from tests.surgery.sequence_nets import SEQUENCE_NETS
 

@@ -118,6 +118,90 @@ def test_corrupt_plan_file(tmp_path, damage):
         surgery.load_plan(path)
 
 
+GOOD = {
+    "format": "jprune-plan-1",
+    "leaves": [{"path": ["w"], "shape": [4, 8], "keep": [None, [0, 1, 5]]}],
+    "ties": [],
+    "free": [],
+    "declared": False,
+}
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        {"keep": [None, [1.7, 2.2]]},
+        {"keep": [None, ["0", "3"]]},
+        {"keep": [None, [True, False]]},
+        {"keep": [None, 3]},
+        {"keep": [None, [[0, 1]]]},
+        {"keep": [None, [2**63]]},
+        {"keep": [None, [-1]]},
+        {"keep": [None]},
+        {"path": "w1"},
+        {"path": [1.5]},
+        {"shape": [4, 10**13], "keep": [None, None]},
+        {"shape": [4, -8], "keep": [None, None]},
+        {"shape": [4.0, 8], "keep": [None, None]},
+    ],
+    ids=str,
+)
+def test_a_plan_file_of_other_types_is_refused(tmp_path, leaf):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(GOOD))
+    assert surgery.load_plan(path).compact_shapes == {("w",): (4, 3)}
+    path.write_text(json.dumps({**GOOD, "leaves": [{**GOOD["leaves"][0], **leaf}]}))
+    with pytest.raises(ValueError, match=f"{path}.*is not a plan written by"):
+        surgery.load_plan(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000 + "]" * 100_000,
+        json.dumps({**GOOD, "declared": "no"}),
+        json.dumps({**GOOD, "leaves": GOOD["leaves"] * 2}),
+        json.dumps({**GOOD, "ties": [[["a"]]]}),
+        json.dumps(GOOD)[:-20],
+        "[]",
+        "\x00",
+    ],
+    ids=["deep", "declared", "twice", "tie", "cut short", "list", "binary"],
+)
+def test_a_damaged_plan_file_is_refused(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path}.*is not a plan written by"):
+        surgery.load_plan(path)
+
+
+def test_a_plan_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    _, _, deps = make()
+    path, plan = tmp_path / "plan.json", plan_of(deps)
+    path.write_text("the old one")
+    with monkeypatch.context() as broken:
+        broken.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            plan.save(path)
+    assert path.read_text() == "the old one"
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    plan.save(path)
+    assert surgery.load_plan(path).compact_shapes == plan.compact_shapes
+
+
+def test_a_packed_leaf_has_a_buffer_of_its_own():
+    """Also one that loses nothing: a donated step leaves the dense tree alone."""
+    params, _, deps = make()
+    params = jax.tree.map(jnp.asarray, params)
+    whole = surgery.plan_from_keep(deps, {})
+    packed = whole.pack(params)
+    jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(packed)
+    assert all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(params))
+    host = jax.tree.map(np.asarray, params)
+    for a, b in zip(*map(jax.tree.leaves, (whole.pack(host), host)), strict=True):
+        assert not np.shares_memory(a, b)
+
+
 def test_then_needs_the_shapes_it_left():
     _, _, deps = make()
     plan = plan_of(deps)
@@ -275,6 +359,26 @@ def test_states_of_our_own_are_packed(tx: Any):
         updates, state = step(jax.tree.map(jnp.ones_like, small), state, small)
         small = optax.apply_updates(small, updates)
     assert all(bool(jnp.all(jnp.isfinite(p))) for p in jax.tree.leaves(small))
+
+
+@pytest.mark.parametrize("name", ["muon", "mechanize"])
+def test_constants_of_an_optimizer_stay(name: str):
+    """With `tx=` by themselves; else a rule is asked, also where no parameter lies."""
+    params, _, deps = make()
+    params, plan = jax.tree.map(jnp.asarray, params), plan_of(deps)
+    tx = {
+        "muon": optax.contrib.muon(0.1),
+        "mechanize": optax.contrib.mechanize(optax.sgd(0.1, 0.9)),
+    }[name]
+    state = tx.init(params)
+    fresh = jax.tree.map(jnp.shape, tx.init(plan.pack(params)))
+    assert jax.tree.map(jnp.shape, plan.pack_state(state, params, tx=tx)) == fresh
+    ruled = plan.pack_state(
+        state, params, rule=lambda _, leaf, m: leaf if m is None else m
+    )
+    assert jax.tree.map(jnp.shape, ruled) == fresh
+    with pytest.raises(ValueError, match="belongs to no parameter"):
+        plan.pack_state(state, params)
 
 
 def test_a_flat_copy_of_the_parameters_is_refused():

@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jprune import surgery
 
 WINDOW = lambda h: lax.reduce_window(h, 0.0, lax.add, (1, 2), (1, 2), "VALID")  # noqa: E731
+LOWER = np.tril(np.ones((4, 4))) + np.eye(4)
 ROWS = lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (2, 1), (1, 1), "SAME")  # noqa: E731
 
 
@@ -39,8 +40,12 @@ CASES = {
     "argmax across": (lambda h: h * jnp.argmax(h, 0)[None], 6, ""),
     "window along": (WINDOW, 0, "reduce_window_sum"),
     "window across": (ROWS, 6, ""),
-    "strided slice that does not divide": (lambda h: h[:, ::4], 0, "slice"),
-    "strided slice": (lambda h: h[:, 1::3], 2, ""),
+    "strided slice that does not divide": (
+        lambda h: lax.slice(h, (0, 0), h.shape, (1, 4)),
+        0,
+        "slice",
+    ),
+    "strided slice": (lambda h: lax.slice(h, (0, 1), h.shape, (1, 3)), 2, ""),
     "run-time slice along": (
         lambda h: lax.dynamic_slice(h, (0, 1), (4, 3)),
         0,
@@ -70,6 +75,11 @@ CASES = {
         0,
         "reduce",
     ),
+    "reduce by a program across": (
+        lambda h: h * lax.reduce(h, 0.0, lambda a, b: a + 2 * b, (0,))[None],
+        6,
+        "",
+    ),
     "xor along": (
         lambda h: h * lax.reduce_xor((h > 0).astype(np.int32), (1,))[:, None],
         0,
@@ -79,6 +89,25 @@ CASES = {
     "min along": (lambda h: h - h.min(-1, keepdims=True), 6, ""),
     "fft along": (lambda h: jnp.fft.fft(h).real, 0, "fft"),
     "linear algebra": (lambda h: jnp.linalg.qr(h)[0], 0, "qr"),
+    "cholesky": (
+        lambda h: jnp.linalg.cholesky(h.T @ h + jnp.eye(6)),
+        0,
+        "cholesky",
+    ),
+    "singular values": (lambda h: h * jnp.linalg.svd(h)[1][:, None], 0, "svd"),
+    "triangular system": (
+        lambda h: lax.linalg.triangular_solve(LOWER, h, left_side=True, lower=True),
+        6,
+        "",
+    ),
+    "triangular system of units": (
+        lambda h: lax.linalg.triangular_solve(
+            jnp.eye(6) + 0.1 * jnp.tril(h.T @ h), h, lower=True
+        ),
+        0,
+        "triangular_solve",
+    ),
+    "solve": (lambda h: jnp.linalg.solve(LOWER, h), 0, "custom_linear_solve"),
     "unstack along": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), 0, "unstack"),
     "unstack across": (lambda h: jnp.stack(jnp.unstack(h)), 6, ""),
     "bit cast": (
@@ -155,6 +184,10 @@ def check(name: str, kept: Any) -> None:
         params = {"w": w, "v": rng.standard_normal((width, 2))}
         fn = lambda p, x: act(x @ p["w"]) @ p["v"]  # noqa: E731
         deps = surgery.groups(fn)(params, x)
+        if primitive == "unstack" and "unstack" not in str(
+            jax.make_jaxpr(fn)(params, x)
+        ):
+            pytest.skip("this JAX slices instead")
         if size == 0:
             reasons = {
                 f.primitive for f in deps.frozen() if (f.path, f.axis) == (("w",), 1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jprune import surgery
-from jprune._jaxpr import _flops
+from jprune.surgery import _flops
 
 
 def net(p: Any, x: Any) -> Any:
@@ -85,7 +85,7 @@ def test_equal_scores_give_the_exact_count_and_keep_the_first():
 
 
 def test_group_scope_takes_the_same_fraction_of_each():
-    plan = surgery.select(DEPS, random_scores(0), sparsity=0.25, scope="group")
+    plan = surgery.select(DEPS, random_scores(0), sparsity=0.25, ranking="group")
     assert kept_counts(plan) == {"a:1": 6, "b:1": 6, "c:1": 9, "up:1": 7}  # 2.5 -> 3
 
 
@@ -109,7 +109,7 @@ def test_isomorphic_scope_compares_equal_structures():
     deps = surgery.groups(twin)(params, X)
     scores = {g.id: np.arange(1.0, g.size + 1) for g in deps}
     scores["u2:1"] = 100 * scores["u2:1"]  # the second block is all better
-    plan = surgery.select(deps, scores, sparsity=0.4, scope="isomorphic")
+    plan = surgery.select(deps, scores, sparsity=0.4, ranking="isomorphic")
     shapes_left = plan.compact_shapes
     assert shapes_left[("u1",)][1] + shapes_left[("u2",)][1] == 16 - 6  # of both
     assert shapes_left[("u1",)][1] == 2 and shapes_left[("a",)][1] == 6 - 2
@@ -121,7 +121,7 @@ def test_flops_target_is_met_within_one_coordinate(
     seed: int, target: float, scope: str
 ):
     scores = random_scores(seed)
-    plan = surgery.select(DEPS, scores, flops=target, scope=scope)  # type: ignore
+    plan = surgery.select(DEPS, scores, flops=target, ranking=scope)  # type: ignore
     dense, kept = DEPS.flops(), kept_counts(plan)
     assert DEPS.flops(kept) <= target * dense
     if kept != SIZES:  # giving the best removed coordinate of some group back exceeds
@@ -147,7 +147,9 @@ def test_never_grows_again(how: str, scope: Any, options: Any):
     for s in grid:
         target = float(s) if how == "sparsity" else float(1 - s)
         try:
-            plan = surgery.select(DEPS, scores, **{how: target}, scope=scope, **options)
+            plan = surgery.select(
+                DEPS, scores, **{how: target}, ranking=scope, **options
+            )
         except ValueError as error:
             assert "removes nothing" in str(error) or "let at most" in str(error)
             continue
@@ -160,6 +162,153 @@ def test_never_grows_again(how: str, scope: Any, options: Any):
             assert all(n % 4 == 0 or n == SIZES[g] for g, n in counts.items())
         assert all(n >= options.get("min_keep", 1) for n in counts.values())
     assert last is not None
+
+
+def removal_by_brute_force(scores, cost, budget):
+    """Takes the worst away, one at a time, until the cost fits; the best stay."""
+    best = {(g, int(np.argmax(v))) for g, v in scores.items()}
+    order = sorted(
+        (s, place, -i, g)
+        for place, (g, v) in enumerate(scores.items())
+        for i, s in enumerate(v)
+        if (g, i) not in best
+    )
+    kept = {g: np.ones(len(v), bool) for g, v in scores.items()}
+    for _, _, i, g in order:
+        if cost(*(k.sum() for k in kept.values())) <= budget:
+            break
+        kept[g][-i] = False
+    return kept
+
+
+def mlp_of(a: int, b: int) -> Any:
+    """Layers of 3, a, b and 2 units: 3 a + a b + 2 b parameters."""
+    shapes = {"a": (3, a), "b": (a, b), "c": (b, 2)}
+    params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
+    fn = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]  # noqa: E731
+    return surgery.groups(fn)(params, jax.ShapeDtypeStruct((1, 3), jnp.float32))
+
+
+MLP = mlp_of(4, 5)
+
+
+@jax.jit
+def traced_choice(scores, budgets):
+    del budgets
+    return {b: surgery.choose(MLP, scores, params=b, ranking="global") for b in BUDGETS}
+
+
+BUDGETS = tuple(range(6, 43))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_a_budget_on_the_host_and_traced_is_the_brute_force(seed: int, levels: int):
+    """Scores of few levels, zero among them: ties lie at every threshold."""
+    rng = np.random.default_rng(seed)
+    scores = {
+        name: rng.integers(0, levels + 1, n).astype(np.float32)
+        for name, n in (("a:1", 4), ("b:1", 5))
+    }
+    traced = traced_choice(scores, 0)
+    for budget in BUDGETS:
+        want = removal_by_brute_force(
+            scores, lambda n, m: 3 * n + n * m + 2 * m, budget
+        )
+        host = surgery.choose(MLP, scores, params=budget, ranking="global")
+        for name in want:
+            np.testing.assert_array_equal(host[name], want[name])
+            np.testing.assert_array_equal(traced[budget][name], want[name])
+
+
+@pytest.mark.parametrize("ranking", ["global", "group", "isomorphic"])
+@pytest.mark.parametrize(
+    "options",
+    [{"flops": 0.5}, {"sparsity": 0.4}, {"flops": 0.5, "round_to": 2}],
+    ids=str,
+)
+def test_a_traced_choice_is_the_choice_of_the_host(ranking: Any, options: Any):
+    options = {"ranking": ranking, "most": 0.8, **options}
+    choose = jax.jit(lambda s: surgery.choose(DEPS, s, **options))
+    for seed in range(5):
+        scores = {k: np.float32(v) for k, v in random_scores(seed).items()}
+        got, want = choose(scores), surgery.choose(DEPS, scores, **options)
+        for name, mask in want.items():
+            np.testing.assert_array_equal(got[name], mask)
+
+
+def test_a_budget_of_multiply_adds():
+    """X costs 8 each [2.1, 1.9], Y 2 each [2, 1], 12 to spend; w^2 / c keeps 3 of 4."""
+    shapes = {"w": (4, 2), "v": (2, 4), "u": (1, 2), "z": (2, 1)}
+    params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
+    fn = lambda p, x, y: (x @ p["w"] @ p["v"], y @ p["u"] @ p["z"])  # noqa: E731
+    deps = surgery.groups(fn)(params, *(jnp.ones((1, n)) for n in (4, 1)))
+    x, y = np.array([2.1, 1.9]), np.array([2.0, 1.0])
+    for scores, left in (((x, y), 1), ((x**2 / 4, y**2), 2)):
+        named = dict(zip(("w:1", "u:1"), scores, strict=True))
+        kept = surgery.choose(deps, named, params=12, ranking="global")
+        assert [int(kept[n].sum()) for n in ("w:1", "u:1")] == [1, left]
+        assert kept["w:1"][0] and kept["u:1"][0]
+
+
+def test_groups_by_pattern():
+    assert [g.id for g in DEPS.find("^up:1$")] == ["up:1"]
+    assert {g.id for g in DEPS.find("down:[01]")} == {"c:1", "up:1"}
+    assert DEPS.find("nowhere") == []
+
+
+def test_excluded_groups_and_fixed_ratios():
+    scores = random_scores(0)
+    plan = surgery.select(DEPS, scores, flops=0.6, exclude="^a:", ranking="group")
+    kept = kept_counts(plan)
+    assert kept["a:1"] == 8 and DEPS.flops(kept) <= 0.6 * DEPS.flops()
+    only = surgery.select(DEPS, scores, ratios={"^[ab]:1": 0.25, "^b:1": 0.5})
+    assert kept_counts(only) == {"a:1": 6, "b:1": 4, "c:1": 12, "up:1": 10}
+    both = surgery.select(DEPS, scores, ratios={"up": 0.5}, flops=0.7, ranking="group")
+    assert kept_counts(both)["up:1"] == 5
+    assert DEPS.flops(kept_counts(both)) <= 0.7 * DEPS.flops()
+    aligned = surgery.select(DEPS, scores, ratios={"up": 0.4}, round_to=4)
+    assert kept_counts(aligned)["up:1"] == 8  # 6 are asked for, 8 are a multiple
+    for argument in ({"exclude": "nowhere"}, {"ratios": {"nowhere": 0.5}}):
+        with pytest.raises(ValueError, match="(?s)'nowhere' finds no group.*a:1"):
+            surgery.select(DEPS, scores, sparsity=0.1, **argument)
+
+
+def test_no_group_loses_more_than_the_most():
+    scores = {g.id: np.full(g.size, float(i)) for i, g in enumerate(DEPS)}
+    plan = surgery.select(DEPS, scores, sparsity=0.5, most=0.6, ranking="global")
+    assert removed(plan) == 19
+    assert all(n >= 0.4 * SIZES[g] for g, n in kept_counts(plan).items())
+    with pytest.raises(ValueError, match="let at most"):
+        surgery.select(DEPS, scores, sparsity=0.7, most=0.6)
+    with pytest.raises(ValueError, match="`most` must be"):
+        surgery.select(DEPS, scores, sparsity=0.7, most=0.0)
+
+
+def test_groups_not_proved_exact_stay_unless_asked_for():
+    def head(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ p["stem"])
+        bins = (h @ p["box"]).reshape(-1, 4, 16)
+        return jax.nn.softmax(bins, -1) @ jnp.arange(16.0)
+
+    params = {"stem": np.ones((5, 8)), "box": np.ones((8, 64))}
+    deps = surgery.groups(head)(params, X)
+    rng = np.random.default_rng(0)
+    scores = {g.id: rng.random(g.size) for g in deps}
+    wrong = [g.id for g in deps if not deps.exactness[g.id].exact]
+    if wrong:
+        with pytest.warns(UserWarning, match="not the same as setting them to zero"):
+            keep = surgery.select(
+                deps, scores, sparsity=0.5, exact=False, ranking="group"
+            )
+        assert keep.compact_shapes[("box",)][1] < 64
+    assert set(surgery.choose(deps, scores, sparsity=0.5)) == {"stem:1"}
+
+
+def test_a_gutted_group_is_a_warning():
+    scores = {g.id: np.full(g.size, 2.0) for g in DEPS} | {"c:1": np.ones(12)}
+    with pytest.warns(UserWarning, match="(?s)nine tenths.*c:1: 1 of 12 left"):
+        surgery.select(DEPS, scores, sparsity=11 / 38, ranking="global")
 
 
 def test_min_keep_moves_the_budget():
@@ -184,8 +333,8 @@ def test_targets_that_cannot_be_met_are_errors():
         surgery.select(DEPS, {"a:1": np.ones(3)}, sparsity=0.5)
     with pytest.raises(ValueError, match="must be finite"):
         surgery.select(DEPS, {"a:1": np.full(8, np.nan)}, sparsity=0.5)
-    with pytest.raises(ValueError, match="`scope` must be"):
-        surgery.select(DEPS, scores, sparsity=0.5, scope="layer")  # type: ignore
+    with pytest.raises(ValueError, match="`ranking` must be"):
+        surgery.select(DEPS, scores, sparsity=0.5, ranking="layer")  # type: ignore
     with pytest.raises(ValueError, match="`round_to` must be an integer"):
         surgery.select(DEPS, scores, sparsity=0.5, round_to=0)
     with pytest.raises(ValueError, match="`flops` must be a fraction"):
@@ -197,42 +346,6 @@ def test_nothing_to_remove_lists_the_reasons():
     deps = surgery.groups(fn)({"a": PARAMS["a"]}, X)
     with pytest.raises(ValueError, match="(?s)nothing can be removed.*the position"):
         surgery.select(deps, {}, sparsity=0.5)
-
-
-# -- scores --------------------------------------------------------------------------
-
-
-def test_scores_by_hand():
-    rng = np.random.default_rng(0)
-    params = {k: rng.standard_normal(s) for k, s in SHAPES.items()}
-    l2 = DEPS.scores(params, raw=True)["up:1"]
-    want = (
-        (params["up"] ** 2).sum(0) + params["bias"] ** 2 + (params["down"] ** 2).sum(1)
-    )
-    np.testing.assert_allclose(l2, np.sqrt(want))
-    np.testing.assert_allclose(DEPS.scores(params)["up:1"], l2 / l2.mean())
-    l1 = DEPS.scores(params, norm="l1", reduce="max", roles=("out", "in"), raw=True)
-    l1 = l1["up:1"]
-    want = np.maximum(np.abs(params["up"]).sum(0), np.abs(params["down"]).sum(1))
-    np.testing.assert_allclose(l1, want)
-    assert list(DEPS.scores(params, roles=("bias",))) == ["up:1"]
-    with pytest.raises(ValueError, match="None of the groups has a member in the role"):
-        DEPS.scores(params, roles=("table",))
-    with pytest.raises(ValueError, match=r"does not fit axis 1 of up, shape \(1, 1\)"):
-        DEPS.scores({"up": np.ones((1, 1))})
-
-
-def test_scores_on_a_flattened_axis():
-    def fn(p: Any, x: Any) -> Any:
-        h = jnp.tanh(x[:, :, None] * p["a"][None])  # [b, 5, 8]
-        return h.reshape(2, 40) @ p["o"]
-
-    params = {"a": np.zeros((5, 8)), "o": np.arange(80.0).reshape(40, 2)}
-    deps = surgery.groups(fn)(params, X)
-    scores = deps.scores(params, norm="l1", raw=True)
-    (name,) = scores
-    want = params["o"].sum(1).reshape(5, 8).sum(0)
-    np.testing.assert_allclose(scores[name], want)
 
 
 def test_contraction_axes():
@@ -272,7 +385,8 @@ def test_allow_empty_takes_the_residual_branch_only():
     """The branch is the worst; the stream cannot go although its scores are lower."""
     scores = {"a:1": np.ones(8), "b:1": np.ones(8), "c:1": np.zeros(12)}
     scores["up:1"] = np.full(10, 0.5)
-    plan = surgery.select(DEPS, scores, sparsity=21 / 38, allow_empty=True)
+    with pytest.warns(UserWarning, match="(?s)nine tenths.*c:1: 1 of 12 left"):
+        plan = surgery.select(DEPS, scores, sparsity=21 / 38, allow_empty=True)
     assert kept_counts(plan) == {"a:1": 8, "b:1": 8, "c:1": 1, "up:1": 0}
     rng = np.random.default_rng(0)
     params = {k: rng.standard_normal(s).astype(np.float32) for k, s in SHAPES.items()}

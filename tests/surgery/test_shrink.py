@@ -169,7 +169,7 @@ def test_reference_that_is_not_finite_is_masked():
     assert deps.exactness["w:1"].nonfinite
     plan = surgery.plan_from_keep(deps, {"w:1": [0, 3, 4, 6]})
     report = surgery.verify(fn, plan, params, X)
-    assert report.ok and report.nonfinite == 1.0
+    assert not report.ok and report.nonfinite == 1.0  # nothing was compared
     got = surgery.shrink(fn, plan)(plan.pack(params), X)
     w = params["w"] / np.sqrt((params["w"] ** 2).sum(0))
     kept = [0, 3, 4, 6]
@@ -292,10 +292,9 @@ def test_register_rule():
     fn = lambda p, x: triple.bind(x @ p["w"]) @ p["v"]  # noqa: E731
     params, before = make(fn, {"w": (4, 8), "v": (8, 3)})
     assert "w:1" not in before
-    surgery.register_rule(triple, surgery.elementwise_axes)
-    assert RULES["triple"] == surgery.Rule(
-        surgery.elementwise_axes, surgery.positionwise
-    )
+    rule = surgery.Rule(axes=surgery.elementwise_axes, cells=surgery.positionwise)
+    surgery.register_rule(triple, rule)
+    assert RULES["triple"] == rule
     try:
         deps = surgery.groups(fn)(params, X)
         plan = surgery.plan_from_keep(deps, {"w:1": [1, 4]})
@@ -308,27 +307,39 @@ def test_register_rule():
 def test_a_rule_that_fails_makes_its_equation_opaque():
     broken = new_primitive("broken")
 
-    def analyze(ctx, eqn, ins):
-        raise IndexError("list index out of range")
+    def axes(site, eqn, ins):
+        raise error
 
-    surgery.register_rule(broken, analyze)
+    error: Exception = IndexError("list index out of range")
+    rule = surgery.Rule(axes=axes, cells=surgery.positionwise)
+    surgery.register_rule(broken, rule)
     try:
         fn = lambda p, x: broken.bind(x @ p["w"]) @ p["v"]  # noqa: E731
-        _, deps = make(fn, {"w": (4, 8), "v": (8, 3)})
+        with surgery.strict(), pytest.raises(IndexError, match="out of range"):
+            make(fn, {"w": (4, 8), "v": (8, 3)})
+        with surgery.strict(False):
+            _, deps = make(fn, {"w": (4, 8), "v": (8, 3)})
         (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
         assert "no rule for this form: list index" in frozen.why
+        error = surgery.NoRule("a form that the rule says it does not cover")
+        with surgery.strict():
+            _, deps = make(fn, {"w": (4, 8), "v": (8, 3)})
+        (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
+        assert "it does not cover" in frozen.why
     finally:
         del RULES["broken"]
 
 
 def test_register_rule_refuses_what_is_no_primitive():
     with pytest.raises(TypeError, match="`primitive` must be a JAX primitive"):
-        surgery.register_rule(3, surgery.elementwise_axes)
+        surgery.register_rule(3, RULES["tanh"])
+    with pytest.raises(TypeError, match="`rule` must be a `surgery.Rule`"):
+        surgery.register_rule("mystery", surgery.elementwise_axes)
 
 
 def test_every_rule_has_both_halves():
     for name, rule in RULES.items():
-        assert callable(rule.analyze) and callable(rule.rewrite), name
+        assert callable(rule.axes) and callable(rule.cells), name
 
 
 # -- errors --------------------------------------------------------------------------

@@ -132,3 +132,99 @@ def test_a_mapped_region_is_opaque_and_the_rest_shrinks():
     plan = surgery.plan_from_keep(deps, {"a:1": [0, 3], "c:1": [1, 2, 6]})
     report = surgery.verify(fn, plan, params, X, gradient=True)
     assert report.ok, str(report)
+
+
+def rms(p: Any, x: Any) -> Any:
+    """A norm over what is removed: the two meanings of a mean differ."""
+    h = x @ p["a"]
+    h = h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + 1e-6) * p["g"]
+    return {"y": h @ p["b"], "norm": (h**2).mean()}
+
+
+RMS = {"a": (4, 8), "g": (8,), "b": (8, 3)}
+
+
+def test_a_function_of_the_packed_parameters_is_told_its_meaning():
+    params = normal(RMS)
+    deps = surgery.groups(lambda p, x: rms(p, x)["y"])(params, X)
+    plan = surgery.plan_from_keep(deps, {"a:1": [0, 2, 3]})
+    fn = lambda p, x: rms(p, x)["y"]  # noqa: E731
+    report = surgery.verify(fn, plan, params, X, compact=fn)  # the class, narrower
+    want, got = fn(plan.zero(params), X), fn(plan.pack(params), X)
+    gap = float(jnp.abs(want - got).max() / jnp.abs(want).max())
+    assert report.compact and report.compact["compact"] < 1e-12
+    assert report.compact["dense"] == pytest.approx(gap, rel=1e-9) and gap > 0.1
+    assert not report.ok and report.error < 1e-12  # surgery is right, the class differs
+    text = f"equals mean='compact', differs from mean='dense' by {gap:.1e}"
+    assert text in str(report)
+    assert surgery.verify(fn, plan, params, X, compact=fn, mean="compact").ok
+    small = surgery.shrink(fn, plan)
+    assert surgery.verify(fn, plan, params, X, compact=small, gradient=True).ok
+
+
+def test_a_function_that_cannot_run_or_gives_something_else():
+    params = normal(RMS)
+    fn = lambda p, x: rms(p, x)["y"]  # noqa: E731
+    deps = surgery.groups(fn)(params, X)
+    plan = surgery.plan_from_keep(deps, {"a:1": [0, 2, 3]})
+    with pytest.raises(ValueError, match="cannot run on the packed parameters: TypeEr"):
+        surgery.verify(
+            fn, plan, params, X, compact=lambda p, x: x @ p["a"] @ params["b"]
+        )
+    with pytest.raises(ValueError, match=r"must give what the dense function gives"):
+        surgery.verify(fn, plan, params, X, compact=lambda p, x: p["a"])
+
+
+def test_where_nothing_is_compared_nothing_is_verified():
+    """L2 over tokens without an epsilon: the zeroed model is 0 / 0 everywhere."""
+
+    def fn(p: Any, x: Any) -> Any:
+        q = x @ p["q"]
+        return jax.nn.softmax(q / jnp.linalg.norm(q, axis=0), -1) @ p["o"]
+
+    params = normal({"q": (4, 6), "o": (6, 3), "u": (3, 5), "v": (5, 2)})
+
+    def deeper(p: Any, x: Any) -> Any:
+        return jnp.tanh(fn(p, x) @ p["u"]) @ p["v"]
+
+    deps = surgery.groups(deeper)(params, X)
+    keep = {g.id: np.arange(g.size) > 0 for g in deps}
+    report = surgery.verify(deeper, surgery.plan_from_keep(deps, keep), params, X)
+    assert report.nonfinite == 1.0 and not report.ok
+    assert report.groups == ("q:1",)  # by the certificate: u:1 is innocent
+    assert "nothing was compared" in str(report)
+
+
+def test_the_inexact_group_is_blamed_before_noise():
+    """In float32 with a tolerance that an exact group of large sums crosses as well."""
+    params = normal(DEEP)
+    deps = surgery.groups(deep)(params, X)
+    plan = surgery.plan_from_keep(deps, {g.id: np.arange(g.size) > 1 for g in deps})
+    report = surgery.verify(deep, plan, params, X, tolerance=0.0)
+    assert report.groups == ("c:1",)
+    assert deps.exactness["c:1"].way == "no"
+
+
+def test_the_search_ends_at_its_limit_and_tells_its_steps():
+    params = normal(DEEP)
+    deps = surgery.groups(deep)(params, X)
+    plan = surgery.plan_from_keep(deps, {g.id: np.arange(g.size) > 1 for g in deps})
+    report = surgery.verify(deep, plan, params, X, limit=0.0)
+    assert not report.ok and report.stopped and report.groups == ("c:1",)
+    assert "failing groups, among (time was up): c:1" in str(report)
+    lines: list[str] = []
+    surgery.verify(deep, plan, params, X, progress=lines.append)
+    assert lines and lines[0].startswith("1 groups from c:1: error ")
+
+
+def test_leaves_that_are_no_arrays_pass():
+    params = {"f": jnp.tanh, "flag": True, **normal({"a": (4, 6), "b": (6, 3)})}
+
+    def fn(p: Any, x: Any) -> Any:
+        assert p["flag"] is True
+        return p["f"](x @ p["a"]) @ p["b"], "a name"
+
+    deps = surgery.groups(lambda p, x: fn(p, x)[0])(params, X)
+    plan = surgery.plan_from_keep(deps, {"a:1": [1, 2]})
+    first = lambda p, x: fn(p, x)[0]  # noqa: E731
+    assert surgery.verify(first, plan, params, X, gradient=True).ok

@@ -12,6 +12,7 @@ import optax
 
 from jprune import masks, transforms
 from jprune._groups import AxisRef, Group
+from jprune._scale_groups import Scaled, ScaleGroup
 from jprune.transforms._partitions import split_evenly
 
 Tx = optax.GradientTransformation
@@ -83,6 +84,13 @@ SCALED = [
     )
 ]
 """The same units as if their kernel were a norm's scale."""
+
+
+FILTERS = [
+    ScaleGroup(Scaled(path, 1, 1.0), (Scaled(("one", "bias"), 0, 1.0),))
+    for path in (("one", "kernel"), (0,), ())
+]
+"""The same units as filters whose scale a norm hides."""
 
 
 def two_parts(params: Any) -> Any:
@@ -370,6 +378,18 @@ TABLE = [
         ),
         None,
         {"learning_rate": 0.1, "strength": 0.1},
+    ),
+    Case(
+        "rescale_filters",
+        lambda radius=1.0: transforms.rescale_filters(FILTERS, radius=radius, every=2),
+        lambda: transforms.rescale_filters(FILTERS, every=9),
+        {"radius": 1.0},
+    ),
+    Case(
+        "log_filters",
+        lambda: transforms.log_filters(FILTERS),
+        lambda: transforms.log_filters(FILTERS),
+        {},
     ),
     Case(
         "drop_and_grow",

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from jprune import masks, transforms
+from tests.jaxprs import jaxprs_in_params
 from tests.transforms.table import gradients
 
 W = [0.5, -0.1, 0.3, 0.2, 0.0, 0.0, 0.0, 0.0]

@@ -9,9 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import masks, scores, transforms
+from jprune import masks, scores, surgery, transforms
 from jprune._groups import AxisRef, Group
-from jprune.masks._count import removed_count
 
 A, B = [0.5, -0.1, 0.3], [-0.05, 2.0, -0.2]
 
@@ -254,15 +253,26 @@ def test_swd_g9_structured(roles):
 def test_swd_g9_parameter_budget():
     """conv 3x3 3->2, BN(2), dense 2->10 with bias: 88 parameters, 49 with one."""
 
-    def cost(kept):
-        return kept[0] * (27 + 2 + 10) + 10
+    def net(p, x):
+        h = jax.lax.conv_general_dilated(
+            x, p["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        h = h * p["gamma"][None, None, None] + p["beta"][None, None, None]
+        return jnp.mean(h, (1, 2)) @ p["w"] + p["bias"][None]
 
-    assert cost([2]) == 88 and cost([1]) == 49
-    gammas = (jnp.array([0.9, 0.05]),)
-    tau = 1 - 49 / 88
-    budget = 88 - removed_count(88, tau)
-    (kept,) = masks.within_budget(gammas, cost, budget)
-    np.testing.assert_array_equal(kept, [True, False])
+    shapes = {"k": (3, 3, 3, 2), "gamma": (2,), "beta": (2,), "w": (2, 10)}
+    params = {n: jnp.ones(s) for n, s in (shapes | {"bias": (10,)}).items()}
+    params["gamma"] = jnp.array([0.9, 0.05])
+    deps = surgery.groups(net)(params, jnp.ones((1, 4, 4, 3)))
+    name = deps[0].id
+    assert deps.parameters() == 88 and deps.parameters({name: 1}) == 49
+
+    @jax.jit
+    def choose(p):
+        gammas = scores.over_groups(p, deps, roles=("scale",), raw=True)
+        return surgery.choose(deps, gammas, params=49 / 88, ranking="global")
+
+    np.testing.assert_array_equal(choose(params)[name], [True, False])
 
 
 def test_swd_g10_sparsity_zero_is_plain_sgd():

@@ -11,160 +11,168 @@ whole groups; a depthwise convolution has `c_in = 1`.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._groups import Role
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
+from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes, split
-from jprune.surgery._cells import Bits, Cell, Value
-from jprune.surgery._cost import Contraction
+from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._cost import Work
 from jprune.surgery._layout import Layout
-from jprune.surgery._registry import Rule
+from jprune.surgery._registry import NoRule, Rule
+from jprune.surgery._scope import Info
+from jprune.surgery.rules._low_rank import contract, convolve
 
 
-def dot_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+class Numbers(NamedTuple):
+    """The dimension numbers of a product, for each of its two operands.
+
+    Attributes:
+      contract: dimensions that are summed over.
+      batch: dimensions in common, which lead the result.
+      free: the others; those of the left operand, then of the right, end the result.
+    """
+
+    contract: tuple[Sequence[int], Sequence[int]]
+    batch: tuple[Sequence[int], Sequence[int]]
+    free: tuple[Sequence[int], Sequence[int]]
+
+    def operand_bits(self, place: int, bits: Bits, pattern: Bits, value: Value) -> Bits:
+        """The bits of an operand: of its free, batch and summed axes."""
+        start = len(self.batch[0]) + (len(self.free[0]) if place else 0)
+        own = [0] * len(value.layouts)
+        own_dims = (*self.batch[place], *self.free[place], *self.contract[place])
+        here = bits[start : start + len(self.free[place])]
+        given = (*bits[: len(self.batch[0])], *here, *pattern)
+        for d, bit in zip(own_dims, given, strict=True):
+            own[d] = bit
+        return value.own(own)
+
+
+def numbers_of(eqn: Equation) -> Numbers:
+    """Of `dot_general`, or of a ragged product, whose groups are the result's rows."""
+    given, group = eqn.params.get("dimension_numbers"), ()
+    if given is None:
+        ragged = eqn.params["ragged_dot_dimension_numbers"]
+        given, group = ragged.dot_dimension_numbers, ragged.rhs_group_dimensions
+    contract, batch = given
+    ranks = [eqn.invars[i].aval.ndim for i in (0, 1)]
+    used = [{*contract[0], *batch[0]}, {*contract[1], *batch[1], *group}]
+    free = [
+        [d for d in range(n) if d not in u] for n, u in zip(ranks, used, strict=True)
+    ]
+    return Numbers(contract, batch, (free[0], free[1]))
+
+
+def dot_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Result: batch, then the free axes of the left and of the right operand."""
-    (contract, batch) = eqn.params["dimension_numbers"]
-    lhs, rhs = ins[0].axes, ins[1].axes
-    for a, b in [*zip(*contract, strict=True), *zip(*batch, strict=True)]:
-        ctx.unify(lhs[a], rhs[b])
-    out = (
-        *(lhs[d] for d in batch[0]),
-        *(lhs[d] for d in _free(lhs, contract[0], batch[0])),
-        *(rhs[d] for d in _free(rhs, contract[1], batch[1])),
-    )
-    inner = tuple(lhs[d] for d in contract[0])
-    ctx.summed.extend(inner)
-    ctx.costs.append(Contraction(2 * ctx.repeat, (*out, *inner)))
-    return [out]
+    n, (lhs, rhs) = numbers_of(eqn), (ins[0].axes, ins[1].axes)
+    for a, b in (*zip(*n.contract, strict=True), *zip(*n.batch, strict=True)):
+        site.unify(lhs[a], rhs[b])
+    site.summed(*(lhs[d] for d in n.contract[0]))
+    left, right = (*n.batch[0], *n.free[0]), n.free[1]
+    return [(*(lhs[d] for d in left), *(rhs[d] for d in right))]
 
 
-def _free(axes: Sequence[Any], *used: Sequence[int]) -> list[int]:
-    taken = {d for dims in used for d in dims}
-    return [d for d in range(len(axes)) if d not in taken]
+def dot_work(eqn: Equation) -> Work:
+    """2 x outputs x contracted size."""
+    result = tuple(range(eqn.outvars[0].aval.ndim))
+    return Work(2, result, tuple((0, d) for d in numbers_of(eqn).contract[0]))
 
 
-def dot_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def dot_roles(eqn: Equation, place: int) -> dict[int, Role]:
+    """Contracted axes are read, free ones produced."""
+    if place > 1:
+        return {}
+    n = numbers_of(eqn)
+    inside: dict[int, Role] = dict.fromkeys(n.contract[place], "in")
+    return {**inside, **dict.fromkeys(n.free[place], "out")}
+
+
+def dot_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """The kept product, and what pairs of ghosts add."""
-    lhs, rhs = ins
-    contract, batch = eqn.params["dimension_numbers"]
-    free = (
-        _free(lhs.layouts, contract[0], batch[0]),
-        _free(rhs.layouts, contract[1], batch[1]),
-    )
-    lays = [lhs.layouts[d] for d in contract[0]]
-    pruned = [d for d in contract[0] if lhs.layouts[d].pruned]
-    n_batch, n_left = len(batch[0]), len(free[0])
+    lhs, rhs, *sizes = ins
+    n = numbers_of(eqn)
 
     def operands(bits: Bits, pattern: Bits) -> tuple[Cell, Cell]:
-        b, left, right = (
-            bits[:n_batch],
-            bits[n_batch : n_batch + n_left],
-            bits[n_batch + n_left :],
+        return (
+            lhs.cell(n.operand_bits(0, bits, pattern, lhs)),
+            rhs.cell(n.operand_bits(1, bits, pattern, rhs)),
         )
-        one = _place(lhs, (batch[0], b), (free[0], left), (contract[0], pattern))
-        two = _place(rhs, (batch[1], b), (free[1], right), (contract[1], pattern))
-        return lhs.cell(one), rhs.cell(two)
 
-    def weigh(pattern: Bits, array: Any) -> Any:
-        mult = _spread(lays, pattern, contract[0], array.ndim)
-        return array if mult is None else array * np.asarray(mult, array.dtype)
+    def bind(left: Any, right: Any, *rest: Any) -> Any:
+        return _compat.bind(eqn, eqn.params, [left, right, *rest])[0]
 
-    bind = lambda a, b: _compat.bind(eqn, eqn.params, [a, b])[0]  # noqa: E731
-    cell = _contraction(site, eqn, bind, operands, lays, pruned, weigh)
-    return [cell]
-
-
-def _place(value: Value, *parts: tuple[Sequence[int], Bits]) -> Bits:
-    bits = [0] * len(value.layouts)
-    for dims, chosen in parts:
-        for d, b in zip(dims, chosen, strict=True):
-            bits[d] = b if value.layouts[d].pruned else 0
-    return tuple(bits)
-
-
-def _spread(
-    lays: Sequence[Layout], pattern: Bits, dims: Sequence[int], ndim: int
-) -> np.ndarray | None:
-    """Multiplicities of a pattern over some axes of an operand; None if all are 1."""
-    out = np.ones((1,) * ndim)
-    for lay, bit, d in zip(lays, pattern, dims, strict=True):
-        if bit:
-            shape = [1] * ndim
-            shape[d] = lay.mult.size
-            out = out * lay.mult.reshape(shape)
-    return None if (out == 1).all() else out
+    ragged = "removed units of a ragged product are not zero" if sizes else ""
+    rest = [v.kept for v in sizes]
+    return [_contraction(site, operands, lhs, n.contract[0], bind, rest, ragged)]
 
 
 def _contraction(
-    site: Any,
-    eqn: Any,
-    bind: Callable[[Any, Any], Any],
+    site: CellSite,
     operands: Callable[[Bits, Bits], tuple[Cell, Cell]],
-    lays: Sequence[Layout],
-    pruned: Sequence[int],
-    weigh: Callable[[Bits, Any], Any],
-) -> Callable[[Bits], Cell]:
-    """The cells of a bilinear equation summed over the axes `lays`."""
-    name = eqn.primitive.name
-    dtype = eqn.outvars[0].aval.dtype
-    rank = eqn.outvars[0].aval.ndim
-    all_patterns = ce.patterns(lays)
+    lhs: Value,
+    dims: Sequence[int],
+    bind: Callable[..., Any],
+    rest: Sequence[Cell] = (),
+    unsupported: str = "",
+) -> Cells:
+    """The cells of a bilinear equation summed over some dimensions of `lhs`."""
+    aval, name = site.eqn.outvars[0].aval, site.eqn.primitive.name
+    lays = [lhs.layouts[d] for d in dims]
+    pruned = [d for d in dims if lhs.layouts[d].pruned]
+    kept, *removed = ce.patterns(lays)
 
     def cell(bits: Bits) -> Cell:
-        terms: list[tuple[Bits, Cell, Cell]] = []
-        for pattern in all_patterns:
-            ghostly, kept_out = any(pattern), not any(bits)
-            if ghostly and site.options.removed:
-                break
-            left, right = operands(bits, pattern)
-            if (ghostly or not kept_out) and (left.zero or right.zero):
-                if _infinite(left) or _infinite(right):
-                    site.log.nonfinite.append((site.pruned_atoms(0, pruned), name))
-                continue
-            why = ce.first_bad((left, right))
-            if why and kept_out:
-                site.leak(0, pruned, f"{name}: {why}")
-                continue
+        first = operands(bits, kept)
+        found = site.ghosts(
+            bits,
+            removed,
+            lambda pattern: operands(bits, pattern),
+            pruned,
+            unsupported=unsupported,
+        )
+        if isinstance(found, Cell):
+            return found
+        terms = found
+        if not any(bits):
+            why = ce.first_bad(first)
             if why:
-                return ce.bad(why)
-            if ghostly and kept_out:
-                both = left.known is not None and right.known is not None
-                site.corrected(0, pruned, both)
-            terms.append((pattern, left, right))
+                site.leak(0, pruned, f"{name}: {why}")
+            else:
+                terms = [(kept, first), *found]
+        elif not any(c.zero for c in reversed(first)):
+            terms = [(kept, first), *found]
+        elif any(c.infinite for c in first):
+            site.log.nonfinite.append((site.pruned_atoms(0, pruned), name))
         if not terms:
-            return ce.known(np.zeros((1,) * rank, dtype))
-        fn = functools.partial(_run, bind, [p for p, _, _ in terms], weigh)
-        return ce.compute(fn, *[c for _, a, b in terms for c in (a, b)], name=name)
+            return ce.known(np.zeros((1,) * aval.ndim, aval.dtype))
+        mults = [ce.multiplicity(lays, p, dims, len(lhs.layouts)) for p, _ in terms]
+        fn = functools.partial(_sum_products, bind, mults)
+        return ce.compute(fn, *[c for _, pair in terms for c in pair], *rest, name=name)
 
     return cell
 
 
-def _infinite(cell: Cell) -> bool:
-    return (
-        cell.known is not None
-        and np.issubdtype(cell.known.dtype, np.inexact)
-        and not bool(np.isfinite(cell.known).all())
-    )
-
-
-def _run(
-    bind: Callable[[Any, Any], Any],
-    chosen: Sequence[Bits],
-    weigh: Callable[[Bits, Any], Any],
-    *arrays: Any,
+def _sum_products(
+    bind: Callable[..., Any], mults: Sequence[np.ndarray | None], *arrays: Any
 ) -> Any:
-    out = None
-    for i, pattern in enumerate(chosen):
-        left, right = arrays[2 * i], arrays[2 * i + 1]
-        if any(pattern):
-            left = weigh(pattern, left)
-        term = bind(left, right)
+    """The sum of one product for each pattern, weighed by its multiplicity."""
+    rest, out = arrays[2 * len(mults) :], None
+    for mult, left, right in zip(mults, arrays[::2], arrays[1::2], strict=False):
+        if mult is not None:
+            left = left * np.asarray(mult, left.dtype)
+        term = bind(left, right, *rest)
         out = term if out is None else jnp.add(out, term)
     return out
 
@@ -172,37 +180,90 @@ def _run(
 # -- convolution ---------------------------------------------------------------------
 
 
-def conv_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def conv_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Features like a contraction, batch passes, space stays."""
     p = eqn.params
     if p["batch_group_count"] != 1:
-        raise NotImplementedError("batch groups, which appear only in gradients")
+        raise NoRule("batch groups, which appear only in gradients")
     lhs, rhs, numbers = ins[0].axes, ins[1].axes, p["dimension_numbers"]
     groups = p["feature_group_count"]
     for d in numbers.lhs_spec[2:]:
-        ctx.freeze(lhs[d], "a spatial axis of a convolution")
+        site.freeze(lhs[d], "a spatial axis of a convolution")
     for d in numbers.rhs_spec[2:]:
-        ctx.freeze(rhs[d], "a spatial axis of a convolution")
+        site.freeze(rhs[d], "a spatial axis of a convolution")
     feature, inner = lhs[numbers.lhs_spec[1]], rhs[numbers.rhs_spec[1]]
     out_feature = rhs[numbers.rhs_spec[0]]
     if groups == 1:
-        ctx.unify(feature, inner)
+        site.unify(feature, inner)
     else:
         g_in, c_in = split(feature, (groups, feature.size // groups))
         g_out, _ = split(out_feature, (groups, out_feature.size // groups))
-        ctx.unify(c_in, inner)
-        ctx.unify(g_in, g_out)
+        site.unify(c_in, inner)
+        site.unify(g_in, g_out)
     shape = eqn.outvars[0].aval.shape
-    out: list[Any] = [ctx.fixed(n, "a spatial axis of a convolution") for n in shape]
+    out: list[Any] = [site.fixed(n, "a spatial axis of a convolution") for n in shape]
     out[numbers.out_spec[0]] = lhs[numbers.lhs_spec[0]]
     out[numbers.out_spec[1]] = out_feature
-    ctx.summed.append(inner)
-    taps = math.prod(rhs[d].size for d in numbers.rhs_spec[2:])
-    ctx.costs.append(Contraction(2 * taps * ctx.repeat, (*out, inner)))
+    site.summed(inner)
     return [tuple(out)]
 
 
-def conv_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def conv_work(eqn: Equation) -> Work:
+    """2 x outputs x taps x input channels of a group; inserted zeros are no taps."""
+    p, numbers = eqn.params, eqn.params["dimension_numbers"]
+    kernel, image = eqn.invars[1].aval.shape, eqn.invars[0].aval.shape
+    out, factor, result = eqn.outvars[0].aval.shape, 2, list(numbers.out_spec[:2])
+    spans = zip(
+        numbers.lhs_spec[2:],
+        numbers.rhs_spec[2:],
+        numbers.out_spec[2:],
+        p["window_strides"],
+        p["padding"],
+        p["lhs_dilation"],
+        p["rhs_dilation"],
+        strict=True,
+    )
+    for here, tap, there, stride, pads, holes, spread in spans:
+        reach = spread * (kernel[tap] - 1)
+        if holes == 1 and not 0 < reach <= min(pads):
+            factor *= kernel[tap]
+            result.append(there)
+        else:  # a transposed convolution: each element meets each tap it reaches
+            sizes = (image[here], kernel[tap], out[there])
+            factor *= _meetings(*sizes, stride, pads[0], holes, spread)
+    return Work(factor, tuple(result), ((1, numbers.rhs_spec[1]),))
+
+
+@functools.lru_cache(maxsize=4096)
+def _meetings(
+    n: int, taps: int, outs: int, stride: int, low: int, holes: int, spread: int
+) -> int:
+    """How many pairs of an output and a tap read an element of the image, on one axis.
+
+    Args:
+      n: elements of the image.
+      taps: of the kernel.
+      outs: of the result.
+      stride: between windows.
+      low: padding before the first element.
+      holes: distance of two elements after zeros are inserted.
+      spread: distance of two taps.
+    """
+    at = np.add.outer(np.arange(outs) * stride, np.arange(taps) * spread) - low
+    return int(((at >= 0) & (at <= (n - 1) * holes) & (at % holes == 0)).sum())
+
+
+def conv_roles(eqn: Equation, place: int) -> dict[int, Role]:
+    """Of a kernel: its input features are read, its output features produced."""
+    if place != 1:
+        return {}
+    out, inner, *_ = eqn.params["dimension_numbers"].rhs_spec
+    return {out: "out", inner: "in"}
+
+
+def conv_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """As a contraction over the features of one group."""
     lhs, rhs = ins
     numbers = eqn.params["dimension_numbers"]
@@ -211,24 +272,17 @@ def conv_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     groups = eqn.params["feature_group_count"]
     if groups > 1:
         return [_grouped(site, eqn, lhs, rhs, outs[0])]
-    lays = [lhs.layouts[f_dim]]
 
     def operands(bits: Bits, pattern: Bits) -> tuple[Cell, Cell]:
-        one = _place(lhs, ((n_dim,), (bits[numbers.out_spec[0]],)), ((f_dim,), pattern))
-        two = _place(rhs, ((o_dim,), (bits[numbers.out_spec[1]],)), ((i_dim,), pattern))
-        return lhs.cell(one), rhs.cell(two)
+        one, two = [0] * len(lhs.layouts), [0] * len(rhs.layouts)
+        one[n_dim], one[f_dim] = bits[numbers.out_spec[0]], pattern[0]
+        two[o_dim], two[i_dim] = bits[numbers.out_spec[1]], pattern[0]
+        return lhs.cell(lhs.own(one)), rhs.cell(rhs.own(two))
 
-    def weigh(pattern: Bits, array: Any) -> Any:
-        mult = _spread(lays, pattern, (f_dim,), array.ndim)
-        return array if mult is None else array * np.asarray(mult, array.dtype)
-
-    pruned = [f_dim] if lays[0].pruned else []
-    bind = _convolve(eqn, 1)
-    cell = _contraction(site, eqn, bind, operands, lays, pruned, weigh)
-    return [cell]
+    return [_contraction(site, operands, lhs, [f_dim], _convolve(eqn, 1))]
 
 
-def _convolve(eqn: Any, groups: int) -> Callable[[Any, Any], Any]:
+def _convolve(eqn: Equation, groups: int) -> Callable[[Any, Any], Any]:
     """The convolution with another number of groups, on operands that may be empty.
 
     An emptied feature axis makes the result a sum over nothing. XLA has no convolution
@@ -249,7 +303,7 @@ def _convolve(eqn: Any, groups: int) -> Callable[[Any, Any], Any]:
 
 
 def _grouped(
-    site: Any, eqn: Any, lhs: Value, rhs: Value, out: Sequence[Layout]
+    site: CellSite, eqn: Equation, lhs: Value, rhs: Value, out: Sequence[Layout]
 ) -> Callable[[Bits], Cell]:
     """Cells of a grouped convolution.
 
@@ -265,35 +319,38 @@ def _grouped(
     feature, inner = lhs.layouts[f_dim], rhs.layouts[i_dim]
     rank, dtype = len(out), eqn.outvars[0].aval.dtype
 
+    why = "a grouped convolution of removed channels that are not zero"
+
+    def image(n_bit: int, f_bit: int) -> Cell:
+        bits = [0] * len(lhs.layouts)
+        bits[n_dim], bits[f_dim] = n_bit, f_bit
+        return lhs.cell(lhs.own(bits))
+
+    def kernel(o_bit: int, i_bit: int = 0) -> Cell:
+        bits = [0] * len(rhs.layouts)
+        bits[o_dim], bits[i_dim] = o_bit, i_bit
+        return rhs.cell(rhs.own(bits))
+
     def cell(bits: Bits) -> Cell:
         n_bit, o_bit = bits[numbers.out_spec[0]], bits[numbers.out_spec[1]]
-        kernel = rhs.cell(_place(rhs, ((o_dim,), (o_bit,))))
         if o_bit:
-            return ghost(n_bit, kernel)
-        image = lhs.cell(_place(lhs, ((n_dim,), (n_bit,)), ((f_dim,), (0,))))
-        if inner.pruned and not site.options.removed:
-            crossing(n_bit, bits)
-        kept_inner = max(inner.kept.size, 1)
-        groups = feature.kept.size // kept_inner
-        return ce.compute(_convolve(eqn, max(groups, 1)), image, kernel)
+            return ghost(n_bit)
+        if inner.pruned:  # removed channels inside the groups
+            pairs = lambda _: (image(n_bit, 1), kernel(0, 1))  # noqa: E731
+            site.ghosts((0,), [(1,)], pairs, [f_dim], unsupported=why)
+        groups = feature.kept.size // max(inner.kept.size, 1)
+        run = _convolve(eqn, max(groups, 1))
+        return ce.compute(run, image(n_bit, 0), kernel(0))
 
-    def ghost(n_bit: int, kernel: Cell) -> Cell:
-        if kernel.zero:
-            return ce.known(np.zeros((1,) * rank, dtype))
-        image = lhs.cell(_place(lhs, ((n_dim,), (n_bit,)), ((f_dim,), (1,))))
-        if image.zero and not inner.pruned and feature.size == dense_groups:
+    def ghost(n_bit: int) -> Cell:
+        zero = image(n_bit, 1).zero and not inner.pruned
+        if kernel(1).zero or (zero and feature.size == dense_groups):
             return ce.known(np.zeros((1,) * rank, dtype))
         same = out[numbers.out_spec[1]].classes.size == feature.classes.size
         if inner.size > 1 or not same:
-            return ce.bad("a grouped convolution of removed channels that are not zero")
-        return ce.compute(_convolve(eqn, feature.classes.size), image, kernel)
-
-    def crossing(n_bit: int, bits: Bits) -> None:
-        image = lhs.cell(_place(lhs, ((n_dim,), (n_bit,)), ((f_dim,), (1,))))
-        kernel = rhs.cell(_place(rhs, ((o_dim,), (0,)), ((i_dim,), (1,))))
-        if not (image.zero or kernel.zero):
-            why = "a grouped convolution of removed channels that are not zero"
-            site.leak(0, [f_dim], why)
+            return ce.bad(why)
+        run = _convolve(eqn, feature.classes.size)
+        return ce.compute(run, image(n_bit, 1), kernel(1))
 
     return cell
 
@@ -301,87 +358,34 @@ def _grouped(
 # -- ragged --------------------------------------------------------------------------
 
 
-def ragged_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def ragged_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """`ragged_dot`: rows and groups stay, features like a contraction."""
-    numbers = eqn.params["ragged_dot_dimension_numbers"]
-    (contract, batch) = numbers.dot_dimension_numbers
+    given, n = eqn.params["ragged_dot_dimension_numbers"], numbers_of(eqn)
     lhs, rhs = ins[0].axes, ins[1].axes
-    ragged, group = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
-    if set(ragged) & {*contract[0], *batch[0]} or len(group) != 1:
-        raise NotImplementedError("a ragged contracted or batch axis")
+    ragged, group = given.lhs_ragged_dimensions, given.rhs_group_dimensions
+    if set(ragged) & {*n.contract[0], *n.batch[0]} or len(group) != 1:
+        raise NoRule("a ragged contracted or batch axis")
     for term in (*(lhs[d] for d in ragged), *(rhs[d] for d in group), *ins[2].axes):
-        ctx.freeze(term, "rows of a ragged product")
-    for a, b in [*zip(*contract, strict=True), *zip(*batch, strict=True)]:
-        ctx.unify(lhs[a], rhs[b])
-    out = (
-        *(lhs[d] for d in batch[0]),
-        *(lhs[d] for d in _free(lhs, contract[0], batch[0])),
-        *(rhs[d] for d in _free(rhs, contract[1], batch[1], group)),
-    )
-    inner = tuple(lhs[d] for d in contract[0])
-    ctx.summed.extend(inner)
-    ctx.costs.append(Contraction(2 * ctx.repeat, (*out, *inner)))
-    return [out]
-
-
-def ragged_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
-    """As `dot_general`, the group sizes carried along."""
-    lhs, rhs, sizes = ins
-    numbers = eqn.params["ragged_dot_dimension_numbers"]
-    contract, batch = numbers.dot_dimension_numbers
-    free = (
-        _free(lhs.layouts, contract[0], batch[0]),
-        _free(rhs.layouts, contract[1], batch[1], numbers.rhs_group_dimensions),
-    )
-    lays = [lhs.layouts[d] for d in contract[0]]
-    pruned = [d for d in contract[0] if lhs.layouts[d].pruned]
-    n_batch, n_left = len(batch[0]), len(free[0])
-    rank, dtype = len(outs[0]), eqn.outvars[0].aval.dtype
-
-    def cell(bits: Bits) -> Cell:
-        parts = (
-            bits[:n_batch],
-            bits[n_batch : n_batch + n_left],
-            bits[n_batch + n_left :],
-        )
-        for pattern in ce.patterns(lays)[1:]:
-            left = lhs.cell(
-                _place(
-                    lhs,
-                    (batch[0], parts[0]),
-                    (free[0], parts[1]),
-                    (contract[0], pattern),
-                )
-            )
-            right = rhs.cell(
-                _place(
-                    rhs,
-                    (batch[1], parts[0]),
-                    (free[1], parts[2]),
-                    (contract[1], pattern),
-                )
-            )
-            if not (left.zero or right.zero or site.options.removed):
-                why = "a ragged product of removed units that are not zero"
-                if any(bits):
-                    return ce.bad(why)
-                site.leak(0, pruned, why)
-        left = lhs.cell(_place(lhs, (batch[0], parts[0]), (free[0], parts[1])))
-        right = rhs.cell(_place(rhs, (batch[1], parts[0]), (free[1], parts[2])))
-        if any(bits) and (left.zero or right.zero):
-            return ce.known(np.zeros((1,) * rank, dtype))
-        return ce.compute(
-            lambda a, b, n: _compat.bind(eqn, eqn.params, [a, b, n])[0],
-            left,
-            right,
-            sizes.kept,
-        )
-
-    return [cell]
+        site.freeze(term, "rows of a ragged product")
+    return dot_axes(site, eqn, ins)
 
 
 RULES: dict[str, Rule] = {
-    "conv_general_dilated": Rule(conv_axes, conv_cells),
-    "dot_general": Rule(dot_axes, dot_cells),
-    "ragged_dot_general": Rule(ragged_axes, ragged_cells),
+    "conv_general_dilated": Rule(
+        axes=conv_axes,
+        cells=conv_cells,
+        role=conv_roles,
+        work=conv_work,
+        low_rank=convolve,
+    ),
+    "dot_general": Rule(
+        axes=dot_axes,
+        cells=dot_cells,
+        role=dot_roles,
+        work=dot_work,
+        low_rank=contract,
+    ),
+    "ragged_dot_general": Rule(
+        axes=ragged_axes, cells=dot_cells, role=dot_roles, work=dot_work
+    ),
 }

@@ -2,7 +2,8 @@
 
 Analysis recurses. The compact program calls a compact body again, so jit wrappers,
 rematerialization and branches stay what they were; ghosts that are asked for cross the
-boundary as further arguments and results. A branch result is known only where all
+boundary as further arguments and results. (A jitted body of two or three equations is
+put in its place.) A branch result is known only where all
 branches agree.
 """
 
@@ -12,26 +13,34 @@ from typing import Any
 import jax
 from jax import lax
 
+from jprune._jaxpr._compat import Equation
+from jprune.surgery._analysis import AxisSite
+from jprune.surgery._build import CellSite, Outs
 from jprune.surgery._cells import Value
 from jprune.surgery._frames import Boundary, Frame, GraphCall, jitted, plain
-from jprune.surgery._registry import Rule
+from jprune.surgery._registry import NoRule, Rule
 from jprune.surgery._scope import CONST, MANY, Info
 
+FEW = 3
+"""A jitted body of so few equations is put in place: the call costs more than it."""
 
-def body_of(eqn: Any) -> Any:
+
+def body_of(eqn: Equation) -> Any:
     """The sub-jaxpr of a call."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
             return eqn.params[name]
-    raise NotImplementedError("a call without a jaxpr")
+    raise NoRule("a call without a jaxpr")
 
 
-def call_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
+def call_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
     """The axes of the body."""
-    return ctx.walk(body_of(eqn), ins)
+    return site.walk(body_of(eqn), ins)
 
 
-def call_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+def call_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Value]:
     """A call of the compact body."""
     boundary = Boundary()
     inside = [boundary.value(v) for v in ins]
@@ -42,10 +51,11 @@ def call_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
     return call.results(frame.outs)
 
 
-def _wrapper(eqn: Any) -> Any:
+def _wrapper(eqn: Equation) -> Any:
     name = eqn.primitive.name
     if name in ("jit", "pjit"):
-        return plain if eqn.params.get("inline") else jitted(eqn.params["name"])
+        few = len(body_of(eqn).jaxpr.eqns) <= FEW
+        return plain if few or eqn.params.get("inline") else jitted(eqn.params["name"])
     if name in ("remat", "remat2", "checkpoint"):
         return _checkpointed(eqn.params)
     return plain
@@ -61,20 +71,24 @@ def _checkpointed(params: dict[str, Any]) -> Any:
     return run
 
 
-def cond_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
+def cond_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
     """The index is fixed, the branches' results are equal."""
     operands = list(ins[1:])
-    runs = [lambda b=branch: ctx.walk(b, operands) for branch in eqn.params["branches"]]
-    results = ctx.alternatives(runs)
+    runs = [
+        lambda b=branch: site.walk(b, operands) for branch in eqn.params["branches"]
+    ]
+    results = site.alternatives(runs)
     for other in results[1:]:
         for mine, theirs in zip(results[0], other, strict=True):
             for s, t in zip(mine.axes, theirs.axes, strict=True):
-                ctx.unify(s, t)
+                site.unify(s, t)
     constant = all(i.source == CONST for i in ins)
     return [Info(i.axes, CONST if constant else MANY) for i in results[0]]
 
 
-def cond_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+def cond_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Value]:
     """One `switch` over the compact branches."""
     index, *operands = ins
     boundary = Boundary()
@@ -107,6 +121,6 @@ _CALLS = (
 )
 
 RULES: dict[str, Rule] = {
-    "cond": Rule(cond_axes, cond_cells),
-    **{name: Rule(call_axes, call_cells, True) for name in _CALLS},
+    "cond": Rule(axes=cond_axes, cells=cond_cells),
+    **{name: Rule(axes=call_axes, cells=call_cells, constant=True) for name in _CALLS},
 }

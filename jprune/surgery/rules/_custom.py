@@ -27,20 +27,26 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._jaxpr import _compat
-from jprune._jaxpr._trace import explicit
+from jprune._jaxpr._compat import Equation
+from jprune._jaxpr._trace import layout
 from jprune.surgery import _axes as ax
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import Context, walk
-from jprune.surgery._build import Builder, Log
-from jprune.surgery._cells import Bits, Cell, Item, Value
+from jprune.surgery._build import Builder, CellSite, Log, Outs
+from jprune.surgery._cells import Bits, Cell, Item, Lazy, Value
 from jprune.surgery._frames import Boundary, Frame, GraphCall, plain
 from jprune.surgery._layout import Choice, Solver, Unsolvable
 from jprune.surgery._registry import Rule
 from jprune.surgery._scope import Info
 from jprune.surgery.rules._control import call_axes
+from jprune.surgery.rules._elementwise import NAMES
+
+ELEMENTWISE = frozenset(NAMES)
 
 
-def custom_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+def custom_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Value]:
     """A custom function of cells."""
     boundary = Boundary()
     inside = [boundary.value(v) for v in ins]
@@ -100,12 +106,23 @@ class _CustomCall(GraphCall):
         value = super()._result(index, like)
 
         def rule(bits: Bits) -> Cell:
-            cell = value.cell(bits)
-            if cell.known is None or self.builder.options.last:
+            cell, key = value.cell(bits), (index, bits)
+            if isinstance(cell, Lazy) and cell.open:
+                held = cell.value
+            elif cell.known is None:
                 return cell
-            if self._still(index, bits):
+            else:
+                held = cell.known
+            if self.builder.options.last:
                 return cell
-            return Item(self, (index, bits))
+            if any(bits):
+
+                def decide() -> np.ndarray | None:
+                    known = cell.known
+                    return known if known is not None and self._still(*key) else None
+
+                return Lazy(self, key, held, decide)
+            return cell if self._still(index, bits) else Item(self, key)
 
         return Value(like.layouts, like.dtype, rule, value.dense, like.reduced)
 
@@ -115,6 +132,8 @@ class _CustomCall(GraphCall):
             return True
         if self.reverse:  # what a cotangent does is not known before there is one
             return False
+        if self._at_rest(bits):
+            return True
         if self.slopes is None:
             every = dict.fromkeys(filter(_dynamic, self._cells()))
             try:
@@ -122,6 +141,30 @@ class _CustomCall(GraphCall):
             except Exception:  # noqa: BLE001  it raises again where it is needed
                 self.slopes = {}
         return index in self.slopes and self.slopes[index].cell(bits).zero
+
+    def _at_rest(self, bits: Bits) -> bool:
+        """Whether no operand moves there, and the rule works position by position."""
+        values = [self.ins[i] for i in _smooth(self.eqn)]
+        if any(len(v.layouts) not in (0, len(bits)) for v in values):
+            return False
+        here = [v.cell(v.own(bits) if v.layouts else ()) for v in values]
+        return not any(map(_dynamic, here)) and self._positionwise()
+
+    def _positionwise(self) -> bool:
+        """Whether the derivative rule works position by position, by its program."""
+        memo, key = self.builder.memo, id(self.eqn)
+        if key not in memo:
+            smooth, avals = _smooth(self.eqn), [v.aval for v in self.eqn.invars]
+
+            def dense(*args: Any) -> Any:
+                xs, ts = args[: len(avals)], args[len(avals) :]
+                fn = _of_smooth(self.eqn, xs, smooth)
+                return jax.jvp(fn, [xs[i] for i in smooth], list(ts))
+
+            moving = [avals[i] for i in smooth]
+            jaxpr = jax.make_jaxpr(dense)(*_abstract([*avals, *moving]))
+            memo[key] = _compat.positionwise(jaxpr.jaxpr, ELEMENTWISE)
+        return memo[key]
 
     def _cells(self) -> list[Cell]:
         """Every cell of the differentiable operands."""
@@ -232,16 +275,10 @@ class _Program:
         outs = [copy.axes(a) for a in call.out_axes]
         moved = [(outs if reverse else ins)[i] for i in moving]
         moved_vars = [(eqn.outvars if reverse else eqn.invars)[i] for i in moving]
-        avals = [
-            jax.ShapeDtypeStruct(
-                v.aval.shape, v.aval.dtype, sharding=explicit(v.aval.sharding)
-            )
-            for v in (*eqn.invars, *moved_vars)
-        ]
+        avals = _abstract([v.aval for v in (*eqn.invars, *moved_vars)])
         self.jaxpr = _compat.without_dead_code(jax.make_jaxpr(dense)(*avals))
-        ctx = Context(old.rules, "allow")
         infos = [Info(a) for a in (*ins, *moved)]
-        self.scope, found = walk(ctx, self.jaxpr, infos)
+        self.scope, found = walk(Context("allow"), self.jaxpr, infos)
         like = ins if reverse else outs
         for info, j in zip(found, results, strict=True):
             for s, t in zip(info.axes, like[j], strict=True):
@@ -271,7 +308,7 @@ class _Program:
             if not np.array_equal(mine.rep, theirs.rep):
                 raise self.error("it refines an axis that the function does not")
         options = dataclasses.replace(old.options, last=last or old.options.last)
-        self.builder = Builder(old.rules, self.choice, options, self.log)
+        self.builder = Builder(self.choice, options, self.log)
 
     def build(self, ins: list[Value]) -> list[Value]:
         """The values of the rule's results."""
@@ -344,6 +381,10 @@ class _Program:
         )
 
 
+def _abstract(avals: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype, **layout(a)) for a in avals]
+
+
 class _Copy:
     """Copies terms with new atoms: an analysis apart must not change the first."""
 
@@ -366,13 +407,8 @@ class _Copy:
 
 def _weight(value: Value, bits: Bits) -> np.ndarray | None:
     """How many dense positions each position of a cell stands for; None if one."""
-    out = np.ones((1,) * len(bits))
-    for d, (lay, bit) in enumerate(zip(value.layouts, bits, strict=True)):
-        if bit:
-            shape = [1] * len(bits)
-            shape[d] = lay.mult.size
-            out = out * lay.mult.reshape(shape)
-    return None if (out == 1).all() else out
+    rank = len(bits)
+    return ce.multiplicity(value.layouts, bits, range(rank), rank)
 
 
 def _inexact(variables: Sequence[Any]) -> list[int]:
@@ -381,7 +417,7 @@ def _inexact(variables: Sequence[Any]) -> list[int]:
     ]
 
 
-def _smooth(eqn: Any) -> list[int]:
+def _smooth(eqn: Equation) -> list[int]:
     """The differentiable operands; what a reverse rule closes over is not one."""
     reverse = eqn.primitive.name == "custom_vjp_call"
     first = eqn.params["num_consts"] if reverse else 0
@@ -393,7 +429,7 @@ def _dynamic(cell: Cell) -> bool:
 
 
 def _of_smooth(
-    eqn: Any, xs: Sequence[Any], smooth: Sequence[int]
+    eqn: Equation, xs: Sequence[Any], smooth: Sequence[int]
 ) -> Callable[..., Any]:
     """The call as a function of its differentiable operands."""
 
@@ -411,6 +447,6 @@ def _float0(shape: Sequence[int]) -> np.ndarray:
 
 
 RULES: dict[str, Rule] = {
-    name: Rule(call_axes, custom_cells, True)
+    name: Rule(axes=call_axes, cells=custom_cells, constant=True)
     for name in ("custom_jvp_call", "custom_vjp_call")
 }

@@ -14,29 +14,35 @@ from typing import Any
 
 import numpy as np
 
+from jprune._groups import Role
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery import _fold
+from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes
-from jprune.surgery._cells import Bits, Cell, Value
-from jprune.surgery._registry import Rule
+from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._registry import NoRule, Rule
+from jprune.surgery._scope import Info
 
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt
 ceil clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq
 eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag
 integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul name ne
-neg nextafter not or polygamma population_count pow pvary real reduce_precision
-regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
-shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
+neg nextafter not or pcast polygamma population_count pow ppermute pvary real
+reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left
+shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
+tan tanh xor zeta
 """.split()
 
 
-def elementwise_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def elementwise_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Axes of a position-wise primitive: equal over the operands of full rank.
 
     Args:
-      ctx: the context of the first pass.
+      site: the equation's place in the program, first pass.
       eqn: the equation; every result has the same shape.
       ins: what is known of the operands.
 
@@ -55,27 +61,27 @@ def elementwise_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
             if first is None:
                 first = term
             else:
-                ctx.unify(first, term)
-        out.append(ctx.fresh(size) if first is None else first)
+                site.unify(first, term)
+        out.append(site.fresh(size) if first is None else first)
     return [tuple(out)] * len(eqn.outvars)
 
 
-def bitcast_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def bitcast_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """As element-wise, for a cast between types of equal width."""
     if eqn.invars[0].aval.ndim != eqn.outvars[0].aval.ndim:
-        raise NotImplementedError("a cast to another width")
-    return elementwise_axes(ctx, eqn, ins)
+        raise NoRule("a cast to another width")
+    return elementwise_axes(site, eqn, ins)
 
 
 def operand_bits(value: Value, bits: Bits) -> Bits:
     """The bits of an operand for a result's: 0 where the operand is repeated."""
-    if len(value.layouts) != len(bits):
-        return (0,) * len(value.layouts)
-    pairs = zip(value.layouts, bits, strict=True)
-    return tuple(b if lay.pruned else 0 for lay, b in pairs)
+    rank = len(value.layouts)
+    return value.own(bits) if rank == len(bits) else (0,) * rank
 
 
-def positionwise(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def positionwise(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Cells of a position-wise primitive: the primitive on the operands' cells.
 
     Args:
@@ -100,12 +106,12 @@ def positionwise(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     ]
 
 
-def bind(eqn: Any, *arrays: Any) -> list[Any]:
+def bind(eqn: Equation, *arrays: Any) -> list[Any]:
     """The equation on other operands."""
     return _compat.bind(eqn, eqn.params, arrays)
 
 
-def rewrite(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def rewrite(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> list[Cells]:
     """Cells of an element-wise primitive, folding what is known."""
     name = eqn.primitive.name
     shortcut = _SHORTCUTS.get(name)
@@ -147,7 +153,9 @@ _EQUAL_SHAPES = ("add_any", "clamp", "convert_element_type", "select_n")
 on one: out of range, a cast in NumPy differs from one in XLA."""
 
 
-def _fold_small(eqn: Any, values: list[np.ndarray], rank: int) -> np.ndarray | None:
+def _fold_small(
+    eqn: Equation, values: list[np.ndarray], rank: int
+) -> np.ndarray | None:
     sizes = np.broadcast_shapes(*[v.shape for v in values]) if values else ()
     if int(np.prod(sizes)) > ce.FOLD_LIMIT:
         return None
@@ -157,7 +165,7 @@ def _fold_small(eqn: Any, values: list[np.ndarray], rank: int) -> np.ndarray | N
     return out
 
 
-def _divisor(site: Any, eqn: Any, ins: list[Value]) -> Value | None:
+def _divisor(site: CellSite, eqn: Equation, ins: list[Value]) -> Value | None:
     """The kept count where a sum is divided by the number of its dense terms."""
     over, under = ins
     if not site.options.removed or over.reduced is None:
@@ -221,12 +229,14 @@ def _absorbed(name: str, cells: list[Cell]) -> bool:
 # -- several operands, each with its own result --------------------------------------
 
 
-def identities(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def identities(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Axes of primitives that hand each operand on (`device_put`, barriers)."""
     return [i.axes for i in ins]
 
 
-def rewrite_identities(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def rewrite_identities(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Kept cells go through the primitive together, ghosts around it."""
     name = eqn.primitive.name
     together = ce.compute(
@@ -245,11 +255,40 @@ def rewrite_identities(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list
     return [passing(i, v) for i, v in enumerate(ins)]
 
 
+def _always(role: Role) -> Callable[[Equation, int], dict[int, Role]]:
+    """The role on every axis."""
+    return lambda eqn, place: dict.fromkeys(range(eqn.invars[place].aval.ndim), role)
+
+
+def _difference(eqn: Equation, place: int) -> dict[int, Role]:
+    """What is subtracted is a running mean, from what it is subtracted a bias."""
+    return _always("stat" if place == 1 else "bias")(eqn, place)
+
+
+_ROLES = {
+    "add": _always("bias"),
+    "div": _always("scale"),
+    "mul": _always("scale"),
+    "rsqrt": _always("stat"),
+    "sqrt": _always("stat"),
+    "sub": _difference,
+}
+
+
 RULES: dict[str, Rule] = {
-    **{name: Rule(elementwise_axes, rewrite, True, _fold.evaluate) for name in NAMES},
-    "bitcast_convert_type": Rule(bitcast_axes, rewrite, True),
     **{
-        name: Rule(identities, rewrite_identities, True)
+        name: Rule(
+            axes=elementwise_axes,
+            cells=rewrite,
+            constant=True,
+            fold=_fold.evaluate,
+            role=_ROLES.get(name),
+        )
+        for name in NAMES
+    },
+    "bitcast_convert_type": Rule(axes=bitcast_axes, cells=rewrite, constant=True),
+    **{
+        name: Rule(axes=identities, cells=rewrite_identities, constant=True)
         for name in (
             "device_put",
             "optimization_barrier",

@@ -12,23 +12,28 @@ from typing import Any
 import numpy as np
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
+from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes
-from jprune.surgery._build import generated
-from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._build import CellSite, Outs, generated
+from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._registry import Rule
+from jprune.surgery._scope import Info
 
 
-def random_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def random_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """The axes of a batch of keys stay and lead; those of the bits are new."""
     keys = ins[0].axes
     for term in keys:
-        ctx.freeze(term, "a batch of random keys")
+        site.freeze(term, "a batch of random keys")
     shape = eqn.outvars[0].aval.shape
-    return [(*keys, *(ctx.fresh(n) for n in shape[len(keys) :]))]
+    return [(*keys, *(site.fresh(n) for n in shape[len(keys) :]))]
 
 
-def random_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def random_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Drawn at full size and indexed, or drawn at compact size."""
     var = eqn.outvars[0]
     key = ins[0].kept
@@ -52,19 +57,21 @@ def random_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     return [Value(outs[0], var.aval.dtype, cell, dense)]
 
 
-def iota_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def iota_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """New axes."""
-    return [tuple(ctx.fresh(n) for n in eqn.outvars[0].aval.shape)]
+    return [tuple(site.fresh(n) for n in eqn.outvars[0].aval.shape)]
 
 
-def iota_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def iota_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Too large to be looked at: computed and indexed."""
     dense = ce.compute(lambda: _compat.bind(eqn, eqn.params, [])[0], name="iota")
     dense.shape = tuple(eqn.outvars[0].aval.shape)
     return [generated(dense, outs[0], eqn.outvars[0].aval.dtype)]
 
 
-def _fold_iota(eqn: Any, args: Sequence[np.ndarray]) -> np.ndarray | None:
+def _fold_iota(eqn: Equation, args: Sequence[np.ndarray]) -> np.ndarray | None:
     shape, dim = eqn.params["shape"], eqn.params["dimension"]
     dtype = _compat.numpy_dtype(eqn.outvars[0].aval.dtype)
     if dtype is None or int(np.prod(shape)) > ce.FOLD_LIMIT:
@@ -76,6 +83,6 @@ def _fold_iota(eqn: Any, args: Sequence[np.ndarray]) -> np.ndarray | None:
 
 
 RULES: dict[str, Rule] = {
-    "iota": Rule(iota_axes, iota_cells, True, _fold_iota),
-    "random_bits": Rule(random_axes, random_cells, True),
+    "iota": Rule(axes=iota_axes, cells=iota_cells, constant=True, fold=_fold_iota),
+    "random_bits": Rule(axes=random_axes, cells=random_cells, constant=True, free=True),
 }

@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from jprune._groups import Role
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
+from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes
-from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._registry import Rule
+from jprune.surgery._scope import Info
 
 SCATTERS = (
     "scatter",
@@ -32,32 +37,34 @@ SCATTERS = (
 )
 
 
-def gather_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def gather_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Whole axes pass, indexed ones freeze, the rest comes from the indices."""
     operand, indices = ins[0].axes, ins[1].axes
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     collapsed = set(numbers.collapsed_slice_dims)
     batching = numbers.operand_batching_dims
     for d, i in zip(batching, numbers.start_indices_batching_dims, strict=True):
-        ctx.unify(operand[d], indices[i])
-    ctx.freeze(indices[-1], "coordinates of an index")
+        site.unify(operand[d], indices[i])
+    site.freeze(indices[-1], "coordinates of an index")
     window = [
         d for d in range(len(operand)) if d not in collapsed and d not in batching
     ]
     for d in collapsed:
-        ctx.freeze(operand[d], "indexed")
+        site.freeze(operand[d], "indexed")
     out: list[Any] = [None] * len(eqn.outvars[0].aval.shape)
     for d, place in zip(window, numbers.offset_dims, strict=True):
         if sizes[d] == operand[d].size:
             out[place] = operand[d]
         else:
-            ctx.freeze(operand[d], "indexed")
-            out[place] = ctx.fixed(sizes[d], "indexed")
+            site.freeze(operand[d], "indexed")
+            out[place] = site.fixed(sizes[d], "indexed")
     batch = iter(indices[:-1])
     return [tuple(next(batch) if t is None else t for t in out)]
 
 
-def gather_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def gather_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Slice sizes at compact shapes; each axis carries its own bit."""
     x, indices = ins
     numbers = eqn.params["dimension_numbers"]
@@ -97,7 +104,7 @@ def gather_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     return [cell]
 
 
-def _in_range(eqn: Any, where: Cell) -> bool:
+def _in_range(eqn: Equation, where: Cell) -> bool:
     """Whether every index is known to be in range, so that nothing is filled in."""
     if where.known is None:
         return False
@@ -107,7 +114,7 @@ def _in_range(eqn: Any, where: Cell) -> bool:
     return bool((where.known >= 0).all() and (where.known <= np.asarray(limits)).all())
 
 
-def scatter_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def scatter_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Axes that the update covers whole pass; scattered ones freeze."""
     operand, indices, updates = (i.axes for i in ins)
     numbers = eqn.params["dimension_numbers"]
@@ -115,28 +122,30 @@ def scatter_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
     batching = list(numbers.operand_batching_dims)
     window = [d for d in range(len(operand)) if d not in inserted and d not in batching]
     for d, i in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
-        ctx.unify(operand[d], indices[i])
-    ctx.freeze(indices[-1], "coordinates of an index")
+        site.unify(operand[d], indices[i])
+    site.freeze(indices[-1], "coordinates of an index")
     for d in inserted:
-        ctx.freeze(operand[d], "scattered into")
+        site.freeze(operand[d], "scattered into")
     for d, place in zip(window, numbers.update_window_dims, strict=True):
         if updates[place].size == operand[d].size:
-            ctx.unify(operand[d], updates[place])
+            site.unify(operand[d], updates[place])
         else:
-            ctx.freeze(operand[d], "scattered into")
-            ctx.freeze(updates[place], "scattered")
+            site.freeze(operand[d], "scattered into")
+            site.freeze(updates[place], "scattered")
     rows = [d for d in range(len(updates)) if d not in set(numbers.update_window_dims)]
     for i, d in enumerate(rows):
-        ctx.unify(updates[d], indices[i])
+        site.unify(updates[d], indices[i])
         if i not in numbers.scatter_indices_batching_dims:
-            ctx.freeze(indices[i], "scattered rows")
+            site.freeze(indices[i], "scattered rows")
     scattered = set(numbers.scatter_dims_to_operand_dims)
     for d in scattered - inserted:
-        ctx.freeze(operand[d], "scattered into")
+        site.freeze(operand[d], "scattered into")
     return [operand]
 
 
-def scatter_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def scatter_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """The scatter on the cells of operand and updates with the same window bits.
 
     The axes of scattered rows, which a scatter runs over, are whole.
@@ -177,23 +186,26 @@ def scatter_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]
     return [cell]
 
 
-# -- dynamic slices
-# ----------------------------------------------------------------------
+# -- dynamic slices ------------------------------------------------------------------
 
 
-def dynamic_slice_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def dynamic_slice_axes(
+    site: AxisSite, eqn: Equation, ins: Sequence[Info]
+) -> list[Axes]:
     """A slice as long as the axis is the axis; others freeze."""
     out = []
     for term, n in zip(ins[0].axes, eqn.params["slice_sizes"], strict=True):
         if n == term.size:
             out.append(term)
         else:
-            ctx.freeze(term, "sliced at a run-time position")
-            out.append(ctx.fixed(n, "sliced at a run-time position"))
+            site.freeze(term, "sliced at a run-time position")
+            out.append(site.fixed(n, "sliced at a run-time position"))
     return [tuple(out)]
 
 
-def dynamic_slice_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def dynamic_slice_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Slice sizes at compact shapes; out-of-range starts are clamped as before."""
     x, *starts = ins
 
@@ -218,27 +230,28 @@ def dynamic_slice_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> lis
     return [cell]
 
 
-def dynamic_update_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def dynamic_update_axes(
+    site: AxisSite, eqn: Equation, ins: Sequence[Info]
+) -> list[Axes]:
     """Axes of equal size are equal; the others freeze."""
     operand, update = ins[0].axes, ins[1].axes
     for s, t in zip(operand, update, strict=True):
         if s.size == t.size:
-            ctx.unify(s, t)
+            site.unify(s, t)
         else:
-            ctx.freeze(s, "written at a run-time position")
-            ctx.freeze(t, "written at a run-time position")
+            site.freeze(s, "written at a run-time position")
+            site.freeze(t, "written at a run-time position")
     return [operand]
 
 
-def dynamic_update_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def dynamic_update_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """The update on the cells of both."""
     x, update, *starts = ins
 
     def cell(bits: Bits) -> Cell:
-        inner = tuple(
-            b if lay.pruned else 0 for b, lay in zip(bits, update.layouts, strict=True)
-        )
-        cells = [x.cell(bits), update.cell(inner)]
+        cells = [x.cell(bits), update.cell(update.own(bits))]
         if any(bits) and cells[0].zero and cells[1].zero:
             return ce.known(np.zeros((1,) * len(bits), x.dtype))
         return ce.compute(
@@ -253,20 +266,22 @@ def dynamic_update_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> li
 # -- fft -----------------------------------------------------------------------------
 
 
-def fft_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def fft_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Only the last dimensions are mixed."""
     axes = ins[0].axes
     mixed = len(eqn.params["fft_lengths"])
     lead = len(axes) - mixed
     for term in axes[lead:]:
-        ctx.freeze(term, "mixed by a Fourier transform")
+        site.freeze(term, "mixed by a Fourier transform")
     shape = eqn.outvars[0].aval.shape
     return [
-        (*axes[:lead], *(ctx.fixed(n, "a Fourier transform") for n in shape[lead:]))
+        (*axes[:lead], *(site.fixed(n, "a Fourier transform") for n in shape[lead:]))
     ]
 
 
-def fft_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def fft_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """The transform on each cell."""
     (x,) = ins
 
@@ -282,10 +297,18 @@ def fft_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     return [cell]
 
 
+def _table(eqn: Equation, place: int) -> dict[int, Role]:
+    """The operand is looked up."""
+    axes = range(eqn.invars[0].aval.ndim)
+    return dict.fromkeys(axes, "table") if place == 0 else {}
+
+
 RULES: dict[str, Rule] = {
-    "dynamic_slice": Rule(dynamic_slice_axes, dynamic_slice_cells),
-    "dynamic_update_slice": Rule(dynamic_update_axes, dynamic_update_cells),
-    "fft": Rule(fft_axes, fft_cells),
-    "gather": Rule(gather_axes, gather_cells),
-    **{name: Rule(scatter_axes, scatter_cells) for name in SCATTERS},
+    "dynamic_slice": Rule(
+        axes=dynamic_slice_axes, cells=dynamic_slice_cells, role=_table
+    ),
+    "dynamic_update_slice": Rule(axes=dynamic_update_axes, cells=dynamic_update_cells),
+    "fft": Rule(axes=fft_axes, cells=fft_cells),
+    "gather": Rule(axes=gather_axes, cells=gather_cells, role=_table),
+    **{name: Rule(axes=scatter_axes, cells=scatter_cells) for name in SCATTERS},
 }

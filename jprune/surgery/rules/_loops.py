@@ -16,8 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
-from jprune.surgery._build import Builder, Log
+from jprune.surgery._analysis import AxisSite
+from jprune.surgery._build import Builder, CellSite, Log, Outs
 from jprune.surgery._cells import Bits, Call, Cell, Item, Value
 from jprune.surgery._frames import Boundary, Frame, joined, same_known
 from jprune.surgery._registry import Rule
@@ -153,7 +155,7 @@ class _Loop(Call):
 # -- scan ----------------------------------------------------------------------------
 
 
-def scan_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
+def scan_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
     """Iteration axes are fixed, carries are the same before and after."""
     p = eqn.params
     n_const, n_carry = p["num_consts"], p["num_carry"]
@@ -163,21 +165,21 @@ def scan_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
         ins[n_const + n_carry :],
     )
     for info in xs:
-        ctx.freeze(info.axes[0], "the iteration axis of a scan")
+        site.freeze(info.axes[0], "the iteration axis of a scan")
     inner = [
         *consts,
         *(Info(i.axes) for i in init),
         *(_sliced(i) for i in xs),
     ]
-    outs = ctx.walk(p["jaxpr"], inner, times=p["length"])
+    outs = site.walk(p["jaxpr"], inner, times=p["length"])
     for before, after in zip(init, outs[:n_carry], strict=True):
         for s, t in zip(before.axes, after.axes, strict=True):
-            ctx.unify(s, t)
+            site.unify(s, t)
     length = p["length"]
     return [
         *(Info(i.axes) for i in outs[:n_carry]),
         *(
-            Info((ctx.fixed(length, "the iteration axis of a scan"), *i.axes))
+            Info((site.fixed(length, "the iteration axis of a scan"), *i.axes))
             for i in outs[n_carry:]
         ),
     ]
@@ -196,7 +198,7 @@ class _Scan(_Loop):
 
     def __init__(
         self,
-        eqn: Any,
+        eqn: Equation,
         boundary: Boundary,
         carry: _Carry,
         frame: Frame,
@@ -273,7 +275,9 @@ class _Scan(_Loop):
         return results
 
 
-def scan_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+def scan_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Value]:
     """A fixpoint for the statuses, then one scan for whatever is asked for."""
     p = eqn.params
     n_const, n_carry = p["num_consts"], p["num_carry"]
@@ -350,17 +354,17 @@ def _row(value: Value, sliced: dict[Cell, Cell]) -> Value:
 # -- while ---------------------------------------------------------------------------
 
 
-def while_axes(ctx: Any, eqn: Any, ins: Sequence[Info]) -> list[Info]:
+def while_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
     """Carries are the same before and after; the condition sees them too."""
     p = eqn.params
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
     cond_consts, body_consts = ins[:n_cond], ins[n_cond : n_cond + n_body]
     init = [Info(i.axes) for i in ins[n_cond + n_body :]]
-    ctx.walk(p["cond_jaxpr"], [*cond_consts, *init])
-    outs = ctx.walk(p["body_jaxpr"], [*body_consts, *init])
+    site.walk(p["cond_jaxpr"], [*cond_consts, *init])
+    outs = site.walk(p["body_jaxpr"], [*body_consts, *init])
     for before, after in zip(init, outs, strict=True):
         for s, t in zip(before.axes, after.axes, strict=True):
-            ctx.unify(s, t)
+            site.unify(s, t)
     return [Info(i.axes) for i in outs]
 
 
@@ -420,7 +424,9 @@ class _While(_Loop):
         return {("carry", *k): v for k, v in zip(carried, final, strict=True)}
 
 
-def while_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]:
+def while_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Value]:
     """A fixpoint for the statuses, then one loop."""
     p = eqn.params
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
@@ -442,6 +448,6 @@ def while_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Value]
 
 
 RULES: dict[str, Rule] = {
-    "scan": Rule(scan_axes, scan_cells),
-    "while": Rule(while_axes, while_cells),
+    "scan": Rule(axes=scan_axes, cells=scan_cells),
+    "while": Rule(axes=while_axes, cells=while_cells),
 }

@@ -11,37 +11,43 @@ from typing import Any
 import numpy as np
 from jax import lax
 
+from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
+from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes, concat, cut, split
-from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Layout
-from jprune.surgery._moves import Cells, cell_shape, folded, moved, own_bits
+from jprune.surgery._moves import cell_shape, folded, moved
 from jprune.surgery._registry import Rule
+from jprune.surgery._scope import Info
 
 # -- concatenate, split, slice -------------------------------------------------------
 
 
-def concatenate_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def concatenate_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """A sum on the axis; equal elsewhere."""
     axis = eqn.params["dimension"]
     first = ins[0].axes
     for info in ins[1:]:
         for d, (s, t) in enumerate(zip(first, info.axes, strict=True)):
             if d != axis:
-                ctx.unify(s, t)
+                site.unify(s, t)
     out = list(first)
     out[axis] = concat([i.axes[axis] for i in ins])
     return [tuple(out)]
 
 
-def concatenate_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def concatenate_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """On the axis, the class cells of the operands one after the other."""
     axis = eqn.params["dimension"]
 
     def cell(bits: Bits) -> Cell:
         parts = [v for v in ins if v.layouts[axis].positions(bits[axis]).size]
         parts = parts or ins[:1]
-        cells = [v.cell(own_bits(v, bits)) for v in parts]
+        cells = [v.cell(v.own(bits)) for v in parts]
         why = ce.first_bad(cells)
         if why:
             return ce.bad(why)
@@ -65,21 +71,23 @@ def _concatenate_known(cells: list[Cell], axis: int) -> np.ndarray:
     return np.concatenate(full, axis)
 
 
-def _fold_concatenate(eqn: Any, args: Sequence[np.ndarray]) -> Any:
+def _fold_concatenate(eqn: Equation, args: Sequence[np.ndarray]) -> Any:
     full = [
         np.broadcast_to(a, v.aval.shape) for a, v in zip(args, eqn.invars, strict=True)
     ]
     return np.concatenate(full, eqn.params["dimension"])
 
 
-def split_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def split_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Cut at the sizes."""
     axis, axes = eqn.params["axis"], ins[0].axes
     pieces = cut(axes[axis], [int(n) for n in eqn.params["sizes"]])
     return [tuple(p if d == axis else t for d, t in enumerate(axes)) for p in pieces]
 
 
-def split_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def split_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Consecutive pieces: kept positions and classes each go with their position."""
     axis, start, cells = eqn.params["axis"], 0, []
     for size, out in zip(eqn.params["sizes"], outs, strict=True):
@@ -97,7 +105,7 @@ def _window(x: Value, axis: int, start: int, size: int, out: Sequence[Layout]) -
         positions = here[new.positions(bits[axis])]
         bit = bits[axis] if lay.pruned else 0
         inner = tuple(bit if d == axis else b for d, b in enumerate(bits))
-        inner = own_bits(x, inner)
+        inner = x.own(inner)
         if bits[axis] and not (lay.rep[here] == lay.rep[here[new.rep]]).all():
             return ce.bad("a slice joins different removed coordinates")
         index = lay.index[positions]
@@ -113,7 +121,7 @@ def _window(x: Value, axis: int, start: int, size: int, out: Sequence[Layout]) -
     return cell
 
 
-def slice_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def slice_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Stride 1: cut and take. A stride that divides the axis: split and index."""
     params = eqn.params
     strides = params["strides"] or (1,) * len(ins[0].axes)
@@ -132,16 +140,18 @@ def slice_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
             out.append(term if sizes[1] == term.size else cut(term, sizes)[1])
         elif term.size % stride == 0 and limit > term.size - stride:
             rows, inner = split(term, (term.size // stride, stride))
-            ctx.freeze(inner, "a strided slice picks one position of each stride")
+            site.freeze(inner, "a strided slice picks one position of each stride")
             skipped = start // stride
             out.append(cut(rows, [skipped, rows.size - skipped])[1])
         else:
-            ctx.freeze(term, "a strided slice")
-            out.append(ctx.fixed(-(-(limit - start) // stride), "a strided slice"))
+            site.freeze(term, "a strided slice")
+            out.append(site.fixed(-(-(limit - start) // stride), "a strided slice"))
     return [tuple(out)]
 
 
-def slice_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def slice_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Each axis in turn: the positions of the result lie in cells of the operand."""
     (x,), params = ins, eqn.params
     strides = params["strides"] or (1,) * len(x.layouts)
@@ -207,7 +217,7 @@ def _take_all(index: Sequence[np.ndarray], array: Any) -> Any:
     return lax.slice(array, starts, stops, steps)
 
 
-def _fold_slice(eqn: Any, x: np.ndarray) -> np.ndarray:
+def _fold_slice(eqn: Equation, x: np.ndarray) -> np.ndarray:
     p = eqn.params
     strides = p["strides"] or (1,) * x.ndim
     spans = zip(p["start_indices"], p["limit_indices"], strides, strict=True)
@@ -220,24 +230,26 @@ _fold_slice_all = folded(_fold_slice)
 # -- pad, tile -----------------------------------------------------------------------
 
 
-def pad_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def pad_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Padding adds pieces of its own before and after the axis."""
     out = []
     for term, (low, high, interior) in zip(
         ins[0].axes, eqn.params["padding_config"], strict=True
     ):
         if low < 0 or high < 0 or interior:
-            ctx.freeze(term, "negative or interior padding")
+            site.freeze(term, "negative or interior padding")
             size = term.size + low + high + max(0, term.size - 1) * interior
-            out.append(ctx.fixed(size, "negative or interior padding"))
+            out.append(site.fixed(size, "negative or interior padding"))
             continue
-        ends = [ctx.fresh(low), ctx.fresh(high)]
-        ctx.pads.extend(e for e in ends if e.size > 1)
+        ends = [site.fresh(low), site.fresh(high)]
+        site.context.pads.extend(e for e in ends if e.size > 1)
         out.append(concat([ends[0], term, ends[1]]) if low or high else term)
     return [tuple(out)]
 
 
-def pad_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def pad_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Padding by the kept, or class, counts of the padding pieces."""
     x, fill = ins
     config = eqn.params["padding_config"]
@@ -276,8 +288,13 @@ def pad_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
 
 
 RULES: dict[str, Rule] = {
-    "concatenate": Rule(concatenate_axes, concatenate_cells, True, _fold_concatenate),
-    "pad": Rule(pad_axes, pad_cells, True),
-    "slice": Rule(slice_axes, slice_cells, False, _fold_slice_all),
-    "split": Rule(split_axes, split_cells),
+    "concatenate": Rule(
+        axes=concatenate_axes,
+        cells=concatenate_cells,
+        constant=True,
+        fold=_fold_concatenate,
+    ),
+    "pad": Rule(axes=pad_axes, cells=pad_cells, constant=True),
+    "slice": Rule(axes=slice_axes, cells=slice_cells, fold=_fold_slice_all),
+    "split": Rule(axes=split_axes, cells=split_cells),
 }

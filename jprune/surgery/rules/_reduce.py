@@ -21,11 +21,15 @@ import numpy as np
 from jax import lax
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
-from jprune.surgery._axes import Axes, is_frozen
-from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._analysis import AxisSite
+from jprune.surgery._axes import Axes, is_frozen, is_symbolic
+from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Layout
 from jprune.surgery._registry import Rule
+from jprune.surgery._scope import Info
 
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "reduce_sum": jnp.add,
@@ -45,14 +49,14 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 }
 
 
-def sum_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def sum_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Drops axes; a pruned axis may be summed."""
     drop = set(eqn.params["axes"])
-    ctx.summed.extend(i.axes[d] for i in ins for d in drop)
+    site.summed(*(i.axes[d] for i in ins for d in drop))
     return [tuple(t for d, t in enumerate(i.axes) if d not in drop) for i in ins]
 
 
-def order_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def order_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """As a sum, but whether the reduced axis may shrink is decided later.
 
     Zero is not neutral for a maximum. The removal stays exact when the ghost is known
@@ -63,20 +67,30 @@ def order_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
             term = info.axes[d]
             if is_frozen(term):
                 continue
-            if ctx.reduce_max == "freeze":
-                ctx.freeze(term, "zero is not neutral for it")
-            elif ctx.reduce_max == "known":
-                ctx.reductions.append((term, eqn.primitive.name))
-    return sum_axes(ctx, eqn, ins)
+            if site.context.reduce_max == "freeze":
+                site.freeze(term, "zero is not neutral for it")
+            elif site.context.reduce_max == "known":
+                site.context.reductions.append((term, eqn.primitive.name))
+    return sum_axes(site, eqn, ins)
 
 
-def frozen_sum_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
-    """The reduced axes may not shrink."""
-    for d in eqn.params["axes"]:
-        for info in ins:
-            ctx.freeze(info.axes[d], "the position matters")
-    out = sum_axes(ctx, eqn, ins)[0]
+def frozen_sum_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
+    """The reduced axes may not shrink; the others are equal over the operands."""
+    stuck, first = _reduced(eqn), ins[0].axes
+    for info in ins:
+        for d, term in enumerate(info.axes):  # initial values have no axes
+            if d in stuck:
+                site.freeze(term, "the position matters")
+            else:
+                site.unify(first[d], term)
+    out = tuple(t for d, t in enumerate(first) if d not in stuck)
     return [out] * len(eqn.outvars)
+
+
+def _reduced(eqn: Equation) -> list[int]:
+    """The reduced axes, in order."""
+    name = "dimensions" if eqn.primitive.name == "reduce" else "axes"
+    return sorted(eqn.params[name])
 
 
 def _full_bits(value: Value, axes: Sequence[int], bits: Bits, inner: Bits) -> Bits:
@@ -88,125 +102,110 @@ def _full_bits(value: Value, axes: Sequence[int], bits: Bits, inner: Bits) -> Bi
     )
 
 
-def reduce_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def reduce_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Value]:
     """The kept positions, and whatever the removed ones contribute."""
     (x,), name = ins, eqn.primitive.name
     axes = sorted(eqn.params["axes"])
     lays = [x.layouts[d] for d in axes]
-    contributions = ce.patterns(lays)
+    kept, *removed = ce.patterns(lays)
     pruned = [d for d in axes if x.layouts[d].pruned]
+    is_sum = name == "reduce_sum"
 
     def cell(bits: Bits) -> Cell:
-        ghosts = []
-        for pattern in contributions[1:]:
-            if site.options.removed:
-                break
+        def at(pattern: Bits) -> tuple[Cell]:
             ghost = x.cell(_full_bits(x, axes, bits, pattern))
-            if name != "reduce_sum" and not any(bits):
+            if not is_sum and not any(bits):
                 atoms = site.pruned_atoms(0, pruned)
                 site.log.orders.append((name, atoms, ghost.known is not None))
-            if ghost.zero and name == "reduce_sum":
-                continue
-            if ghost.bad is not None:
-                if any(bits):
-                    return ce.bad(ghost.bad)
-                site.leak(0, pruned, f"{name}: {ghost.bad}")
-                continue
-            if not any(bits):
-                site.corrected(0, pruned, ghost.known is not None)
-            ghosts.append((pattern, ghost))
-        base = x.cell(_full_bits(x, axes, bits, contributions[0]))
-        folded = (
-            _fold(name, base, ghosts, lays, axes, len(x.layouts)) if any(bits) else None
-        )
+            return (ghost,)
+
+        found = site.ghosts(bits, removed, at, pruned, zero=is_sum)
+        if isinstance(found, Cell):
+            return found
+        base = x.cell(_full_bits(x, axes, bits, kept))
+        terms = [(kept, base), *((p, c) for p, (c,) in found)]
+        folded = _fold(name, terms, lays, axes, len(x.layouts)) if any(bits) else None
         if folded is not None:
             return ce.known(folded)
-        parts = [p for p, _ in ghosts]
-        fn = functools.partial(_reduce, eqn, axes, [_mult(lays, p) for p in parts])
-        return ce.compute(fn, base, *[g for _, g in ghosts], name=name)
+        mults = [ce.multiplicity(lays, p, axes, len(x.layouts)) for p, _ in terms]
+        fn = functools.partial(_reduce, eqn, eqn.params, mults)
+        return ce.compute(fn, *[c for _, c in terms], name=name)
 
     value = Value(outs[0], eqn.outvars[0].aval.dtype, cell)
-    if name == "reduce_sum":
-        before, kept = x.reduced or (1, 1)
+    if is_sum:
+        before, count = x.reduced or (1, 1)
         value.reduced = (
             before * math.prod(lay.size for lay in lays),
-            kept * math.prod(lay.kept.size for lay in lays),
+            count * math.prod(lay.kept.size for lay in lays),
         )
     return [value]
 
 
-def _mult(lays: Sequence[Layout], pattern: Bits) -> np.ndarray:
-    """How many dense positions each position of a pattern stands for."""
-    grid = np.ones(())
-    for lay, bit in zip(lays, pattern, strict=True):
-        count = lay.mult if bit else np.ones(lay.kept.size)
-        grid = np.multiply.outer(grid, count)
-    return grid
-
-
-def _spread(mult: np.ndarray, axes: Sequence[int], ndim: int) -> np.ndarray:
-    """Multiplicities over the reduced axes, broadcastable against the operand."""
-    shape = [1] * ndim
-    for n, d in zip(mult.shape, axes, strict=True):
-        shape[d] = n
-    return mult.reshape(shape)
-
-
 def _reduce(
-    eqn: Any, axes: Sequence[int], mults: Sequence[np.ndarray], base: Any, *ghosts: Any
+    eqn: Equation,
+    params: dict[str, Any],
+    mults: Sequence[np.ndarray | None],
+    *arrays: Any,
 ) -> Any:
-    name = eqn.primitive.name
-    (out,) = _compat.bind(eqn, eqn.params, [base])
-    for mult, ghost in zip(mults, ghosts, strict=True):
-        weight = _spread(mult, axes, ghost.ndim)
-        if name == "reduce_sum":
-            weight = np.broadcast_to(weight, ghost.shape).astype(ghost.dtype)
-            ghost = ghost if (weight == 1).all() else lax.mul(ghost, weight)
-        elif name == "reduce_prod":
-            weight = np.broadcast_to(weight, ghost.shape).astype(ghost.dtype)
-            ghost = lax.pow(ghost, weight)
-        (term,) = _compat.bind(eqn, eqn.params, [ghost])
-        out = _COMBINE[name](out, term)
+    """The reductions of the kept positions and of each ghost, put together."""
+    name, out = eqn.primitive.name, None
+    for mult, array in zip(mults, arrays, strict=True):
+        if mult is not None:
+            weight = np.broadcast_to(mult, array.shape).astype(array.dtype)
+            if "sum" in name:
+                array = lax.mul(array, weight)
+            elif name == "reduce_prod":
+                array = lax.pow(array, weight)
+        (term,) = _compat.bind(eqn, params, [array])
+        out = term if out is None else _COMBINE.get(name, jnp.add)(out, term)
     return out
 
 
 def _fold(
     name: str,
-    base: Cell,
-    ghosts: Any,
+    terms: Sequence[tuple[Bits, Cell]],
     lays: Sequence[Layout],
     axes: Sequence[int],
     rank: int,
 ) -> np.ndarray | None:
     """The reduction of known cells."""
-    cells = [base, *[g for _, g in ghosts]]
     if name not in ("reduce_sum", "reduce_max", "reduce_min"):
         return None
-    if any(c.known is None for c in cells):
-        return None
     totals = []
-    for pattern, cell in [((0,) * len(lays), base), *ghosts]:
-        mult = _spread(_mult(lays, pattern), axes, rank)
-        value = np.asarray(cell.known)
-        if mult.size == 0:
+    for pattern, cell in terms:
+        if cell.known is None:
+            return None
+        sizes = [lay.positions(b).size for lay, b in zip(lays, pattern, strict=True)]
+        if 0 in sizes:
             continue
-        if name == "reduce_sum":  # a sum over known values repeats the single ones
-            full = np.broadcast_shapes(mult.shape, value.shape)
-            totals.append(np.broadcast_to(value * mult, full).sum(axis=tuple(axes)))
-        else:
-            totals.append(_NUMPY[name](value, axis=tuple(axes)))
+        if any(map(is_symbolic, sizes)):
+            if not cell.zero:
+                return None
+            totals.append(np.zeros((1,) * (rank - len(axes))))
+            continue
+        if name != "reduce_sum":
+            totals.append(_NUMPY[name](cell.known, axis=tuple(axes)))
+            continue
+        mult = ce.multiplicity(lays, pattern, axes, rank)
+        full = [1] * rank  # a sum over known values repeats the single ones
+        for d, n in zip(axes, sizes, strict=True):
+            full[d] = n
+        value = cell.known if mult is None else cell.known * mult
+        full = np.broadcast_shapes(value.shape, tuple(full))
+        totals.append(np.broadcast_to(value, full).sum(axis=tuple(axes)))
     if not totals:
         return None
-    out = totals[0]
-    for other in totals[1:]:
-        out = out + other if name == "reduce_sum" else _PAIR[name](out, other)
-    return np.asarray(out).astype(base.known.dtype)  # type: ignore[union-attr]
+    combine = _PAIR.get(name, np.add)
+    dtype = terms[0][1].known.dtype  # type: ignore[union-attr]
+    return np.asarray(functools.reduce(combine, totals)).astype(dtype)
 
 
 _PAIR = {"reduce_max": np.maximum, "reduce_min": np.minimum}
 
 
-def _fold_dense(eqn: Any, args: Sequence[np.ndarray]) -> np.ndarray | None:
+def _fold_dense(eqn: Equation, args: Sequence[np.ndarray]) -> np.ndarray | None:
     dtype = _compat.numpy_dtype(eqn.outvars[0].aval.dtype)
     name = eqn.primitive.name
     if dtype is None or math.prod(eqn.invars[0].aval.shape) > ce.FOLD_LIMIT:
@@ -219,9 +218,11 @@ def _fold_dense(eqn: Any, args: Sequence[np.ndarray]) -> np.ndarray | None:
     return np.asarray(_NUMPY[name](full, axis=tuple(eqn.params["axes"]))).astype(dtype)
 
 
-def frozen_reduce_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def frozen_reduce_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Reductions over whole axes only: the primitive on each cell."""
-    axes = sorted(eqn.params["axes"])
+    axes = _reduced(eqn)
 
     @functools.cache
     def results(bits: Bits) -> Cell:
@@ -234,55 +235,41 @@ def frozen_reduce_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> lis
 # -- psum and friends over positional axes (what vmap with an axis name leaves) ------
 
 
-def psum_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+_PSUMS = ("psum", "psum2", "psum_invariant")
+
+
+def psum_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Integer axes are reduced; named axes pass every dimension."""
     places = [a for a in eqn.params["axes"] if isinstance(a, int)]
-    if places and eqn.primitive.name not in ("psum", "psum2"):
+    if places and eqn.primitive.name not in _PSUMS:
         for info in ins:
             for d in places:
-                ctx.freeze(info.axes[d], "zero is not neutral for it")
+                site.freeze(info.axes[d], "zero is not neutral for it")
     return [tuple(t for d, t in enumerate(i.axes) if d not in places) for i in ins]
 
 
-def psum_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def psum_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """The primitive on each operand by itself, ghosts on reduced axes added."""
     places = sorted(a for a in eqn.params["axes"] if isinstance(a, int))
-    params = dict(eqn.params)
 
-    def run(mults: Sequence[np.ndarray], base: Any, *ghosts: Any) -> Any:
-        (out,) = _compat.bind(eqn, params, [base])
-        for mult, ghost in zip(mults, ghosts, strict=True):
-            weight = _spread(mult, places, ghost.ndim)
-            weight = np.broadcast_to(weight, ghost.shape).astype(ghost.dtype)
-            (term,) = _compat.bind(eqn, params, [lax.mul(ghost, weight)])
-            out = jnp.add(out, term)
-        return out
-
-    def one(place: int, x: Value) -> Callable[[Bits], Cell]:
+    def one(place: int, x: Value) -> Cells:
         lays = [x.layouts[d] for d in places]
         pruned = [d for d in places if x.layouts[d].pruned]
+        kept, *removed = ce.patterns(lays)
 
         def cell(bits: Bits) -> Cell:
-            found = []
-            for pattern in ce.patterns(lays)[1:]:
-                ghost = x.cell(_full_bits(x, places, bits, pattern))
-                if ghost.zero or site.options.removed:
-                    continue
-                if ghost.bad is not None:
-                    if any(bits):
-                        return ce.bad(ghost.bad)
-                    site.leak(place, pruned, f"psum: {ghost.bad}")
-                    continue
-                if not any(bits):
-                    site.corrected(place, pruned, ghost.known is not None)
-                found.append((pattern, ghost))
-            base = x.cell(_full_bits(x, places, bits, (0,) * len(places)))
-            if any(bits) and base.zero and not found:
+            at = lambda pattern: x.cell(_full_bits(x, places, bits, pattern))  # noqa: E731
+            found = site.ghosts(bits, removed, lambda p: (at(p),), pruned, place=place)
+            if isinstance(found, Cell):
+                return found
+            if any(bits) and at(kept).zero and not found:
                 return ce.known(np.zeros((1,) * len(bits), x.dtype))
-            mults = [_mult(lays, p) for p, _ in found]
-            return ce.compute(
-                functools.partial(run, mults), base, *[g for _, g in found]
-            )
+            terms = [(kept, at(kept)), *((p, c) for p, (c,) in found)]
+            mults = [ce.multiplicity(lays, p, places, len(x.layouts)) for p, _ in terms]
+            fn = functools.partial(_reduce, eqn, eqn.params, mults)
+            return ce.compute(fn, *[c for _, c in terms], name=eqn.primitive.name)
 
         return cell
 
@@ -292,30 +279,32 @@ def psum_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
 # -- sort, top_k, cumulative, windows, reverse ---------------------------------------
 
 
-def _freezing(dims: Callable[[Any, Any], Sequence[int]]) -> Callable[..., list[Axes]]:
+def _freezing(
+    dims: Callable[[Equation, Sequence[Info]], Sequence[int]],
+) -> Callable[[AxisSite, Equation, Sequence[Info]], list[Axes]]:
     """The given dimensions are frozen and new; the operands' others are equal."""
 
-    def analyze(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+    def axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
         stuck = set(dims(eqn, ins))
         rank = len(ins[0].axes)
         full = [i for i in ins if len(i.axes) == rank]
         for info in full:
             for d in stuck:
-                ctx.freeze(info.axes[d], "the position matters")
+                site.freeze(info.axes[d], "the position matters")
             for d in set(range(rank)) - stuck:
-                ctx.unify(full[0].axes[d], info.axes[d])
+                site.unify(full[0].axes[d], info.axes[d])
         return [
             tuple(
-                ctx.fixed(n, "the position matters") if d in stuck else full[0].axes[d]
+                site.fixed(n, "the position matters") if d in stuck else full[0].axes[d]
                 for d, n in enumerate(var.aval.shape)
             )
             for var in eqn.outvars
         ]
 
-    return analyze
+    return axes
 
 
-def _window_dims(eqn: Any, ins: Sequence[Any]) -> list[int]:
+def _window_dims(eqn: Equation, ins: Sequence[Info]) -> list[int]:
     """The dimensions of a window reduction that are not passed through one by one."""
     p, rank = eqn.params, eqn.invars[0].aval.ndim
     ones = (1,) * rank
@@ -330,7 +319,9 @@ def _window_dims(eqn: Any, ins: Sequence[Any]) -> list[int]:
     return [d for d, span in enumerate(spans) if span != (1, 1, (0, 0), 1, span[4])]
 
 
-def passing_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def passing_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """The primitive on each cell: only axes it treats one by one are pruned."""
 
     @functools.cache
@@ -362,33 +353,36 @@ _WINDOWS = (
     "reduce_window_max",
     "reduce_window_min",
     "reduce_window",
-    "select_and_gather_add",
-    "select_and_scatter_add",
 )
 
 
-def _last(eqn: Any, ins: Sequence[Any]) -> list[int]:
-    return [len(ins[0].axes) - 1]
+def _passing(dims: Callable[[Equation, Sequence[Info]], Sequence[int]]) -> Rule:
+    """Some dimensions are frozen, the others treated one by one."""
+    return Rule(axes=_freezing(dims), cells=passing_cells)
+
+
+def _axis(eqn: Equation, ins: Sequence[Info]) -> list[int]:
+    return [eqn.params["axis"]]
 
 
 RULES: dict[str, Rule] = {
-    "reduce_sum": Rule(sum_axes, reduce_cells, False, _fold_dense),
+    "reduce_sum": Rule(axes=sum_axes, cells=reduce_cells, fold=_fold_dense),
     **{
-        name: Rule(order_axes, reduce_cells, False, _fold_dense)
+        name: Rule(axes=order_axes, cells=reduce_cells, fold=_fold_dense)
         for name in _COMBINE
         if name != "reduce_sum"
     },
     **{
-        name: Rule(frozen_sum_axes, frozen_reduce_cells)
+        name: Rule(axes=frozen_sum_axes, cells=frozen_reduce_cells)
         for name in ("reduce_xor", "argmax", "argmin", "reduce")
     },
-    **{name: Rule(psum_axes, psum_cells) for name in ("psum", "psum2", "pmax", "pmin")},
     **{
-        name: Rule(_freezing(lambda eqn, ins: [eqn.params["axis"]]), passing_cells)
-        for name in _CUMULATIVE
+        name: Rule(axes=psum_axes, cells=psum_cells)
+        for name in (*_PSUMS, "pmax", "pmin")
     },
-    **{name: Rule(_freezing(_window_dims), passing_cells) for name in _WINDOWS[:4]},
-    "sort": Rule(_freezing(lambda eqn, ins: [eqn.params["dimension"]]), passing_cells),
-    "top_k": Rule(_freezing(_last), passing_cells),
-    "rev": Rule(_freezing(lambda eqn, ins: eqn.params["dimensions"]), passing_cells),
+    **{name: _passing(_axis) for name in _CUMULATIVE},
+    **{name: _passing(_window_dims) for name in _WINDOWS},
+    "sort": _passing(lambda eqn, ins: [eqn.params["dimension"]]),
+    "top_k": _passing(lambda eqn, ins: [len(ins[0].axes) - 1]),
+    "rev": _passing(lambda eqn, ins: eqn.params["dimensions"]),
 }

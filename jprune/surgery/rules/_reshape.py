@@ -13,12 +13,23 @@ from typing import Any
 import numpy as np
 from jax import lax
 
+from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
-from jprune.surgery._axes import Axes, StructureError, product, split
-from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._analysis import AxisSite
+from jprune.surgery._axes import (
+    Axes,
+    StructureError,
+    is_symbolic,
+    product,
+    shorter,
+    split,
+)
+from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Layout
-from jprune.surgery._moves import cell_shape, folded, moved, transposed
-from jprune.surgery._registry import Rule
+from jprune.surgery._moves import cell_shape, folded, moved, reshaped_dims, transposed
+from jprune.surgery._registry import NoRule, Rule
+from jprune.surgery._scope import Info
 
 # -- reshape -------------------------------------------------------------------------
 
@@ -34,7 +45,7 @@ def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ran
         if j < len(after):
             right, j = after[j], j + 1
         while left != right:
-            if left < right:
+            if shorter(left, right):
                 left, i = left * before[i], i + 1
             else:
                 right, j = right * after[j], j + 1
@@ -42,28 +53,30 @@ def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ran
     return out
 
 
-def reshape_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def reshape_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Block by block: flatten, then split; what does not nest is frozen."""
     if len(ins) > 1:
-        raise NotImplementedError("a dynamic shape")
+        raise NoRule("a dynamic shape")
     axes = [ins[0].axes[d] for d in _order(eqn)]
     after = tuple(eqn.params["new_sizes"])
     if 0 in after:  # it holds nothing that could relate axes
-        return [tuple(map(ctx.fresh, after))]
+        return [tuple(map(site.fresh, after))]
     out: list[Any] = [None] * len(after)
     for old, new in blocks([t.size for t in axes], after):
         term = product([axes[d] for d in old])
         try:
             pieces = split(term, [after[d] for d in new])
         except StructureError as error:
-            ctx.freeze(term, str(error))
-            pieces = [ctx.fixed(after[d], str(error)) for d in new]
+            site.freeze(term, str(error))
+            pieces = [site.fixed(after[d], str(error)) for d in new]
         for d, piece in zip(new, pieces, strict=True):
             out[d] = piece
     return [tuple(out)]
 
 
-def reshape_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def reshape_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Kept positions stay in order; a ghost may be gathered from several cells."""
     (x,), order = ins, _order(eqn)
     if order != list(range(len(order))):
@@ -100,7 +113,7 @@ def reshape_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]
     return [value]
 
 
-def _order(eqn: Any) -> list[int]:
+def _order(eqn: Equation) -> list[int]:
     """The dimensions of the operand in the order in which they are read."""
     order = eqn.params.get("dimensions")
     return list(range(eqn.invars[0].aval.ndim) if order is None else order)
@@ -118,6 +131,10 @@ class _Block:
     def __init__(self, old: Sequence[Layout], new: Sequence[Layout]) -> None:
         self.old, self.new = old, new
         same = len(old) == len(new) == 1 and old[0] is new[0]
+        if any(is_symbolic(lay.size) for lay in (*old, *new)):
+            mixed = any(lay.pruned for lay in (*old, *new))
+            if mixed:
+                raise NoRule("a reshape of a pruned axis and one of symbolic size")
         self.passes = same
         self.plain = not any(lay.pruned for lay in (*old, *new))
         self.uniform = True
@@ -203,5 +220,11 @@ _fold_reshape = folded(
 
 
 RULES: dict[str, Rule] = {
-    "reshape": Rule(reshape_axes, reshape_cells, True, _fold_reshape),
+    "reshape": Rule(
+        axes=reshape_axes,
+        cells=reshape_cells,
+        constant=True,
+        fold=_fold_reshape,
+        dims=reshaped_dims,
+    ),
 }

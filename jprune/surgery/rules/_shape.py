@@ -12,36 +12,41 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jprune._jaxpr._compat import Equation
+from jprune._jaxpr._moves import moved_dims
 from jprune.surgery import _cells as ce
+from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes, concat
-from jprune.surgery._cells import Bits, Cell, Value
-from jprune.surgery._moves import Cells, cell_shape, folded, moved, own_bits, transposed
-from jprune.surgery._registry import Rule
+from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._moves import cell_shape, folded, moved, reshaped_dims, transposed
+from jprune.surgery._registry import NoRule, Rule
+from jprune.surgery._scope import Info
 
 # -- broadcast_in_dim ----------------------------------------------------------------
 
 
-def broadcast_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def broadcast_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Mapped axes of equal size pass; the others are new."""
     if len(ins) > 1:
-        raise NotImplementedError("a dynamic shape")
+        raise NoRule("a dynamic shape")
     shape = eqn.params["shape"]
     mapped = dict(zip(eqn.params["broadcast_dimensions"], ins[0].axes, strict=True))
     out = []
     for dim, size in enumerate(shape):
         term = mapped.get(dim)
-        out.append(ctx.fresh(size) if term is None or term.size != size else term)
+        out.append(site.fresh(size) if term is None or term.size != size else term)
     return [tuple(out)]
 
 
-def broadcast_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def broadcast_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """A new axis repeats the operand, so its ghost is the operand itself."""
     (x,), dims = ins, eqn.params["broadcast_dimensions"]
 
     def cell(bits: Bits) -> Cell:
-        inner = tuple(
-            bits[d] if lay.pruned else 0 for d, lay in zip(dims, x.layouts, strict=True)
-        )
+        inner = x.own(bits[d] for d in dims)
         shape = cell_shape(outs[0], bits)
         split = None if any(bits) else eqn.params.get("sharding")
         return moved(
@@ -56,7 +61,7 @@ def broadcast_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[An
     return [value]
 
 
-def _fold_broadcast(eqn: Any, args: Sequence[np.ndarray]) -> Any:
+def _fold_broadcast(eqn: Equation, args: Sequence[np.ndarray]) -> Any:
     shape = eqn.params["shape"]
     dims = eqn.params["broadcast_dimensions"]
     x = args[0]
@@ -75,12 +80,14 @@ def _fold_broadcast(eqn: Any, args: Sequence[np.ndarray]) -> Any:
 # -- transpose, squeeze, expand_dims -------------------------------------------------
 
 
-def transpose_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def transpose_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Permutes."""
     return [tuple(ins[0].axes[p] for p in eqn.params["permutation"])]
 
 
-def transpose_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def transpose_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Permutes the bits."""
     return [transposed(ins[0], eqn.params["permutation"])]
 
@@ -88,13 +95,15 @@ def transpose_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[An
 _fold_transpose = folded(lambda eqn, x: np.transpose(x, eqn.params["permutation"]))
 
 
-def squeeze_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def squeeze_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Drops axes of size 1."""
     drop = set(eqn.params["dimensions"])
     return [tuple(t for d, t in enumerate(ins[0].axes) if d not in drop)]
 
 
-def squeeze_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def squeeze_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """An axis of size 1 has no classes."""
     (x,) = ins
     drop = set(eqn.params["dimensions"])
@@ -115,23 +124,24 @@ def squeeze_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]
 _fold_squeeze = folded(lambda eqn, x: x.reshape(eqn.outvars[0].aval.shape))
 
 
-# -- tile
-# -------------------------------------------------------------------------------
+# -- tile ----------------------------------------------------------------------------
 
 
-def tile_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def tile_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """A sum of copies; a tiled axis of size 1 is a new axis."""
     reps = eqn.params["reps"]
     axes = ins[0].axes
     return [
         tuple(
-            t if n == 1 else ctx.fresh(n) if t.size == 1 else concat([t] * n)
+            t if n == 1 else site.fresh(n) if t.size == 1 else concat([t] * n)
             for t, n in zip(axes, reps, strict=True)
         )
     ]
 
 
-def tile_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def tile_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """Copies of the cell."""
     (x,), reps = ins, eqn.params["reps"]
 
@@ -140,7 +150,7 @@ def tile_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
             lay.positions(b).size if old.size == 1 and n > 1 else n
             for lay, old, b, n in zip(outs[0], x.layouts, bits, reps, strict=True)
         ]
-        return moved(x, own_bits(x, bits), bits, lambda a: jnp.tile(a, times))
+        return moved(x, x.own(bits), bits, lambda a: jnp.tile(a, times))
 
     return [cell]
 
@@ -151,17 +161,19 @@ _fold_tile = folded(lambda eqn, x: np.tile(x, eqn.params["reps"]))
 # -- stack, unstack ------------------------------------------------------------------
 
 
-def stack_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def stack_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Operands are equal; the new axis counts them."""
     for info in ins[1:]:
         for s, t in zip(ins[0].axes, info.axes, strict=True):
-            ctx.unify(s, t)
+            site.unify(s, t)
     axis = eqn.params["axis"]
-    new = ctx.fixed(len(ins), "stacked operands")
+    new = site.fixed(len(ins), "stacked operands")
     return [(*ins[0].axes[:axis], new, *ins[0].axes[axis:])]
 
 
-def stack_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def stack_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """The operands' cells, stacked."""
     axis = eqn.params["axis"]
 
@@ -177,15 +189,17 @@ def stack_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
     return [cell]
 
 
-def unstack_axes(ctx: Any, eqn: Any, ins: Sequence[Any]) -> list[Axes]:
+def unstack_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """The axis is taken apart."""
     axis, axes = eqn.params["axis"], ins[0].axes
-    ctx.freeze(axes[axis], "unstacked")
+    site.freeze(axes[axis], "unstacked")
     rest = (*axes[:axis], *axes[axis + 1 :])
     return [rest] * len(eqn.outvars)
 
 
-def unstack_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]:
+def unstack_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> list[Cells]:
     """One position of the axis each."""
     (x,), axis = ins, eqn.params["axis"]
 
@@ -202,10 +216,28 @@ def unstack_cells(site: Any, eqn: Any, ins: list[Value], outs: Any) -> list[Any]
 
 
 RULES: dict[str, Rule] = {
-    "broadcast_in_dim": Rule(broadcast_axes, broadcast_cells, True, _fold_broadcast),
-    "squeeze": Rule(squeeze_axes, squeeze_cells, True, _fold_squeeze),
-    "stack": Rule(stack_axes, stack_cells),
-    "tile": Rule(tile_axes, tile_cells, True, _fold_tile),
-    "transpose": Rule(transpose_axes, transpose_cells, True, _fold_transpose),
-    "unstack": Rule(unstack_axes, unstack_cells),
+    "broadcast_in_dim": Rule(
+        axes=broadcast_axes,
+        cells=broadcast_cells,
+        constant=True,
+        fold=_fold_broadcast,
+        dims=moved_dims,
+    ),
+    "squeeze": Rule(
+        axes=squeeze_axes,
+        cells=squeeze_cells,
+        constant=True,
+        fold=_fold_squeeze,
+        dims=reshaped_dims,
+    ),
+    "stack": Rule(axes=stack_axes, cells=stack_cells),
+    "tile": Rule(axes=tile_axes, cells=tile_cells, constant=True, fold=_fold_tile),
+    "transpose": Rule(
+        axes=transpose_axes,
+        cells=transpose_cells,
+        constant=True,
+        fold=_fold_transpose,
+        dims=moved_dims,
+    ),
+    "unstack": Rule(axes=unstack_axes, cells=unstack_cells),
 }

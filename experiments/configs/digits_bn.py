@@ -1,0 +1,59 @@
+"""Scale-invariant filters on digits: what magnitudes see and the network does not.
+
+Claim (Liu et al., arXiv 2102.03497, and what is known of batch norm): a filter in front
+of a batch norm may be scaled freely, so that plain magnitudes compare filters by their
+training history; masks by a score that divides by the filter's length do not change
+under such a scaling. Whether the score also prunes better is an open question here.
+
+Three scores rank the convolutions globally (the head is left whole): |w|; |w| over the
+filter's root mean square; |w| of the canonical network (filters of length 1). Nothing
+is tuned; statistics are measured anew.
+
+Command: `python -m experiments.train digits_bn`.
+"""
+
+from experiments.config import Claim, Config
+
+
+def get_config() -> Config:
+    """The settings; data, network and dense run are those of `digits`."""
+    return Config(
+        data="digits",
+        model="digits_resnet",
+        batch=64,
+        dense={"epochs": 20, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+        runs={
+            "invariant": {
+                "method": "invariant",
+                "sparsity": (0.8, 0.9, 0.95),
+                "spread": 1.0,
+                "stats_momentum": 0.9,
+            },
+        },
+        claims=CLAIMS,
+    )
+
+
+SHARES = ("80%", "90%", "95%")
+MOVED = "kept elsewhere after rescaling"
+
+CLAIMS = (
+    Claim(
+        "masks by invariant scores do not change when filters are rescaled",
+        tuple(f"{n} {s}" for n in ("invariant", "canonical") for s in SHARES),
+        lambda *rows: all(row.extra[MOVED] < 1e-3 for row in rows),
+    ),
+    Claim(
+        "masks by plain magnitude do",
+        tuple(f"magnitude {s}" for s in SHARES),
+        lambda *rows: all(row.extra[MOVED] > 0.1 for row in rows),
+    ),
+    Claim(
+        "after a rescaling the invariant score prunes better than plain magnitude",
+        tuple(f"{n} {s}" for n in ("invariant", "magnitude") for s in SHARES[:2]),
+        lambda a, b, c, d: all(
+            ours.extra["after rescaling"] >= theirs.extra["after rescaling"]
+            for ours, theirs in ((a, c), (b, d))
+        ),
+    ),
+)

@@ -1,0 +1,263 @@
+"""Equinox: a module that holds the packed arrays and computes the dense model.
+
+Five lines from a trained model to a smaller one that trains on:
+
+>>> import equinox as eqx, jax, jax.numpy as jnp, optax
+>>> from jprune import surgery
+>>> from jprune.frameworks import equinox as jeqx
+>>> model = eqx.nn.MLP(8, 4, 32, 1, key=jax.random.key(0))
+>>> x = jnp.ones(8)
+>>> deps = jeqx.groups(model, x)
+>>> plan = surgery.select(deps, deps.scores(model), sparsity=0.5)
+>>> small = jeqx.shrink(model, plan)
+>>> small.packed.layers[0].weight.shape, jax.vmap(small)(jnp.ones((2, 8))).shape
+((16, 8), (2, 4))
+>>> tx = optax.adam(1e-3)
+>>> state = tx.init(eqx.filter(small, eqx.is_inexact_array))
+>>> grads = eqx.filter_jit(eqx.filter_grad(lambda m: m(x).sum()))(small)
+
+A model with state (batch norm) is a pair, and so is its compact form::
+
+    deps = jeqx.groups(eqx.nn.inference_mode(model), x, state)
+    ...
+    small, packed = jeqx.shrink(model, plan, state)
+    y, packed = small(x, packed)
+
+Methods of the dense class are methods of the compact one (`small.encode(x)`);
+`eqx.nn.inference_mode`, `filter_jit`, `filter_grad` and `tree_serialise_leaves` work on
+it. `small.packed` is a tree of arrays under the dense model's names; it is not to be
+called, since a norm would divide by the wrong width. Without `jit` each call is traced
+anew.
+
+Save and reload in another process::
+
+    plan.save("plan.json")
+    eqx.tree_serialise_leaves("small.eqx", small)
+    ...
+    small = jeqx.load(Net(key), "plan.json")
+    small = eqx.tree_deserialise_leaves("small.eqx", small)
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+from jprune._errors import type_error, value_error
+from jprune._jaxpr._trace import is_array
+from jprune._tree import KeyTuple, keyed_leaves, path_keys
+from jprune.frameworks._state import (
+    Mean,
+    copied,
+    found,
+    plan_at,
+    require_paths,
+    shrunk,
+)
+from jprune.surgery import Groups, Plan
+
+
+def groups(
+    model: Any,
+    *args: Any,
+    method: str = "__call__",
+    free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    **kwargs: Any,
+) -> Groups:
+    """What may be removed from a model, found on one call of it.
+
+    Args:
+      model: the module.
+      *args: example arguments of the call, as the model takes them (one example, if it
+        is written for one), an `eqx.nn.State` among them if it has one. A batch norm
+        outside of `vmap` is looked at in inference mode:
+        `jeqx.groups(eqx.nn.inference_mode(model), x, state)`.
+      method: the method to look at, the one that uses all parameters.
+      free_outputs: as in `surgery.groups`.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The groups, over the paths of `model`, or of `(model, state)`.
+    """
+    call, state, args, kwargs = _split(method, args, kwargs)
+
+    params = model if state is None else (model, state)
+    return found(call, free_outputs)(params, args, kwargs)
+
+
+def shrink(
+    model: Any,
+    plan: Plan,
+    state: Any = None,
+    *,
+    mean: Mean = "dense",
+    rng: Mean = "dense",
+) -> Any:
+    """The compact module of a module and a plan.
+
+    Args:
+      model: the dense module, with the weights to keep.
+      plan: a plan over the paths of `model`, or of `(model, state)`.
+      state: its `eqx.nn.State`, if it has one.
+      mean: as in `surgery.shrink`.
+      rng: as in `surgery.shrink`.
+
+    Returns:
+      A `CompactModule`; with `state`, the pair of it and the packed state.
+
+    Raises:
+      TypeError: if `model` is no Equinox module, or `plan` is no plan.
+      ValueError: if the plan is for other leaves than the model's.
+
+    Examples:
+      ::
+
+        small = jeqx.shrink(model, plan)
+        small, packed = jeqx.shrink(model, plan, state)  # with batch norm
+    """
+    if not isinstance(model, eqx.Module):
+        raise type_error(f"`model` must be an eqx.Module, got {type(model).__name__}.")
+    if isinstance(model, CompactModule):
+        raise value_error(
+            "`model` is compact already: shrink the dense model with "
+            "`first_plan.then(plan)`."
+        )
+    params = model if state is None else (model, state)
+    arrays = {p: x for p, x in keyed_leaves(params) if is_array(x)}
+    require_paths(
+        plan,
+        arrays,
+        "Find the groups with `jprune.frameworks.equinox.groups(model, *inputs)`; a "
+        "model with state needs `shrink(model, plan, state)`.",
+    )
+    packed = copied(plan.pack(params))
+    setting = _Setting(plan, mean, rng)
+    if state is None:
+        return CompactModule(packed, setting)
+    return CompactModule(packed[0], setting), packed[1]
+
+
+def load(
+    model: Any,
+    plan: Any,
+    state: Any = None,
+    *,
+    mean: Mean = "dense",
+    rng: Mean = "dense",
+) -> Any:
+    """The compact module in a fresh process: the class is built, the plan is read.
+
+    Args:
+      model: the dense module, built as it was; its weights do not matter.
+      plan: the file that `Plan.save` wrote.
+      state: its `eqx.nn.State`, if it has one.
+      mean: as it was given to `shrink`.
+      rng: as it was given to `shrink`.
+
+    Returns:
+      What `shrink` returns, ready for `eqx.tree_deserialise_leaves`.
+    """
+    return shrink(model, plan_at(plan), state, mean=mean, rng=rng)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Setting:
+    """How a compact module was made; static, equal to itself alone."""
+
+    plan: Plan
+    mean: Mean
+    rng: Mean
+
+
+class CompactModule(eqx.Module):
+    """The packed arrays of a dense module, called as it is.
+
+    Attributes:
+      packed: the arrays, under the names of the dense module; not to be called.
+      setting: the plan and what removal means.
+    """
+
+    packed: Any
+    setting: _Setting = eqx.field(static=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the dense module's call."""
+        return _call(self, "__call__", *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        dense = type(self.packed)
+        if name.startswith("_") or not callable(getattr(dense, name, None)):
+            raise AttributeError(
+                f"a compact {dense.__name__} has no method {name!r}; its arrays are in "
+                "`.packed`."
+            )
+        return eqx.Partial(_call, self, name)
+
+
+def _call(small: CompactModule, method: str, *args: Any, **kwargs: Any) -> Any:
+    """One call of the compact module."""
+    call, state, args, kwargs = _split(method, args, kwargs)
+    setting = small.setting
+    params = small.packed if state is None else (small.packed, state)
+    run = shrunk(call, setting.plan, setting.mean, setting.rng)
+    out, new = run(params, args, kwargs)
+    if state is None:
+        return out
+    pairs, tree = jtu.tree_flatten_with_path(state)
+    leaves = [new.get((1, *path_keys(path)), leaf) for path, leaf in pairs]
+    return call.filled(out, jax.tree.unflatten(tree, leaves))
+
+
+class _Place:
+    """Where the state is in the arguments; a leaf that is no array."""
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, eqx.nn.State)
+
+
+def _split(method: str, args: Any, kwargs: Any) -> tuple["_Call", Any, Any, Any]:
+    """The call as a function, the state among the arguments, and the arguments."""
+    leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=_is_state)
+    states = [x for x in leaves if _is_state(x)]
+    if len(states) > 1:
+        raise value_error(
+            f"a call takes one `eqx.nn.State`, got {len(states)}: pass that of the "
+            "whole model."
+        )
+    leaves = [_Place() if _is_state(x) else x for x in leaves]
+    args, kwargs = jax.tree.unflatten(tree, leaves)
+    return _Call(method, bool(states)), states[0] if states else None, args, kwargs
+
+
+class _Call:
+    """One call as a function; a state in its result is taken out, its place kept."""
+
+    def __init__(self, method: str, stateful: bool) -> None:
+        self.method, self.stateful = method, stateful
+        self.tree: Any = None
+        self.places: list[bool] = []
+
+    def __call__(self, params: Any, args: Any, kwargs: Any) -> Any:
+        model, state = params if self.stateful else (params, None)
+        old = dict(keyed_leaves(state))
+        args, kwargs = jax.tree.map(
+            lambda x: state if isinstance(x, _Place) else x, (args, kwargs)
+        )
+        out = getattr(model, self.method)(*args, **kwargs)
+        leaves, self.tree = jax.tree.flatten(out, is_leaf=_is_state)
+        self.places = [_is_state(x) for x in leaves]
+        new: dict[KeyTuple, Any] = {}
+        for x in filter(_is_state, leaves):
+            new |= {(1, *p): v for p, v in keyed_leaves(x) if v is not old[p]}
+        rest = [None if _is_state(x) else x for x in leaves]
+        return jax.tree.unflatten(self.tree, rest), new
+
+    def filled(self, out: Any, state: Any) -> Any:
+        """A result with a state where the last call had one."""
+        rest = iter(jax.tree.leaves(out))
+        leaves = [state if here else next(rest) for here in self.places]
+        return jax.tree.unflatten(self.tree, leaves)

@@ -1,0 +1,246 @@
+"""Flax Linen: a module whose `init` and `apply` work on packed variables.
+
+Five lines from trained variables to a smaller model that trains on:
+
+>>> import jax, jax.numpy as jnp, optax
+>>> from flax import linen as nn
+>>> from flax.training.train_state import TrainState
+>>> from jprune import surgery
+>>> from jprune.frameworks import linen as jlinen
+>>> model = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(4)])
+>>> x = jnp.ones((2, 8))
+>>> variables = model.init(jax.random.key(0), x)
+>>> deps = jlinen.groups(model, variables, x)
+>>> plan = surgery.select(deps, deps.scores(variables), sparsity=0.5)
+>>> small, packed = jlinen.shrink(model, plan), plan.pack(variables)
+>>> packed["params"]["layers_0"]["kernel"].shape, small.apply(packed, x).shape
+((8, 16), (2, 4))
+>>> state = TrainState.create(
+...     apply_fn=small.apply, params=packed["params"], tx=optax.adam(1e-3)
+... )
+
+`small.apply` takes what the dense `apply` takes: `rngs=`, `mutable=`, `method=` and the
+arguments of the call. Without `jax.jit` each call is traced anew.
+
+Save and reload in another process::
+
+    plan.save("plan.json")
+    Path("packed.msgpack").write_bytes(flax.serialization.to_bytes(packed))
+    ...
+    small = jlinen.load(Net(), "plan.json")
+    like = jax.eval_shape(small.init, jax.random.key(0), x)
+    packed = flax.serialization.from_bytes(like, Path("packed.msgpack").read_bytes())
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flax import linen as nn
+from flax.core import unfreeze
+
+from jprune._errors import type_error, value_error
+from jprune._tree import KeyTuple, keyed_leaves
+from jprune.frameworks._state import Mean, found, nested, plan_at, shrunk
+from jprune.surgery import Groups, Plan
+
+
+def groups(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    *args: Any,
+    rngs: Any = None,
+    method: Any = None,
+    mutable: Any = False,
+    free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    **kwargs: Any,
+) -> Groups:
+    """What may be removed from a module, found on one `apply` of it.
+
+    Args:
+      model: the module.
+      variables: all its variables: `{"params": ..., "batch_stats": ...}`; shapes are
+        enough.
+      *args: example arguments of the call.
+      rngs: as in `apply`.
+      method: as in `apply`.
+      mutable: as in `apply`: collections that the call updates.
+      free_outputs: as in `surgery.groups`.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The groups, over the paths of `variables`.
+    """
+    call = _Call(model, method, mutable, frozenset(variables))
+    return found(call, free_outputs, within=(0,))(_plain(variables), rngs, args, kwargs)
+
+
+def shrink(
+    model: nn.Module, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense"
+) -> "CompactModule":
+    """The compact module of a module and a plan.
+
+    Args:
+      model: the dense module, not bound.
+      plan: a plan over its variables, or over its parameters if it has no others.
+      mean: as in `surgery.shrink`.
+      rng: as in `surgery.shrink`.
+
+    Returns:
+      A module for `plan.pack(variables)` that computes the dense one on
+      `plan.zero(variables)`.
+
+    Raises:
+      TypeError: if `model` is no Linen module, or `plan` is no plan.
+
+    Examples:
+      ::
+
+        small, packed = jlinen.shrink(model, plan), plan.pack(variables)
+        logits, updates = small.apply(packed, x, train=True, mutable=["batch_stats"])
+    """
+    if not isinstance(model, nn.Module):
+        raise type_error(f"`model` must be a linen.Module, got {type(model).__name__}.")
+    if not isinstance(plan, Plan):
+        raise type_error(f"`plan` must be a `surgery.Plan`, got {type(plan).__name__}.")
+    if isinstance(model, CompactModule):
+        raise value_error(
+            "`model` is compact already: shrink the dense model with "
+            "`first_plan.then(plan)`."
+        )
+    if not any(path[0] == "params" for path in plan.keep):
+        keep = {("params", *path): masks for path, masks in plan.keep.items()}
+        plan = dataclasses.replace(plan, keep=keep, ties=(), free=())
+    return CompactModule(_Setting(model, plan, mean, rng))
+
+
+def load(
+    model: nn.Module, plan: Any, *, mean: Mean = "dense", rng: Mean = "dense"
+) -> "CompactModule":
+    """The compact module in a fresh process: the class is built, the plan is read.
+
+    Args:
+      model: the dense module, built as it was.
+      plan: the file that `Plan.save` wrote.
+      mean: as it was given to `shrink`.
+      rng: as it was given to `shrink`.
+
+    Returns:
+      The compact module; `small.init` gives packed variables to restore into.
+    """
+    return shrink(model, plan_at(plan), mean=mean, rng=rng)
+
+
+class _Setting:
+    """A model and its plan. No tree: Linen must not adopt the model as a child."""
+
+    def __init__(self, model: nn.Module, plan: Plan, mean: Mean, rng: Mean) -> None:
+        self.model, self.plan = model, plan
+        self.mean: Mean = mean
+        self.rng: Mean = rng
+
+    def __repr__(self) -> str:
+        return f"{type(self.model).__name__}, mean={self.mean!r}"
+
+
+class CompactModule(nn.Module):
+    """A dense module and a plan, as a module over the packed variables.
+
+    Attributes:
+      setting: the dense module, the plan and what removal means.
+    """
+
+    setting: _Setting
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the dense module's `apply`, on packed variables."""
+        return super().apply(variables, *args, **_renamed(kwargs))
+
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The dense module's `init`, packed."""
+        return super().init(rngs, *args, **_renamed(kwargs))
+
+    @nn.compact
+    def __call__(self, *args: Any, jprune_method: Any = None, **kwargs: Any) -> Any:
+        """As the dense module's call, or its `method` given to `apply`."""
+        setting, scope = self.setting, self.scope
+        assert scope is not None  # a module that is called is bound
+        rngs = {
+            name: self.make_rng(name) if self.path else _key(lazy)
+            for name, lazy in scope.rngs.items()
+        }
+        if self.is_initializing():
+            made = setting.model.init(rngs, *args, method=jprune_method, **kwargs)
+            self._store(setting.plan.pack(_plain(made)), missing=True)
+        variables = _plain(self.variables)
+        mutable = () if self.is_initializing() else scope.mutable
+        known = frozenset(variables)
+        dense = _Call(setting.model, jprune_method, mutable, known)
+        small = shrunk(dense, setting.plan, setting.mean, setting.rng)
+        (out, made), new = small(variables, rngs or None, args, kwargs)
+        self._store(made)
+        self._store(_replaced(variables, new))
+        return out
+
+    def _store(self, tree: Mapping[str, Any], missing: bool = False) -> None:
+        for collection, entries in tree.items():
+            for name, value in entries.items():
+                if not (missing and self.has_variable(collection, name)):
+                    self.put_variable(collection, name, value)
+
+
+def _plain(variables: Any) -> dict[str, Any]:
+    """Variables as plain nested dicts."""
+    return unfreeze(variables)
+
+
+def _key(lazy: Any) -> Any:
+    """The key that a scope was given, before any use."""
+    return lazy.as_jax_rng()
+
+
+def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The method goes to our own call, which hands it to the dense module."""
+    if (method := kwargs.pop("method", None)) is not None:
+        kwargs["jprune_method"] = method
+    return kwargs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """One `apply` as a function: ((result, collections it made), changed leaves)."""
+
+    model: nn.Module
+    method: Any
+    mutable: Any
+    known: frozenset[str]
+
+    def __call__(self, variables: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
+        out = self.model.apply(
+            variables,
+            *args,
+            rngs=rngs,
+            method=self.method,
+            mutable=self.mutable or False,
+            **kwargs,
+        )
+        if not self.mutable:
+            return (out, {}), {}
+        out, updates = out
+        updates = _plain(updates)
+        made = {c: tree for c, tree in updates.items() if c not in self.known}
+        old = dict(keyed_leaves(variables))
+        own = {c: tree for c, tree in updates.items() if c in self.known}
+        new = {p: x for p, x in keyed_leaves(own) if p not in old or x is not old[p]}
+        return (out, made), new
+
+
+def _replaced(variables: Any, new: Mapping[KeyTuple, Any]) -> dict[str, Any]:
+    """The top-level entries of the collections in which a leaf is new."""
+    touched = {path[:2] for path in new}
+    leaves = {
+        path: new.get(path, x)
+        for path, x in keyed_leaves(variables)
+        if path[:2] in touched
+    }
+    return nested(leaves)

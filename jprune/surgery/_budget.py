@@ -1,0 +1,95 @@
+"""Budgets in any unit: where the order of removal is cut by a cost that is measured.
+
+Seconds, bytes or compiled operations are no polynomials of the kept counts: a plan has
+to be made and measured. A measurement is dear, noisy, and falls only roughly as more is
+removed. So few plans are tried: FLOPs, which are free to count, say how far along the
+order to go, and the target is bracketed in them by false position.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jprune._errors import value_error
+
+MOST_CALLS = 12
+"""How many plans are measured at the most."""
+
+CLOSE = 0.02
+"""A plan this close below the budget ends the search, as a fraction of the budget."""
+
+
+def cut_by_measure(
+    measure: Callable[[int], float],
+    at_most: float,
+    share: Callable[[int], float],
+    head: Callable[[float], int],
+    last: int,
+) -> int:
+    """The number of steps to take so that the measured cost is at most the budget.
+
+    Args:
+      measure: the cost with the first k steps taken.
+      at_most: the budget, in the unit of the cost.
+      share: the fraction of the dense FLOPs left with the first k steps taken.
+      head: the fewest steps that leave at most this fraction.
+      last: the number of all steps.
+
+    Returns:
+      k, of those tried the smallest within the budget.
+
+    Raises:
+      ValueError: if nothing has to be removed, or all steps together are not enough.
+    """
+    seen: dict[int, float] = {}
+
+    def cost(k: int) -> float:
+        if k not in seen:
+            seen[k] = float(measure(k))
+        return seen[k]
+
+    if cost(0) <= at_most:
+        raise value_error(
+            f"`at_most` {at_most:.6g} is met already: the dense network's `cost` is "
+            f"{cost(0):.6g}. Nothing would be removed."
+        )
+    over, within = 0, last  # bounds of k: over the budget, and (not measured) within
+    least = share(last)
+    guess = head(max(least, at_most / cost(0)))
+    while within - over > 1 and len(seen) < MOST_CALLS:
+        k = min(max(guess, over + 1), within - 1)
+        if cost(k) > at_most:
+            over = k
+        else:
+            within = k
+            if cost(k) >= (1 - CLOSE) * at_most:
+                break
+        guess = head(_false_position(share, cost, over, within, at_most, seen))
+    if cost(within) > at_most:
+        raise value_error(
+            f"`at_most` {at_most:.6g} cannot be met: with every candidate group at its "
+            f"minimum the `cost` is {cost(within):.6g}, of the dense network "
+            f"{cost(0):.6g}. Lower `min_keep` or `round_to`, or raise `most`."
+        )
+    return within
+
+
+def _false_position(
+    share: Callable[[int], float],
+    cost: Callable[[int], float],
+    over: int,
+    within: int,
+    at_most: float,
+    seen: dict[int, Any],
+) -> float:
+    """The share of FLOPs at which the line through both ends meets the budget.
+
+    Kept off the ends by a tenth, so that noise at one end cannot stop the search.
+    """
+    high, low = share(over), share(within)
+    aim = at_most * (1 - CLOSE / 2)
+    if within in seen and seen[within] < cost(over):
+        part = (aim - seen[within]) / (cost(over) - seen[within])
+    else:
+        part = aim / cost(over) if low < high else 0.5
+        part = (high * part - low) / (high - low)
+    return low + min(max(part, 0.1), 0.9) * (high - low)

@@ -1,0 +1,30 @@
+"""FLOPs of a jaxpr, by the rules' `work`; `_cost` states the convention.
+
+This walk needs sizes only, so it takes a function at any shapes without an analysis.
+"""
+
+from typing import Any
+
+from jprune._jaxpr import _compat
+from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
+from jprune.surgery._cost import operations
+from jprune.surgery.rules import RULES
+
+
+def count(jaxpr: Jaxpr | ClosedJaxpr) -> Any:
+    """Floating point operations; an int, or an expression for symbolic sizes."""
+    if isinstance(jaxpr, ClosedJaxpr):
+        jaxpr = jaxpr.jaxpr
+    return sum(map(_equation, jaxpr.eqns))
+
+
+def _equation(eqn: Equation) -> Any:
+    rule = RULES.get(eqn.primitive.name)
+    if rule is not None and rule.work is not None:
+        return operations(rule.work(eqn), eqn)
+    inner = [count(sub) for sub in _compat.sub_jaxprs(eqn.params)]
+    if eqn.primitive.name == "cond":
+        return max(inner)
+    if eqn.primitive.name == "scan":
+        return eqn.params["length"] * sum(inner)
+    return sum(inner)

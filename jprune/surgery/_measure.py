@@ -1,0 +1,175 @@
+"""Running two functions on the same arguments and measuring how far they differ.
+
+Leaves that are not arrays (the functions of an Equinox module) are closed over, in
+arguments and in results. Entries where the reference is not finite are left out and
+counted.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from jprune._errors import value_error
+from jprune._jaxpr._trace import flatten_call, is_array
+from jprune._tree import KeyTuple, path_keys
+from jprune._typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one run gave.
+
+    Attributes:
+      outputs: output leaves by path.
+      gradient: the gradient of a fixed projection of the first floating output, by path
+        of the parameters; empty if it was not asked for.
+    """
+
+    outputs: dict[KeyTuple, Any]
+    gradient: dict[KeyTuple, Any]
+
+
+class Run:
+    """A function with its arguments, compiled once for parameters of one shape.
+
+    Args:
+      fn: `fn(params, *args, **kwargs)`.
+      args: its other arguments.
+      kwargs: its keyword arguments.
+      gradient: whether to compute the gradient.
+      state: output paths that are updated parameters, not to be projected.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple,
+        kwargs: dict[str, Any],
+        gradient: bool = False,
+        state: Collection[KeyTuple] = (),
+    ) -> None:
+        self.fn, self.args, self.kwargs = fn, args, kwargs
+        self.gradient, self.state = gradient, state
+        self.paths: list[KeyTuple] = []
+        self._compiled: Any = None
+
+    def __call__(self, params: PyTree) -> Result:
+        flat = flatten_call(params, self.args, self.kwargs)
+        names = flat.params
+        moving = [i for i in range(len(names)) if is_float(flat.arrays[i])]
+        if self._compiled is None:
+            self._compiled = jax.jit(self._function(flat, moving))
+        taken = set(moving if self.gradient else ())
+        floats = [flat.arrays[i] for i in sorted(taken)]
+        rest = [x for i, x in enumerate(flat.arrays) if i not in taken]
+        outputs, slopes = self._compiled(floats, rest)
+        gradient = {names[i]: g for i, g in zip(sorted(taken), slopes, strict=True)}
+        return Result(dict(zip(self.paths, outputs, strict=True)), gradient)
+
+    def _function(self, flat: Any, moving: list[int]) -> Callable[..., Any]:
+        taken = set(moving if self.gradient else ())
+
+        def call(floats: list[Any], rest: list[Any]) -> Any:
+            a, b = iter(floats), iter(rest)
+            n = len(flat.arrays)
+            args, kwargs = flat.rebuild(
+                [next(a if i in taken else b) for i in range(n)]
+            )
+            pairs, _ = jtu.tree_flatten_with_path(self.fn(*args, **kwargs))
+            pairs = [(path_keys(p), x) for p, x in pairs if _is_value(x)]
+            self.paths = [path for path, _ in pairs]
+            return [x for _, x in pairs]
+
+        def loss(floats: list[Any], rest: list[Any]) -> Any:
+            outputs = call(floats, rest)
+            return _projection(self.paths, outputs, self.state), outputs
+
+        if not self.gradient:
+            return lambda floats, rest: (call(floats, rest), [])
+
+        def both(floats: list[Any], rest: list[Any]) -> Any:
+            slopes, outputs = jax.grad(loss, has_aux=True)(floats, rest)
+            return outputs, slopes
+
+        return both
+
+
+def _is_value(x: Any) -> bool:
+    return is_array(x) or isinstance(x, bool | int | float | complex)
+
+
+def is_float(x: Any) -> bool:
+    """Whether a leaf is an array of floating numbers."""
+    return is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _projection(
+    paths: Sequence[KeyTuple], outputs: Sequence[Any], state: Collection[KeyTuple]
+) -> Any:
+    """A fixed weighted sum of the first floating output that is no state."""
+    for path, x in zip(paths, outputs, strict=True):
+        if path not in state and is_float(x):
+            weights = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+            return jnp.sum(x * weights)
+    raise value_error(
+        "`gradient=True` needs a floating output that is not updated state."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """How far results are from their references.
+
+    Attributes:
+      error: largest difference, each leaf relative to its own largest entry, or to a
+        thousandth of the largest of all: a leaf that is zero but for rounding says
+        nothing.
+      compared: number of entries compared.
+      left_out: number of entries whose reference is not finite.
+    """
+
+    error: float = 0.0
+    compared: int = 0
+    left_out: int = 0
+
+    @property
+    def nonfinite(self) -> float:
+        """Fraction of the entries that was left out."""
+        return self.left_out / max(self.compared + self.left_out, 1)
+
+
+def gap(pairs: Sequence[tuple[Any, Any]]) -> Gap:
+    """The gap between (reference, result) pairs; what is not a number is skipped."""
+    gaps, scales, lost, count = [], [], 0, 0
+    for want, got in pairs:
+        if not jnp.issubdtype(jnp.result_type(want), jnp.number):
+            continue
+        wide = np.complex128 if jnp.iscomplexobj(want) else np.float64
+        a, b = np.asarray(want, wide), np.asarray(got, wide)
+        finite = np.isfinite(a)
+        lost, count = lost + int((~finite).sum()), count + a.size
+        if finite.any():
+            off = np.abs(a[finite] - b[finite])
+            gaps.append(float(np.where(np.isnan(off), np.inf, off).max()))
+            scales.append(float(np.abs(a[finite]).max()))
+    floor = max(1e-3 * max(scales, default=0.0), 1e-30)
+    each = [g / max(scale, floor) for g, scale in zip(gaps, scales, strict=True)]
+    return Gap(max(each, default=0.0), count - lost, lost)
+
+
+def matched(
+    want: Mapping[KeyTuple, Any], got: Mapping[KeyTuple, Any]
+) -> list[tuple[Any, Any]]:
+    """Leaves of one path and shape; outputs that come back shortened have no twin."""
+    return [
+        (x, got[p]) for p, x in want.items() if p in got and _shape(x) == _shape(got[p])
+    ]
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(np.shape(x))

@@ -1,0 +1,79 @@
+"""The page of results: what is drawn anew, what is judged, what is written."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import page, report, results
+from experiments.config import Claim
+from experiments.results import Row
+
+
+def _row(run, after, **more):
+    return Row(run, "m", asked=0.9, got=0.9, kept=1, nonzero=1, after=after, **more)
+
+
+@pytest.mark.parametrize(
+    ("gap", "word"),
+    [(0.2, "holds"), (-0.2, "does not"), (0.0, "cannot be told here")],
+)
+def test_a_claim_is_judged_by_what_the_test_set_can_tell(gap, word):
+    claim = Claim("a leads", ("a", "b"), lambda a, b: a.after > b.after)
+    rows = [_row("a", 0.7 + gap / 2), _row("b", 0.7 - gap / 2)]
+    random = np.random.default_rng(0)
+    share = page._share(claim, "", rows, 360, random)
+    assert page.Verdict("", share, drawn=True).word == word
+    if not gap:
+        assert share == pytest.approx(0.5, abs=0.1)
+    assert page._share(claim, "other ", rows, 360, random) is None
+
+
+def test_counts_are_not_drawn():
+    claim = Claim("exact", ("a",), lambda a: a.nonzero == a.kept)
+    assert page._share(claim, "", [_row("a", 0.5)], 360, np.random.default_rng(0)) == 1
+
+
+def test_errors_by_hand():
+    assert page.error(_row("a", 0.9), 360) == pytest.approx((0.09 / 360) ** 0.5)
+    mean = _row("a", 0.9, extra={"sd": 0.02, "seeds": 4})
+    assert page.error(mean, 360) == pytest.approx(0.01)
+    lanes = _row("a", 0.9, extra={"deviation": 0.02, "seed 0": 0.9, "seed 1": 0.9})
+    assert page.error(lanes, 360) == pytest.approx(0.02 / 2**0.5)
+    assert page.error(_row("a", 0.9), None) == 0
+
+
+def test_seeds_of_one_configuration_are_one_section(tmp_path):
+    for seed in range(3):
+        name = f"digits_seed{seed}.json"
+        shutil.copy(page.RESULTS / name, tmp_path / name)
+    shutil.copy(page.RESULTS / "digits_tpp_seed0.json", tmp_path)
+    digits, tpp = page.sections(tmp_path)
+    assert (digits.name, len(digits.files), tpp.name) == ("digits", 3, "digits_tpp")
+    rows = [results.load(file)[1] for file in digits.files]
+    after = [next(r.after for r in seed if r.run == "swd 98%") for seed in rows]
+    found = {row.run: (mean, spread) for row, mean, spread in page.merged(digits)}
+    assert found["swd 98%"] == pytest.approx((np.mean(after), np.std(after, ddof=1)))
+
+
+def test_the_page_has_every_section_with_its_command_and_figure(tmp_path):
+    (tmp_path / "in").mkdir()
+    shutil.copy(page.RESULTS / "digits_seed0.json", tmp_path / "in")
+    written = page.write(tmp_path / "in", tmp_path / "docs")
+    text = written.read_text()
+    (rows,) = [found.rows[0] for found in page.sections(tmp_path / "in")]
+    for row in rows:
+        assert f"| {row.run} | {row.nonzero:,} |" in text
+        assert f"| {100 * row.after:.2f} ± " in text
+    assert "`python -m experiments.train digits --seed 0`" in text
+    assert "| [digits](#digits) | 0 | 7 |" in text
+    assert "**holds**: every count is exactly the one asked for" in text
+    assert "(figures/results_digits.png)" in text
+    assert (tmp_path / "docs" / "figures" / "results_digits.png").stat().st_size > 5000
+
+
+def test_a_damaged_result_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "digits_seed0.json").write_text("{")
+    monkeypatch.setattr(page, "write", lambda: page.sections(tmp_path))
+    assert report.main([]) == 2
+    assert "digits_seed0.json is damaged" in capsys.readouterr().err

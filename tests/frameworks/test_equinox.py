@@ -1,0 +1,174 @@
+"""Compact Equinox modules: one test for each column of the table, then the rest."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jprune import surgery
+from jprune.frameworks import equinox as jeqx
+from tests.frameworks import fresh
+from tests.frameworks.equinox_nets import MLP, ConvNet
+
+X = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+V = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
+KEYS = jax.random.split(jax.random.key(3), 4)
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@functools.cache
+def setup():
+    """Model and state: the plan, the reference with zeros, the compact pair."""
+    model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(0))
+    deps = jeqx.groups(eqx.nn.inference_mode(model), X[0], state)
+    plan = surgery.plan_from_keep(deps, {g.id: range(0, g.size, 2) for g in deps})
+    return plan, plan.zero((model, state)), jeqx.shrink(model, plan, state)
+
+
+@eqx.filter_jit
+def forward(model, state, xs, keys=None, **kwargs):
+    """The batch, as Equinox's own examples run it."""
+    one = lambda x, state, key: model(x, state, key, **kwargs)  # noqa: E731
+    axes = (0, None, None if keys is None else 0)
+    call = jax.vmap(one, axis_name="batch", in_axes=axes, out_axes=(0, None))
+    return call(xs, state, keys)
+
+
+def close(a, b, tolerance=1e-5):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def close_trees(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    for x, y in pairs:
+        close(x, y)
+
+
+def test_build():
+    plan, _, (small, state) = setup()
+    assert isinstance(small, eqx.Module)
+    assert small.packed.conv.weight.shape == (4, 3, 3, 3)
+    assert small.packed.head.weight.shape == (4, 6)
+    assert isinstance(state, eqx.nn.State)
+    shapes = [
+        x.shape for x in jax.tree.leaves(eqx.filter((small, state), eqx.is_array))
+    ]
+    assert sorted(shapes) == sorted(plan.compact_shapes.values())
+
+
+def test_difference():
+    _, (dense, state), (small, packed) = setup()
+    dense, small = eqx.nn.inference_mode((dense, small))
+    got, want = forward(small, packed, X), forward(dense, state, X)
+    close(got[0], want[0])
+
+
+def test_call():
+    _, (dense, state), (small, packed) = setup()
+    got = forward(small, packed, X, KEYS, scale=3.0)
+    close(got[0], forward(dense, state, X, KEYS, scale=3.0)[0])
+
+
+def test_statistics():
+    plan, (dense, state), (small, packed) = setup()
+    want = forward(dense, state, X, KEYS)[1]
+    got = forward(small, packed, X, KEYS)[1]
+    close_trees(got, plan.pack((dense, want))[1])
+    assert float(jnp.abs(jax.tree.leaves(got)[-2]).max()) > 0.0
+
+
+@eqx.filter_jit
+def step(model, state, opt_state, tx, keys):
+    def loss(model):
+        out, new = forward(model, state, X, keys)
+        return jnp.mean((out - 1.0) ** 2), new
+
+    (value, new), grads = eqx.filter_value_and_grad(loss, has_aux=True)(model)
+    updates, opt_state = tx.update(grads, opt_state, model)
+    return eqx.apply_updates(model, updates), new, opt_state, value, grads
+
+
+def test_train_step():
+    plan, (dense, state), (small, packed) = setup()
+    tx = optax.adam(0.01)
+    start = [tx.init(eqx.filter(m, eqx.is_inexact_array)) for m in (dense, small)]
+    _, _, _, want, wants = step(dense, state, start[0], tx, KEYS)
+    small, packed, opt, first, grads = step(small, packed, start[1], tx, KEYS)
+    close(first, want)
+    close_trees(grads.packed, plan.pack(wants, at=0))
+    for _ in range(20):
+        small, packed, opt, last, _ = step(small, packed, opt, tx, KEYS)
+    assert float(last) < 0.7 * float(first)
+
+
+def test_save(tmp_path):
+    plan, _, (small, packed) = setup()
+    plan.save(tmp_path / "plan.json")
+    eqx.tree_serialise_leaves(tmp_path / "small.eqx", (small, packed))
+    model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(8))
+    like = jeqx.load(model, tmp_path / "plan.json", state)
+    other = eqx.tree_deserialise_leaves(tmp_path / "small.eqx", like)
+    pairs = (eqx.nn.inference_mode(pair) for pair in (other, (small, packed)))
+    a, b = (forward(*pair, X)[0] for pair in pairs)
+    close(a, b, 0.0)
+
+
+@pytest.mark.slow
+def test_fresh_process(tmp_path):
+    plan, _, (small, packed) = setup()
+    plan.save(tmp_path / "plan.json")
+    np.save(tmp_path / "x.npy", X)
+    eqx.tree_serialise_leaves(tmp_path / "small.eqx", (small, packed))
+    got = fresh.run(
+        "import equinox as eqx, jax\n"
+        "from jprune.frameworks import equinox as jeqx\n"
+        "from tests.frameworks.equinox_nets import ConvNet\n"
+        "model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(5))\n"
+        "like = jeqx.load(model, folder / 'plan.json', state)\n"
+        "small, state = eqx.tree_deserialise_leaves(folder / 'small.eqx', like)\n"
+        "small = eqx.nn.inference_mode(small)\n"
+        "run = jax.vmap(small, in_axes=(0, None), out_axes=(0, None))\n"
+        "result = run(np.load(folder / 'x.npy'), state)[0]\n",
+        tmp_path,
+    )
+    close(got, forward(eqx.nn.inference_mode(small), packed, X)[0])
+
+
+def test_without_state_and_with_functions_among_the_leaves():
+    model = MLP(jax.random.key(0))
+    deps = jeqx.groups(model, V[0])
+    plan = surgery.plan_from_keep(deps, {deps[0].id: range(10)})
+    small, dense = jeqx.shrink(model, plan), plan.zero(model)
+    assert small.packed.layers[0].weight.shape == (10, 8)
+    close(jax.vmap(small)(V), jax.vmap(dense)(V))
+    close(small.loss(V), dense.loss(V))
+    got = eqx.filter_jit(eqx.filter_grad(lambda m: m.loss(V)))(small)
+    want = plan.pack(eqx.filter_grad(lambda m: m.loss(V))(dense))
+    close_trees(got.packed, want)
+    whole = surgery.groups(lambda m, x: jax.vmap(m)(x))(model, V)
+    assert [g.id for g in whole] == [g.id for g in deps]  # either way is good
+
+
+def test_what_is_refused():
+    plan, (dense, state), (small, _) = setup()
+    model = MLP(jax.random.key(0))
+    with pytest.raises(ValueError, match="compact already"):
+        jeqx.shrink(small, plan)
+    with pytest.raises(ValueError, match=r"needs `shrink\(model, plan, state\)`"):
+        jeqx.shrink(dense, plan)
+    with pytest.raises(TypeError, match=r"`model` must be an eqx\.Module"):
+        jeqx.shrink(jax.nn.relu, plan)
+    with pytest.raises(AttributeError, match="no method 'conv'; its arrays are in"):
+        _ = small.conv
+    with pytest.raises(ValueError, match="one `eqx.nn.State`, got 2"):
+        jeqx.groups(dense, X[0], state, state)
+    del model

@@ -1,0 +1,101 @@
+"""`select(cost=, at_most=)`: a budget in any unit, met in few calls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune import analysis, surgery
+
+
+def net(p, x):
+    h = jax.nn.relu(x @ p["a"])
+    return jax.nn.relu(h @ p["b"]) @ p["c"]
+
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+PARAMS = {
+    "a": jax.random.normal(KEYS[0], (16, 64)),
+    "b": jax.random.normal(KEYS[1], (64, 48)),
+    "c": jax.random.normal(KEYS[2], (48, 8)),
+}
+X = jnp.ones((4, 16))
+
+
+@pytest.fixture(scope="module")
+def network():
+    deps = surgery.groups(net)(PARAMS, X)
+    return deps, deps.scores(PARAMS)
+
+
+def count(plan) -> int:
+    return sum(int(np.prod(shape)) for shape in plan.compact_shapes.values())
+
+
+class Counted:
+    """A cost that counts its calls."""
+
+    def __init__(self, cost):
+        self.cost, self.calls = cost, 0
+
+    def __call__(self, plan):
+        self.calls += 1
+        return self.cost(plan)
+
+
+@pytest.mark.parametrize("budget", [3000, 1500, 400])
+def test_a_smooth_cost_is_met_closely_in_few_calls(network, budget):
+    cost = Counted(count)
+    plan = surgery.select(*network, cost=cost, at_most=budget)
+    exact = surgery.select(*network, params=budget)
+    assert cost.calls <= 12
+    # One coordinate is at most 112 parameters.
+    assert budget - max(0.02 * budget, 112) <= count(plan) <= budget
+    assert count(plan) <= count(exact)  # `params` removes the fewest coordinates
+
+
+def test_a_cost_with_steps_and_bumps_ends_within_the_budget(network):
+    """Like latency: flat within tiles of 16, and slower off them."""
+
+    def tiles(plan):
+        sizes = [shape[-1] for shape in plan.compact_shapes.values()]
+        return sum(-(-n // 16) + 0.2 * (n % 16 > 0) for n in sizes)
+
+    cost = Counted(tiles)
+    plan = surgery.select(*network, cost=cost, at_most=4.5)
+    assert tiles(plan) <= 4.5 and cost.calls <= 12
+
+
+def test_the_same_order_is_cut_as_for_other_targets(network):
+    """A plan by cost is a head of the same order: what is kept nests."""
+    small = surgery.select(*network, cost=count, at_most=1000)
+    large = surgery.select(*network, cost=count, at_most=2000)
+    for path, axes in small.keep.items():
+        for a, b in zip(axes, large.keep[path], strict=True):
+            assert not (a & ~b).any()
+
+
+def test_what_cannot_be_met_or_would_do_nothing_is_an_error(network):
+    with pytest.raises(ValueError, match="met already.*Nothing would be removed"):
+        surgery.select(*network, cost=count, at_most=10_000)
+    with pytest.raises(ValueError, match=r"cannot be met.*every candidate group at"):
+        surgery.select(*network, cost=count, at_most=10, min_keep=4)
+    with pytest.raises(ValueError, match="belong together"):
+        surgery.select(*network, cost=count)
+    with pytest.raises(ValueError, match="exactly one"):
+        surgery.select(*network, cost=count, at_most=10, flops=0.5)
+
+
+def test_ready_made_costs_are_fractions_of_the_dense_network(network):
+    whole = surgery.plan_from_keep(network[0], {})
+    half = surgery.select(*network, sparsity=0.5, ranking="group")
+    byte = analysis.relative_bytes(PARAMS)
+    assert byte(whole) == 1.0
+    assert byte(half) == (16 * 32 + 32 * 24 + 24 * 8) / (16 * 64 + 64 * 48 + 48 * 8)
+    flops = analysis.relative_flops(net, PARAMS, X)
+    assert flops(whole) == 1.0
+    assert flops(half) == pytest.approx(byte(half), rel=0.1)  # two per weight
+    memory = analysis.relative_memory(net, PARAMS, X)
+    assert memory(whole) == 1.0 and byte(half) < memory(half) < 0.6
+    latency = analysis.relative_latency(net, PARAMS, X, rounds=2)
+    assert latency(half) > 0

@@ -1,0 +1,63 @@
+"""The documentation: every Python block runs, every page is in the navigation, every
+public name stands on an API page, every relative link leads somewhere.
+
+A page is one program: its blocks run in order and share their names. What a block
+`assert`s is checked.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+def page_id(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(
+        r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE
+    )
+
+
+WITH_CODE = [page for page in PAGES if python_blocks(page)]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=page_id)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)  # Files that an example writes go there.
+    names: dict[str, Any] = {"__name__": page.stem}
+    text = page.read_text()
+    with jax.numpy_rank_promotion("allow"):  # As the reader has it.
+        for code in python_blocks(page):
+            line = text[: text.index(code)].count("\n")
+            exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+def nav_pages(node: Any) -> list[str]:
+    if isinstance(node, str):
+        return [node]
+    children = node.values() if isinstance(node, dict) else node
+    return [page for child in children for page in nav_pages(child)]
+
+
+def test_the_navigation_lists_every_page_once():
+    # A plain loader: the file may hold tags that only MkDocs knows.
+    listed = nav_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted(page_id(page) for page in PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_relative_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        assert (page.parent / target).exists(), f"{page_id(page)}: {target}"
