@@ -92,6 +92,19 @@ def renewed(due: jax.Array, new: Callable[[], Any], old: Any) -> Any:
     return jax.lax.cond(due, new, lambda: old)
 
 
+def renewed_in_place(due: jax.Array, new: Callable[[Any], Any], old: Any) -> Any:
+    """`new(old)` if it is due, else `old`: for what has the size of the parameters.
+
+    A loop of one round or none. A `lax.cond` would copy `old` at every step; what a
+    loop carries stays where it is.
+    """
+
+    def once(carry: Any) -> Any:
+        return jnp.array(False), new(carry[1])
+
+    return jax.lax.while_loop(lambda carry: carry[0], once, (due, old))[1]
+
+
 def added(update: jax.Array, force: jax.Array) -> jax.Array:
     """An update and the force of a penalty, in the dtype of the update."""
     return update + force.astype(update.dtype)

@@ -45,6 +45,7 @@ from jprune.transforms._build import (
     is_finite,
     next_step,
     renewed,
+    renewed_in_place,
     transformation,
     value_at,
 )
@@ -193,11 +194,12 @@ def drop_and_grow(
     ) -> tuple[PyTree, DropAndGrowState]:
         step = functools.partial(_step, inner, updates, state, params, extra)
 
-        def move() -> tuple[Mask, Mask, jax.Array]:
-            now = params
+        def move(stays: tuple[Mask, Mask, jax.Array]) -> tuple[Mask, Mask, jax.Array]:
+            mask, now = stays[0], params
             if also_step:
-                now = optax.apply_updates(params, step(_kept, state.mask)[0])
-            return _move(now, updates, moves.dropped(state), state, grow)
+                now = optax.apply_updates(params, step(_kept, mask)[0])
+            before = state._replace(mask=mask)
+            return _move(now, updates, moves.dropped(state), before, grow)
 
         moved, following = jnp.array(False), state
         if moves.ever() and jax.tree.leaves(params):
@@ -205,7 +207,7 @@ def drop_and_grow(
                 moves.due(state.count), lambda: is_finite(updates), jnp.array(False)
             )
             stays = (state.mask, state.grown, state.passes)
-            mask, grown, passes = renewed(moved, move, stays)
+            mask, grown, passes = renewed_in_place(moved, move, stays)
             following = state._replace(mask=mask, grown=grown, passes=passes)
         survives, marks = _survives(moved), (following.mask, following.grown)
         final, after = step(survives, *marks)

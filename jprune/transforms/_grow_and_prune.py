@@ -33,7 +33,13 @@ from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
-from jprune.transforms._build import next_step, renewed, transformation, value_at
+from jprune.transforms._build import (
+    next_step,
+    renewed,
+    renewed_in_place,
+    transformation,
+    value_at,
+)
 from jprune.transforms._inner_state import renew
 from jprune.transforms._keep_masked import keep_masked
 from jprune.transforms._partitions import Partitions, resolve_partitions
@@ -152,13 +158,7 @@ def grow_and_prune(
     def init(params: Params) -> GrowAndPruneState:
         zero, first = jnp.int32(0), params
         if jax.tree.leaves(params):
-            plan = Growth.of(params, *given)
-            if mask is None:
-                first = plan.start(typed_key(key), params)
-            else:
-                held: Any = keep_masked(mask).init(params)
-                first = held.mask
-            first = plan.grown(first, 0)
+            first = Growth.of(params, *given).first(mask, key, params)
         return GrowAndPruneState(zero, first, zero, inner.init(params))
 
     def update(
@@ -172,16 +172,14 @@ def grow_and_prune(
         running = (step >= 1) & (step <= steps)
         hands_over, begins = running & (place == 0), running & (place == 1)
 
-        def change() -> tuple[Mask, jax.Array]:
+        def change(stays: tuple[Mask, jax.Array]) -> tuple[Mask, jax.Array]:
             kept, passes = renewed(
-                hands_over,
-                lambda: plan.pruned(params, state.mask),
-                (state.mask, state.passes),
+                hands_over, lambda: plan.pruned(params, stays[0]), stays
             )
             return plan.grown(kept, step % plan.parts, begins & (step < steps)), passes
 
         stays = (state.mask, state.passes)
-        now, passes = renewed(hands_over | begins, change, stays)
+        now, passes = renewed_in_place(hands_over | begins, change, stays)
         began = _begun(inner, state, params, begins, restart)
         final, after = inner.update(masks.apply(now, updates), began, params, **extra)
         final = _scaled(final, rate, state.count)
@@ -337,6 +335,13 @@ class Growth(NamedTuple):
             scope=self.scope,
             min_keep=self.min_keep,
         )
+
+    def first(self, given: Any, key: Any, params: Params) -> Mask:
+        """The masks before the first step: given or random, but part 0 is dense."""
+        if given is None:
+            return self.grown(self.start(typed_key(key), params), 0)
+        held: Any = keep_masked(given).init(params)
+        return self.grown(held.mask, 0)
 
     def pruned(self, weights: Scores, within: Mask | None) -> tuple[Mask, jax.Array]:
         """The largest of each leaf: a leaf that is already sparse keeps its mask."""
