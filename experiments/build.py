@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from experiments.journal import Journal
 from experiments.lab import Augment, Lab, Run, make_lab
 from experiments.loop import Fit
 from experiments.methods import (
+    compact_convnets,
     csgd,
     dense,
     dynamic_sparse,
@@ -38,7 +40,7 @@ from experiments.methods import (
     tpp,
     trp,
 )
-from experiments.models import deep_tanh, digits_resnet, lenet, resnet
+from experiments.models import deep_tanh, digits_resnet, fbnetv3, lenet, resnet
 from experiments.results import Row
 from experiments.systems import graphs as graph_system
 from experiments.systems import mnist, super_resolution
@@ -85,6 +87,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet50": lambda classes: resnet.ResNet((3, 4, 6, 3), 64, classes),
     "resnet20": lambda classes: _cifar_resnet(20, classes),
     "resnet56": lambda classes: _cifar_resnet(56, classes),
+    **{n: partial(fbnetv3.FBNetV3, member) for n, member in fbnetv3.MEMBERS.items()},
 }
 
 AUGMENT: dict[str, Augment] = {"crop_flip": augment.crop_flip, "none": augment.keep}
@@ -92,6 +95,7 @@ AUGMENT: dict[str, Augment] = {"crop_flip": augment.crop_flip, "none": augment.k
 METHODS: dict[str, Callable[..., Any]] = {
     "asl": reparameterized.asl,
     "aswl": reparameterized.aswl,
+    "compact_convnets": compact_convnets.compact_convnets,
     "csgd": csgd.csgd,
     "dynamic_sparse": dynamic_sparse.dynamic_sparse,
     "gates": gates.gates,

@@ -249,7 +249,8 @@ def _forward(
 
     def examples(inputs: jax.Array, index: jax.Array, train: bool, key: jax.Array):
         index = jax.lax.with_sharding_constraint(index, sharded)
-        x = (inputs[index].astype(jnp.float32) - dataset.mean) / dataset.std
+        x = inputs[index].astype(jnp.float32)
+        x = (x - _by_channel(dataset.mean, x)) / _by_channel(dataset.std, x)
         return augment(key, x) if train else x
 
     def cast(tree: Any) -> Any:
@@ -279,6 +280,12 @@ def _forward(
         return (logits[index] if nodes else logits), stats
 
     return forward
+
+
+def _by_channel(moment: Any, x: jax.Array) -> Any:
+    """A scalar as it is; one number a channel with the rank of the images."""
+    lead = (1,) * (x.ndim - np.ndim(moment))
+    return np.reshape(moment, lead + np.shape(moment)) if np.ndim(moment) else moment
 
 
 def _init(model: nn.Module, dataset: Dataset, mesh: Mesh, *, seed: int):

@@ -1,4 +1,4 @@
-"""In which precision scores are computed, and what NumPy can read in place."""
+"""The precision of scores, what counts as zero, and what NumPy can read in place."""
 
 from typing import Any
 
@@ -12,6 +12,20 @@ def wide(x: jax.Array) -> jax.Array:
     dtype = jnp.result_type(x)
     is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
     return jnp.asarray(x, dtype if is_wide else jnp.float32)
+
+
+def not_zero(x: Any) -> Any:
+    """`x != 0`, true of subnormal numbers too, on every device.
+
+    Hardware that flushes subnormals to zero also compares them as zero; their bits tell
+    them apart, so that a mask and a report count alike.
+    """
+    if isinstance(x, np.ndarray | np.generic) or x.dtype == bool:
+        return x != 0
+    if not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits < 16:
+        return x != 0
+    whole = np.dtype(f"int{jnp.finfo(x.dtype).bits}")
+    return jax.lax.bitcast_convert_type(x, whole) << 1 != 0
 
 
 def in_host_memory(x: Any) -> bool:

@@ -86,7 +86,26 @@ def analyzed(name: str) -> dict[str, Any]:
         "analysis": max(min(whole) - min(again), 0.0),
         "select": solving,
         "compact_trace": compact,
+        **cold_traces(build, variables, plan, packed, x),
     }
+
+
+def cold_traces(
+    build: Callable[[], Any], variables: Any, plan: surgery.Plan, packed: Any, x: Any
+) -> dict[str, float]:
+    """First traces of the bare and of the compact function, no cache filled.
+
+    In turns, the least of each.
+    """
+    bare, compact = [], []
+    for _ in range(5):
+        jax.clear_caches()
+        apply = build().apply
+        bare.append(seconds(lambda f=apply: jax.make_jaxpr(f)(variables, x))[0])
+        jax.clear_caches()
+        small = surgery.shrink(build().apply, plan)
+        compact.append(seconds(lambda f=small: jax.make_jaxpr(f)(packed, x))[0])
+    return {"trace_cold": min(bare), "compact_trace_cold": min(compact)}
 
 
 def _equal_scores(deps: Any) -> dict[str, np.ndarray]:
@@ -177,6 +196,8 @@ def run(quick: bool = False) -> dict[str, Any]:
         rows[f"{r['network']}: analysis / allowed"] = r["analysis"] / allowed
         rows[f"{r['network']}: select seconds"] = r["select"]
         rows[f"{r['network']}: compact trace seconds"] = r["compact_trace"]
+        ratio = r["compact_trace_cold"] / r["trace_cold"]
+        rows[f"{r['network']}: compact trace / bare trace"] = ratio
         rows[f"{r['network']}: FLOPs / target"] = r["flops_compact"] / (
             0.5 * r["flops"]
         )

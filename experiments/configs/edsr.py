@@ -19,7 +19,7 @@ def get_config() -> Config:
             "blocks": 4,
             "side": 16,
             "stride": 12,
-            "steps": 2500,
+            "steps": 1000,
             "lr": 2e-3,
             "drops_at": (0.7, 0.9),
         },

@@ -302,3 +302,50 @@ def pooled(definition: Definition, height: int, width: int) -> int:
             total += wide * sides[0] * sides[1] if stage.excite else 0
             channels = stage.out
     return total + by_eight(channels * definition.head) * sides[0] * sides[1]
+
+
+MEMBERS: dict[str, Definition] = {
+    "fbnetv3_a": A,
+    "fbnetv3_c": C,
+    "fbnetv3_e": E,
+    "fbnetv3_g": G,
+    "fbnetv3_smaller": SMALLER,
+    "fbnetv3_tiny": TINY,
+}
+
+
+def weight_costs(model: nn.Module, variables: Any, image: Any) -> Any:
+    """Multiply-adds of one weight of each kernel: the positions its layer works on.
+
+    Args:
+      model: a module whose kernels are all of `nn.Conv`.
+      variables: of it, or their shapes.
+      image: the input for one example, or its shape.
+
+    Returns:
+      A tree like `variables["params"]`, ints; 0 at leaves that are no kernel.
+    """
+
+    def convolutions(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Conv) and name == "__call__"
+
+    def maps(variables: Any, image: Any) -> Any:
+        return model.apply(
+            variables,
+            image,
+            capture_intermediates=convolutions,
+            mutable=["intermediates"],
+        )[1]
+
+    found = jax.eval_shape(maps, variables, image)["intermediates"]
+
+    def cost(path: Any, leaf: Any) -> int:
+        if path[-1].key != "kernel":
+            return 0
+        layer = found
+        for key in path[:-1]:
+            layer = layer[key.key]
+        _, height, width, _ = layer["__call__"][0].shape
+        return height * width
+
+    return jax.tree_util.tree_map_with_path(cost, variables["params"])

@@ -7,6 +7,7 @@ References:
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 class LeNet300(nn.Module):
@@ -27,10 +28,13 @@ def max_of_fours(x: jax.Array) -> jax.Array:
     """The largest of each square of 2 x 2, [n, h, w, c] -> [n, h / 2, w / 2, c].
 
     As `nn.max_pool`, but XLA runs the gradient of its window many times slower on CPU.
-    Of equal values each gets its part of the gradient, there the first gets it all.
+    Of equal values each gets its part of the gradient; there the first gets it all.
     """
     n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+    squares = x.reshape(n, h // 2, 2, w // 2, 2, c)
+    upper, lower = squares[:, :, 0], squares[:, :, 1]
+    larger = jnp.maximum(upper, lower)
+    return jnp.maximum(larger[:, :, :, 0], larger[:, :, :, 1])
 
 
 class LeNet5(nn.Module):

@@ -8,7 +8,7 @@ this file knows of versions.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.core
@@ -18,9 +18,24 @@ from jax.interpreters.partial_eval import dce_jaxpr as _dce_jaxpr
 
 Jaxpr = _core.Jaxpr
 ClosedJaxpr = _core.ClosedJaxpr
-Equation = _core.JaxprEqn
 Literal = _core.Literal
 Primitive = _core.Primitive
+
+if TYPE_CHECKING:
+
+    class Equation(Protocol):
+        """What is read of an equation; JAX's own type says less of its variables."""
+
+        primitive: Any
+        params: dict[str, Any]
+        invars: list[Any]
+        outvars: list[Any]
+        effects: Any
+        ctx: Any
+
+else:
+    Equation = _core.JaxprEqn
+
 InconclusiveSize: type[Exception] = (
     jax.errors.InconclusiveDimensionOperation
     if hasattr(jax.errors, "InconclusiveDimensionOperation")
@@ -101,8 +116,10 @@ def positionwise(jaxpr: Jaxpr, names: frozenset[str]) -> bool:
       True if every value is a scalar or has the shape of the first result, and only
       such primitives, repeats of scalars and calls of such programs occur.
     """
-    shape = jaxpr.outvars[0].aval.shape
-    for eqn in jaxpr.eqns:
+    ends: list[Any] = [*jaxpr.outvars, *jaxpr.invars]
+    shape = ends[0].aval.shape
+    equations: Sequence[Equation] = jaxpr.eqns
+    for eqn in equations:
         if any(v.aval.shape not in ((), shape) for v in (*eqn.invars, *eqn.outvars)):
             return False
         inner, name = sub_jaxprs(eqn.params), eqn.primitive.name
@@ -112,7 +129,7 @@ def positionwise(jaxpr: Jaxpr, names: frozenset[str]) -> bool:
             if all(positionwise(sub, names) for sub in inner):
                 continue
         return False
-    return all(v.aval.shape in ((), shape) for v in (*jaxpr.invars, *jaxpr.outvars))
+    return all(v.aval.shape in ((), shape) for v in ends)
 
 
 def literal_value(literal: Any) -> np.ndarray:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import not_zero
 from jprune._errors import listing, type_error, value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, Params
@@ -100,6 +101,7 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
     Args:
       params: parameters, or a mask (a tree whose leaves are all bool). When `mask` is
         given too, only shapes and dtypes are read, so `jax.ShapeDtypeStruct`s will do.
+        Random keys are listed and count as kept whole.
       mask: the mask of `params`. A leaf out of scope is a 0-d True. Without it, the
         non-zero entries of `params` count as kept.
       scope: which leaves take part: a tree of Python bools, a regular expression
@@ -169,7 +171,16 @@ def _require_arrays(leaves: list[tuple[str, Any]], counted: bool) -> None:
 
 def _is_numeric(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
-    return _is_bool(leaf) or (dtype is not None and jnp.issubdtype(dtype, jnp.number))
+    return (
+        _is_bool(leaf)
+        or _is_key(leaf)
+        or (dtype is not None and jnp.issubdtype(dtype, jnp.number))
+    )
+
+
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _is_bool(leaf: Any) -> bool:
@@ -206,23 +217,28 @@ def _nonzero(leaf: Any) -> Any:
     """How many entries are not 0, on the device where the leaf is."""
     if isinstance(leaf, np.ndarray | np.generic):
         return np.count_nonzero(leaf)
+    if _is_key(leaf):
+        return leaf.size
     if leaf.size >= 2**31:
         raise value_error(
             f"A leaf has {leaf.size} scalars, and counts on the device are int32: pass "
             "it as a NumPy array."
         )
-    return jnp.count_nonzero(leaf)
+    return jnp.count_nonzero(not_zero(leaf))
 
 
 def _row(path: str, leaf: Any, in_scope: bool, nonzero: int, sized: bool) -> LeafReport:
     size = math.prod(leaf.shape)
     kept = nonzero if in_scope else size
-    dense = size * leaf.dtype.itemsize
-    stored = min(dense, kept * leaf.dtype.itemsize + -(-size // 8))
+    # A key is its words: it is never split, so what it takes is what is stored.
+    item = jax.random.key_data(leaf).nbytes // max(size, 1) if _is_key(leaf) else None
+    item = leaf.dtype.itemsize if item is None else item
+    dense = size * item
+    stored = min(dense, kept * item + -(-size // 8))
     return LeafReport(
         path=path,
         shape=tuple(leaf.shape),
-        dtype=leaf.dtype.name,
+        dtype=str(leaf.dtype),
         in_scope=in_scope,
         size=size,
         kept=kept,

@@ -15,9 +15,12 @@ functions here change values so that removal costs less, or nothing.
 * Scale-invariant filters at length 1, the function unchanged: `canonicalize`.
 * Weights removed on calibration data, layer by layer: `wanda`, `sparse_gpt`.
 * N:M weights as values and indices: `pack_n_of_m`, `unpack_n_of_m`, `packed_bytes`.
+* Single weights as compressed rows, which pay on a CPU: `to_bcsr`, `sparse_dot`.
 """
 
 from jprune._unfolding import Unfolding as Unfolding
+from jprune.compress._bcsr import sparse_dot as sparse_dot
+from jprune.compress._bcsr import to_bcsr as to_bcsr
 from jprune.compress._calibrate import sparse_gpt as sparse_gpt
 from jprune.compress._calibrate import wanda as wanda
 from jprune.compress._canonicalize import canonicalize as canonicalize

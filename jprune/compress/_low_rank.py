@@ -98,7 +98,7 @@ def low_rank(
       *args: arguments to check the result on: a few real examples. Without them, a use
         that cannot be factored is found when the result is first called.
       kind: how kernels are read as matrices, the same as in training; see
-        `transforms.truncate`.
+        `compress.truncate`.
       break_even: leave a kernel whole whose factors would hold as many numbers as it.
       tolerance: how far the outputs may differ from those of the truncated kernels,
         relative to the largest. Default: `64 * eps ** 0.75` of the kernels'

@@ -21,7 +21,7 @@ References:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,11 +99,21 @@ def snap(deps: surgery.Groups, variables: PyTree, assignment: Assignment) -> PyT
     Returns:
       The variables with equal members, same structure, shapes and dtypes.
     """
+    return _snapped(deps, variables, assignment, _cluster_mean)
+
+
+def _snapped(
+    deps: surgery.Groups,
+    variables: PyTree,
+    assignment: Assignment,
+    one: Callable[[Any, AxisRef, Group, np.ndarray], jax.Array],
+) -> PyTree:
+    """`variables` with what each cluster produces replaced by `one` for all."""
     changed = dict(_leaves(variables))
     for group, clusters in _resolve(deps, assignment):
         for member in _producers(group):
             leaf = changed[member.path]
-            changed[member.path] = _cluster_mean(leaf, member, group, clusters)
+            changed[member.path] = one(leaf, member, group, clusters)
     return _rebuilt(variables, changed)
 
 
@@ -114,6 +124,7 @@ def merge(
     assignment: Assignment,
     *args: Any,
     tolerance: float = 1e-4,
+    keep: Literal["mean", "first"] = "mean",
 ) -> Merged:
     """Merges clusters of units: one member stays, its consumers' slices are summed.
 
@@ -127,6 +138,8 @@ def merge(
       *args: arguments to check the result on: a few real examples.
       tolerance: largest deviation of the members from equality, and largest difference
         of the outputs, both relative.
+      keep: what stands for a cluster: the "mean" of its members, or the "first" of them
+        as it is, as the authors' code does.
 
     Returns:
       A `Merged`: the plan, the compact variables, the deviation found.
@@ -152,7 +165,10 @@ def merge(
     """
     apart = deviation(deps, variables, assignment)
     _require_close(apart, tolerance)
-    snapped = snap(deps, variables, assignment)
+    if keep not in ("mean", "first"):
+        raise value_error(f"`keep` must be 'mean' or 'first', got {keep!r}.")
+    one = _cluster_mean if keep == "mean" else _cluster_first
+    snapped = _snapped(deps, variables, assignment, one)
     plan, packed = _summed(deps, snapped, assignment)
     expected = jax.jit(apply)(snapped, *args)
     found = jax.jit(surgery.shrink(apply, plan))(packed, *args)
@@ -306,6 +322,14 @@ def _sum_into(
     target = _targets(member, group, clusters)
     slices = jnp.moveaxis(jnp.asarray(leaf), member.axis, 0)
     return jnp.moveaxis(jnp.zeros_like(slices).at[target].add(slices), 0, member.axis)
+
+
+def _cluster_first(
+    leaf: Any, member: AxisRef, group: Group, clusters: np.ndarray
+) -> jax.Array:
+    """Every slice replaced by that of the first of its cluster."""
+    target = _targets(member, group, clusters)
+    return jnp.take(jnp.asarray(leaf), target, axis=member.axis)
 
 
 def _cluster_mean(

@@ -39,7 +39,7 @@ def above(
     channel or block whose scalars score alike stays whole.
 
     Args:
-      scores: non-negative scores. NaN is kept, where it can be seen.
+      scores: non-negative scores. NaN and infinities are removed.
       threshold: a number, at least 0; may be traced. What equals it is removed.
       within: a mask; only what it keeps can be kept.
       scope: see `masks.unstructured`.
@@ -66,7 +66,7 @@ def above(
     scope = resolve_scope(scope, scores)
     leaves = in_scope(scores, scope)
     allowed = inside(within, scores, scope)
-    kept = [~(x <= threshold) for x in leaves]
+    kept = [(x > threshold) & jnp.isfinite(x) for x in leaves]
     if allowed is not None:
         kept = [k & m for k, m in zip(kept, allowed, strict=True)]
     stacks = in_scope_list(stacked_axes(scores, stacked), scope)

@@ -5,7 +5,8 @@ Each function returns a tree of Python floats, the sparsity of each leaf, ready 
 integers by largest remainders, so the counts add up to the global count exactly.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from math import floor, prod
 from typing import Any
@@ -13,17 +14,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from jprune._errors import value_error
+from jprune._errors import require_regex, value_error
 from jprune._stacks import layer_shape, stack_shape, stacked_axes
 from jprune._typing import Params, PyTree
 from jprune.masks._count import exact, is_traced, kept_count, require_sparsity
-from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope, scoped_names
 
 Shape = tuple[int, ...]
 
 
 def uniform(
-    params: Params, sparsity: float, scope: Any = None, *, stacked: Any = None
+    params: Params,
+    sparsity: float,
+    scope: Any = None,
+    *,
+    most: Mapping[str, float] | None = None,
+    stacked: Any = None,
 ) -> PyTree:
     """The same sparsity in every leaf, with an exact total.
 
@@ -33,6 +39,9 @@ def uniform(
       params: gives the shapes.
       sparsity: global sparsity in [0, 1), concrete.
       scope: see `masks.unstructured`.
+      most: the largest sparsity of the leaves that a regular expression matches; the
+        first that does counts. The others make up for it. `{"^conv1/": 0.0, "^fc/":
+        0.8}` is Uniform+: the first convolution dense, the last layer at most at 80 %.
       stacked: see `masks.unstructured`.
 
     Returns:
@@ -40,9 +49,15 @@ def uniform(
       sparsity of each layer.
 
     Raises:
-      ValueError: `sparsity` outside [0, 1), or as `masks.unstructured` for `scope`.
+      ValueError: `sparsity` outside [0, 1), or as `masks.unstructured` for `scope`; a
+        bound outside [0, 1], an expression that matches nothing, or bounds under which
+        the sparsity cannot be reached.
+
+    References:
+      Gale, Elsen and Hooker, "The State of Sparsity in Deep Neural Networks", arXiv
+      1902.09574, section 5 (Uniform+).
     """
-    return _allocate(params, sparsity, scope, lambda shape: Fraction(1), stacked)
+    return _allocate(params, sparsity, scope, lambda shape: Fraction(1), stacked, most)
 
 
 def erdos_renyi(
@@ -122,6 +137,7 @@ def _allocate(
     scope: Any,
     ratio: Callable[[Shape], Fraction],
     stacked: Any,
+    most: Mapping[str, float] | None = None,
 ) -> PyTree:
     if is_traced(sparsity):
         raise value_error(
@@ -139,12 +155,52 @@ def _allocate(
         for _ in range(prod(stack))
     ]
     sizes = [prod(shape) for shape in shapes]
-    wanted = densities(sizes, [ratio(shape) for shape in shapes], sparsity)
+    if most:
+        names = zip(scoped_names(params, scope), stacks, strict=True)
+        layers = [name for name, stack in names for _ in range(prod(stack))]
+        wanted = _bounded(layers, sizes, sparsity, most)
+    else:
+        wanted = densities(sizes, [ratio(shape) for shape in shapes], sparsity)
     kept = largest_remainder(wanted, sizes, kept_count(sum(sizes), sparsity))
     # Read back by the counting rule, 1 - k/n gives exactly k again.
     shares = [1 - k / max(n, 1) for k, n in zip(kept, sizes, strict=True)]
     rest, leaves = iter(shares), iter(stacks)
     return jax.tree.map(lambda taken: _next(rest, leaves) if taken else 0.0, scope)
+
+
+def _bounded(
+    names: list[str], sizes: list[int], sparsity: float, most: Mapping[str, float]
+) -> list[Fraction]:
+    """One density for all but the leaves whose sparsity it would put above a bound."""
+    least = [Fraction(0)] * len(names)
+    for pattern, bound in reversed(most.items()):
+        require_regex("most", pattern)
+        matched = [i for i, name in enumerate(names) if re.search(pattern, name)]
+        if not matched or not 0 <= bound <= 1:
+            raise value_error(
+                f"`most` must map expressions for leaf paths to sparsities in [0, 1]; "
+                f"{pattern!r}: {bound} "
+                + ("is out of range." if matched else "matches no leaf in scope.")
+            )
+        for i in matched:  # upwards to whole scalars, so that rounding keeps the bound
+            kept = sizes[i] - floor(exact(bound) * sizes[i])
+            least[i] = Fraction(kept, max(sizes[i], 1))
+    left = Fraction(kept_count(sum(sizes), sparsity))
+    bound, rest = set(), set(range(len(names)))
+    while rest:
+        held = sum(least[i] * sizes[i] for i in bound)
+        common = (left - held) / max(sum(sizes[i] for i in rest), 1)
+        over = {i for i in rest if least[i] > common}
+        if common < 0 or over == rest:
+            fewest = sum(d * n for d, n in zip(least, sizes, strict=True))
+            raise value_error(
+                f"`sparsity` {sparsity} cannot be reached: under `most` at least "
+                f"{int(fewest)} of {sum(sizes)} weights stay."
+            )
+        if not over:
+            return [least[i] if i in bound else common for i in range(len(names))]
+        bound, rest = bound | over, rest - over
+    return least
 
 
 def _next(shares: Iterator[float], stacks: Iterator[Shape]) -> float | np.ndarray:

@@ -53,8 +53,8 @@ def n_of_m(
       stacked: see `masks.unstructured`; it only tells the default of `axis`.
 
     Returns:
-      A mask that keeps exactly `n` of each group; ties go to the lower index, and NaN
-      counts as the largest.
+      A mask that keeps exactly `n` of each group; ties go to the lower index, and
+      NaN and infinities count as 0, or signed as the lowest.
 
     Raises:
       ValueError: `m` does not divide the axis of a leaf, no axis is known for it, or
@@ -81,7 +81,7 @@ def n_of_m(
         names, leaves, given, masked, stacks, strict=True
     ):
         at = contraction_axis(name, x, a, stack)
-        # The integer image orders as the scores do and gives NaN a place (the top).
+        # The integer image orders as the scores do and gives NaN a place (the lowest).
         bits = selection.image_of(x, "signed" if signed else "magnitude")
         if allowed is not None:
             bits = jnp.where(allowed, bits, jnp.iinfo(bits.dtype).min)

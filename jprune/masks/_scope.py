@@ -5,7 +5,7 @@ decides the program, never a value.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jprune._errors import listing, require_regex, type_error, value_error
-from jprune._tree import leaf_name, map_named, named_leaves, require_same_structure
+from jprune._tree import leaf_name, named_leaves, require_same_structure
 from jprune._typing import Mask, Params, PyTree, Scope
 
 NOT_WEIGHTS = "bias scale gamma beta mean var offset embedding embeddings".split()
@@ -28,6 +28,8 @@ def prunable(
     include: Pattern | None = None,
     exclude: Pattern | None = None,
     verbose: bool = False,
+    *,
+    names: Sequence[str] | None = None,
 ) -> Scope:
     r"""The leaves that pruning should rank, as a tree of Python bools.
 
@@ -43,6 +45,9 @@ def prunable(
         still be floating).
       exclude: likewise; leaves it matches are left out.
       verbose: print each leaf with what was decided.
+      names: a path for each leaf, in flattening order, where the tree has none: Keras
+        hands lists, `names=[v.path for v in model.trainable_variables]`. Give the scope
+        made so to whatever takes a `scope`.
 
     Returns:
       A tree of bools with the structure of `params`; the tree itself if it has no
@@ -50,7 +55,8 @@ def prunable(
 
     Raises:
       ValueError: `params` has leaves and none of them is in scope, or `include` or
-        `exclude` matches no leaf or is no regular expression.
+        `exclude` matches no leaf or is no regular expression; a list of arrays with two
+        axes or more and no names, of which any could be an embedding.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -61,6 +67,10 @@ def prunable(
     leaves = named_leaves(params)
     if not leaves:
         return params
+    if names is not None:
+        leaves = _renamed(leaves, names)
+    elif include is None:
+        _require_names(params)
     for name, pattern in (("include", include), ("exclude", exclude)):
         if isinstance(pattern, str):
             require_regex(name, pattern)
@@ -81,11 +91,11 @@ def prunable(
             return _matches(include, path, leaf)
         return np.ndim(leaf) >= 2 and leaf_name(path) not in NOT_WEIGHTS
 
-    scope = map_named(takes_part, params)
+    decided = [takes_part(path, leaf) for path, leaf in leaves]
     if verbose:
-        for path, taken in named_leaves(scope):
+        for (path, _), taken in zip(leaves, decided, strict=True):
             print(f"{'prune' if taken else 'leave'}  {path}")
-    if not any(jax.tree.leaves(scope)):
+    if not any(decided):
         rule = "the default rule" if include is None else f"`include`={include!r}"
         raise value_error(
             f"No leaf is prunable by {rule}: leaves must be floating, and by default "
@@ -93,7 +103,38 @@ def prunable(
             "Pass another `include` or `scope`. The leaves are:"
             + listing([f"{path} {_kind(leaf)}" for path, leaf in leaves])
         )
-    return scope
+    return jax.tree.unflatten(jax.tree.structure(params), decided)
+
+
+def _renamed(
+    leaves: list[tuple[str, Any]], names: Sequence[str]
+) -> list[tuple[str, Any]]:
+    """The leaves with the names given beside them."""
+    if isinstance(names, str) or len(names) != len(leaves):
+        raise value_error(
+            f"`names` must hold one path for each of the {len(leaves)} leaves, got "
+            f"{names!r}."
+        )
+    return [(str(name), x) for name, (_, x) in zip(names, leaves, strict=True)]
+
+
+def _require_names(params: Params) -> None:
+    """Raises for arrays in a bare list: nothing tells a kernel from an embedding."""
+    if not isinstance(params, list):
+        return
+    bare = [
+        f"{i} {_kind(x)}"
+        for i, x in enumerate(params)
+        if _is_floating(x) and np.ndim(x) >= 2
+    ]
+    if bare:
+        raise value_error(
+            "These arrays lie in a list and have no names, so that embeddings and "
+            "biases cannot be told from kernels. Name them, `scope=masks.prunable("
+            "params, names=[...])` (Keras: `[v.path for v in "
+            "model.trainable_variables]`), or say which take part by `scope`, a tree "
+            f"of bools or an expression such as '.*'.{listing(bare)}"
+        )
 
 
 def resolve_scope(scope: Any, params: Params) -> Scope:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import not_zero
 from jprune._errors import listing, value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, Params, Scope
@@ -48,6 +49,8 @@ def full(params: Params) -> Mask:
 def from_zeros(params: Params, scope: Any = None) -> Mask:
     """Reads the mask off the parameters: what is exactly 0 is removed.
 
+    A subnormal number is not 0, whether or not the hardware flushes it.
+
     Args:
       params: pruned parameters.
       scope: which leaves can be pruned; see `masks.unstructured`.
@@ -56,7 +59,7 @@ def from_zeros(params: Params, scope: Any = None) -> Mask:
       A mask; leaves out of scope hold a 0-d True.
     """
     scope = resolve_scope(scope, params)
-    return from_scope(scope, [x != 0 for x in in_scope(params, scope)])
+    return from_scope(scope, [not_zero(x) for x in in_scope(params, scope)])
 
 
 def intersect(*masks: Mask) -> Mask:

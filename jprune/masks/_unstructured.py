@@ -64,6 +64,7 @@ def unstructured(
     Returns:
       A mask with the structure of `scores`; True = keep. Leaves out of scope hold a 0-d
       True. Ties are broken by position, so the count is exact even for constant scores.
+      Scores that are not finite never rank: they are the first to go.
 
     Raises:
       ValueError: sparsity outside [0, 1), both or neither of `sparsity` and `keep`, a

@@ -37,7 +37,7 @@ from jprune import selection
 from jprune._errors import value_error
 from jprune._tree import leaf_name, named_leaves
 from jprune._typing import Mask, Params, PyTree
-from jprune.reparam._named import as_mask, chosen, clip, replaced, scalar, size
+from jprune.reparam._named import as_mask, chosen, clip, copied, replaced, scalar, size
 from jprune.reparam._reparam import Reparam, no_penalty
 from jprune.reparam._straight_through import pass_through
 
@@ -149,7 +149,9 @@ class _Rule(NamedTuple):
 def _init(rule: _Rule, params: Params) -> AttentionTheta:
     kernels = chosen(params, rule.scope)
     _bias_of(params, kernels, rule.biases)  # a bad `biases` fails here
-    return AttentionTheta(params, {name: scalar(rule.start) for name in kernels})
+    return AttentionTheta(
+        copied(params), {name: scalar(rule.start) for name in kernels}
+    )
 
 
 def _apply(rule: _Rule, theta: AttentionTheta, key: Any = None) -> Params:

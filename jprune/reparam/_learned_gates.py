@@ -64,7 +64,7 @@ from jprune.reparam._hard_concrete import (
     hard_concrete,
     open_probability,
 )
-from jprune.reparam._named import scalar
+from jprune.reparam._named import copied, scalar
 from jprune.reparam._reparam import Reparam
 
 FLOOR = 0.0
@@ -229,10 +229,10 @@ def _init(gates: _Gates, params: Params) -> GateTheta:
     first, kind = math.log(gates.start / (1 - gates.start)), jnp.result_type(float)
     price = gates.price(0) if callable(gates.price) else gates.price
     return GateTheta(
-        params,
+        copied(params),
         {g.id: jnp.full(g.size, first, kind) for g in gates.groups},
         {name: scalar(first) for name in gates.branches},
-        jnp.asarray(price, kind),
+        jnp.array(price, kind),
     )
 
 

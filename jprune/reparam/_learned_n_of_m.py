@@ -32,7 +32,16 @@ from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
 from jprune._errors import listing, require_static, value_error
 from jprune._tree import named_leaves
 from jprune._typing import Mask, Params, PyTree
-from jprune.reparam._named import as_mask, chosen, cost_each, replaced, scalar, size
+from jprune.reparam._named import (
+    as_mask,
+    chosen,
+    clip,
+    copied,
+    cost_each,
+    replaced,
+    scalar,
+    size,
+)
 from jprune.reparam._reparam import Reparam
 from jprune.reparam._straight_through import pass_through
 
@@ -48,12 +57,14 @@ class NOfMTheta(NamedTuple):
       priorities: a dict by path of the kernel, k. [M - 1]
       strength: a, the annealing coefficient, 0-d; moved by `project` alone.
       ratio: the push ratio at the end of the last odd epoch, 0-d; likewise.
+      ranks: with `rank_every` the place of each weight in its group, by path; likewise.
     """
 
     weights: Params
     priorities: PyTree
     strength: jax.Array
     ratio: jax.Array
+    ranks: PyTree = ()
 
 
 def learned_n_of_m(
@@ -69,6 +80,7 @@ def learned_n_of_m(
     steps_per_epoch: int | None = None,
     anneal_below: float = 0.2,
     anneal_by: float = 1.2,
+    rank_every: int | None = None,
 ) -> Reparam:
     r"""A search for the N of every layer's N:M (SLS).
 
@@ -90,6 +102,8 @@ def learned_n_of_m(
       steps_per_epoch: of the annealing; None leaves a at 1.
       anneal_below: a grows when two epochs raised the push ratio by less than this.
       anneal_by: the factor.
+      rank_every: steps between two rankings of the units, kept in theta between them;
+        the authors rank once an epoch, `steps_per_epoch`. None ranks at every step.
 
     Returns:
       A `Reparam` whose theta is an `NOfMTheta`. `project` stops the priorities and
@@ -103,8 +117,8 @@ def learned_n_of_m(
     References:
       Oh et al., arXiv 2204.12266; the authors' code for the clip, the cut and the
       annealing. Deviations: units are ranked at every step, there at the start of each
-      epoch; `strict`; the cost is relative; the priorities stop before the update of
-      the step that meets the target, there after it.
+      epoch (`rank_every`); `strict`; the cost is relative; the priorities stop before
+      the update of the step that meets the target, there after it.
     """
     if m < 2:
         raise value_error(f"`m` must be at least 2, got {m}.")
@@ -116,9 +130,11 @@ def learned_n_of_m(
     if not weight >= 0:
         raise value_error(f"`weight` must not be negative, got {weight}.")
     steps = 1 if steps_per_epoch is None else steps_per_epoch
-    require_static(steps_per_epoch=steps_per_epoch)
+    require_static(steps_per_epoch=steps_per_epoch, rank_every=rank_every)
     if steps < 1:
         raise value_error(f"`steps_per_epoch` must be at least 1, got {steps}.")
+    if rank_every is not None and rank_every < 1:
+        raise value_error(f"`rank_every` must be at least 1, got {rank_every}.")
 
     search = _Search(
         m,
@@ -132,6 +148,7 @@ def learned_n_of_m(
         steps_per_epoch,
         anneal_below,
         anneal_by,
+        rank_every,
     )
     return Reparam(
         partial(_init, search),
@@ -156,6 +173,20 @@ class _Search(NamedTuple):
     steps_per_epoch: int | None
     anneal_below: float
     anneal_by: float
+    rank_every: int | None
+
+    def stored(self, params: Params) -> PyTree:
+        """The ranks as theta holds them, in floats; nothing if taken at every step."""
+        if self.rank_every is None:
+            return ()
+        ranks = self.ranks(params)
+        return {n: r.astype(jnp.result_type(float)) for n, r in ranks.items()}
+
+    def ranks_of(self, theta: NOfMTheta) -> dict[str, jax.Array]:
+        """The ranks that are used now."""
+        if self.rank_every is None:
+            return self.ranks(theta.weights)
+        return {n: r.astype(jnp.int32) for n, r in theta.ranks.items()}
 
     def ranks(self, params: Params) -> dict[str, jax.Array]:
         """Place of every weight in its group, by path: 0 the largest."""
@@ -181,14 +212,15 @@ def _init(search: _Search, params: Params) -> NOfMTheta:
     names = jax.eval_shape(search.ranks, params)  # a bad axis fails here
     kind = jnp.result_type(float)
     priorities = {name: jnp.ones(search.m - 1, kind) for name in names}
-    return NOfMTheta(params, priorities, scalar(1.0), scalar(1.0))
+    one, ranks = scalar(1.0), search.stored(params)
+    return NOfMTheta(copied(params), priorities, one, scalar(1.0), ranks)
 
 
 def _apply(search: _Search, theta: NOfMTheta, key: Any = None) -> Params:
     del key
     leaves = chosen(theta.weights, search.scope)
     used = {}
-    for name, rank in search.ranks(theta.weights).items():
+    for name, rank in search.ranks_of(theta).items():
         factors = search.units(theta.priorities[name]).astype(leaves[name].dtype)
         # Not `factors[rank]`: where the ranks lie on a mesh a gather wants to be told.
         factor = sum(jnp.where(rank == k, factors[k], 0) for k in range(search.m))
@@ -211,8 +243,12 @@ def _project(
     priorities = jax.tree.map(
         lambda o, n: jnp.where(stop, o, n), old.priorities, new.priorities
     )
+    ranks = old.ranks
+    if search.rank_every is not None:
+        due = (step + 1) % search.rank_every == 0
+        ranks = jax.lax.cond(due, search.stored, lambda _: old.ranks, new.weights)
     if search.steps_per_epoch is None:
-        return NOfMTheta(new.weights, priorities, old.strength, old.ratio)
+        return NOfMTheta(new.weights, priorities, old.strength, old.ratio, ranks)
     epoch, rest = jnp.divmod(step + 1, search.steps_per_epoch)
     ended = (rest == 0) & ~stop
     grown = anneal(
@@ -224,12 +260,12 @@ def _project(
     )
     strength = jnp.where(ended & (epoch % 2 == 0), grown, old.strength)
     ratio = jnp.where(ended & (epoch % 2 == 1), 1 / c, old.ratio)
-    return NOfMTheta(new.weights, priorities, strength, ratio)
+    return NOfMTheta(new.weights, priorities, strength, ratio, ranks)
 
 
 def _export(search: _Search, theta: NOfMTheta) -> tuple[Params, Mask]:
     leaves = chosen(theta.weights, search.scope)
-    ranks = search.ranks(theta.weights)
+    ranks = search.ranks_of(theta)
     kept = {n: search.units(theta.priorities[n])[r] > 0 for n, r in ranks.items()}
     cut = {n: jnp.where(kept[n], w, jnp.zeros_like(w)) for n, w in leaves.items()}
     return replaced(theta.weights, cut), as_mask(theta.weights, kept)
@@ -243,15 +279,10 @@ def units(priorities: jax.Array, *, strict: bool = True) -> jax.Array:
       strict: a unit needs all earlier ones.
 
     Returns:
-      Zeros and ones with the derivative of the products c. [M - 1] A priority at or
-      outside the bounds of the clip gets no gradient.
+      Zeros and ones with the derivative of the products c. [M - 1] A priority
+      outside the bounds of the clip gets no gradient, one at them does.
     """
-    factors = jax.lax.clamp(
-        jnp.zeros((), priorities.dtype),
-        priorities,
-        jnp.asarray(CEILING, priorities.dtype),
-    )
-    c = jnp.cumprod(factors)
+    c = jnp.cumprod(clip(priorities, 0, CEILING))
     b = (c > CUT).astype(c.dtype)
     return pass_through(jnp.cumprod(b) if strict else b, c)
 

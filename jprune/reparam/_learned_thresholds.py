@@ -38,6 +38,7 @@ from jprune.reparam._named import (
     as_mask,
     chosen,
     clip,
+    copied,
     cost_each,
     replaced,
     scalar,
@@ -188,7 +189,7 @@ def _init(loss: _Loss, params: Params) -> ThresholdTheta:
     # sqrt(2) erfinv(s), the threshold at which a Gaussian loses the fraction s.
     first = NormalDist().inv_cdf((1 + loss.start * loss.target) / 2)
     names = loss.kernels(params)
-    return ThresholdTheta(params, {name: scalar(first) for name in names})
+    return ThresholdTheta(copied(params), {name: scalar(first) for name in names})
 
 
 def _apply(loss: _Loss, theta: ThresholdTheta, key: Any = None) -> Params:

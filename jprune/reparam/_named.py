@@ -60,6 +60,11 @@ def scalar(value: float) -> jax.Array:
     return jnp.array(value, jnp.result_type(float))
 
 
+def copied(params: Params) -> Params:
+    """The parameters in arrays of their own: a donated theta leaves the caller's be."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+
+
 def clip(x: jax.Array, low: float, high: float) -> jax.Array:
     """`jnp.clip` with derivative 1 on the closed interval and 0 outside."""
     outside = jax.lax.stop_gradient(jnp.clip(x, low, high))

@@ -35,6 +35,7 @@ from jprune._tree import named_leaves
 from jprune._typing import Mask, Params, PyTree
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
+from jprune.reparam._named import copied
 from jprune.reparam._reparam import Reparam
 
 
@@ -82,7 +83,7 @@ def powerpropagation(
     def init(params: Params) -> PyTree:
         if alpha > 1 and floor == 0:
             _require_not_zero(params, scope)
-        return _map(partial(_root, alpha=alpha), params, scope)
+        return _map(partial(_root, alpha=alpha), copied(params), scope)
 
     def apply(theta: PyTree, key: Any = None) -> Params:
         del key

@@ -67,7 +67,8 @@ class Reparam(NamedTuple):
     """A reparameterization: five pure functions.
 
     Attributes:
-      init: `params -> theta`. Where the map is one to one, its inverse.
+      init: `params -> theta`, in arrays of its own. Where the map is one to one, its
+        inverse.
       apply: `(theta, key=None) -> params`, the map, differentiable in theta. Only a
         stochastic map reads `key`; without one it is its own mean or mode.
       export: `theta -> (params, mask)`, called once at the end: the parameters that

@@ -39,7 +39,7 @@ from jprune.reparam._gated import (
     require_gates,
 )
 from jprune.reparam._hard_concrete import Cost
-from jprune.reparam._named import scalar
+from jprune.reparam._named import copied, scalar
 from jprune.reparam._reparam import Reparam
 
 
@@ -127,7 +127,7 @@ def _init(given: _Scales, params: Params) -> ScaleTheta:
             "Scales of half precision stand still where a proximal step is below half "
             f"a unit of their last place; keep these in float32.{listing(lines)}"
         )
-    return ScaleTheta(params, {name: scalar(1.0) for name in given.branches})
+    return ScaleTheta(copied(params), {name: scalar(1.0) for name in given.branches})
 
 
 def _apply(given: _Scales, theta: ScaleTheta, key: Any = None) -> Params:

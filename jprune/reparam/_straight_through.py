@@ -25,6 +25,7 @@ from jprune._errors import value_error
 from jprune._typing import Mask, Params, PyTree
 from jprune.masks._count import require_sparsity
 from jprune.masks._rank import RankingName
+from jprune.reparam._named import copied
 from jprune.reparam._reparam import Reparam, no_penalty
 
 
@@ -86,7 +87,7 @@ def straight_through(select: Callable[[Params], Mask]) -> Reparam:
         mask = select(theta)
         return masks.apply(mask, theta), mask
 
-    return Reparam(lambda params: params, apply, export)
+    return Reparam(copied, apply, export)
 
 
 def straight_through_n_of_m(
@@ -195,4 +196,4 @@ def top_kast(
         mask = largest(theta, sparsity)
         return masks.apply(mask, theta), mask
 
-    return Reparam(lambda params: params, apply, export, penalty)
+    return Reparam(copied, apply, export, penalty)

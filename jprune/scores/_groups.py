@@ -1,6 +1,6 @@
 """Scores of groups: what one channel, head or unit is worth over all its parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jprune._dtypes import in_host_memory
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
+from jprune._stacks import stacked_axes
 from jprune._typing import PyTree
 
 
@@ -22,6 +23,7 @@ def over_groups(
     raw: bool = False,
     signed: bool = False,
     at: Any = None,
+    stacked: Any = None,
 ) -> dict[str, Any]:
     r"""One vector of scores for each group, by its id.
 
@@ -52,6 +54,8 @@ def over_groups(
       signed: add scores up with their signs (movement, GraSP); `norm` "l1" only. Rank
         the vectors with `masks.unstructured(vectors, ..., signed=True)`.
       at: where `tree` lies inside the variables ("params"); None finds it.
+      stacked: which leaves are stacks of layers, see `masks.unstructured`; each layer
+        of one is a member, and a writer, of its own.
 
     Returns:
       `{group.id: [group.size]}` in float32 or wider, on the device where the leaves
@@ -83,14 +87,26 @@ def over_groups(
         (group, [m for m in members if _counts(m[0], m[2], roles)])
         for group, members in member_leaves(tree, groups, at)
     ]
-    sums = _axis_sums([m for _, members in found for m in members], norm, signed)
+    stacks = stacked_axes(tree, stacked)
+    layers = {
+        i: tuple(s for s in stacks[i] if s != ref.axis)
+        for _, members in found
+        for ref, i, _ in members
+    }
+    sums = _axis_sums([m for _, ms in found for m in ms], layers, norm, signed)
     vectors = {}
     for group, members in found:
-        rows = [ref.collect(sums[i, ref.axis], group.size) for ref, i, _ in members]
+        rows = [
+            ref.collect(layer, group.size)
+            for ref, i, _ in members
+            for layer in sums[i, ref.axis]
+        ]
         if rows:
             total = _reduced(rows, reduce)
             total = total**0.5 if norm == "l2" else total
-            vectors[group.id] = total if raw else _writers(group) * _relative(total)
+            more = [len(sums[i, ref.axis]) - 1 for ref, i, _ in members if _writes(ref)]
+            weight = max(sum(map(_writes, group.members)) + sum(more), 1)
+            vectors[group.id] = total if raw else weight * _relative(total)
     if groups and not vectors:
         raise no_member(groups, roles)
     return vectors
@@ -108,9 +124,9 @@ def _reduced(rows: list[Any], reduce: str) -> Any:
     return getattr(xp, reduce)(xp.stack(rows), axis=0)
 
 
-def _writers(group: Group) -> int:
-    """How many kernels and tables write the coordinates of a group; at least 1."""
-    return max(sum(ref.role in ("out", "table") for ref in group.members), 1)
+def _writes(ref: AxisRef) -> bool:
+    """Whether a member is a kernel or table that writes the group's coordinates."""
+    return ref.role in ("out", "table")
 
 
 def _relative(vector: Any) -> Any:
@@ -121,9 +137,15 @@ def _relative(vector: Any) -> Any:
 
 
 def _axis_sums(
-    members: Sequence[tuple[AxisRef, int, Any]], norm: str, signed: bool
-) -> dict[tuple[int, int], Any]:
-    """Sums of |x|^p over all axes but one, by leaf and axis; each leaf is read once."""
+    members: Sequence[tuple[AxisRef, int, Any]],
+    layers: Mapping[int, tuple[int, ...]],
+    norm: str,
+    signed: bool,
+) -> dict[tuple[int, int], list[Any]]:
+    """Sums of |x|^p over all axes but one, by leaf and axis; each leaf is read once.
+
+    A leaf that is a stack has one vector for each of its layers.
+    """
     leaves = {i: leaf for _, i, leaf in members}
     axes: dict[int, dict[int, AxisRef]] = {}
     for ref, i, _ in members:
@@ -135,7 +157,11 @@ def _axis_sums(
         x = x.astype(_sum_dtype(x), copy=False)
         terms = x if signed else xp.abs(x) if norm == "l1" else xp.square(x)
         for axis, ref in refs.items():
-            sums[i, axis] = xp.sum(terms, axis=ref.others(x.ndim))
+            others = tuple(a for a in ref.others(x.ndim) if a not in layers[i])
+            rest = xp.sum(terms, axis=others)  # layers, and this axis among them
+            place = axis - sum(a < axis for a in others)
+            rows = xp.moveaxis(rest, place, -1).reshape(-1, x.shape[axis])
+            sums[i, axis] = list(rows)
     return sums
 
 

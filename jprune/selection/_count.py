@@ -21,7 +21,7 @@ def image_of(x: jax.Array, image: ImageKind = "magnitude") -> jax.Array:
       image: `"magnitude"` or `"signed"`, as for `kth_magnitude`.
 
     Returns:
-      Integers of the shape of `x`; NaN has a place, above infinity.
+      Integers of the shape of `x`; the lowest for NaN and infinities.
     """
     return common_image([x.dtype], image).of(x)
 

@@ -7,9 +7,9 @@ its sign bit,
 - the **signed** image is `u` for `x >= 0` and `-u` for `x < 0`.
 
 Both send -0 and +0 to 0, and both are integers, so no comparison depends on rounding or
-on whether the hardware flushes subnormal numbers to zero. A NaN of either sign has an
-image above infinity: it counts as the largest value and is kept, where it can be seen.
-Two NaNs are ordered by payload.
+on whether the hardware flushes subnormal numbers to zero. What is not finite never
+ranks: NaN and infinities of either sign have the lowest image of all, that of 0 or of
+minus infinity, so that a broken score keeps nothing in place of a sound one.
 
 Every leaf of a tree is imaged in one format, float32 (float64 if any leaf is float64).
 The low bits that are zero for every dtype of the tree are shifted out, so that
@@ -85,19 +85,17 @@ class Image(NamedTuple):
     ) -> jax.Array:
         """The images of a leaf, element-wise; `excluded` where `within` is False.
 
-        With `times` they are those of the product, rounded to the common format; one
-        that is not finite counts as 0, for gradients overflow where weights do not.
+        With `times` they are those of the product, rounded to the common format.
         """
         number = self._widen(x)
         if times is not None:
             number *= self._widen(times)
         bits = lax.bitcast_convert_type(number, self.dtype)
         size = (bits & np.iinfo(self.dtype).max) >> self.shift
-        if times is not None:
-            size = jnp.where(size < self.of_float(np.inf), size, 0)
+        finite = size < self.of_float(np.inf)
         if self.signed:
-            is_number = size <= self.of_float(np.inf)
-            size = jnp.where((bits < 0) & is_number, -size, size)
+            size = jnp.where(bits < 0, -size, size)
+        size = jnp.where(finite, size, jnp.asarray(self.lowest, self.dtype))
         if within is None:
             return size
         return jnp.where(within, size, jnp.asarray(self.excluded, self.dtype))

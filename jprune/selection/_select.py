@@ -57,11 +57,10 @@ def kth_magnitude(
     concatenation, no copy of the tree, nothing gathered from a sharded leaf. It works
     under `jit`, `vmap`, `scan` and `cond`, and no gradient flows through it.
 
-    Values: -0 and +0 are equal. Infinities and NaN are larger than every finite
-    magnitude, so they are kept, where they can be seen; NaN of either sign is above
-    +inf in the signed image too, and two NaN are ordered by payload. Subnormal numbers
-    are ordered exactly, whatever the hardware flushes (but a float32 subnormal in a
-    tree that also has float64 leaves may count as 0).
+    Values: -0 and +0 are equal. Infinities and NaN never rank: they tie with 0, or in
+    the signed image lie below every number, and go first. Subnormal numbers are ordered
+    exactly, whatever the hardware flushes (but a float32 subnormal in a tree that also
+    has float64 leaves may count as 0).
 
     Args:
       tree: pytree of floating leaves of any shapes, dtypes and shardings. Leaves may be

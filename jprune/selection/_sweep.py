@@ -96,8 +96,7 @@ def split_at(
 ) -> tuple[jax.Array, jax.Array]:
     """Which entries lie above the threshold, and which tie with it.
 
-    No search looks at `top` itself, so the one NaN whose image it is ties with `top -
-    1`.
+    No search looks at `top` itself.
     """
     top = table.image.top
     above = image > jnp.where(bits == top - 1, top, bits)

@@ -130,7 +130,7 @@ def walk(
         jaxpr = jaxpr.jaxpr
     scope = Scope()
     for var in jaxpr.constvars:
-        scope.infos[var] = Info(tuple(map(Atom, var.aval.shape)), CONST)
+        scope.infos[var] = Info(fresh_axes(var), CONST)
     scope.infos.update(zip(jaxpr.invars, ins, strict=True))
     for index, eqn in enumerate(jaxpr.eqns):
         site = AxisSite(context, scope, eqn, index, repeat)
@@ -149,9 +149,10 @@ def _equation(site: AxisSite) -> list[Info]:
         outs = [fresh_axes(v) for v in eqn.outvars]
     else:
         outs = _by_rule(site, rule, ins)
-    if any([isinstance(o, Info) for o in outs]):  # a call knows more than the axes
+    plain = [o for o in outs if not isinstance(o, Info)]
+    if len(plain) < len(outs):  # a call knows more than the axes
         return [o if isinstance(o, Info) else Info(o) for o in outs]
-    return _roles.sources(site.context.roles, rule, eqn, ins, outs, source)
+    return _roles.sources(site.context.roles, rule, eqn, ins, plain, source)
 
 
 def _by_rule(

@@ -21,13 +21,15 @@ from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune.surgery import _cells as ce
 from jprune.surgery._axes import Atom, Term, is_symbolic, leaves
-from jprune.surgery._cells import Bits, Cell, Value
+from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Choice, Layout
 from jprune.surgery._registry import RULES
 from jprune.surgery._scope import CONST, Scope
 
 Outs = list[tuple[Layout, ...]]
 """The layouts of each result of an equation."""
+Results = Sequence[Cells | Value]
+"""For each result of an equation a function from bits to its cell, or its value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,11 +207,12 @@ class Builder:
             is_symbolic(n) for v in (*eqn.invars, *eqn.outvars) for n in v.aval.shape
         ):
             return None
-        args = [v.dense.known for v in ins]  # type: ignore[union-attr]
+        dense_ins = [v.dense.known for v in ins if v.dense is not None]
+        args = [a for a in dense_ins if a is not None]
         rule = RULES.get(eqn.primitive.name)
         fold = rule.fold if rule else None
         shape = tuple(eqn.outvars[0].aval.shape)
-        if fold is None or any(a is None for a in args):
+        if fold is None or len(args) < len(ins):
             return None
         array = fold(eqn, args)
         if array is None or array.size > ce.FOLD_LIMIT:

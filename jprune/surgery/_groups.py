@@ -153,6 +153,7 @@ class Groups(Sequence[Group]):
         raw: bool = False,
         signed: bool = False,
         at: Any = None,
+        stacked: Any = None,
     ) -> dict[str, Any]:
         """`scores.over_groups(tree, self, ...)`: one score for each coordinate.
 
@@ -168,6 +169,7 @@ class Groups(Sequence[Group]):
           raw: not divided by the mean of the group, nor weighed by its writers.
           signed: added up with their signs.
           at: where `tree` lies inside the parameters ("params"); None finds it.
+          stacked: which leaves are stacks of layers.
 
         Returns:
           `{group.id: [size]}`, of the groups that have members in `tree`.
@@ -184,6 +186,7 @@ class Groups(Sequence[Group]):
             raw=raw,
             signed=signed,
             at=at,
+            stacked=stacked,
         )
 
     def flops(self, kept: dict[str, int] | None = None) -> int:
@@ -340,7 +343,8 @@ def _roles(program: Program) -> Mapping[tuple[int, int], Role]:
     if any(paths[i] in state for i in weights):
         state = set()
     for index, (path, axes) in enumerate(program.params.items()):
-        named = any(str(key) in _STATISTICS for key in path)
+        words = (word for key in path for word in str(key).split("/"))  # Keras, Haiku
+        named = any(word in _STATISTICS for word in words)
         if index not in weights and (named or path in state):
             roles |= {(index, axis): "stat" for axis in range(len(axes))}
     return roles

@@ -21,6 +21,9 @@ Roles = dict[tuple[int, int], Role]
 """For (parameter index, axis), its role, from its first use."""
 
 
+_MADE: Role = "out"
+
+
 def source_of(ins: Sequence[Info]) -> int:
     """What a value computed from some operands depends on."""
     source = CONST
@@ -47,7 +50,8 @@ def sources(
             if info.source >= 0 and info.dims:
                 shown = rule.role(eqn, place) if rule and rule.role else {}
                 if product and place == 0 and source == MANY:
-                    shown = {d: "out" if r == "in" else r for d, r in shown.items()}
+                    made = [d for d, r in shown.items() if r == "in"]
+                    shown = {**shown, **dict.fromkeys(made, _MADE)}
                 if shown or source == MANY:
                     _assign(roles, info, shown)
     if source == MANY:

@@ -10,7 +10,7 @@ r"""Pruning methods as Optax gradient transformations.
 `static_sparse`  the same, a random mask that stands still
 `gap`           grow-and-prune: one part of the layers dense after the other
 `issp`          the smallest weights shrink, later go (`issr`: decay ever harder)
-`sr_ste`        N:M from scratch, with `reparam.n_of_m`
+`sr_ste`        N:M from scratch, with `reparam.straight_through_n_of_m`
 `trp`           low rank while training, for `compress.low_rank`
 `csgd`          filters become equal, for `compress.merge`
 `masksparsity`  an L1 penalty on doomed norm scales (`network_slimming`: on all)

@@ -5,8 +5,7 @@ removed it answers with `-p`, so that plain `optax.apply_updates` gives `p + (-p
 exactly 0 in every dtype.
 
 What is added to an infinity or a NaN is never 0: such a weight, once removed, is NaN
-until `masks.apply(mask, params)` or `finish` sets it to zero. The rankings keep it
-where it can be seen, so a projection removes one only if its mask was given.
+until `masks.apply(mask, params)` or `finish` sets it to zero.
 """
 
 import jax

@@ -184,3 +184,11 @@ def test_a_scope_that_does_not_fit_is_an_error(params):
         report(params, scope=jax.tree.map(jnp.ones_like, params))
     with pytest.raises(ValueError, match=r"matches no leaf(.|\n)*dense/kernel"):
         report(params, scope="weights")
+
+
+def test_random_keys_are_listed_and_kept_whole(params):
+    """NNX states and train states carry keys beside the weights."""
+    plain, keyed = report(params), report({**params, "rng": jax.random.key(0)})
+    row = next(row for row in keyed.rows if row.path == "rng")
+    assert row.size == row.kept == 1 and row.bytes_dense == row.bytes_stored == 8
+    assert keyed.in_scope == plain.in_scope and "key<fry>" in str(keyed)

@@ -60,7 +60,7 @@ def test_robust_init_g4():
     for seed in range(50):
         one_shot = twins.keep_largest([abs(w[seed]) for w in many], 5)
         assert any(m.sum() == 0 for m in one_shot)
-    ours = masks.unstructured([w[0] for w in many], keep=5, min_keep=0)
+    ours = masks.unstructured(tuple(w[0] for w in many), keep=5, min_keep=0)
     assert at_init.emptied(ours)
 
 

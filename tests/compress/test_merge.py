@@ -317,3 +317,16 @@ def test_errors():
         merge({"k1": [0.0, 1.0, 1.0]}, HAND_X)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="further apart"):
         merge({"k1": [0, 1, 0]}, HAND_X)
+
+
+def test_the_first_member_may_stand_for_its_cluster():
+    apart = {**HAND, "k1": HAND["k1"].at[:, 1].add(1e-3)}
+    deps = surgery.groups(mlp)(apart, HAND_X)
+    made = partial(
+        compress.merge, mlp, deps, apart, {"k1": [0, 0, 1]}, HAND_X, tolerance=1e-2
+    )
+    mean, first = made().variables["k1"], made(keep="first").variables["k1"]
+    np.testing.assert_array_equal(first, HAND["k1"][:, [0, 2]])
+    np.testing.assert_allclose(mean[:, 0], HAND["k1"][:, 0] + 5e-4, rtol=1e-6)
+    with pytest.raises(ValueError, match="`keep` must be 'mean' or 'first'"):
+        made(keep="last")

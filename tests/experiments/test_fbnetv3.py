@@ -1,10 +1,16 @@
 """FBNetV3: the published counts by abstract evaluation, and surgery on its blocks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import build
+from experiments.config import ConfigError
+from experiments.methods import compact_convnets
+from experiments.methods.dense import train_dense
 from experiments.models import fbnetv3
 from experiments.models.fbnetv3 import FBNetV3
 from jprune import analysis, surgery
@@ -131,3 +137,96 @@ def test_channels_leave_depthwise_and_excited_blocks():
     assert block["squeeze"]["kernel"].shape[2] == left
     assert block["excite"]["kernel"].shape[-1] == left
     assert block["project"]["kernel"].shape[2] == left
+
+
+def _two():
+    """Layer X: two weights of cost 4; layer Y: two of cost 1."""
+    params = {
+        "x": {"kernel": jnp.array([[2.1, 1.9]])},
+        "y": {"kernel": jnp.array([[2.0, 1.0]])},
+    }
+    costs = {"x": {"kernel": 4}, "y": {"kernel": 1}}
+    scope = jax.tree.map(lambda _: True, params)
+    return params, costs, scope
+
+
+def test_compact_convnets_g5_one_share_for_a_budget():
+    params = {
+        name: jnp.ones((size, 1)) for name, size in (("a", 4), ("b", 4), ("c", 5))
+    }
+    costs, scope = {"a": 25, "b": 75, "c": 10}, {"a": True, "b": True, "c": False}
+    assert compact_convnets.share_for(params, costs, scope, 250) == 0.5
+    with pytest.raises(ValueError, match="`budget` is 50"):
+        compact_convnets.share_for(params, costs, scope, 50)
+    mask = compact_convnets.one_share(params, costs, scope, 250)
+    assert compact_convnets.sparse_cost(mask, costs, params) == 250
+
+
+def test_compact_convnets_g6_energy_for_each_multiply_add():
+    params, costs, scope = _two()
+    found = {
+        per: compact_convnets.largest_within(params, costs, scope, 6, per_cost=per)
+        for per in (True, False)
+    }
+    assert found[True]["x"]["kernel"].tolist() == [[True, False]]
+    assert found[True]["y"]["kernel"].tolist() == [[True, True]]
+    assert found[False]["y"]["kernel"].tolist() == [[True, False]]
+    spent = [compact_convnets.sparse_cost(m, costs, params) for m in found.values()]
+    assert spent == [6, 5]
+
+
+def test_costs_of_weights_sum_to_the_multiply_adds():
+    model, variables, image = _shapes(fbnetv3.TINY, 10)
+    costs = fbnetv3.weight_costs(model, variables, image)
+    each = jax.tree.map(lambda c, leaf: c * leaf.size, costs, variables["params"])
+    assert sum(jax.tree.leaves(each)) == 17_758_080
+    assert costs["stem"]["kernel"] == 32 * 32 and costs["head"]["kernel"] == 16
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory, open_tiny, tiny):
+    smaller = SMALL._replace(stem=8, stages=(SMALL.stages[0], SMALL.stages[1]))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, member in (("toy", SMALL), ("toy_smaller", smaller)):
+            patch.setitem(fbnetv3.MEMBERS, name, member)
+            patch.setitem(build.MODELS, name, partial(FBNetV3, member))
+        lab = open_tiny(tmp_path_factory.mktemp("fbnetv3"), model="toy")
+        settings = {
+            "smaller": "toy_smaller",
+            "rules": compact_convnets.RULES,
+            "spare": "stem|depthwise",
+            "epochs": 1,
+            "lr": 0.01,
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+        }
+        dense = train_dense(lab, **{**tiny.dense, "epochs": 1})
+        found = compact_convnets.compact_convnets(lab, dense, **settings)
+        image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+        whole = compact_convnets.multiply_adds("toy", 10, image)
+        part = compact_convnets.multiply_adds("toy_smaller", 10, image)
+        yield list(found), part / whole
+
+
+@pytest.mark.slow
+def test_compact_convnets_g8_every_rule_keeps_the_budget(rows):
+    found, share = rows
+    assert [row.run for row in found] == list(compact_convnets.RULES)
+    for row in found:
+        assert 0.5 * share < row.extra["flops"] <= share + 1e-9, row.run
+        if row.run.startswith("weights"):  # after training, as before it
+            assert row.nonzero == row.kept
+
+
+def test_unknown_rules_are_named():
+    settings = dict.fromkeys(("smaller", "spare", "epochs", "lr", "momentum"))
+    with pytest.raises(ConfigError, match="unknown rule `channels by magnitud`"):
+        next(
+            compact_convnets.compact_convnets(
+                None,
+                None,
+                **settings,
+                rules=("channels by magnitud",),
+                weight_decay=0.0,
+            )
+        )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.build import MODELS
+from experiments.models import fbnetv3
 from jprune import masks
 
 IMAGES = {
@@ -23,7 +24,8 @@ IMAGES = {
 
 
 def test_every_model_is_counted():
-    assert set(MODELS) == {*IMAGES, "gcn"}
+    elsewhere = {"gcn", "resnet50", *fbnetv3.MEMBERS}
+    assert set(MODELS) == {*IMAGES, *elsewhere}
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -152,6 +152,15 @@ def test_fresh_process(tmp_path):
     close(got, np.stack([small(X)] * 2))
 
 
+def test_statistics_never_score():
+    model = made()[0]
+    deps, arrays = jkeras.groups(model, X), dict(jkeras.named(model))
+    scores = deps.scores(arrays)
+    for path in ("norm/moving_mean", "norm/moving_variance"):
+        arrays[path] = 100.0 * jnp.arange(1.0, 9.0)
+    jax.tree.map(close, deps.scores(arrays), scores)
+
+
 def test_attention_and_names():
     model = text_net()
     plan = halves(model, TOKENS)

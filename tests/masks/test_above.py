@@ -41,7 +41,7 @@ def test_equal_scores_stay_together():
 def test_leaves_out_of_scope_and_nan():
     tree = {"kernel": jnp.array([[jnp.nan, 0.0], [2.0, 1.0]]), "bias": jnp.zeros(2)}
     got = masks.above(tree, 1.0)
-    assert got["kernel"].tolist() == [[True, False], [True, False]]
+    assert got["kernel"].tolist() == [[False, False], [True, False]]
     assert got["bias"].shape == () and bool(got["bias"])
 
 

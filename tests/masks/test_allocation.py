@@ -181,3 +181,24 @@ def test_no_leaves_and_empty_leaves():
     assert masks.erk({}, 0.5) == {}
     params = {"w": jnp.ones((0, 3)), "v": jnp.ones((2, 3))}
     assert masks.erk(params, 0.5)["v"] == 0.5
+
+
+def test_uniform_plus_by_hand():
+    """First layer dense, last at most at 80 %: the middle makes up for both."""
+    params = {"a": np.ones((10, 10)), "b": np.ones((40, 10)), "c": np.ones((10, 50))}
+    # 190 of 1000 would stay, but 100 of a and 100 of c at 80 % must.
+    want = "cannot be reached: under `most` at least 200 of 1000"
+    with pytest.raises(ValueError, match=want):
+        masks.uniform(params, 0.81, most={"^a$": 0.0, "^c$": 0.8})
+    shares = masks.uniform(params, 0.75, most={"^a$": 0.0, "^c$": 0.8})
+    # 250 stay: 100 of a; 150 over b and c alike is 1/6, less than c's 1/5.
+    assert shares["a"] == 0 and shares["c"] == 0.8
+    assert shares["b"] == pytest.approx(1 - 50 / 400)
+    loose = masks.uniform(params, 0.75, most={"^a$": 0.0, "^c$": 0.9})
+    assert loose["b"] == pytest.approx(1 - 150 / 900, abs=2e-3)
+    mask = masks.unstructured(params, loose)
+    assert int(masks.count(mask)) == 250
+    with pytest.raises(ValueError, match="'z': 0.5 matches no leaf in scope"):
+        masks.uniform(params, 0.5, most={"z": 0.5})
+    with pytest.raises(ValueError, match="1.5 is out of range"):
+        masks.uniform(params, 0.5, most={"a": 1.5})

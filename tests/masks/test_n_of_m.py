@@ -16,7 +16,7 @@ def by_sort(x, n, m, axis, within=None):
     """The same in NumPy, one group at a time."""
     moved = np.moveaxis(np.abs(x), axis, -1)
     rows = moved.reshape(-1, m)
-    key = np.where(np.isnan(rows), np.inf, rows)
+    key = np.where(~np.isfinite(rows), 0, rows)
     allowed = np.ones_like(rows, bool)
     if within is not None:
         allowed = np.moveaxis(within, axis, -1).reshape(-1, m)
@@ -49,9 +49,9 @@ def test_against_a_sort(n, m, shape, axis):
     assert mask.dtype == bool
 
 
-def test_ties_go_to_the_lower_index_and_nan_is_the_largest():
+def test_ties_go_to_the_lower_index_and_what_is_not_finite_goes_first():
     x = jnp.array([[1.0, 1.0, 1.0, 1.0], [-2.0, jnp.nan, 2.0, jnp.inf]])
-    np.testing.assert_array_equal(n_of_m(x, 2, 4, 1), [[1, 1, 0, 0], [0, 1, 0, 1]])
+    np.testing.assert_array_equal(n_of_m(x, 2, 4, 1), [[1, 1, 0, 0], [1, 0, 1, 0]])
     zeros = n_of_m(jnp.array([[0.0, -0.0, 0.0, -0.0]] * 2), 2, 4, 1)
     np.testing.assert_array_equal(zeros, [[1, 1, 0, 0]] * 2)
 
@@ -163,3 +163,16 @@ def test_a_sharded_axis_is_made_whole_and_split_again():
     assert mask["w"].sharding.is_equivalent_to(split["w"].sharding, 2)
     np.testing.assert_array_equal(mask["w"], by_sort(x, 2, 4, 0))
     np.testing.assert_array_equal(pruned, np.where(mask["w"], x, 0))
+
+
+@pytest.mark.parametrize("scope", [None, "proj/kernel", lambda p: masks.prunable(p)])
+def test_is_n_of_m_takes_what_its_sibling_took(scope):
+    """The axis tree has None where there is no default; a scope may be a text."""
+    params = {
+        "proj": {"kernel": jnp.arange(128.0).reshape(8, 16), "bias": jnp.zeros(16)},
+        "out": {"kernel": jnp.ones((16, 4))},
+    }
+    axis = {"proj": {"kernel": 0, "bias": None}, "out": {"kernel": 0}}
+    mask = masks.n_of_m(params, 2, 4, axis=axis, scope=scope)
+    assert bool(masks.is_n_of_m(mask, 2, 4, axis=axis, scope=scope))
+    assert not bool(masks.is_n_of_m(mask, 1, 4, axis=axis, scope=scope))

@@ -192,3 +192,33 @@ def test_equinox():
     assert taken(resolve_scope(scope, params)) == names
     with pytest.raises(ValueError, match="No default output axis for layers/0/weight"):
         masks.channels(params, 0.5)
+
+
+def test_names_beside_arrays():
+    """Keras hands a list; its paths tell kernels from embeddings and biases."""
+    arrays = [np.ones((9, 4)), np.ones((4, 2, 2)), np.ones((2, 2)), np.ones((4, 2))]
+    names = ["embedding/embeddings", "attention/query/kernel", "attention/query/bias"]
+    names = [*names, "dense/kernel"]
+    scope = masks.prunable(arrays, names=names)
+    assert scope == [False, True, False, True]
+    mask = masks.unstructured(arrays, 0.5, scope=scope)
+    assert [m.ndim for m in mask] == [0, 3, 0, 2]
+    assert masks.prunable(arrays, "dense", names=names) == [False, False, False, True]
+    with pytest.raises(
+        ValueError, match="`names` must hold one path for each of the 4"
+    ):
+        masks.prunable(arrays, names=names[:3])
+
+
+def test_a_bare_list_is_refused():
+    kernel, bias = np.ones((4, 2)), np.ones(2)
+    with pytest.raises(
+        ValueError, match=r"no names(.|\n)*names=(.|\n)*0 float64\[4, 2\]"
+    ):
+        masks.prunable([kernel, bias])
+    # With a name around, or a scope, it is no guess.
+    assert masks.prunable({"convs": [kernel, bias]}) == {"convs": [True, False]}
+    assert resolve_scope([True, False], [kernel, bias]) == [True, False]
+    assert masks.prunable([kernel, bias], include=".*") == [True, True]
+    assert masks.prunable((kernel, bias)) == (True, False)
+    assert masks.prunable([bias, {"w": kernel}]) == [False, {"w": True}]

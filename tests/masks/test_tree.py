@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune import masks
+from jprune import analysis, masks
 
 PARAMS = {
     "w": jnp.array([[1.0, jnp.nan], [jnp.inf, -0.0]]),
@@ -144,3 +144,15 @@ def test_intersect_errors():
         masks.intersect(MASK, OTHER_TREE)
     with pytest.raises(ValueError, match="`scope` must have exactly the structure"):
         masks.count(MASK, PARAMS, {"w": True})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_subnormal_weight_is_not_zero(dtype):
+    """A mask, a report and NumPy count alike, where the hardware flushes or not."""
+    tiny = float(jnp.finfo(dtype).smallest_subnormal)
+    w = jnp.asarray(np.array([[0.0, -0.0, tiny, -tiny, 1.0]]).astype(dtype))
+    want = [[False, False, True, True, True]]
+    assert masks.from_zeros({"w": w})["w"].tolist() == want
+    assert jax.jit(masks.from_zeros)({"w": w})["w"].tolist() == want
+    for given in ({"w": w}, {"w": np.asarray(w)}):
+        assert analysis.report(given).total.kept == 3

@@ -169,13 +169,17 @@ def test_half_precision_has_many_ties():
         np.testing.assert_array_equal(x, y)
 
 
-def test_nan_and_infinity_are_kept():
+def test_nan_and_infinity_never_rank():
     params = normal(10)
     params["a"]["kernel"][0, 0] = np.nan
     params["b"]["kernel"][1, 2, 3] = -np.inf
     params["b"]["kernel"][0, 0, 0] = -0.0
-    a, b = kernels(masks.unstructured(params, keep=2))
-    assert a[0, 0] and b[1, 2, 3] and a.sum() + b.sum() == 2
+    for ranking in ("global", "leaf", "output"):
+        axis = (0,) if ranking == "output" else None
+        mask = masks.unstructured(params, 0.3, ranking=ranking, axis=axis)
+        a, b = kernels(mask)
+        assert not a[0, 0] and not b[1, 2, 3]
+    assert kept_of(masks.unstructured(params, 0.3)) == masks.kept_count(N, 0.3)
 
 
 def test_traced_targets_compile_once():

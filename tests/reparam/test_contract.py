@@ -244,3 +244,17 @@ def test_vmap_is_a_loop(case):
         chex.assert_trees_all_close(
             jax.tree.map(lambda x, i=i: x[i], got), want, rtol=1e-5
         )
+
+
+@CASES
+def test_a_fresh_theta_may_be_donated(case):
+    """No buffer twice, in theta, the state and the caller's parameters together."""
+    r, params = case.make(), tree("dict", jnp.float32)
+    theta = r.init(params)
+    tx = optax.chain(optax.adam(0.1), reparam.projection(r))
+    state = tx.init(theta)
+    leaves = jax.tree_util.tree_leaves_with_path((params, theta, state))
+    at = [(x.unsafe_buffer_pointer(), jax.tree_util.keystr(p)) for p, x in leaves]
+    places = dict(at)
+    twice = [(path, places[pointer]) for pointer, path in at if places[pointer] != path]
+    assert not twice

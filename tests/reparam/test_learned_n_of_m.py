@@ -134,7 +134,7 @@ def test_sls_twin():
                 for j in range(m - 1):
                     others = np.where(np.arange(m - 1) == j, 1, inside[i])
                     dk[j] = np.sum(dc[j:] * np.cumprod(others)[j:])
-                dk *= (k[i] > 0) & (k[i] < 1.03)
+                dk *= (k[i] >= 0) & (k[i] <= 1.03)
                 vk[i] = beta * vk[i] + dk
                 v[i] = beta * v[i] + gw * factor[i]
                 w[i] = w[i] - lr * v[i]
@@ -205,3 +205,30 @@ def test_errors_of_the_price(settings, message):
 def test_errors(m, target, message):
     with pytest.raises(ValueError, match=message):
         reparam.learned_n_of_m(m, target=target, weight=1.0)
+
+
+def test_a_priority_at_a_bound_has_the_derivative_from_within():
+    """The authors' clip: 1 on the closed interval, 0 outside."""
+    slope = jax.grad(lambda k: jnp.sum(units(k)))
+    np.testing.assert_allclose(slope(jnp.array([1.03, 1.0])), [2.0, 1.03], rtol=1e-6)
+    np.testing.assert_allclose(slope(jnp.array([0.0, 1.0])), [2.0, 0.0], rtol=1e-6)
+    np.testing.assert_array_equal(slope(jnp.array([1.04, 1.0]))[0], 0)
+
+
+def test_units_may_be_ranked_once_an_epoch():
+    """Between two rankings the places stand, whatever the weights do."""
+    r = reparam.learned_n_of_m(4, target=0.3, weight=0.0, rank_every=2)
+    theta = r.init({"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])})
+    theta = theta._replace(priorities={"kernel": jnp.array([1.0, 0.0, 1.0])})
+    half = [[True], [True], [False], [False]]
+    assert r.export(theta)[1]["kernel"].tolist() == half
+    turned = theta._replace(weights={"kernel": theta.weights["kernel"][::-1]})
+    one = r.project(turned, theta, jnp.int32(0))
+    assert r.export(one)[1]["kernel"].tolist() == half
+    assert (r.apply(one)["kernel"] != 0).tolist() == half
+    two = r.project(turned, one, jnp.int32(1))
+    assert r.export(two)[1]["kernel"].tolist() == half[::-1]
+    grads = jax.grad(lambda t: jnp.sum(r.apply(t)["kernel"]))(two)
+    assert not np.any(grads.ranks["kernel"])
+    with pytest.raises(ValueError, match="`rank_every` must be at least 1, got 0"):
+        reparam.learned_n_of_m(4, target=0.3, weight=0.0, rank_every=0)

@@ -116,6 +116,33 @@ def test_a_group_weighs_as_many_channels_as_layers_write_it():
     np.testing.assert_allclose(np.mean(part["stream"]), 3)
 
 
+@pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_stack_of_layers_scores_as_the_layers_do(reduce, traced):
+    """Members [3, 2, 4] and [3, 4, 2] of a scan against six leaves of one layer."""
+    rng = np.random.default_rng(0)
+    up, down = rng.normal(size=(3, 2, 4)), rng.normal(size=(3, 4, 2))
+    scan = {"layers": {"up": np.float32(up), "down": np.float32(down)}}
+    inner = [AxisRef(("layers", "up"), 2, "out"), AxisRef(("layers", "down"), 1, "in")]
+    outer = [AxisRef(("layers", "up"), 1, "in"), AxisRef(("layers", "down"), 2, "out")]
+    one = [Group("inner", 4, tuple(inner)), Group("stream", 2, tuple(outer))]
+    flat, many = {}, {"inner": [], "stream": []}
+    for i in range(3):
+        flat |= {f"u{i}": np.float32(up[i]), f"d{i}": np.float32(down[i])}
+        many["inner"] += [AxisRef((f"u{i}",), 1, "out"), AxisRef((f"d{i}",), 0, "in")]
+        many["stream"] += [AxisRef((f"u{i}",), 0, "in"), AxisRef((f"d{i}",), 1, "out")]
+    several = [Group(n, g.size, tuple(many[n])) for n, g in zip(many, one, strict=True)]
+
+    def score(tree, groups):
+        call = lambda t: scores.over_groups(t, groups, reduce=reduce)  # noqa: E731
+        return jax.jit(call)(tree) if traced else call(tree)
+
+    got, want = score(scan, one), score(flat, several)
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
+    np.testing.assert_allclose(np.mean(got["stream"]), 3, rtol=1e-5)
+
+
 def test_where_the_tree_lies():
     p = params()
     found = scores.over_groups(p, (GROUP,))

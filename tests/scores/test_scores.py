@@ -162,6 +162,20 @@ def test_wanda_of_a_convolution():
     np.testing.assert_allclose(got, np.abs(w) * x[:, None], rtol=1e-6)
 
 
+def test_wanda_over_two_contracted_axes():
+    """An attention output kernel (heads, head_dim, d): its inputs are two axes."""
+    rng = np.random.default_rng(0)
+    w, x = rng.normal(size=(4, 3, 5)), rng.random((4, 3))
+    got = scores.wanda({"o": jnp.float32(w)}, {"o": jnp.float32(x)}, axis=(0, 1))["o"]
+    np.testing.assert_allclose(got, np.abs(w) * x[..., None], rtol=1e-6)
+    turned = scores.wanda({"o": jnp.float32(w)}, {"o": jnp.float32(x.T)}, axis=(1, 0))
+    np.testing.assert_array_equal(turned["o"], got)
+    tree = scores.wanda({"o": jnp.float32(w)}, {"o": jnp.float32(x)}, {"o": (0, 1)})
+    np.testing.assert_array_equal(tree["o"], got)
+    mask = masks.unstructured({"o": got}, 0.5, ranking="output", axis=(0, 1))["o"]
+    assert mask.sum((0, 1)).tolist() == [6] * 5
+
+
 def test_wanda_errors():
     with pytest.raises(ValueError, match=r"`norms` at kernel must be \[2\].*\(3,\)"):
         scores.wanda(PARAMS, {"kernel": jnp.ones(3), "bias": 1.0})

@@ -1,26 +1,18 @@
 """The k largest by a stable sort on the host, and trees that are hard to rank.
 
-Nothing here looks at jprune: entries are ordered by NumPy in float64, NaN above all and
-by payload, ties by flattening order and row-major position.
+Nothing here looks at jprune: entries are ordered by NumPy in float64, what is not
+finite last, ties by flattening order and row-major position.
 """
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 SHAPES = {"a": (3, 5, 2), "b": [(0, 4), ()], "c": (7,), "d": (4, 4)}
 SIZE = 30 + 0 + 1 + 7 + 16
 COUNTS = (0, 1, SIZE // 3, SIZE // 2, SIZE - 1, SIZE)
-
-PAYLOAD = {
-    np.dtype("float64"): (np.uint64, (1 << 52) - 1),
-    np.dtype("float32"): (np.uint32, (1 << 23) - 1),
-    np.dtype("float16"): (np.uint16, (1 << 10) - 1),
-    np.dtype(ml_dtypes.bfloat16): (np.uint16, (1 << 7) - 1),
-}
 
 
 def flat(tree) -> np.ndarray:
@@ -32,23 +24,11 @@ def flat(tree) -> np.ndarray:
         return np.concatenate([leaf.astype(np.float64) for leaf in leaves])
 
 
-def nan_rank(tree) -> np.ndarray:
-    """The payload of each NaN, plus one; 0 for numbers."""
-    ranks = []
-    for leaf in jax.tree.leaves(tree):
-        x = np.asarray(leaf).ravel()
-        unsigned, mask = PAYLOAD[x.dtype]
-        payload = (x.view(unsigned) & unsigned(mask)).astype(np.float64) / (mask + 1.0)
-        ranks.append(np.where(np.isnan(x), payload + 1, 0))
-    return np.concatenate(ranks)
-
-
 def top(tree, k: int, signed: bool = False, within=None) -> np.ndarray:
     """The flat mask of the k largest entries, first ones first among ties."""
     x = flat(tree)
-    key = np.nan_to_num(x if signed else np.abs(x), nan=np.inf, posinf=np.inf)
-    key = np.where(np.isneginf(x) & signed, -np.inf, key)
-    order = np.lexsort((np.arange(x.size), -key, -nan_rank(tree)))
+    key = np.where(np.isfinite(x), x if signed else np.abs(x), -np.inf if signed else 0)
+    order = np.lexsort((np.arange(x.size), -key))
     if within is not None:
         order = order[within[order]]
     mask = np.zeros(x.size, bool)

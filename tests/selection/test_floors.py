@@ -94,7 +94,7 @@ def test_shares_add_up_and_images_order():
     shares = selection.kth_with_floors(tree, 3, [0, 0])
     assert isinstance(shares, selection.Shares)
     assert shares.counts.tolist() == [2, 1]
-    image = selection.image_of(jnp.array([-0.0, 1e-40, -1.0, jnp.inf, jnp.nan]))
+    image = selection.image_of(jnp.array([-0.0, 1e-40, -1.0, 2.0, 3e38]))
     assert image[0] == 0 and bool(jnp.all(jnp.diff(image) > 0))
-    signed = selection.image_of(jnp.array([-jnp.inf, -2.0, 0.0, 1e-40, 3.0]), "signed")
+    signed = selection.image_of(jnp.array([-3e38, -2.0, 0.0, 1e-40, 3.0]), "signed")
     assert bool(jnp.all(jnp.diff(signed) > 0))

@@ -61,7 +61,7 @@ def linear_attention(p: Any, x: Any) -> Any:
 
 
 def gram(p: Any, x: Any) -> Any:
-    """12.A3: one atom on two axes; the broadcast axis is not zero."""
+    """One atom on two axes; the broadcast axis is not zero."""
     h = x @ p["w"] + p["b"]
     pair = h[:, :, None] + h[:, None, :]
     return jnp.tanh(pair).sum((1, 2))[:, None] + h @ p["v"]
@@ -74,7 +74,7 @@ def outer_product(p: Any, x: Any) -> Any:
 
 
 def pad_with_one(p: Any, x: Any) -> Any:
-    """12.A4: padding that is not zero is no zero."""
+    """Padding that is not zero is no zero."""
     h = jnp.pad(x @ p["w"] + p["b"], ((0, 0), (2, 1)), constant_values=1.0)
     return jnp.sin(h + p["c"]).sum(-1, keepdims=True) + h @ p["u"]
 
@@ -102,14 +102,14 @@ def counts(p: Any, x: Any) -> Any:
 
 
 def kl_term(p: Any, x: Any) -> Any:
-    """12.B3: every piece is non-zero at a removed unit, the sum is zero."""
+    """Every piece is non-zero at a removed unit, the sum is zero."""
     mu, lv = x @ p["w"], x @ p["v"]
     kl = 1 + lv - mu**2 - jnp.exp(lv)
     return (mu + lv) @ p["u"] + kl.sum(-1, keepdims=True)
 
 
 def token_mask(p: Any, x: Any) -> Any:
-    """12.B3: a literal zero in a select is zero everywhere."""
+    """A literal zero in a select is zero everywhere."""
     h = x @ p["w"] + p["b"]
     h = jnp.where(x[:, :1] > 0, h, 0.0)
     return h @ p["v"] + h.sum(-1, keepdims=True)
@@ -180,7 +180,7 @@ def vmapped_heads(p: Any, x: Any) -> Any:
 
 
 def segment(p: Any, x: Any) -> Any:
-    """12.C1: hidden features go through a scatter."""
+    """Hidden features go through a scatter."""
     h = jnp.tanh(x @ p["w"] + p["b"])
     s = jax.ops.segment_sum(h, jnp.asarray([0, 0, 1]), 2)
     return jnp.tanh(s)[jnp.asarray([0, 1, 1])] @ p["v"]
@@ -192,7 +192,7 @@ def scatter_set(p: Any, x: Any) -> Any:
 
 
 def positional_sum(p: Any, x: Any) -> Any:
-    """12.C2: what `vmap(axis_name=...)` leaves of a `psum`."""
+    """What `vmap(axis_name=...)` leaves of a `psum`."""
 
     def one(row: Any) -> Any:
         h = row @ p["w"] + p["b"]
@@ -202,26 +202,26 @@ def positional_sum(p: Any, x: Any) -> Any:
 
 
 def batched_gather(p: Any, x: Any) -> Any:
-    """12.C3: a vmapped take."""
+    """A vmapped take."""
     h = jnp.tanh(x @ p["w"]).reshape(3, 2, 6)
     index = jnp.asarray([[1], [0], [1]])
     return jax.vmap(lambda a, i: a[i])(h, index)[:, 0] @ p["v"]
 
 
 def whole_row_gather(p: Any, x: Any) -> Any:
-    """12.C4: indexed in the map, but the slice spans the axis."""
+    """Indexed in the map, but the slice spans the axis."""
     rows = jax.vmap(lambda i: p["table"][i])(jnp.asarray([0, 2, 1]))
     return (rows * (x @ p["w"])) @ p["v"]
 
 
 def device_put(p: Any, x: Any) -> Any:
-    """12.C5."""
+    """A transfer and a barrier hand a value on unchanged."""
     h = jax.device_put(x @ p["w"] + p["b"])
     return lax.optimization_barrier((h, x))[0] @ p["v"]
 
 
 def complex_rotation(p: Any, x: Any) -> Any:
-    """12.C6."""
+    """Real and imaginary parts of one rotation."""
     z = lax.complex(x @ p["w"], x @ p["v"]) * jnp.exp(1j * x[:, :1])
     return z.real @ p["u"] + z.imag @ p["u"]
 
@@ -232,13 +232,13 @@ def fourier_over_space(p: Any, x: Any) -> Any:
 
 
 def constant_chain(p: Any, x: Any) -> Any:
-    """12.C7: constants through structural primitives stay generators."""
+    """Constants through structural primitives stay generators."""
     ramp = jnp.cumsum(jnp.ones(6)) + jnp.sort(-jnp.arange(6.0))[::-1]
     return ((x @ p["w"]) * jnp.flip(ramp)) @ p["v"]
 
 
 def uneven_group_norm(p: Any, x: Any) -> Any:
-    """12.C9."""
+    """Group norm over a concatenation that its groups cut through."""
     h = jnp.concatenate([x @ p["w"], x @ p["v"]], -1)  # 12 + 8 in 4 groups of 5
     g = h.reshape(-1, 4, 5)
     g = (g - g.mean(-1, keepdims=True)) / jnp.sqrt(g.var(-1, keepdims=True) + 1e-3)
@@ -246,7 +246,7 @@ def uneven_group_norm(p: Any, x: Any) -> Any:
 
 
 def interleaved(p: Any, x: Any) -> Any:
-    """12.C10: even and odd features, rotated and interleaved again."""
+    """Even and odd features, rotated and interleaved again."""
     h = x @ p["w"]
     even, odd = h[..., ::2], h[..., 1::2]
     c, s = jnp.cos(x[:, :1]), jnp.sin(x[:, :1])
@@ -255,14 +255,14 @@ def interleaved(p: Any, x: Any) -> Any:
 
 
 def ragged(p: Any, x: Any) -> Any:
-    """12.C11."""
+    """Experts of unlike row counts in one ragged contraction."""
     sizes = jnp.asarray([1, 2], jnp.int32)
     h = jnp.tanh(lax.ragged_dot(x @ p["w"], p["e"], sizes))
     return h @ p["v"]
 
 
 def dead_slice(p: Any, x: Any) -> Any:
-    """12.C14: a slice taken only for its shape."""
+    """A slice taken only for its shape."""
     h = x @ p["w"] + p["b"]
     mask = jnp.ones_like(h[..., 0])
     return (h * mask[..., None].astype(h.dtype)) @ p["v"]

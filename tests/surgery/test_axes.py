@@ -175,7 +175,7 @@ def test_flatten_then_cut_keeps_the_channels():
 
 
 def test_group_norm_over_an_unaligned_concatenation_stays_prunable():
-    """12.C9: 24 + 16 channels in 4 groups of 10."""
+    """24 + 16 channels in 4 groups of 10."""
     a, b = ax.Atom(24), ax.Atom(16)
     groups, rest = ax.split(ax.concat((a, b)), (4, 10))
     assert ax.is_frozen(groups)
@@ -187,7 +187,7 @@ def test_group_norm_over_an_unaligned_concatenation_stays_prunable():
 
 
 def test_a_piece_of_size_zero():
-    """12.A5."""
+    """It is frozen, and leaves the other piece the whole axis."""
     a = ax.Atom(16)
     first, none = ax.cut(a, (16, 0))
     assert first is a and none.size == 0 and ax.is_frozen(none)

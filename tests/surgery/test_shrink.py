@@ -159,7 +159,7 @@ def test_a_constant_on_the_diagonal_of_two_removed_axes_is_caught():
 
 
 def test_reference_that_is_not_finite_is_masked():
-    """12.B2: a weight norm without epsilon is 0 / 0 for a removed unit."""
+    """A weight norm without epsilon is 0 / 0 for a removed unit."""
 
     def fn(p, x):
         w = p["w"] / jnp.sqrt((p["w"] ** 2).sum(0))

@@ -106,7 +106,7 @@ def test_outputs_named_like_a_collection_are_not_its_update():
 
 
 def test_a_single_output_that_resembles_a_parameter_is_not_tied():
-    """12.A1: the output `feat` beside the parameter `feat`."""
+    """The output `feat` beside the parameter `feat`."""
 
     def fn(p, x):
         h = x @ p["w"] + p["feat"]
@@ -123,7 +123,7 @@ def test_a_single_output_that_resembles_a_parameter_is_not_tied():
 
 
 def test_state_is_tied_to_the_longest_path():
-    """12.A2: `bn/mean` and `zz/bn/mean`."""
+    """`bn/mean` and `zz/bn/mean`."""
 
     def fn(p, x):
         a = x @ p["w"] - p["bn"]["mean"]

@@ -65,7 +65,7 @@ def test_against_the_dense_model_it_says_what_removal_changes():
 
 
 def test_the_table_shows_the_smallest_removable_chunk():
-    """12.D1: heads of width 4 make every coordinate of q removable, four at a time."""
+    """Heads of width 4 make every coordinate of q removable, four at a time."""
 
     def fn(p: Any, x: Any) -> Any:
         h = jnp.sort((x @ p["q"]).reshape(5, 3, 4), -1)  # head_dim is frozen

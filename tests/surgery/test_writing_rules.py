@@ -200,7 +200,7 @@ def test_operations_are_those_that_xla_counts(name: str):
     args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
     ours = analysis.flops(fn)(*args)
     lowered = jax.jit(fn).lower(*args)
-    theirs = lowered.cost_analysis()["flops"]
+    theirs = (lowered.cost_analysis() or {})["flops"]
     outputs = sum(int(np.prod(o.shape)) for o in jax.tree.leaves(lowered.out_info))
     slack = 0 if "gradient" not in name else 6 * outputs + 6 * 2 * 81 * 20
     assert ours <= theirs * (1 + 1e-6) and theirs - ours <= slack, (ours, theirs)

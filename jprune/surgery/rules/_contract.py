@@ -23,7 +23,7 @@ from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes, split
-from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._build import CellSite, Outs, Results
 from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._cost import Work
 from jprune.surgery._layout import Layout
@@ -97,9 +97,7 @@ def dot_roles(eqn: Equation, place: int) -> dict[int, Role]:
     return {**inside, **dict.fromkeys(n.free[place], "out")}
 
 
-def dot_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def dot_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """The kept product, and what pairs of ghosts add."""
     lhs, rhs, *sizes = ins
     n = numbers_of(eqn)
@@ -261,9 +259,7 @@ def conv_roles(eqn: Equation, place: int) -> dict[int, Role]:
     return {out: "out", inner: "in"}
 
 
-def conv_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def conv_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """As a contraction over the features of one group."""
     lhs, rhs = ins
     numbers = eqn.params["dimension_numbers"]

@@ -21,8 +21,8 @@ from jprune.surgery import _cells as ce
 from jprune.surgery import _fold
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes
-from jprune.surgery._build import CellSite, Outs
-from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._build import CellSite, Outs, Results
+from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._registry import NoRule, Rule
 from jprune.surgery._scope import Info
 
@@ -81,7 +81,7 @@ def operand_bits(value: Value, bits: Bits) -> Bits:
 
 def positionwise(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """Cells of a position-wise primitive: the primitive on the operands' cells.
 
     Args:
@@ -111,7 +111,7 @@ def bind(eqn: Equation, *arrays: Any) -> list[Any]:
     return _compat.bind(eqn, eqn.params, arrays)
 
 
-def rewrite(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> list[Cells]:
+def rewrite(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """Cells of an element-wise primitive, folding what is known."""
     name = eqn.primitive.name
     shortcut = _SHORTCUTS.get(name)
@@ -236,7 +236,7 @@ def identities(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]
 
 def rewrite_identities(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """Kept cells go through the primitive together, ghosts around it."""
     name = eqn.primitive.name
     together = ce.compute(

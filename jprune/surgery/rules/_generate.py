@@ -16,8 +16,8 @@ from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes
-from jprune.surgery._build import CellSite, Outs, generated
-from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._build import CellSite, Outs, Results, generated
+from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._registry import Rule
 from jprune.surgery._scope import Info
 
@@ -33,7 +33,7 @@ def random_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes
 
 def random_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """Drawn at full size and indexed, or drawn at compact size."""
     var = eqn.outvars[0]
     key = ins[0].kept
@@ -62,9 +62,7 @@ def iota_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     return [tuple(site.fresh(n) for n in eqn.outvars[0].aval.shape)]
 
 
-def iota_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def iota_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """Too large to be looked at: computed and indexed."""
     dense = ce.compute(lambda: _compat.bind(eqn, eqn.params, [])[0], name="iota")
     dense.shape = tuple(eqn.outvars[0].aval.shape)

@@ -17,8 +17,8 @@ from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes
-from jprune.surgery._build import CellSite, Outs
-from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._build import CellSite, Outs, Results
+from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._registry import Rule
 from jprune.surgery._scope import Info
 
@@ -64,7 +64,7 @@ def gather_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes
 
 def gather_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """Slice sizes at compact shapes; each axis carries its own bit."""
     x, indices = ins
     numbers = eqn.params["dimension_numbers"]
@@ -145,7 +145,7 @@ def scatter_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axe
 
 def scatter_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """The scatter on the cells of operand and updates with the same window bits.
 
     The axes of scattered rows, which a scatter runs over, are whole.
@@ -205,7 +205,7 @@ def dynamic_slice_axes(
 
 def dynamic_slice_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """Slice sizes at compact shapes; out-of-range starts are clamped as before."""
     x, *starts = ins
 
@@ -246,7 +246,7 @@ def dynamic_update_axes(
 
 def dynamic_update_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """The update on the cells of both."""
     x, update, *starts = ins
 
@@ -279,9 +279,7 @@ def fft_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     ]
 
 
-def fft_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def fft_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """The transform on each cell."""
     (x,) = ins
 

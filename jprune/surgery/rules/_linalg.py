@@ -15,8 +15,8 @@ from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes
-from jprune.surgery._build import CellSite, Outs
-from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._build import CellSite, Outs, Results
+from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._registry import NoRule, Rule
 from jprune.surgery._scope import Info
 
@@ -34,9 +34,7 @@ def solve_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]
     return [sides]
 
 
-def solve_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def solve_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """The solution for each cell of the right-hand sides; 0 for sides that are 0."""
     matrix, sides = ins
 
@@ -56,9 +54,7 @@ def _refused(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     raise NoRule(_SINGULAR)
 
 
-def _no_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def _no_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     raise NoRule(_SINGULAR)  # the first pass has made the equation opaque
 
 

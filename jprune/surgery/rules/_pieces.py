@@ -15,7 +15,7 @@ from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes, concat, cut, split
-from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._build import CellSite, Outs, Results
 from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Layout
 from jprune.surgery._moves import cell_shape, folded, moved
@@ -40,7 +40,7 @@ def concatenate_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list
 
 def concatenate_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """On the axis, the class cells of the operands one after the other."""
     axis = eqn.params["dimension"]
 
@@ -85,9 +85,7 @@ def split_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]
     return [tuple(p if d == axis else t for d, t in enumerate(axes)) for p in pieces]
 
 
-def split_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def split_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """Consecutive pieces: kept positions and classes each go with their position."""
     axis, start, cells = eqn.params["axis"], 0, []
     for size, out in zip(eqn.params["sizes"], outs, strict=True):
@@ -149,9 +147,7 @@ def slice_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]
     return [tuple(out)]
 
 
-def slice_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def slice_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """Each axis in turn: the positions of the result lie in cells of the operand."""
     (x,), params = ins, eqn.params
     strides = params["strides"] or (1,) * len(x.layouts)
@@ -247,9 +243,7 @@ def pad_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     return [tuple(out)]
 
 
-def pad_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def pad_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """Padding by the kept, or class, counts of the padding pieces."""
     x, fill = ins
     config = eqn.params["padding_config"]

@@ -25,7 +25,7 @@ from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes, is_frozen, is_symbolic
-from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._build import CellSite, Outs, Results
 from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Layout
 from jprune.surgery._registry import Rule
@@ -104,7 +104,7 @@ def _full_bits(value: Value, axes: Sequence[int], bits: Bits, inner: Bits) -> Bi
 
 def reduce_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Value]:
+) -> Results:
     """The kept positions, and whatever the removed ones contribute."""
     (x,), name = ins, eqn.primitive.name
     axes = sorted(eqn.params["axes"])
@@ -220,7 +220,7 @@ def _fold_dense(eqn: Equation, args: Sequence[np.ndarray]) -> np.ndarray | None:
 
 def frozen_reduce_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """Reductions over whole axes only: the primitive on each cell."""
     axes = _reduced(eqn)
 
@@ -248,9 +248,7 @@ def psum_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     return [tuple(t for d, t in enumerate(i.axes) if d not in places) for i in ins]
 
 
-def psum_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def psum_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """The primitive on each operand by itself, ghosts on reduced axes added."""
     places = sorted(a for a in eqn.params["axes"] if isinstance(a, int))
 
@@ -321,7 +319,7 @@ def _window_dims(eqn: Equation, ins: Sequence[Info]) -> list[int]:
 
 def passing_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """The primitive on each cell: only axes it treats one by one are pruned."""
 
     @functools.cache

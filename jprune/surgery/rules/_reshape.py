@@ -24,8 +24,8 @@ from jprune.surgery._axes import (
     shorter,
     split,
 )
-from jprune.surgery._build import CellSite, Outs
-from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._build import CellSite, Outs, Results
+from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Layout
 from jprune.surgery._moves import cell_shape, folded, moved, reshaped_dims, transposed
 from jprune.surgery._registry import NoRule, Rule
@@ -76,7 +76,7 @@ def reshape_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axe
 
 def reshape_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """Kept positions stay in order; a ghost may be gathered from several cells."""
     (x,), order = ins, _order(eqn)
     if order != list(range(len(order))):

@@ -17,7 +17,7 @@ from jprune._jaxpr._moves import moved_dims
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._axes import Axes, concat
-from jprune.surgery._build import CellSite, Outs
+from jprune.surgery._build import CellSite, Outs, Results
 from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._moves import cell_shape, folded, moved, reshaped_dims, transposed
 from jprune.surgery._registry import NoRule, Rule
@@ -41,7 +41,7 @@ def broadcast_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[A
 
 def broadcast_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """A new axis repeats the operand, so its ghost is the operand itself."""
     (x,), dims = ins, eqn.params["broadcast_dimensions"]
 
@@ -87,7 +87,7 @@ def transpose_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[A
 
 def transpose_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """Permutes the bits."""
     return [transposed(ins[0], eqn.params["permutation"])]
 
@@ -103,7 +103,7 @@ def squeeze_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axe
 
 def squeeze_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """An axis of size 1 has no classes."""
     (x,) = ins
     drop = set(eqn.params["dimensions"])
@@ -139,9 +139,7 @@ def tile_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     ]
 
 
-def tile_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def tile_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """Copies of the cell."""
     (x,), reps = ins, eqn.params["reps"]
 
@@ -171,9 +169,7 @@ def stack_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]
     return [(*ins[0].axes[:axis], new, *ins[0].axes[axis:])]
 
 
-def stack_cells(
-    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+def stack_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> Results:
     """The operands' cells, stacked."""
     axis = eqn.params["axis"]
 
@@ -199,7 +195,7 @@ def unstack_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axe
 
 def unstack_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
-) -> list[Cells]:
+) -> Results:
     """One position of the axis each."""
     (x,), axis = ins, eqn.params["axis"]
 
