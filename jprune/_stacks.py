@@ -98,7 +98,7 @@ def _given(path: str, shape: tuple[int, ...], stacked: Mapping[str, Any]) -> Axe
                 f"`stacked` axes {axes} do not fit {path} of shape {shape}: they must "
                 "be axes of it, and leave it one."
             )
-        return tuple(sorted(a % rank for a in axes))
+        return tuple(sorted(int(a) % rank for a in axes))
     return ()
 
 

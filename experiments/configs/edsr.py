@@ -1,4 +1,25 @@
-"""A small EDSR.
+"""A small EDSR loses 90 % of every kernel, from a random start; and learns its N:M.
+
+Claims. Wang et al., Iterative Soft Shrinkage Learning for Efficient Image
+Super-Resolution, ICCV 2023 (ISS-P, ISS-R): shrinking low weights softly from a random
+start beats one-shot pruning, and beats hard thresholding at every step (IHT). Oh et
+al., Attentive Fine-Grained Structured Sparsity for Image Restoration, CVPR 2022 (SLS):
+at equal cost an N for every layer beats the same N everywhere (EDSR, x4, Urban100:
+25.84 against 25.73 dB for SR-STE at a quarter of the multiply-adds).
+
+Network: EDSR with 4 blocks of 16 channels, x2, 30,240 weights. Data: T91, small patches
+of 16 x 16; tests are Set5 and Set14, PSNR on the luma, 2 pixels of border shaved. Small
+images are made by Pillow's antialiased bicubic; plain bicubic enlargement then has
+33.65 dB on Set5, and 33.66 in papers. Every run: 1,000 steps of 8 patches, Adam (0.9,
+0.99) at 2e-3, a fifth of it after 70 and 90 %; masks stand from 60 % on.
+
+Deviations from the papers: 1,000 steps for 400,000 and more; 16 channels and 4 blocks
+for 256 and 32, or 64 and 16; T91 for DIV2K; x2 for x4 in SLS; rate 2e-3 for 1e-4 to
+2e-4. ISS-R's decay grows by 0.01 every 10 steps for 1e-4 every 20, and passes its
+limit of 0.5 near step 510. SLS starts from this dense network, M is 16 for 32.
+Within so short a run no claim of the papers is decided.
+
+RESULTS
 
 Command: `python -m experiments.train edsr --data-dir FOLDER`.
 """
@@ -53,4 +74,42 @@ def get_config() -> Config:
     )
 
 
-CLAIMS: tuple[Claim, ...] = ()
+def _above(ours, other) -> bool:
+    return ours.extra["Set5 dB"] > other.extra["Set5 dB"]
+
+
+def _claim(text: str, ours: str, other: str) -> Claim:
+    return Claim(f"after 1,000 steps {text}", (ours, other), _above)
+
+
+CLAIMS = (
+    _claim(
+        "ISS-P at 90 % is above one-shot at the start",
+        "ISS-P 0.95, 90%",
+        "one-shot at the start 90%",
+    ),
+    _claim(
+        "ISS-P at 90 % is above hard thresholding in every step",
+        "ISS-P 0.95, 90%",
+        "IHT 90%",
+    ),
+    _claim("ISS-P at 90 % is above gradual pruning", "ISS-P 0.95, 90%", "gradual 90%"),
+    _claim(
+        "ISS-R at 90 % is above one-shot at the start",
+        "ISS-R 90%",
+        "one-shot at the start 90%",
+    ),
+    _claim("SLS is above the same N in every layer", "SLS 25%", "uniform 4:16"),
+    _claim("ISS-P at 90 % is above bicubic", "ISS-P 0.95, 90%", "bicubic"),
+    Claim(
+        "every count is exactly the one asked for, and SLS is within its budget",
+        (
+            *("one-shot at the start 90%", "one-shot at the end 90%", "gradual 90%"),
+            *("ISS-P 0.95, 90%", "IHT 90%", "ISS-R 90%", "uniform 4:16", "SLS 25%"),
+        ),
+        lambda *rows: (
+            all(row.nonzero == row.kept for row in rows[:-1])
+            and rows[-1].nonzero <= rows[-1].kept
+        ),
+    ),
+)

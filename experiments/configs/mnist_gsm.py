@@ -1,5 +1,21 @@
 """GSM on MNIST at 60x, and its winning tickets.
 
+Claims (Ding et al., Global Sparse Momentum SGD, NeurIPS 2019, tables 1 and 4):
+LeNet-300-100 keeps its accuracy at 60 times fewer weights (98.19 -> 98.18 %), without
+training afterwards; and the positions GSM keeps are better lottery tickets than the
+largest weights of the trained network (98.22 against 97.39 % at 60x).
+
+4,436 weights are active in each step, 4,437 stay: the authors' two counts. Momentum
+0.99, decay 5e-4 on the kernels, 240 epochs with drops after 160 and 200, batch 256,
+warm-up of 5 epochs. A ticket is the initial network under a mask, trained as the dense
+one was.
+
+Deviations: inputs standardized, as PyTorch loaders do [inferred]; rate 3e-2 and heavy
+ball where its lottery script has 1e-2 and Nesterov; the dense network has 80 epochs for
+200, the last of which have a rate of 3e-4 and less.
+
+Not run to its end here: the machine was shared by eight jobs.
+
 Command: `python -m experiments.train mnist_gsm --data-dir FOLDER`.
 """
 
@@ -13,7 +29,7 @@ def get_config() -> Config:
         data="mnist",
         model="lenet300",
         batch=256,
-        setup={"seeds": 1, "inputs": "standardized", "init": "he", "validation": 0},
+        setup={"seeds": 3, "inputs": "standardized", "init": "he", "validation": 0},
         dense={
             "epochs": 80,
             "lr": 3e-2,

@@ -152,10 +152,12 @@ class CompactModule(nn.Module):
 
     setting: _Setting
 
+    @nn.nowrap
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
         """As the dense module's `apply`, on packed variables."""
         return super().apply(variables, *args, **_renamed(kwargs))
 
+    @nn.nowrap
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """The dense module's `init`, packed."""
         return super().init(rngs, *args, **_renamed(kwargs))

@@ -173,7 +173,7 @@ def _bounded(
 ) -> list[Fraction]:
     """One density for all but the leaves whose sparsity it would put above a bound."""
     least = [Fraction(0)] * len(names)
-    for pattern, bound in reversed(most.items()):
+    for pattern, bound in reversed(list(most.items())):
         require_regex("most", pattern)
         matched = [i for i, name in enumerate(names) if re.search(pattern, name)]
         if not matched or not 0 <= bound <= 1:

@@ -318,7 +318,7 @@ def wanda(
                 f"`norms` at {path} must be {list(expected)}, one norm for each "
                 f"position of axes {at} of {size.shape}; got {jnp.shape(norm)}."
             )
-        ordered = jnp.transpose(wide(norm), np.argsort(at))
+        ordered = jnp.transpose(wide(norm), np.argsort(at).tolist())
         others = tuple(i for i in range(size.ndim) if i not in at)
         return size * jnp.expand_dims(ordered, others)
 

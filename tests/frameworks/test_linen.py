@@ -166,6 +166,12 @@ def test_a_compact_module_is_a_part_of_others():
     close(out, want)
 
 
+def test_bound_and_tabulated():
+    _, _, zeroed, small, packed = setup()
+    close(small.bind(packed)(X), MODEL.apply(zeroed, X))
+    assert "CompactModule" in small.tabulate(jax.random.key(0), X)
+
+
 def test_groups_found_in_training_and_plans_of_parameters_alone():
     variables, *_ = setup()
     in_train = jlinen.groups(MODEL, variables, X, **TRAIN)
