@@ -747,7 +747,7 @@ REFERENCES: tuple[Reference, ...] = (
     ),
     Reference(
         key="zhang2019exploiting",
-        methods=("similar_channels", "channel similarity", "channel_distances"),
+        methods=("similar_channels", "channel similarity"),
         kind="misc",
         title=(
             "Exploiting Channel Similarity for Accelerating Deep Convolutional Neural "

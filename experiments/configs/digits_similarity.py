@@ -3,7 +3,7 @@
 Claim (Zhang et al., Exploiting Channel Similarity, arXiv 1908.02620; of the paper the
 abstract alone was to be had): channels that are alike can go where those of small norm
 cannot, from batch norm statistics alone; a ResNet-50 without 30 % of its FLOPs is above
-its baseline after tuning. The distances here are ours (`compress.channel_distances`).
+its baseline after tuning. The distances here are ours (`compress.similar_channels`).
 
 Deviations: nothing is tuned; only groups inside blocks; the accuracy with recalibrated
 statistics is reported beside the plain one.

@@ -18,7 +18,7 @@ from experiments.methods.swept import sgd
 from experiments.results import Row
 from experiments.rules import percent
 from experiments.schedules import warmup_cosine
-from jprune import reparam, surgery, transforms
+from jprune import analysis, reparam, surgery, transforms
 
 
 def gates(
@@ -66,7 +66,7 @@ def gates(
     """
     deps = structured.find_groups(lab, dense)
     groups = structured.inner(deps)
-    blocks = {group.id: branch(group) for group in groups}
+    blocks = branches(lab, deps, dense)
     refresh = recalibration(lab, stats_momentum)
     begin, rise = wait * lab.per_epoch, ramp * lab.per_epoch
     made = partial(reparam.learned_gates, groups, blocks, cost=deps.flops)
@@ -101,15 +101,14 @@ def gates(
         yield cut(lab, deps, done, run, "gates", tuning, found)
 
 
-def branch(group: Any) -> reparam.Branch:
-    """The block around a group of its inner channels.
-
-    What it adds is the output of the norm behind the convolution that reads the group;
-    the two have one number in our networks.
-    """
-    (reader,) = [ref.path[1] for ref in group.members if ref.role == "in"]
-    norm = f"BatchNorm_{reader.rpartition('_')[2]}"
-    return reparam.Branch((f"{norm}/scale", f"{norm}/bias"), (group,))
+def branches(lab: Lab, deps: Any, dense: Fit) -> dict[str, reparam.Branch]:
+    """The residual blocks, found from the network's program."""
+    tree = structured.variables(dense.params, dense.stats)
+    index = structured.examples(lab, lab.mesh.size)
+    found = analysis.residual_branches(
+        structured.network(lab), deps, tree, index, at="params"
+    )
+    return found.branches
 
 
 def cut(

@@ -44,7 +44,7 @@ def scales(
     """
     deps = structured.find_groups(lab, dense)
     groups = structured.inner(deps)
-    blocks = {group.id: gates.branch(group) for group in groups}
+    blocks = gates.branches(lab, deps, dense)
     refresh = recalibration(lab, stats_momentum)
     rate = warmup_cosine(lr, epochs * lab.per_epoch)
     tuning = {"epochs": tune_epochs, "lr": tune_lr, "momentum": momentum}

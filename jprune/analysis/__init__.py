@@ -5,13 +5,16 @@
   and a compact function: `compare`.
 * A plan's cost as a fraction of the dense network, for `surgery.select(cost=)`:
   `relative_latency`, `relative_flops`, `relative_memory`, `relative_bytes`.
+* Its residual branches, for gates and samplers: `residual_branches`.
 * How it trains: `trainability`.
-* Filters whose scale a norm hides: `scale_invariance`, and how they move:
-  `filter_sizes`, `effective_learning_rate`, `angular_update`, `equilibrium`.
+* Filters whose scale a norm hides: `scale_invariance`; their `filter_sizes`, and where
+  these settle: `equilibrium` (`angular_update`, `effective_learning_rate`: in
+  `analysis._scale_invariance`; `transforms.log_filters` as they train).
 * Figures: `plot_groups`, `plot_widths`, `plot_front`, `plot_filters`, `plot_history`,
   `plot_sparsity`.
 """
 
+from jprune.analysis._branches import residual_branches as residual_branches
 from jprune.analysis._compare import compare as compare
 from jprune.analysis._flops import flops as flops
 from jprune.analysis._latency import latencies as latencies
@@ -27,10 +30,6 @@ from jprune.analysis._relative_cost import relative_flops as relative_flops
 from jprune.analysis._relative_cost import relative_latency as relative_latency
 from jprune.analysis._relative_cost import relative_memory as relative_memory
 from jprune.analysis._report import report as report
-from jprune.analysis._scale_invariance import angular_update as angular_update
-from jprune.analysis._scale_invariance import (
-    effective_learning_rate as effective_learning_rate,
-)
 from jprune.analysis._scale_invariance import equilibrium as equilibrium
 from jprune.analysis._scale_invariance import filter_sizes as filter_sizes
 from jprune.analysis._scale_invariance import scale_invariance as scale_invariance

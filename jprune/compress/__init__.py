@@ -10,8 +10,8 @@ functions here change values so that removal costs less, or nothing.
 * Inputs and outputs of any contraction, over batches: `capture`.
 * Channels chosen by LASSO, the layer that reads them refitted: `reconstruct`; a kernel
   that reads some of its inputs through a gather: `sample_inputs`.
-* Channels alike by their batch norms: `channel_distances`, `cluster_by_distance`,
-  `similar_channels` (`data_distances` to check), merged or removed: `remove_similar`.
+* Channels alike by their batch norms: `similar_channels` (`data_distances` to check),
+  merged or removed: `remove_similar`.
 * Scale-invariant filters at length 1, the function unchanged: `canonicalize`.
 * Weights removed on calibration data, layer by layer: `wanda`, `sparse_gpt`.
 * N:M weights as values and indices: `pack_n_of_m`, `unpack_n_of_m`, `packed_bytes`.
@@ -26,8 +26,6 @@ from jprune.compress._calibrate import wanda as wanda
 from jprune.compress._canonicalize import canonicalize as canonicalize
 from jprune.compress._capture import capture as capture
 from jprune.compress._clusters import find_clusters as find_clusters
-from jprune.compress._distances import channel_distances as channel_distances
-from jprune.compress._distances import cluster_by_distance as cluster_by_distance
 from jprune.compress._fold import fold_constants as fold_constants
 from jprune.compress._low_rank import low_rank as low_rank
 from jprune.compress._merge import merge as merge

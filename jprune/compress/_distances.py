@@ -61,8 +61,8 @@ def channel_distances(
       ValueError: shapes that do not fit, or correlations outside of [-1, 1].
 
     Examples:
-      >>> from jprune import compress
-      >>> compress.channel_distances([1.0, 2.0], [0.0, 1.0])[0, 1].item()
+      >>> from jprune.compress._distances import channel_distances
+      >>> channel_distances([1.0, 2.0], [0.0, 1.0])[0, 1].item()
       6.0
     """
     g, b = np.asarray(scale, np.float64), np.asarray(bias, np.float64)

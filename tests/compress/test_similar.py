@@ -7,7 +7,12 @@ import pytest
 from jax import lax
 
 from jprune import compress, surgery
-from jprune.compress._distances import filter_correlation, relu_moments
+from jprune.compress._distances import (
+    channel_distances,
+    cluster_by_distance,
+    filter_correlation,
+    relu_moments,
+)
 
 BETA, GAMMA = np.array([0, 0.1, 2, 2.05]), np.array([0.1, 0.1, 0.2, 1])
 
@@ -18,10 +23,10 @@ def normal(seed, *shape):
 
 def test_similarity_g1_distances_by_hand():
     g, b = [1.0, 2.0], [0.0, 1.0]
-    assert compress.channel_distances(g, b)[0, 1] == pytest.approx(6.0)
-    assert compress.channel_distances(g, b, "comonotone")[0, 1] == pytest.approx(2.0)
+    assert channel_distances(g, b)[0, 1] == pytest.approx(6.0)
+    assert channel_distances(g, b, "comonotone")[0, 1] == pytest.approx(2.0)
     half = np.array([[1, 0.5], [0.5, 1]])
-    assert compress.channel_distances(g, b, half)[0, 1] == pytest.approx(4.0)
+    assert channel_distances(g, b, half)[0, 1] == pytest.approx(4.0)
 
 
 def test_similarity_g2_relu_moments():
@@ -29,9 +34,9 @@ def test_similarity_g2_relu_moments():
     np.testing.assert_allclose(m1, [0.398942, 1.395593], atol=1e-6)
     np.testing.assert_allclose(m2, [0.5, 4.161443], atol=1e-6)
     g, b = [1.0, 2.0], [0.0, 1.0]
-    found = compress.channel_distances(g, b, relu=True)[0, 1]
+    found = channel_distances(g, b, relu=True)[0, 1]
     assert found == pytest.approx(3.547921, abs=1e-6)
-    found = compress.channel_distances(g, b, "comonotone", relu=True)[0, 1]
+    found = channel_distances(g, b, "comonotone", relu=True)[0, 1]
     assert found == pytest.approx(1.863558, abs=1e-4)
 
 
@@ -52,16 +57,16 @@ def test_closed_forms_are_those_of_samples(rho, relu):
     y = np.maximum(y, 0) if relu else y
     expected = ((y[:, 0] - y[:, 1]) ** 2).mean()
     matrix = np.array([[1, rho], [rho, 1]])
-    found = compress.channel_distances(g, b, matrix, relu=relu)[0, 1]
+    found = channel_distances(g, b, matrix, relu=relu)[0, 1]
     assert found == pytest.approx(expected, rel=1e-2)
 
 
 def test_similarity_g3_independent_clusters():
-    d = compress.channel_distances(GAMMA, BETA)
+    d = channel_distances(GAMMA, BETA)
     pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     expected = [0.03, 4.05, 5.2125, 3.66, 4.8125, 1.0425]
     np.testing.assert_allclose([d[p] for p in pairs], expected)
-    by = compress.cluster_by_distance
+    by = cluster_by_distance
     assert by(d, height=0.5).tolist() == [0, 0, 1, 2]
     assert by(d, clusters=2).tolist() == [0, 0, 1, 1]
     for height, clusters in ((0.0299, 4), (0.0301, 3), (1.0424, 3), (1.0426, 2)):
@@ -70,9 +75,9 @@ def test_similarity_g3_independent_clusters():
 
 
 def test_similarity_g4_comonotone_clusters():
-    d = compress.channel_distances(GAMMA, BETA, "comonotone")
+    d = channel_distances(GAMMA, BETA, "comonotone")
     np.testing.assert_allclose([d[0, 1], d[2, 3]], [0.01, 0.6425])
-    by = compress.cluster_by_distance
+    by = cluster_by_distance
     assert by(d, height=4.3137).max() == 1 and by(d, height=4.3138).max() == 0
 
 
@@ -80,13 +85,13 @@ def test_similarity_g4_comonotone_clusters():
 def test_similarity_g5_symmetry_and_permutation(correlation):
     rng = np.random.default_rng(0)
     g, b, order = rng.normal(size=7), rng.normal(size=7), rng.permutation(7)
-    d = compress.channel_distances(g, b, correlation, relu=True)
+    d = channel_distances(g, b, correlation, relu=True)
     np.testing.assert_array_equal(d, d.T)
     np.testing.assert_array_equal(np.diag(d), 0)
-    moved = compress.channel_distances(g[order], b[order], correlation, relu=True)
+    moved = channel_distances(g[order], b[order], correlation, relu=True)
     np.testing.assert_allclose(moved, d[np.ix_(order, order)], atol=1e-12)
-    labels = compress.cluster_by_distance(d, clusters=3)[order]
-    again = compress.cluster_by_distance(moved, clusters=3)
+    labels = cluster_by_distance(d, clusters=3)[order]
+    again = cluster_by_distance(moved, clusters=3)
     same = labels[:, None] == labels
     np.testing.assert_array_equal(same, again[:, None] == again)
 
@@ -221,20 +226,20 @@ def test_a_stream_adds_the_distances_of_its_norms():
         deps, p, sparsity=0.5, groups=[deps[0].id], relu=False
     )
     rho = filter_correlation((p["a"], 3), (p["d"], 3))
-    parts = [compress.channel_distances(p[n]["scale"], p[n]["bias"], rho) for n in "nm"]
+    parts = [channel_distances(p[n]["scale"], p[n]["bias"], rho) for n in "nm"]
     second = sum(float((p[n]["scale"] ** 2 + p[n]["bias"] ** 2).mean()) for n in "nm")
     np.testing.assert_allclose(ours.distances[deps[0].id], sum(parts) / second)
 
 
 def test_what_cannot_be_clustered_is_an_error():
     with pytest.raises(ValueError, match="one of them"):
-        compress.cluster_by_distance(np.zeros((2, 2)))
+        cluster_by_distance(np.zeros((2, 2)))
     with pytest.raises(ValueError, match="from 1 to 2"):
-        compress.cluster_by_distance(np.zeros((2, 2)), clusters=3)
+        cluster_by_distance(np.zeros((2, 2)), clusters=3)
     with pytest.raises(ValueError, match="one length"):
-        compress.channel_distances([1.0], [1.0, 2.0])
+        channel_distances([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="within"):
-        compress.channel_distances([1.0], [1.0], np.array([[2.0]]))
+        channel_distances([1.0], [1.0], np.array([[2.0]]))
     p, x = params(), normal(9, 2, 5, 5, 2)
     deps = surgery.groups(net)(p, x)
     with pytest.raises(ValueError, match="exactly one"):

@@ -10,7 +10,7 @@ from experiments.methods import gates, scales, structured
 from experiments.methods.dense import train_dense
 from experiments.methods.powerprop import agreement
 from experiments.methods.reparameterized import train_theta
-from jprune import masks, reparam, surgery
+from jprune import analysis, masks, reparam, surgery
 
 SGD = {"epochs": 2, "lr": 0.05, "momentum": 0.9}
 RUNS = {
@@ -89,29 +89,17 @@ def test_a_start_that_would_never_train_is_refused(trained):
         train_theta(lab, r, tx, run=lab.run("check"), epochs=1, start=start)
 
 
-def abstract_groups():
-    """The groups of the network of `digits_gates`, from shapes alone."""
+def test_the_branches_of_the_network_end_in_the_norms_of_its_blocks():
     model = build.MODELS["digits_resnet14"](10)
     image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return surgery.groups(model.apply)(variables, image)
-
-
-def test_the_branch_of_a_group_ends_in_the_norm_of_its_block():
-    deps = abstract_groups()
-    groups = structured.inner(deps)
-    assert {gates.branch(g).leaves[0] for g in groups} == {
-        f"BatchNorm_{n}/scale" for n in (2, 4, 6, 8, 11, 13)
-    }
-    for group in groups:
-        (norm, bias), inner = gates.branch(group)
-        stream = {
-            g.id
-            for g in deps
-            for ref in g.members
-            if "/".join(ref.path[1:]) in (norm, bias)
-        }
-        assert len(stream) == 1 and stream.isdisjoint({g.id for g in inner})
+    deps = surgery.groups(model.apply)(variables, image)
+    found = analysis.residual_branches(model.apply, deps, variables, image, at="params")
+    assert [b.leaves for b in found.branches.values()] == [
+        (f"BatchNorm_{n}/scale", f"BatchNorm_{n}/bias") for n in (2, 4, 6, 8, 11, 13)
+    ]
+    inner = [b.inner for b in found.branches.values()]
+    assert {g.id for (g,) in inner} == {g.id for g in structured.inner(deps)}
 
 
 @pytest.mark.slow
