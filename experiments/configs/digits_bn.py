@@ -17,9 +17,9 @@ of the network as trained -> of the same function with rescaled filters:
     invariant    88.61 -> 88.33   44.72 -> 44.44   15.83 -> 15.28
     canonical    98.33 -> 98.33   94.44 -> 94.72   78.89 -> 79.17
 
-Rescaling changes 39 to 52 % of what plain magnitude keeps and nothing of the other two.
-Whether that prunes better depends on the unit: at length 1 the score is level with plain
-magnitude on the network as trained and far ahead after a rescaling; per root mean
+Rescaling changes 39 to 52 % of what plain magnitude keeps, nothing of the other two.
+Whether that prunes better depends on the unit. At length 1 the score is level with
+plain magnitude on the network as trained and far ahead after a rescaling; per root mean
 square it gives every layer one sparsity and is much worse. The third claim fails.
 
 Command: `python -m experiments.train digits_bn`.
