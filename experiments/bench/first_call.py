@@ -104,14 +104,11 @@ def per_cost(deps: Any, scores: Vectors) -> Vectors:
 
 def writers(deps: Any, scores: Vectors) -> Vectors:
     """Scores times the number of kernels that write the group (a stream has many)."""
-    count = {
-        n: max(sum(m.role in ("out", "table") for m in deps[n].members), 1)
-        for n in scores
-    }
-    return {n: s * count[n] for n, s in scores.items()}
+    return {n: s * deps.writers[n] for n, s in scores.items()}
 
 
 RULES: dict[str, Callable[[Any, Vectors], tuple[Vectors, dict[str, Any]]]] = {
+    "balanced": lambda deps, s: (s, {"ranking": "balanced"}),
     "group": lambda deps, s: (s, {"ranking": "group"}),
     "isomorphic": lambda deps, s: (s, {"ranking": "isomorphic"}),
     "global": lambda deps, s: (s, {"ranking": "global"}),

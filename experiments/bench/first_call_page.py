@@ -31,12 +31,13 @@ WORDS = """
 How to read a candidate. *L1, L2*: the norm. *sum*: over all trained members of a group
 (kernels that write it and read it, biases, norm scales); *out*: over the kernels that
 write it; *product*: the geometric mean of what writes, scales and reads. *group*: every
-group loses the same fraction; *isomorphic*: layers of one shape compete; *global*: all
+group loses the same fraction; *balanced*: one that k layers write loses a k-th of it (a
+residual stream has many); *isomorphic*: layers of one shape compete; *global*: all
 compete, each group over its mean; *by writers*: times the number of kernels that write
-it (a residual stream has many); *most 3/4*: no group loses more; *per FLOP*: over what
-a coordinate costs; *raw*: not over the mean. *Torch-Pruning*: the rule of its default,
-uniform by layer, mean-normalized L2 of weights without biases; *global*: the same in a
-single ranking. These are its rules in our code, not its package.
+it; *most 3/4*: no group loses more; *per FLOP*: over a coordinate's cost; *raw*: not
+over the mean. *Torch-Pruning*: the rule of its default, uniform by layer, with
+mean-normalized L2 of weights without biases; *global*: the same in a single ranking.
+These are its rules in our code, not its package.
 """
 
 
@@ -96,7 +97,7 @@ def _verdict(table: dict[str, Any], nets: list[str]) -> str:
     rest = [label for label in table if label not in (DEFAULT, *REFERENCES)]
     lines += [
         "",
-        "Behind the best candidate of each network at 1/2 (each another one):",
+        "Behind the best candidate of each network at 1/2:",
         "",
     ]
     for name in nets:

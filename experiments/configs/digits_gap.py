@@ -36,6 +36,9 @@ static masks. Its parts were trained apart and meet for the first time when they
 combined; each has 12 or 14 epochs here, fine-tuning included, where the paper's have
 390 [recalled].
 
+These rows decayed the kernels alone; C-GaP is now trained by `transforms.gap`, which
+decays all leaves, and has not been run anew.
+
 Cost: 25 minutes on two very busy cores (a run of 30 epochs took 40 to 260 s).
 
 Command: `python -m experiments.train digits_gap`.

@@ -55,6 +55,8 @@ def bind(eqn: Equation, params: dict[str, Any], args: Sequence[Any]) -> list[Any
     The context of the equation (its name scope, `compute_on`, a default precision) is
     entered again.
     """
+    if any(_names(v.aval) for v in eqn.invars):
+        args = [_varied(a, v.aval) for a, v in zip(args, eqn.invars, strict=True)]
     bind_params = eqn.primitive.get_bind_params(params)
     if isinstance(bind_params, tuple):  # before JAX 0.9: functions to bind first
         first, bind_params = bind_params
@@ -93,6 +95,22 @@ def make_jaxpr(fn: Callable[..., Any], *avals: Any) -> ClosedJaxpr:
             named.append((found.group(1), 1))
 
 
+def _names(aval: Any) -> frozenset[str]:
+    """The axes of a `shard_map` that a value differs over."""
+    new = getattr(aval, "manual_axis_type", None)  # vma: before JAX 0.10.2
+    return new.varying if new is not None else getattr(aval, "vma", frozenset())
+
+
+def _varied(x: Any, aval: Any) -> Any:
+    """A value (a constant was put in its place) typed to differ as `aval` says."""
+    missing = tuple(_names(aval) - _names(jax.typeof(x)))
+    if not missing:
+        return x
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, missing, to="varying")
+    return jax.lax.pvary(x, missing)
+
+
 def varying(aval: Any) -> dict[str, Any]:
     """Over which axes of a `shard_map` a value differs, as `ShapeDtypeStruct` takes it.
 
@@ -118,7 +136,7 @@ def positionwise(jaxpr: Jaxpr, names: frozenset[str]) -> bool:
     """
     ends: list[Any] = [*jaxpr.outvars, *jaxpr.invars]
     shape = ends[0].aval.shape
-    equations: Sequence[Equation] = jaxpr.eqns
+    equations: list[Any] = list(jaxpr.eqns)
     for eqn in equations:
         if any(v.aval.shape not in ((), shape) for v in (*eqn.invars, *eqn.outvars)):
             return False

@@ -6,6 +6,7 @@ values. `shrunk` and `found` turn such a function into surgery's terms: the new 
 are outputs declared to be updated parameters, so they come back compact.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -73,7 +74,16 @@ def found(
             return path[: len(at)] == at and bool(free_outputs(path[len(at) :]))
         return any(path[: len(at) + len(p)] == (*at, *p) for p in free_outputs)
 
-    return groups(_tied(fn), state_outputs=_is_state, free_outputs=free)
+    analyzed = groups(_tied(fn), state_outputs=_is_state, free_outputs=free)
+
+    def deps(*args: Any) -> Groups:
+        result = analyzed(*args)
+        # The paths of the state are those of `_tied`; a plan used on a function of the
+        # user's own looks for them there.
+        result.program = dataclasses.replace(result.program, declared=False)
+        return result
+
+    return deps
 
 
 def shrunk(fn: Stateful, plan: Plan, mean: Mean, rng: Mean) -> Stateful:

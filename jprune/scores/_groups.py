@@ -33,10 +33,8 @@ def over_groups(
 
     m the members of the group and $m_c$ the entries of a member at c. Groups differ in
     how many and how large members they have, so each vector is then divided by its
-    mean, and multiplied by the number of kernels and tables that write the group: a
-    channel of a residual stream is as many channels as there are layers that add to it.
-    Then all groups can be ranked together. This, the norm and the reduction were chosen
-    by measurement (`docs/first_call.md`).
+    mean: the scores of all groups can be ranked together. Norm and reduction were
+    chosen by measurement (`docs/first_call.md`).
 
     Only trained weights count: members with the role "stat" (running statistics) and
     leaves that are not floating point (counters, keys) are passed over.
@@ -50,12 +48,12 @@ def over_groups(
       reduce: over the members of a group.
       roles: count only members in these roles, e.g. `("scale",)` for norm scales or
         `("out",)` for the producing kernels; None for all but "stat".
-      raw: True leaves out the division by the mean, and the factor.
+      raw: True leaves out the division by the mean.
       signed: add scores up with their signs (movement, GraSP); `norm` "l1" only. Rank
         the vectors with `masks.unstructured(vectors, ..., signed=True)`.
       at: where `tree` lies inside the variables ("params"); None finds it.
       stacked: which leaves are stacks of layers, see `masks.unstructured`; each layer
-        of one is a member, and a writer, of its own.
+        of one is a member of its own.
 
     Returns:
       `{group.id: [group.size]}` in float32 or wider, on the device where the leaves
@@ -104,9 +102,7 @@ def over_groups(
         if rows:
             total = _reduced(rows, reduce)
             total = total**0.5 if norm == "l2" else total
-            more = [len(sums[i, ref.axis]) - 1 for ref, i, _ in members if _writes(ref)]
-            weight = max(sum(map(_writes, group.members)) + sum(more), 1)
-            vectors[group.id] = total if raw else weight * _relative(total)
+            vectors[group.id] = total if raw else _relative(total)
     if groups and not vectors:
         raise no_member(groups, roles)
     return vectors
@@ -122,11 +118,6 @@ def _reduced(rows: list[Any], reduce: str) -> Any:
     """The members of a group as one vector."""
     xp = np if all(isinstance(row, np.ndarray) for row in rows) else jnp
     return getattr(xp, reduce)(xp.stack(rows), axis=0)
-
-
-def _writes(ref: AxisRef) -> bool:
-    """Whether a member is a kernel or table that writes the group's coordinates."""
-    return ref.role in ("out", "table")
 
 
 def _relative(vector: Any) -> Any:

@@ -5,6 +5,8 @@ underflow and many become equal, and then position would decide.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -93,10 +95,18 @@ def random(key: jax.Array, params: Params) -> Scores:
       Scores, float32 whatever the parameters (half precision has too few numbers).
     """
     leaves, treedef = jax.tree.flatten(params)
-    drawn = [
-        jax.random.uniform(jax.random.fold_in(key, i), jnp.shape(w), jnp.float32)
-        for i, w in enumerate(leaves)
-    ]
+    if not leaves:
+        return params
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(leaves)))
+    # Leaves of one size are drawn together, flat: a generator takes long to compile.
+    alike: dict[int, list[int]] = {}
+    for i, w in enumerate(leaves):
+        alike.setdefault(prod(jnp.shape(w)), []).append(i)
+    drawn: list[Any] = [None] * len(leaves)
+    for size, places in alike.items():
+        draw = partial(jax.random.uniform, shape=(size,), dtype=jnp.float32)
+        for i, lots in zip(places, jax.vmap(draw)(keys[np.array(places)]), strict=True):
+            drawn[i] = lots.reshape(jnp.shape(leaves[i]))
     return jax.tree.unflatten(treedef, drawn)
 
 

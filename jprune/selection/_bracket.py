@@ -125,23 +125,37 @@ def search(
       The final bracket: `lo` is the answer, `at_lo` its count.
     """
 
-    def undecided(b: Bracket) -> jax.Array:
-        return (_width(b) > 1) & (b.at_lo != k)
-
     def body(b: Bracket) -> Bracket:
-        later = _pivots(b, k, len(first), octave)
-        pivots = [
-            _inside(b, jnp.where(b.passes == 0, p, q))
-            for p, q in zip(first, later, strict=True)
-        ]
+        pivots = ask(b, k, first, octave)
         seen = count(pivots, b) if snap else count(pivots)
-        new = _narrow(b, k, pivots, seen, guess)
-        if not k.ndim:
-            return new
-        live = undecided(b)
-        return jax.tree.map(lambda x, y: jnp.where(live, x, y), new, b)
+        return learn(b, k, pivots, seen, guess)
 
-    return lax.while_loop(lambda b: jnp.any(undecided(b)), body, bracket)
+    return lax.while_loop(lambda b: jnp.any(undecided(b, k)), body, bracket)
+
+
+def undecided(b: Bracket, k: jax.Array) -> jax.Array:
+    """Whether a search must go on. [*batch] bool"""
+    return (_width(b) > 1) & (b.at_lo != k)
+
+
+def ask(b: Bracket, k: jax.Array, first: Pivots, octave: float) -> Pivots:
+    """The pivots of the next pass, strictly inside the bracket."""
+    later = _pivots(b, k, len(first), octave)
+    return [
+        _inside(b, jnp.where(b.passes == 0, p, q))
+        for p, q in zip(first, later, strict=True)
+    ]
+
+
+def learn(
+    b: Bracket, k: jax.Array, pivots: Pivots, seen: Counts, guess: jax.Array
+) -> Bracket:
+    """The bracket after a pass; a search that is decided stays as it was."""
+    new = _narrow(b, k, pivots, seen, guess)
+    if not k.ndim:
+        return new
+    live = undecided(b, k)
+    return jax.tree.map(lambda x, y: jnp.where(live, x, y), new, b)
 
 
 def around(guess: jax.Array, spread: jax.Array, b: Bracket, pivots: int) -> Pivots:

@@ -7,16 +7,19 @@ reason for every coordinate that may not go.
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast, overload
 
 import jax
 import jax.tree_util as jtu
+import numpy as np
 
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group, Kind, Role
 from jprune._jaxpr._trace import trace
+from jprune._stacks import stacked_axes
 from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
 from jprune.scores import over_groups
@@ -107,6 +110,25 @@ class Groups(Sequence[Group]):
     def __contains__(self, group_id: object) -> bool:
         return group_id in self._groups
 
+    @functools.cached_property
+    def writers(self) -> dict[str, int]:
+        """For each group how many kernels and tables write it; at least 1.
+
+        A residual stream has many. In a leaf that stacks layers each layer is one.
+        """
+        shapes = {path: np.broadcast_to(0, s) for path, s in self.shapes.items()}
+        tree = [shapes.get(path, np.zeros(())) for path in self.paths]
+        axes = stacked_axes(jax.tree.unflatten(self.tree, tree))
+        stacks = dict(zip(self.paths, axes, strict=True))
+
+        def layers(ref: AxisRef) -> int:
+            if ref.role not in _PRODUCES:
+                return 0
+            others = [a for a in stacks[ref.path] if a != ref.axis]
+            return math.prod(self.shapes[ref.path][a] for a in others)
+
+        return {g.id: max(sum(map(layers, g.members)), 1) for g in self}
+
     def find(self, pattern: str) -> list[Group]:
         """The groups whose id, or a member of which, a pattern matches.
 
@@ -166,7 +188,7 @@ class Groups(Sequence[Group]):
           norm: see `scores.over_groups`, also for what follows.
           reduce: over the members of a group.
           roles: only members of these roles, e.g. `("scale",)` for norm scales.
-          raw: not divided by the mean of the group, nor weighed by its writers.
+          raw: not divided by the mean of the group.
           signed: added up with their signs.
           at: where `tree` lies inside the parameters ("params"); None finds it.
           stacked: which leaves are stacks of layers.

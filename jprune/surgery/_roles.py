@@ -48,7 +48,9 @@ def sources(
         product = all(info.source >= 0 and info.dims for info in ins)
         for place, info in enumerate(ins):
             if info.source >= 0 and info.dims:
-                shown = rule.role(eqn, place) if rule and rule.role else {}
+                shown: dict[int, Role] = {}
+                if rule and rule.role:
+                    shown = rule.role(eqn, place)
                 if product and place == 0 and source == MANY:
                     made = [d for d, r in shown.items() if r == "in"]
                     shown = {**shown, **dict.fromkeys(made, _MADE)}

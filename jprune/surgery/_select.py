@@ -26,7 +26,8 @@ from jprune.surgery._make import plan_from_keep
 from jprune.surgery._plan import Plan
 from jprune.surgery._reach import still_connected
 
-Ranking = Literal["global", "group", "isomorphic"]
+Ranking = Literal["balanced", "global", "group", "isomorphic"]
+_BY_RANK = ("group", "isomorphic")
 Patterns = str | Sequence[str]
 Scores = Mapping[str, Any]
 
@@ -40,7 +41,7 @@ def select(
     params: float | int | None = None,
     cost: Callable[[Plan], float] | None = None,
     at_most: float | None = None,
-    ranking: Ranking = "global",
+    ranking: Ranking = "balanced",
     exclude: Patterns = (),
     ratios: Mapping[str, float] | None = None,
     most: float = 1.0,
@@ -58,8 +59,8 @@ def select(
       scores: by group id, one finite number per coordinate (`deps.scores`); the lowest
         go first, and of equal ones the last.
       sparsity: fraction of the candidate coordinates to remove, exactly
-        floor(s n + 1/2) of n (of each group, or each set of isomorphic groups, in those
-        rankings). With `round_to` at most that many.
+        floor(s n + 1/2) of n (of each group with ranking "group", of each set of
+        isomorphic groups with "isomorphic"). With `round_to` at most that many.
       flops: the cost to keep: a float is a fraction of the dense FLOPs, an int an
         absolute count. The plan removes the fewest steps that meet it.
       params: the same for the number of parameters.
@@ -68,7 +69,10 @@ def select(
         called at most 12 times.
       at_most: the budget for `cost`, in its unit. A plan within 2 % of it ends the
         search.
-      ranking: what competes with what. "group": every group loses the same fraction;
+      ranking: what competes with what. "balanced": every group loses the same fraction,
+        but one that k layers write (`deps.writers`; a residual stream) a k-th of it:
+        the default, chosen by measurement (`docs/first_call.md`); "group": every group
+        loses the same fraction;
         "isomorphic": layers of one kind compete with each other; "global": all
         coordinates compete, for which scores must be comparable between groups, as
         those of `deps.scores` are.
@@ -82,7 +86,8 @@ def select(
       exact: only groups whose removal is proved to equal zeroing. False takes the
         others, too, and warns of those that it cuts.
       allow_empty: a group may also lose everything, where the output still depends on
-        the input without it: a residual branch goes.
+        the input without it: a residual branch goes. It takes ranking="global" for a
+        branch to lose all while the others lose little.
 
     Returns:
       The plan.
@@ -126,7 +131,7 @@ def choose(
     params: float | int | None = None,
     cost: Callable[[Plan], float] | None = None,
     at_most: float | None = None,
-    ranking: Ranking = "global",
+    ranking: Ranking = "balanced",
     exclude: Patterns = (),
     ratios: Mapping[str, float] | None = None,
     most: float = 1.0,
@@ -190,6 +195,8 @@ def choose(
     kept: dict[str, Any] = {name: score.shape[0] for name, score in pool.items()}
     kept |= fixed
     rest = {name: score for name, score in pool.items() if name not in fixed}
+    if ranking == "balanced":
+        rest = {n: _fractions(score) * deps.writers[n] for n, score in rest.items()}
     if given and rest:
         allowed = {
             name: _allowed(score.shape[0], round_to, min_keep, most, allow_empty)
@@ -198,7 +205,7 @@ def choose(
         sets = _sets(deps, rest, ranking)
         if allow_empty:
             allowed = _without_cuts(deps, rest, allowed, sets, ranking)
-        steps = _order.ordered(rest, allowed, sets, ranking != "global")
+        steps = _order.ordered(rest, allowed, sets, ranking in _BY_RANK)
         if sparsity is not None:
             taken = _cut.by_count(rest, sets, steps, sparsity, round_to)
         elif cost is not None and at_most is not None:
@@ -210,9 +217,10 @@ def choose(
 
 
 def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> None:
-    if ranking not in ("global", "group", "isomorphic"):
+    if ranking not in ("balanced", "global", "group", "isomorphic"):
         raise value_error(
-            f'`ranking` must be "global", "group" or "isomorphic", got {ranking!r}.'
+            '`ranking` must be "balanced", "global", "group" or "isomorphic", got '
+            f"{ranking!r}."
         )
     for name, value in (("round_to", round_to), ("min_keep", min_keep)):
         if int(value) != value or value < 1:
@@ -315,9 +323,16 @@ def _allowed(
     return _order.levels(size, round_to, least, allow_empty and most == 1)
 
 
+def _fractions(score: Any) -> Any:
+    """For each coordinate the fraction that is gone when it goes, worst first."""
+    xp = np if isinstance(score, np.ndarray) else jnp
+    place = xp.argsort(xp.argsort(-score, stable=True))  # 0 for the best
+    return (score.shape[0] - place) / score.shape[0]
+
+
 def _sets(deps: Groups, pool: Scores, ranking: Ranking) -> dict[str, Any]:
     """For each group the set that it competes in."""
-    if ranking == "global":
+    if ranking not in _BY_RANK:
         return dict.fromkeys(pool, 0)
     if ranking == "group":
         return {name: name for name in pool}
@@ -340,7 +355,7 @@ def _without_cuts(
     ranking: Ranking,
 ) -> dict[str, np.ndarray]:
     """Takes the 0 from groups that the output cannot do without, in their order."""
-    steps = _order.ordered(pool, allowed, sets, ranking != "global")
+    steps = _order.ordered(pool, allowed, sets, ranking in _BY_RANK)
     if not isinstance(steps.position, np.ndarray):
         raise value_error("`allow_empty` needs scores that are not traced.")
     last = {
@@ -370,7 +385,7 @@ def _warn_of(deps: Groups, keep: Mapping[str, np.ndarray]) -> None:
         warnings.warn(
             "[jprune] these groups lose more than nine tenths while the others keep "
             "more than half, which rarely leaves a network that works: give "
-            f'`most=0.9`, or ranking="group".{listing(thin)}',
+            f'`most=0.9`, or ranking="balanced".{listing(thin)}',
             stacklevel=3,
         )
     cut = [name for name, n in kept.items() if n < keep[name].size]

@@ -5,7 +5,7 @@ $$ a_t = \sum_{s = T \lfloor t/T \rfloor}^{t} g_s \qquad\text{or}\qquad \sum |g_
 K-starts rates its candidates by the magnitude of this sum; see `at_init.k_starts`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def accumulate_gradient(
 
     After `window`, `2 window`, ... steps the state holds the sum of a whole window; the
     step after that starts anew. The sum is taken in float32: late small gradients would
-    be lost in half precision.
+    be lost in half precision. Entries that are not finite are left out.
 
     Args:
       window: T, steps in a window, an epoch for K-starts.
@@ -73,16 +73,13 @@ def accumulate_gradient(
         return AccumulateGradientState(jnp.int32(0), total)
 
     def update(
-        updates: PyTree,
-        state: AccumulateGradientState,
-        params: Params = None,
-        **extra: Any,
+        updates: PyTree, state: AccumulateGradientState, params: Params
     ) -> tuple[PyTree, AccumulateGradientState]:
-        del params, extra
         fresh = state.count % window == 0
 
         def add(total: jax.Array, g: jax.Array) -> jax.Array:
             g = jnp.asarray(jnp.abs(g) if magnitudes else g, total.dtype)
+            g = jnp.where(jnp.isfinite(g), g, 0)
             return jnp.where(fresh, g, total + g)
 
         total = jax.tree.map(add, state.total, updates)

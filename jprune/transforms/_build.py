@@ -8,20 +8,131 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune._errors import listing, require_static, value_error
+from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import Group, chosen
 from jprune._tree import keys_text
+from jprune._typing import Params, PyTree, Scores
+from jprune.masks._scope import resolve_scope
 
 
 def transformation(
-    init: Callable[..., Any], update: Callable[..., Any]
+    init: Callable[..., Any],
+    update: Callable[..., Any],
+    name: str | None = None,
+    *,
+    wrapper: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """The pair as a `GradientTransformationExtraArgs`.
+    """The pair as a `GradientTransformationExtraArgs`, with what every method needs.
 
-    The type checker cannot see that a state class of ours is a state: this is the one
-    place that says so.
+    The first state owns its buffers, so that it may be donated. A tree without leaves,
+    as `optax.masked` and `optax.partition` hand over, passes.
+
+    Args:
+      init: `params -> state`.
+      update: `(updates, state, params) -> (updates, state)`.
+      name: of the transformation, if it needs the parameters.
+      wrapper: whether `update` also takes extra arguments, and trees without leaves.
+
+    Returns:
+      The transformation.
     """
-    return optax.GradientTransformationExtraArgs(init, update)
+
+    def begin(params: Params) -> PyTree:
+        return own_buffers(init(params))
+
+    def follow(
+        updates: PyTree, state: PyTree, params: Params = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        if name is not None and params is None:
+            raise no_params(name)
+        if wrapper:
+            return update(updates, state, params, **extra)
+        if name is not None and not jax.tree.leaves(params):
+            return updates, state
+        return update(updates, state, params)
+
+    # The type checker cannot see that a state class of ours is a state: this is the one
+    # place that says so.
+    return optax.GradientTransformationExtraArgs(begin, follow)
+
+
+def own_buffers(state: PyTree) -> PyTree:
+    """`state` with every array in a buffer of its own.
+
+    Masks and counters are copied: they may be the caller's, or one array in two places.
+    A floating array of some size was made by `init`; it is copied if it comes twice.
+    """
+    seen: set[int] = set()
+
+    def own(x: Any) -> Any:
+        moment = jnp.issubdtype(jnp.result_type(x), jnp.floating) and jnp.ndim(x)
+        fresh = bool(moment) and id(x) not in seen
+        seen.add(id(x))
+        return x if fresh else jnp.copy(x)
+
+    return jax.tree.map(own, state)
+
+
+def value_at(given: Any, count: jax.Array) -> Any:
+    """A number as it is, a schedule at this step."""
+    return given(count) if callable(given) else given
+
+
+def exactly_one(**given: Any) -> None:
+    """Raises unless one of these arguments is given."""
+    if sum(x is not None for x in given.values()) != 1:
+        *names, last = (f"`{name}`" for name in given)
+        came = ", ".join(f"{name}={x}" for name, x in given.items())
+        which = f"{', '.join(names)} and {last}"
+        raise value_error(f"Give exactly one of {which}; got {came}.")
+
+
+def renewed(due: jax.Array, new: Callable[[], Any], old: Any) -> Any:
+    """What `new` makes if it is due, else `old` as it is."""
+    return jax.lax.cond(due, new, lambda: old)
+
+
+def renewed_in_place(due: jax.Array, new: Callable[[Any], Any], old: Any) -> Any:
+    """`new(old)` if it is due, else `old`: for what has the size of the parameters.
+
+    A loop of one round or none. A `lax.cond` would copy `old` at every step; what a
+    loop carries stays where it is.
+    """
+
+    def once(carry: Any) -> Any:
+        return jnp.array(False), new(carry[1])
+
+    return jax.lax.while_loop(lambda carry: carry[0], once, (due, old))[1]
+
+
+def added(update: jax.Array, force: jax.Array) -> jax.Array:
+    """An update and the force of a penalty, in the dtype of the update."""
+    return update + force.astype(update.dtype)
+
+
+def decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
+    """Coupled weight decay of the leaves of a scope; None for `masks.prunable`."""
+    return optax.add_decayed_weights(
+        weight_decay, mask=lambda params: resolve_scope(scope, params)
+    )
+
+
+def decay_all(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
+    """Coupled weight decay of all leaves, or of those of a scope that is given."""
+    if scope is not None:
+        return decay(weight_decay, scope)
+    return optax.add_decayed_weights(weight_decay)
+
+
+def finite(scores: Scores) -> Scores:
+    """Scores in which what is not finite counts as 0: it must not rank."""
+    return jax.tree.map(lambda s: jnp.where(jnp.isfinite(s), s, 0), scores)
+
+
+def is_finite(tree: PyTree) -> jax.Array:
+    """Whether every number of a tree is finite, 0-d."""
+    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
 
 
 def next_step(count: jax.Array) -> jax.Array:

@@ -24,22 +24,27 @@ from jprune._errors import listing, value_error
 from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import Params, PyTree
 
+_LONGEST = 256
+"""Dry steps after which a chain that moves no weight is given up."""
+
 
 def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -> None:
     """Raises unless weights that the chain's projections remove end at exactly 0.
 
     Every projection of the chain is made to remove, `steps` updates with random
-    gradients are applied to a copy, and the removed weights are looked at.
+    gradients are applied to a copy, and the removed weights are looked at. While no
+    weight has moved (`optax.MultiSteps` holds updates back) it goes on, up to 256.
 
     Args:
       tx: the whole chain, as it will be used.
       params: the parameters.
-      steps: dry steps to take; more than two where a wrapper such as `optax.MultiSteps`
-        holds updates back.
+      steps: dry steps to take; more than two where a wrapper holds the updates of some
+        weights back for longer.
 
     Raises:
       ValueError: a removed weight is not 0, with the leaf's path and the usual cause;
-        or the chain has no projection, so that nothing in it ends at zero.
+        the chain has no projection, so that nothing in it ends at zero; or no update
+        has come through.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -57,12 +62,21 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
     update = jax.jit(optax.with_extra_args_support(tx).update)
 
     # From a random point: a weight that is 0 already shows nothing.
-    first, *keys = jax.random.split(jax.random.key(0), steps + 1)
-    start = now = optax.apply_updates(params, _noise(first, params))
-    for key in keys:
-        grads = _noise(key, now)
+    key = jax.random.key(0)
+    start = now = optax.apply_updates(params, _noise(key, params))
+    moved = False
+    for t in range(max(steps, _LONGEST)):
+        if t >= steps and moved:
+            break
+        grads = _noise(jax.random.fold_in(key, t), now)
         updates, state = update(grads, state, now, grad=grads)
+        moved = moved or any(bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates))
         now = optax.apply_updates(now, updates)
+    if not moved:
+        raise value_error(
+            f"`check` saw no update in {max(steps, _LONGEST)} dry steps: if a wrapper "
+            "such as `optax.MultiSteps` holds them back for longer, pass more `steps`."
+        )
 
     stored = [mask for mask in enforced if mask is not None]
     wrong = _missed(stored, now)
@@ -72,7 +86,8 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         raise value_error(
             "Removed weights do not end at exactly 0. A projection must come last in "
             "the chain, after the learning rate and any momentum, and not inside a "
-            f"wrapper that averages or rescales updates:{listing(wrong)}"
+            "wrapper that averages or rescales updates. (Where a wrapper holds updates "
+            f"back pass more `steps`, now {steps}.){listing(wrong)}"
         )
 
 

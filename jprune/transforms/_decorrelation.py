@@ -36,16 +36,18 @@ import optax
 from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._groups import Group, Role, chosen, member_leaves, no_member
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
 from jprune.masks._count import exact, require_sparsity
 from jprune.transforms._build import (
+    added,
     by_group,
     end_within,
     keeps_of,
     next_step,
     transformation,
+    value_at,
 )
 from jprune.transforms._projection import project
 
@@ -158,26 +160,20 @@ def add_decorrelation(
             force += lam * w * (~at.stays).reshape(column).astype(dtype)
         if at.role == "out" and w.ndim > 1:
             force += jnp.asarray(gram, dtype) * lam * _gram_gradient(w, axis, at.stays)
-        return u + force.astype(u.dtype)
+        return added(u, force)
 
     def update(
-        updates: PyTree,
-        state: AddDecorrelationState,
-        params: Params = None,
-        **extra: Any,
+        updates: PyTree, state: AddDecorrelationState, params: Params
     ) -> tuple[PyTree, AddDecorrelationState]:
-        del extra
-        if params is None:
-            raise no_params("add_decorrelation")
-        lam = strength(state.count) if callable(strength) else strength
+        lam = value_at(strength, state.count)
         gradients, treedef = jax.tree.flatten(updates)
         weights = jax.tree.leaves(params)
         for (i, axis), at in _doomed(params, groups, keeps).items():
             gradients[i] = leaf(gradients[i], weights[i], axis, at, lam)
-        count = jnp.asarray(next_step(state.count))
-        return jax.tree.unflatten(treedef, gradients), AddDecorrelationState(count)
+        following = AddDecorrelationState(next_step(state.count))
+        return jax.tree.unflatten(treedef, gradients), following
 
-    return transformation(init, update)
+    return transformation(init, update, "add_decorrelation")
 
 
 def prune_in_turn(
@@ -223,14 +219,9 @@ def prune_in_turn(
         return PruneInTurnState(jnp.int32(0))
 
     def update(
-        updates: PyTree, state: PruneInTurnState, params: Params = None, **extra: Any
+        updates: PyTree, state: PruneInTurnState, params: Params
     ) -> tuple[PyTree, PruneInTurnState]:
-        del extra
-        if params is None:
-            raise no_params("prune_in_turn")
-        following = PruneInTurnState(jnp.asarray(next_step(state.count)))
-        if not jax.tree.leaves(params):
-            return updates, following
+        following = PruneInTurnState(next_step(state.count))
         now = {
             group.id: jnp.asarray(keep) | (state.count - begin < (i + 1) * every)
             for i, (group, keep) in enumerate(turns)
@@ -238,7 +229,7 @@ def prune_in_turn(
         kept = masks.from_groups(params, groups, now, roles=_PRODUCING)
         return project(updates, params, kept), following
 
-    return transformation(init, update)
+    return transformation(init, update, "prune_in_turn")
 
 
 def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Schedule:
@@ -267,8 +258,10 @@ def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Sch
         raise value_error(f"`grow`, `every` must be at least 1: {grow}, {every}.")
 
     def schedule(step: Any) -> jax.Array:
-        reached = jnp.asarray(step) // every * every / grow
-        return ceiling * jnp.minimum(reached.astype(jnp.float32), 1)
+        stair = jnp.asarray(step) // every * every
+        # In float64 where that is on, as the schedules of Optax.
+        reached = stair.astype(jnp.result_type(float)) / grow
+        return ceiling * jnp.minimum(reached, 1)
 
     return schedule
 

@@ -35,12 +35,20 @@ import optax
 
 from jprune import masks, scores, selection
 from jprune._dtypes import wide
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._unstructured import ranked
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import (
+    exactly_one,
+    is_finite,
+    next_step,
+    renewed,
+    renewed_in_place,
+    transformation,
+    value_at,
+)
 from jprune.transforms._inner_state import renew
 from jprune.transforms._keep_masked import keep_masked
 from jprune.transforms._projection import checkerboard, landing
@@ -108,7 +116,9 @@ def drop_and_grow(
 
     The first step makes the weights sparse, with the gradient of the dense network it
     was given. For a sparse first gradient, make the mask first: `masks.apply` it to the
-    parameters and pass `mask=masks.from_zeros`.
+    parameters and pass `mask=masks.from_zeros`. With a gradient that is not finite no
+    mask moves; whether the step is taken is for `inner` to say
+    (`optax.apply_if_finite`).
 
     Args:
       inner: the optimizer, learning rate included. It is shown the kept weights and
@@ -162,8 +172,8 @@ def drop_and_grow(
       ties of the weights by noise and moves the mask at step 0 too (`begin=0`); here
       the count follows jprune's rule, ties go by position, and $f_t n$ is a product in
       float32, which may differ by one where it lies next to a half. In their code the
-      moments of the weights that stay do not see the gradient of a move; to hold them
-      back here would cost a copy of them at every step.
+      moments of the weights that stay do not see the gradient of a move; for that make
+      `inner` an `optax.conditionally_mask(optimizer, lambda t: t % every != 0)`.
     """
     require_static(every=every, begin=begin, end=end, min_keep=min_keep)
     _require(sparsity, mask, drop_fraction, grow, every, begin, end)
@@ -180,24 +190,25 @@ def drop_and_grow(
         )
 
     def update(
-        updates: PyTree, state: DropAndGrowState, params: Params = None, **extra: Any
+        updates: PyTree, state: DropAndGrowState, params: Params, **extra: Any
     ) -> tuple[PyTree, DropAndGrowState]:
-        if params is None:
-            raise no_params("drop_and_grow")
-
         step = functools.partial(_step, inner, updates, state, params, extra)
 
-        def move(mask: Mask) -> tuple[Mask, Mask, jax.Array]:
-            # The step is taken again rather than handed in: an update that entered the
-            # loop would have to be written to memory at every step.
-            now = params
+        def move(stays: tuple[Mask, Mask, jax.Array]) -> tuple[Mask, Mask, jax.Array]:
+            mask, now = stays[0], params
             if also_step:
                 now = optax.apply_updates(params, step(_kept, mask)[0])
-            return _move(mask, now, updates, moves.dropped(state), state, grow)
+            before = state._replace(mask=mask)
+            return _move(now, updates, moves.dropped(state), before, grow)
 
         moved, following = jnp.array(False), state
         if moves.ever() and jax.tree.leaves(params):
-            moved, following = _once(moves.due(state.count), move, state)
+            moved = renewed(
+                moves.due(state.count), lambda: is_finite(updates), jnp.array(False)
+            )
+            stays = (state.mask, state.grown, state.passes)
+            mask, grown, passes = renewed_in_place(moved, move, stays)
+            following = state._replace(mask=mask, grown=grown, passes=passes)
         survives, marks = _survives(moved), (following.mask, following.grown)
         final, after = step(survives, *marks)
         if not also_step:
@@ -207,7 +218,7 @@ def drop_and_grow(
         )
         return final, following._replace(count=next_step(state.count), inner=after)
 
-    return transformation(init, update)
+    return transformation(init, update, "drop_and_grow", wrapper=True)
 
 
 def _step(
@@ -246,9 +257,7 @@ class _Moves(NamedTuple):
 
     def dropped(self, state: DropAndGrowState) -> jax.Array:
         """How many of the kept weights of each leaf are dropped now."""
-        f: Any = self.fraction
-        f = f(state.count) if callable(f) else f
-        count = jnp.floor(wide(f) * state.kept + 0.5)
+        count = jnp.floor(wide(value_at(self.fraction, state.count)) * state.kept + 0.5)
         return jnp.clip(count.astype(jnp.int32), 0, state.kept)
 
 
@@ -266,25 +275,6 @@ def _survives(moved: jax.Array) -> _Select:
         return jnp.where(kept, jnp.where(grown, jnp.where(moved, y, x), x), y)
 
     return select
-
-
-def _once(
-    due: jax.Array,
-    move: Callable[[Mask], tuple[Mask, Mask, jax.Array]],
-    state: DropAndGrowState,
-) -> tuple[jax.Array, DropAndGrowState]:
-    """Whether a move was due, and the state after it.
-
-    A loop of one round or none, where a `lax.cond` would copy the masks at every step:
-    what a loop carries stays where it is.
-    """
-
-    def body(carry: Any) -> Any:
-        return jnp.array(False), jnp.array(True), *move(carry[2])
-
-    carry = (due, jnp.array(False), state.mask, state.grown, state.passes)
-    _, moved, mask, grown, passes = jax.lax.while_loop(lambda c: c[0], body, carry)
-    return moved, state._replace(mask=mask, grown=grown, passes=passes)
 
 
 class _First(NamedTuple):
@@ -317,7 +307,6 @@ class _First(NamedTuple):
 
 
 def _move(
-    mask: Mask,
     params: Params,
     grads: PyTree,
     dropped: jax.Array,
@@ -325,10 +314,14 @@ def _move(
     grow: Grow,
 ) -> tuple[Mask, Mask, jax.Array]:
     """The next mask of each leaf, what of it is new, and the passes this took."""
+    mask = state.mask
     scope = jax.tree.map(lambda m: m.ndim > 0, mask)
-    stay = state.kept - dropped
+    lots = grads  # magnitudes are taken by the ranking
+    if grow == "random":
+        key = jax.random.fold_in(_wrapped(state.key), state.count)
+        lots = scores.random(key, params)
 
-    def largest(values: Scores, count: jax.Array, within: Mask, init: Any) -> Any:
+    def largest(values: Scores, count: jax.Array, within: Mask) -> Any:
         return ranked(
             values,
             count,
@@ -336,62 +329,15 @@ def _move(
             scope=scope,
             min_keep=0,
             within=within,
-            init=init,
+            init=selection.cold(in_scope(values, scope), ranking="leaf"),
         )
 
-    cold = selection.cold(in_scope(params, scope), ranking="leaf")
-    a, _, one = largest(params, stay, mask, cold)
-    if grow == "gradient":
-        # Magnitudes are taken by the ranking.
-        init = selection.cold(in_scope(grads, scope), ranking="leaf")
-    else:
-        # After the first ranking, whose memory they then take.
-        data, one = jax.lax.optimization_barrier((state.key, one))
-        grads = _lots(data, state.count, params)
-        sizes = np.array([m.size for m in in_scope(mask, scope)], np.int32)
-        init = _expected(dropped, jnp.asarray(sizes) - stay)
-    b, _, two = largest(grads, dropped, jax.tree.map(jnp.logical_not, a), init)
+    a, _, one = largest(params, state.kept - dropped, mask)
+    b, _, two = largest(lots, dropped, jax.tree.map(jnp.logical_not, a))
     union = jax.tree.map(jnp.logical_or, a, b)
     # What was dropped and grown again is not new.
     new = jax.tree.map(lambda now, before: now & ~before, union, mask)
     return union, new, jnp.maximum(one, two)
-
-
-def _lots(data: jax.Array, step: jax.Array, params: Params) -> Scores:
-    """A number in [0, 1) for every weight: its place and a key, mixed to 24 bits.
-
-    Lots need no statistics, only to differ; drawing them by `jax.random` would take
-    most of the time of a move. The key of leaf i at step t is that of the state with t,
-    then i folded in.
-    """
-    key = jax.random.fold_in(_wrapped(data), step)
-
-    def leaf(i: int, p: jax.Array) -> jax.Array:
-        first, second = jax.random.key_data(jax.random.fold_in(key, i))
-        place, stride = jnp.uint32(0), 1
-        for axis in reversed(range(p.ndim)):
-            index = jax.lax.broadcasted_iota(jnp.uint32, p.shape, axis)
-            place, stride = place + index * np.uint32(stride), stride * p.shape[axis]
-        mixed = _mix(_mix(place ^ first) + second)
-        return (mixed >> 8).astype(jnp.float32) * np.float32(2**-24)
-
-    leaves, treedef = jax.tree.flatten(params)
-    return jax.tree.unflatten(treedef, [leaf(i, p) for i, p in enumerate(leaves)])
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """The finalizer of MurmurHash3: every bit of x reaches every bit."""
-    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def _expected(k: jax.Array, n: jax.Array) -> selection.WarmStart:
-    """Where the k-th largest of n lots lies, give or take three deviations."""
-    k, n = k.astype(jnp.float32), jnp.maximum(n, 1).astype(jnp.float32)
-    at = selection.image_of(1 - k / n)
-    below = selection.image_of(jnp.maximum(1 - (k + 3 * jnp.sqrt(k)) / n, 0))
-    return selection.WarmStart(at, jnp.maximum(at - below, 1))
 
 
 def _counts(mask: Mask) -> jax.Array:
@@ -421,11 +367,7 @@ def _require(
     begin: int,
     end: int | None,
 ) -> None:
-    if (sparsity is None) == (mask is None):
-        raise value_error(
-            "Give exactly one of `sparsity` and `mask`; got "
-            f"sparsity={sparsity}, mask={mask}."
-        )
+    exactly_one(sparsity=sparsity, mask=mask)
     if grow not in ("gradient", "random"):
         raise value_error(f"`grow` must be 'gradient' or 'random', got {grow!r}.")
     known = not (callable(fraction) or is_traced(fraction))

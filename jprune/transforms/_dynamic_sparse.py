@@ -14,9 +14,8 @@ import optax
 
 from jprune import masks
 from jprune._errors import require_static
-from jprune._typing import Mask, Params, ScalarOrSchedule, Scope
-from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import end_within
+from jprune._typing import Mask, Params, ScalarOrSchedule
+from jprune.transforms._build import decay, end_within
 from jprune.transforms._drop_and_grow import Allocation, drop_and_grow
 
 
@@ -226,10 +225,7 @@ def _sgd(
     weight_decay: float,
     scope: Any,
 ) -> optax.GradientTransformation:
-    def leaves(params: Params) -> Scope:
-        return resolve_scope(scope, params)
-
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=leaves),
+        decay(weight_decay, scope),
         optax.sgd(learning_rate, momentum, nesterov),
     )

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks
-from jprune._errors import no_params, require_static, type_error, value_error
+from jprune._errors import require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
-from jprune.transforms._build import transformation
+from jprune.transforms._build import renewed, transformation
 from jprune.transforms._projection import project
 
 Select = Callable[[Params], Mask]
@@ -63,15 +63,9 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
         return PruneOnceState(jnp.int32(step), jnp.int32(0))
 
     def update(
-        updates: PyTree, state: PruneOnceState, params: Params = None, **extra: Any
+        updates: PyTree, state: PruneOnceState, params: Params
     ) -> tuple[PyTree, PruneOnceState]:
-        del extra
-        if params is None:
-            raise no_params("prune_once")
         left = jnp.maximum(state.left - 1, -1)
-        if not jax.tree.leaves(params):
-            return updates, state._replace(left=left)
-
         # 1. Only the parameters enter the `cond`: an update that did would have to be
         #    written to memory at every step.
         # 2. Afterwards a removed weight is known by its zero. A leaf `select` never
@@ -82,11 +76,8 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
             mask = select(params)
             return mask, _count(mask, params)
 
-        kept, removed = jax.lax.cond(
-            state.left == 0,
-            remove,
-            lambda: (jax.tree.map(_all_kept, touched, params), state.removed),
-        )
+        all_kept = jax.tree.map(_all_kept, touched, params)
+        kept, removed = renewed(state.left == 0, remove, (all_kept, state.removed))
         kept = jax.tree.map(
             lambda k, p: k & ((state.left >= 0) | (p != 0)) if k.ndim else k,
             kept,
@@ -94,7 +85,7 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
         )
         return project(updates, params, kept), PruneOnceState(left, removed)
 
-    return transformation(init, update)
+    return transformation(init, update, "prune_once")
 
 
 def _require_function(select: Any) -> None:

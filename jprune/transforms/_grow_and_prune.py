@@ -28,13 +28,20 @@ import numpy as np
 import optax
 
 from jprune import masks, scores, selection
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import (
+    next_step,
+    renewed,
+    renewed_in_place,
+    transformation,
+    value_at,
+)
 from jprune.transforms._inner_state import renew
+from jprune.transforms._keep_masked import keep_masked
 from jprune.transforms._partitions import Partitions, resolve_partitions
 from jprune.transforms._projection import checkerboard, project
 
@@ -67,6 +74,7 @@ def grow_and_prune(
     partitions: Partitions,
     period: int,
     steps: int,
+    mask: Mask | Callable[[Params], Mask] | None = None,
     restart: bool = True,
     rate: ScalarOrSchedule | None = None,
     scope: Any = None,
@@ -97,6 +105,8 @@ def grow_and_prune(
       period: updates in one step, E epochs of them; at least 2.
       steps: how many; whole rounds are multiples of the number of parts. 28 of 30
         epochs for the paper's ResNet-50, then 150 of fine-tuning [recalled].
+      mask: the first masks, or a function of the parameters; None draws them at random.
+        Part 0 is dense at first whatever its mask.
       restart: with each step of GaP `inner` begins anew, its counters and schedules
         too, as in the authors' code. False: only the moments of weights that went or
         have just grown do; the others take in the gradient of the hand-over.
@@ -146,17 +156,14 @@ def grow_and_prune(
     given = (sparsity, partitions, scope, min_keep)
 
     def init(params: Params) -> GrowAndPruneState:
-        zero, mask = jnp.int32(0), params
+        zero, first = jnp.int32(0), params
         if jax.tree.leaves(params):
-            plan = Growth.of(params, *given)
-            mask = plan.grown(plan.start(typed_key(key), params), 0)
-        return GrowAndPruneState(zero, mask, zero, inner.init(params))
+            first = Growth.of(params, *given).first(mask, key, params)
+        return GrowAndPruneState(zero, first, zero, inner.init(params))
 
     def update(
-        updates: PyTree, state: GrowAndPruneState, params: Params = None, **extra: Any
+        updates: PyTree, state: GrowAndPruneState, params: Params, **extra: Any
     ) -> tuple[PyTree, GrowAndPruneState]:
-        if params is None:
-            raise no_params("grow_and_prune")
         if not jax.tree.leaves(params):
             final, after = inner.update(updates, state.inner, params, **extra)
             return final, state._replace(count=next_step(state.count), inner=after)
@@ -165,21 +172,22 @@ def grow_and_prune(
         running = (step >= 1) & (step <= steps)
         hands_over, begins = running & (place == 0), running & (place == 1)
 
-        def change(mask: Mask, passes: jax.Array) -> tuple[Mask, jax.Array]:
-            kept, passes = jax.lax.cond(
-                hands_over, lambda: plan.pruned(params, mask), lambda: (mask, passes)
+        def change(stays: tuple[Mask, jax.Array]) -> tuple[Mask, jax.Array]:
+            kept, passes = renewed(
+                hands_over, lambda: plan.pruned(params, stays[0]), stays
             )
             return plan.grown(kept, step % plan.parts, begins & (step < steps)), passes
 
-        mask, passes = _once(hands_over | begins, change, state)
+        stays = (state.mask, state.passes)
+        now, passes = renewed_in_place(hands_over | begins, change, stays)
         began = _begun(inner, state, params, begins, restart)
-        final, after = inner.update(masks.apply(mask, updates), began, params, **extra)
+        final, after = inner.update(masks.apply(now, updates), began, params, **extra)
         final = _scaled(final, rate, state.count)
         final = jax.tree.map(lambda u: jnp.where(hands_over, 0, u), final)
-        following = GrowAndPruneState(next_step(state.count), mask, passes, after)
-        return project(final, params, mask), following
+        following = GrowAndPruneState(next_step(state.count), now, passes, after)
+        return project(final, params, now), following
 
-    return transformation(init, update)
+    return transformation(init, update, "grow_and_prune", wrapper=True)
 
 
 def gap(
@@ -328,6 +336,13 @@ class Growth(NamedTuple):
             min_keep=self.min_keep,
         )
 
+    def first(self, given: Any, key: Any, params: Params) -> Mask:
+        """The masks before the first step: given or random, but part 0 is dense."""
+        if given is None:
+            return self.grown(self.start(typed_key(key), params), 0)
+        held: Any = keep_masked(given).init(params)
+        return self.grown(held.mask, 0)
+
     def pruned(self, weights: Scores, within: Mask | None) -> tuple[Mask, jax.Array]:
         """The largest of each leaf: a leaf that is already sparse keeps its mask."""
         leaves = in_scope(weights, self.scope)
@@ -349,24 +364,6 @@ class Growth(NamedTuple):
             return m | ((jnp.asarray(part) == at) & now) if m.ndim else m
 
         return jax.tree.map(leaf, mask, self.partition)
-
-
-def _once(
-    due: jax.Array,
-    change: Callable[[Mask, jax.Array], tuple[Mask, jax.Array]],
-    state: GrowAndPruneState,
-) -> tuple[Mask, jax.Array]:
-    """The changed mask and the passes it took if it is due, those of the state if not.
-
-    A loop of one round or none, where a `lax.cond` would copy the mask at every step:
-    what a loop carries stays where it is.
-    """
-
-    def body(carry: Any) -> Any:
-        return jnp.array(False), *change(*carry[1:])
-
-    carry = (due, state.mask, state.passes)
-    return jax.lax.while_loop(lambda carry: carry[0], body, carry)[1:]
 
 
 def typed_key(key: Any) -> jax.Array:
@@ -404,5 +401,5 @@ def _unless_begun(now: jax.Array, first: jax.Array, goes_on: jax.Array) -> jax.A
 def _scaled(updates: PyTree, rate: ScalarOrSchedule | None, count: jax.Array) -> PyTree:
     if rate is None:
         return updates
-    factor = rate(count) if callable(rate) else rate
+    factor = value_at(rate, count)
     return jax.tree.map(lambda u: u * jnp.asarray(factor, u.dtype), updates)

@@ -20,6 +20,7 @@ Regularization", ICLR 2021 (arXiv 2012.09243).
 
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +28,21 @@ import jax.numpy as jnp
 import optax
 
 from jprune import selection
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._rank import RankingName
-from jprune.transforms._build import end_within, next_step, transformation
+from jprune.transforms._build import (
+    added,
+    end_within,
+    exactly_one,
+    next_step,
+    renewed,
+    transformation,
+)
 from jprune.transforms._low_set import LowSet
 from jprune.transforms._projection import checkerboard, project
+
+Optimizer = Callable[[ScalarOrSchedule], optax.GradientTransformation]
 
 
 class AddGrowingDecayState(NamedTuple):
@@ -83,6 +93,7 @@ def add_growing_decay(
     sparsity: Any = None,
     *,
     every: int = 20,
+    begin: int = 0,
     limit: float | jax.Array = 0.5,
     scope: Any = None,
     ranking: RankingName = "leaf",
@@ -96,7 +107,8 @@ def add_growing_decay(
     Args:
       increment: $\delta$, 1e-4 in the paper's runs.
       sparsity: s; see `shrink_softly`, whose counts these are.
-      every: steps between two growths, the first at step 0.
+      every: steps between two growths.
+      begin: the step of the first one.
       limit: a leaf whose largest coefficient is above it grows no more and keeps its
         low set.
       scope: see `shrink_softly`.
@@ -124,10 +136,12 @@ def add_growing_decay(
       Wang et al., arXiv 2303.09650; the authors' code.
     """
     low = LowSet(sparsity, select, scope, ranking)
-    low.require_one()
-    require_static(every=every)
-    if every < 1:
-        raise value_error(f"`every` must be at least 1, got {every}.")
+    exactly_one(sparsity=sparsity, select=select)
+    require_static(every=every, begin=begin)
+    if every < 1 or begin < 0:
+        raise value_error(
+            f"`every` must be at least 1 and `begin` at least 0, got {every}, {begin}."
+        )
 
     def init(params: Params) -> AddGrowingDecayState:
         mask, zero = low.everything(params), jnp.int32(0)
@@ -154,23 +168,15 @@ def add_growing_decay(
         return AddGrowingDecayState(state.count, hits, mask, full, warm, passes)
 
     def update(
-        updates: PyTree,
-        state: AddGrowingDecayState,
-        params: Params = None,
-        **extra: Any,
+        updates: PyTree, state: AddGrowingDecayState, params: Params
     ) -> tuple[PyTree, AddGrowingDecayState]:
-        del extra
-        if params is None:
-            raise no_params("add_growing_decay")
-        if not jax.tree.leaves(params):
-            return updates, state
-        state = jax.lax.cond(
-            state.count % every == 0, lambda: grow(state, params), lambda: state
-        )
-        added = _decayed(updates, params, state.hits, increment)
-        return added, state._replace(count=next_step(state.count))
+        since = state.count - begin
+        due = (since >= 0) & (since % every == 0)
+        state = renewed(due, lambda: grow(state, params), state)
+        moved = _decayed(updates, params, state.hits, increment)
+        return moved, state._replace(count=next_step(state.count))
 
-    return transformation(init, update)
+    return transformation(init, update, "add_growing_decay")
 
 
 def _decayed(updates: PyTree, params: Params, hits: PyTree, increment: Any) -> PyTree:
@@ -180,7 +186,7 @@ def _decayed(updates: PyTree, params: Params, hits: PyTree, increment: Any) -> P
         if h.ndim == 0:
             return u
         decay = h.astype(p.dtype) * jnp.asarray(increment, p.dtype)
-        return jnp.where(h == 0, u, u + (decay * p).astype(u.dtype))
+        return jnp.where(h == 0, u, added(u, decay * p))
 
     return jax.tree.map(leaf, updates, params, hits)
 
@@ -193,7 +199,9 @@ def issr(
     end: int | None = None,
     increment: float | jax.Array = 1e-4,
     every: int = 20,
+    begin: int = 0,
     limit: float | jax.Array = 0.5,
+    optimizer: Optimizer | None = None,
     b1: float = 0.9,
     b2: float = 0.99,
     scope: Any = None,
@@ -215,7 +223,10 @@ def issr(
         increment` steps: 100,020 with the paper's settings.
       increment: see `add_growing_decay`.
       every: see `add_growing_decay`.
+      begin: see `add_growing_decay`.
       limit: see `add_growing_decay`.
+      optimizer: in place of Adam, a function of the learning rate: `optax.sgd`, or
+        `lambda rate: optax.sgd(rate, 0.9)`.
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
       scope: see `shrink_softly`.
@@ -237,32 +248,33 @@ def issr(
         increment,
         sparsity,
         every=every,
+        begin=begin,
         limit=limit,
         scope=scope,
         ranking=ranking,
         select=select,
     )
-    adam = optax.adam(learning_rate, b1, b2)
+    make = optimizer or partial(optax.adam, b1=b1, b2=b2)
+    inside = make(learning_rate)
 
     def init(params: Params) -> IssrState:
         grown: Any = penalty.init(params)
-        return IssrState(grown, adam.init(params))
+        return IssrState(grown, inside.init(params))
 
     def update(
-        updates: PyTree, state: IssrState, params: Params = None, **extra: Any
+        updates: PyTree, state: IssrState, params: Params
     ) -> tuple[PyTree, IssrState]:
-        del extra
         before = state.penalty
         over = before.count >= last
         before = before._replace(full=jax.tree.map(lambda f: f | over, before.full))
         after: Any
-        added, after = penalty.update(updates, before, params)
+        pulled, after = penalty.update(updates, before, params)
         # What was full before this step is removed in it: one step to settle. From
         # then on what is kept decays no more.
         done = before.done()
-        added = jax.tree.map(lambda a, u: jnp.where(done, u, a), added, updates)
-        moved, inner = adam.update(added, state.inner, params)
+        pulled = jax.tree.map(lambda a, u: jnp.where(done, u, a), pulled, updates)
+        moved, inner = inside.update(pulled, state.inner, params)
         kept = jax.tree.map(lambda m: m | ~done, before.mask)
         return project(moved, params, kept), IssrState(after, inner)
 
-    return transformation(init, update)
+    return transformation(init, update, "issr")

@@ -45,7 +45,7 @@ class GrowingSparsity(NamedTuple):
         """From the arguments of a transformation.
 
         Raises:
-          ValueError: steps out of order.
+          ValueError: steps out of order, or a schedule that comes down.
         """
         require_static(begin=begin, end=end, every=every, min_keep=ranking.min_keep)
         if not 0 <= begin <= end or every < 1:
@@ -56,6 +56,7 @@ class GrowingSparsity(NamedTuple):
         schedule, last = sparsity, sparsity
         if callable(sparsity):
             last = _value_at(sparsity, end)
+            _require_growth(sparsity, begin, end, every)
         else:
             schedule = _cubic(sparsity, begin, end)
         return cls(schedule, ranking._replace(sparsity=last), begin, end, every)
@@ -116,3 +117,25 @@ def _value_at(schedule: Callable[[Any], Any], step: int) -> Any:
     """The schedule's value on the host, as the decimal its float32 text names."""
     with jax.ensure_compile_time_eval():
         return np.asarray(schedule(jnp.int32(step)))[()]
+
+
+_LOOKED_AT = 1_024
+"""The most steps at which a schedule is evaluated beforehand."""
+
+
+def _require_growth(schedule: Callable[[Any], Any], begin: int, end: int, every: int):
+    """Raises if the schedule comes down between two rankings: zeros would stay zero."""
+    count = min((end - begin) // every + 1, _LOOKED_AT)
+    places = np.linspace(0, (end - begin) // every, count).astype(np.int64)
+    steps = np.append(begin + places * every, end)
+    with jax.ensure_compile_time_eval():
+        values = [np.max(np.asarray(schedule(jnp.int32(t)))) for t in steps]
+    falls = np.flatnonzero(np.diff(values) < -1e-6)
+    if falls.size:
+        i = int(falls[0])
+        raise value_error(
+            f"`sparsity` must not decrease, since what is removed stays removed: the "
+            f"schedule is {values[i]:.4g} at step {steps[i]} and {values[i + 1]:.4g} "
+            f"at step {steps[i + 1]}. To let weights return use `drop_and_grow` or "
+            "`grow_and_prune`."
+        )

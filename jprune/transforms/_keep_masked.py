@@ -1,13 +1,13 @@
 """Fixed masks: keep removed weights at zero, or keep gradients from reaching them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jprune._errors import no_params, value_error
+from jprune._errors import value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, Params, PyTree
 from jprune.transforms._build import transformation
@@ -46,7 +46,8 @@ def keep_masked(
 
     Whatever the chain before it does (momentum, decay, adaptive scaling), after plain
     `optax.apply_updates` every weight the mask removes is 0 and every other weight has
-    moved by its update, bit for bit.
+    moved by its update, bit for bit. (A removed weight that is infinite or NaN stays
+    NaN, whatever is added to it: `masks.apply` the mask to the parameters first.)
 
     Args:
       mask: a mask, or a function of the parameters called once by `init`, e.g.
@@ -74,14 +75,11 @@ def keep_masked(
         return KeepMaskedState(_initial(mask, params))
 
     def update(
-        updates: PyTree, state: KeepMaskedState, params: Params = None, **extra: Any
+        updates: PyTree, state: KeepMaskedState, params: Params
     ) -> tuple[PyTree, KeepMaskedState]:
-        del extra
-        if params is None:
-            raise no_params("keep_masked")
         return project(updates, params, state.mask), state
 
-    return transformation(init, update)
+    return transformation(init, update, "keep_masked")
 
 
 def mask_updates(
@@ -107,9 +105,8 @@ def mask_updates(
         return MaskUpdatesState(_initial(mask, params))
 
     def update(
-        updates: PyTree, state: MaskUpdatesState, params: Params = None, **extra: Any
+        updates: PyTree, state: MaskUpdatesState, params: Params
     ) -> tuple[PyTree, MaskUpdatesState]:
-        del params, extra
         passed = jax.tree.map(
             lambda u, m: jnp.where(m, u, jnp.zeros((), jnp.result_type(u))),
             updates,

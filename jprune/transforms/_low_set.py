@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import selection
-from jprune._errors import value_error
 from jprune._typing import Mask, Params
 from jprune.masks._count import exact, is_traced
 from jprune.masks._rank import RankingName
@@ -39,14 +38,6 @@ class LowSet(NamedTuple):
     select: Callable[[Params], Mask] | None
     scope: Any
     ranking: RankingName
-
-    def require_one(self) -> None:
-        """Raises unless exactly one of the two choices is given."""
-        if (self.sparsity is None) == (self.select is None):
-            raise value_error(
-                "Give exactly one of `sparsity` and `select`; got "
-                f"sparsity={self.sparsity}, select={self.select}."
-            )
 
     def cold(self, params: Params) -> selection.WarmStart:
         """The warm start before the first search, of the right shape and dtype."""

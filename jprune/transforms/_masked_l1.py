@@ -32,13 +32,20 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks
-from jprune._errors import listing, no_params, require_static, value_error
+from jprune._errors import listing, require_static, value_error
 from jprune._groups import Group, chosen
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import keeps_of, next_step, transformation
+from jprune.transforms._build import (
+    added,
+    decay_all,
+    keeps_of,
+    next_step,
+    transformation,
+    value_at,
+)
 from jprune.transforms._finish import prune_once
 from jprune.transforms._keep_masked import keep_masked
 
@@ -117,20 +124,14 @@ def add_masked_l1(
         return AddMaskedL1State(jnp.int32(0), keep)
 
     def update(
-        updates: PyTree,
-        state: AddMaskedL1State,
-        params: Params = None,
-        **extra: Any,
+        updates: PyTree, state: AddMaskedL1State, params: Params
     ) -> tuple[PyTree, AddMaskedL1State]:
-        del extra
-        if params is None:
-            raise no_params("add_masked_l1")
-        s = strength(state.count) if callable(strength) else strength
-        tau = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        s = value_at(strength, state.count)
+        tau = value_at(learning_rate, state.count)
 
         def leaf(u: jax.Array, w: jax.Array, keep: jax.Array) -> jax.Array:
             force = jnp.asarray(s, w.dtype) * _slope(w, s, tau)
-            return jnp.where(keep, u, u + force.astype(u.dtype))
+            return jnp.where(keep, u, added(u, force))
 
         def _slope(w: jax.Array, s: Any, tau: Any) -> jax.Array:
             if kind == "l2":
@@ -140,10 +141,10 @@ def add_masked_l1(
             far = jnp.abs(w) >= jnp.asarray(tau * s, w.dtype)
             return jnp.where(far, jnp.sign(w), w)
 
-        added = jax.tree.map(leaf, updates, params, state.mask)
-        return added, state._replace(count=next_step(state.count))
+        moved = jax.tree.map(leaf, updates, params, state.mask)
+        return moved, state._replace(count=next_step(state.count))
 
-    return transformation(init, update)
+    return transformation(init, update, "add_masked_l1")
 
 
 def _is_true(m: jax.Array) -> bool:
@@ -192,7 +193,7 @@ def network_slimming(
 
     return optax.chain(
         add_masked_l1(strength, none_kept),
-        _decay(weight_decay, decay_scope),
+        decay_all(weight_decay, decay_scope),
         optax.sgd(learning_rate, momentum, nesterov),
     )
 
@@ -270,17 +271,9 @@ def masksparsity(
 
     steps = [
         add_masked_l1(strength, doomed, kind=kind, learning_rate=learning_rate),
-        _decay(weight_decay, decay_scope),
+        decay_all(weight_decay, decay_scope),
         optax.sgd(learning_rate, momentum, nesterov),
     ]
     if total_steps is not None:
         steps.append(prune_once(final, step=total_steps - 1))
     return optax.chain(*steps)
-
-
-def _decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
-    if scope is None:
-        return optax.add_decayed_weights(weight_decay)
-    return optax.add_decayed_weights(
-        weight_decay, mask=lambda p: resolve_scope(scope, p)
-    )

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune._errors import listing, no_params, require_static, value_error
+from jprune._errors import listing, require_static, value_error
 from jprune._groups import AxisRef, Group, member_leaves
 from jprune._tree import keys_text, leaf_name, named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
@@ -142,18 +142,15 @@ def merge_clusters(
         return direction.astype(jnp.result_type(u))
 
     def update(
-        updates: PyTree, state: MergeClustersState, params: Params = None, **extra: Any
+        updates: PyTree, state: MergeClustersState, params: Params
     ) -> tuple[PyTree, MergeClustersState]:
-        del extra
-        if params is None:
-            raise no_params("merge_clusters")
         gradients, treedef = jax.tree.flatten(updates)
         weights = jax.tree.leaves(params)
         for i, how in _clustered(params, chosen).items():
             gradients[i] = leaf(gradients[i], weights[i], how)
         return jax.tree.unflatten(treedef, gradients), state
 
-    return transformation(init, update)
+    return transformation(init, update, "merge_clusters")
 
 
 def csgd(

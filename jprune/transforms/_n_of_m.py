@@ -32,9 +32,15 @@ import numpy as np
 import optax
 
 from jprune import masks
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import (
+    added,
+    next_step,
+    renewed,
+    transformation,
+    value_at,
+)
 from jprune.transforms._finish import prune_once
 from jprune.transforms._projection import checkerboard, project
 
@@ -122,28 +128,19 @@ def add_pruned_decay(
         return AddPrunedDecayState(jnp.int32(0))
 
     def update(
-        updates: PyTree,
-        state: AddPrunedDecayState,
-        params: Params = None,
-        **extra: Any,
+        updates: PyTree, state: AddPrunedDecayState, params: Params
     ) -> tuple[PyTree, AddPrunedDecayState]:
-        del extra
-        if params is None:
-            raise no_params("add_pruned_decay")
-        if not jax.tree.leaves(params):
-            return updates, state
-        decay = strength(state.count) if callable(strength) else strength
+        rate = value_at(strength, state.count)
 
         def leaf(u: jax.Array, p: jax.Array, kept: jax.Array) -> jax.Array:
             if kept.ndim == 0:
                 return u
-            pull = jnp.asarray(decay, p.dtype) * p
-            return jnp.where(kept, u, u + pull.astype(u.dtype))
+            return jnp.where(kept, u, added(u, jnp.asarray(rate, p.dtype) * p))
 
-        added = jax.tree.map(leaf, updates, params, keep(params))
-        return added, AddPrunedDecayState(next_step(state.count))
+        moved = jax.tree.map(leaf, updates, params, keep(params))
+        return moved, AddPrunedDecayState(next_step(state.count))
 
-    return transformation(init, update)
+    return transformation(init, update, "add_pruned_decay")
 
 
 def sr_ste(
@@ -275,24 +272,19 @@ def prune_to_n_of_m(
         return PruneToNOfMState(jnp.int32(0), mask)
 
     def update(
-        updates: PyTree, state: PruneToNOfMState, params: Params = None, **extra: Any
+        updates: PyTree, state: PruneToNOfMState, params: Params
     ) -> tuple[PyTree, PruneToNOfMState]:
-        del extra
-        if params is None:
-            raise no_params("prune_to_n_of_m")
-        if not jax.tree.leaves(params):
-            return updates, state
         t = state.count
         gone = jnp.sum(t >= moments, dtype=jnp.int32)
-        mask = jax.lax.cond(
+        mask = renewed(
             jnp.any(t == moments),
             lambda: select(params, m - gone, state.mask),
-            lambda: state.mask,
+            state.mask,
         )
         following = PruneToNOfMState(next_step(t), mask)
         return project(updates, params, mask), following
 
-    return transformation(init, update)
+    return transformation(init, update, "prune_to_n_of_m")
 
 
 def _removal_steps(count: int, begin: int | None, end: int) -> list[int]:

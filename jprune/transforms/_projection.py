@@ -3,6 +3,9 @@
 A projection stands last in the chain, after the learning rate. Where a weight is
 removed it answers with `-p`, so that plain `optax.apply_updates` gives `p + (-p)`,
 exactly 0 in every dtype.
+
+What is added to an infinity or a NaN is never 0: such a weight, once removed, is NaN
+until `masks.apply(mask, params)` or `finish` sets it to zero.
 """
 
 import jax

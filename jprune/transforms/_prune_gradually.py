@@ -8,6 +8,7 @@ which is `optax.polynomial_schedule(0, s, 3, e - b, b)`; any other Optax schedul
 do.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +16,14 @@ import jax.numpy as jnp
 import optax
 
 from jprune import selection
-from jprune._errors import no_params
-from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.masks._rank import RankingName
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import (
+    finite,
+    next_step,
+    renewed,
+    transformation,
+)
 from jprune.transforms._growing_sparsity import GrowingSparsity
 from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
@@ -54,6 +59,7 @@ def prune_gradually(
     scope: Any = None,
     ranking: RankingName = "global",
     min_keep: int = 1,
+    score: Callable[[Params, PyTree], Scores] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the smallest weights step by step (a projection: place it last).
 
@@ -72,13 +78,21 @@ def prune_gradually(
       every: steps between two rankings.
       scope: which leaves are pruned; see `masks.unstructured`.
       ranking: "global" or "leaf".
-      min_keep: the fewest weights any leaf keeps.
+      min_keep: the fewest weights any leaf keeps; 0 for the masks of codes that have no
+        floor.
+      score: what is ranked in place of the magnitude: a function of the parameters and
+        of the raw gradient, None unless it is handed over (`update(updates, state,
+        params, grad=grads)`). Saliency is `scores.saliency`, random pruning `lambda p,
+        g: scores.random(key, p)`, magnitudes relative to their leaf `lambda p, g:
+        jax.tree.map(lambda w: w / jnp.linalg.norm(w), p)`. A score that is not finite
+        counts as 0.
 
     Returns:
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.
 
     Raises:
-      ValueError: steps out of order, a sparsity outside [0, 1); from `init`, a target
+      ValueError: steps out of order, a sparsity outside [0, 1), a schedule that comes
+        down (what is removed stays removed); from `init`, a target
         that cannot be met or a scope that matches nothing; from `update`, no `params`.
 
     Examples:
@@ -100,27 +114,32 @@ def prune_gradually(
     target = GrowingSparsity.of(sparsity, begin, end, every, ranked)
 
     def init(params: Params) -> PruneGraduallyState:
-        kept, zero = target.all_kept(params), jnp.int32(0)
-        return PruneGraduallyState(zero, kept, target.final.cold(params), zero)
+        kept, zero, ranked = target.all_kept(params), jnp.int32(0), params
+        if score is not None and jax.tree.leaves(params):
+            ranked = jax.eval_shape(score, params, params)
+        warm = target.scoped(params).final.cold(ranked)
+        return PruneGraduallyState(zero, kept, warm, zero)
 
     def update(
         updates: PyTree,
         state: PruneGraduallyState,
-        params: Params = None,
+        params: Params,
+        *,
+        grad: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, PruneGraduallyState]:
         del extra
-        if params is None:
-            raise no_params("prune_gradually")
         if not jax.tree.leaves(params):
             return updates, state
         t = state.count
-        kept, warm, passes = jax.lax.cond(
-            target.due(t),
-            lambda: target.select(params, t, state.mask, state.warm),
-            lambda: (state.mask, state.warm, state.passes),
-        )
+
+        def select() -> tuple[Mask, selection.WarmStart, jax.Array]:
+            ranked = params if score is None else finite(score(params, grad))
+            return target.scoped(params).select(ranked, t, state.mask, state.warm)
+
+        stays = (state.mask, state.warm, state.passes)
+        kept, warm, passes = renewed(target.due(t), select, stays)
         following = PruneGraduallyState(next_step(t), kept, warm, passes)
         return project(updates, params, kept), following
 
-    return transformation(init, update)
+    return transformation(init, update, "prune_gradually", wrapper=True)

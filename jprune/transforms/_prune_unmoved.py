@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, scores
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import next_step, renewed, transformation
 from jprune.transforms._projection import checkerboard, project
 
 
@@ -135,20 +135,15 @@ def prune_unmoved(
         return PruneUnmovedState(jnp.int32(0), initial, mask)
 
     def update(
-        updates: PyTree, state: PruneUnmovedState, params: Params = None, **extra: Any
+        updates: PyTree, state: PruneUnmovedState, params: Params
     ) -> tuple[PyTree, PruneUnmovedState]:
-        del extra
-        if params is None:
-            raise no_params("prune_unmoved")
-        if not jax.tree.leaves(params):
-            return updates, state
         t = state.count
-        kept = jax.lax.cond(
+        kept = renewed(
             (t > 0) & (t <= end) & (t % every == 0),
             lambda: select(params, state.initial, state.mask),
-            lambda: state.mask,
+            state.mask,
         )
         following = PruneUnmovedState(next_step(t), state.initial, kept)
         return project(updates, params, kept), following
 
-    return transformation(init, update)
+    return transformation(init, update, "prune_unmoved")

@@ -21,14 +21,13 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, selection
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._tree import require_same_structure
-from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import exact, is_traced, require_sparsity
-from jprune.masks._scope import resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
-from jprune.transforms._build import transformation
+from jprune.transforms._build import decay, exactly_one, transformation
 from jprune.transforms._finish import prune_once
 from jprune.transforms._ranking import Ranking
 
@@ -52,6 +51,8 @@ def mask_by_saliency(
 
     Place it first, on the raw mean gradient of the global batch (after clipping),
     before weight decay and momentum: masking after the decay would stop the shrinking.
+    Entries that are not finite pass and take no weight's place, so that an
+    `optax.apply_if_finite` behind it sees them.
 
     Args:
       sparsity: fraction s of passive weights over the scope; of n weights
@@ -70,7 +71,7 @@ def mask_by_saliency(
       Ding et al., arXiv 1909.12778, eq. (6). The authors keep all ties at the
       threshold; here exactly Q are active, ties by position.
     """
-    _require_one(sparsity, keep)
+    exactly_one(sparsity=sparsity, keep=keep)
 
     def choose(
         params: Params, grads: PyTree, warm: selection.WarmStart
@@ -86,19 +87,15 @@ def mask_by_saliency(
         return MaskBySaliencyState(warm, jnp.int32(0))
 
     def update(
-        updates: PyTree,
-        state: MaskBySaliencyState,
-        params: Params = None,
-        **extra: Any,
+        updates: PyTree, state: MaskBySaliencyState, params: Params
     ) -> tuple[PyTree, MaskBySaliencyState]:
-        del extra
-        if params is None:
-            raise no_params("mask_by_saliency")
         require_same_structure("updates", updates, params)
         active, warm, passes = choose(params, updates, state.warm)
-        return masks.apply(active, updates), MaskBySaliencyState(warm, passes)
+        # What is not finite ranks nowhere and passes: the optimizer may refuse it.
+        seen = jax.tree.map(lambda m, u: m | ~jnp.isfinite(u), active, updates)
+        return masks.apply(seen, updates), MaskBySaliencyState(warm, passes)
 
-    return transformation(init, update)
+    return transformation(init, update, "mask_by_saliency")
 
 
 def gsm(
@@ -147,10 +144,7 @@ def gsm(
             f"`weight_decay` must be positive, got {weight_decay}: passive weights "
             "move by it alone."
         )
-    _require_one(sparsity, keep)
-
-    def leaves(params: Params) -> Scope:
-        return resolve_scope(scope, params)
+    exactly_one(sparsity=sparsity, keep=keep)
 
     def final(params: Params) -> Mask:
         kept = final_keep
@@ -160,7 +154,7 @@ def gsm(
 
     steps = [
         mask_by_saliency(sparsity=sparsity, keep=keep, scope=scope),
-        optax.add_decayed_weights(weight_decay, mask=leaves),
+        decay(weight_decay, scope),
         optax.sgd(learning_rate, momentum, nesterov),
     ]
     if total_steps is not None:
@@ -186,11 +180,3 @@ def _kept(n: int, sparsity: Any, keep: Any) -> Any:
     if is_traced(sparsity):
         return n - jnp.floor(sparsity * n).astype(jnp.int32)
     return n - floor(exact(sparsity) * n)
-
-
-def _require_one(sparsity: Any, keep: Any) -> None:
-    if (sparsity is None) == (keep is None):
-        raise value_error(
-            "Give exactly one of `sparsity` and `keep`; got "
-            f"sparsity={sparsity}, keep={keep}."
-        )

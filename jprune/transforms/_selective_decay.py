@@ -22,11 +22,19 @@ import numpy as np
 import optax
 
 from jprune import selection
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import (
+    added,
+    decay,
+    exactly_one,
+    next_step,
+    renewed,
+    transformation,
+    value_at,
+)
 from jprune.transforms._finish import prune_once
 from jprune.transforms._ranking import Ranking
 
@@ -110,7 +118,7 @@ def add_selective_decay(
       leaves and biases; here only the scope is.
     """
     chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
-    _require_one_choice(select, sparsity, keep)
+    exactly_one(sparsity=sparsity, keep=keep, select=select)
     require_static(every=every, min_keep=min_keep)
     if every < 1:
         raise value_error(f"`every` must be at least 1, got {every}.")
@@ -132,36 +140,30 @@ def add_selective_decay(
         return AddSelectiveDecayState(jnp.int32(0), warm, kept, jnp.int32(0))
 
     def update(
-        updates: PyTree,
-        state: AddSelectiveDecayState,
-        params: Params = None,
-        **extra: Any,
+        updates: PyTree, state: AddSelectiveDecayState, params: Params
     ) -> tuple[PyTree, AddSelectiveDecayState]:
-        del extra
-        if params is None:
-            raise no_params("add_selective_decay")
         if every == 1:
             kept, warm, passes = refresh(params, state.warm)
         else:
-            kept, warm, passes = jax.lax.cond(
+            kept, warm, passes = renewed(
                 state.count % every == 0,
                 lambda: refresh(params, state.warm),
-                lambda: (state.mask, state.warm, state.passes),
+                (state.mask, state.warm, state.passes),
             )
-        a = strength(state.count) if callable(strength) else strength
-        added = _decayed(updates, params, kept, jnp.asarray(mu * a))
+        a = value_at(strength, state.count)
+        moved = _decayed(updates, params, kept, jnp.asarray(mu * a))
         stored = kept if every > 1 else ()
         count = next_step(state.count)
-        return added, AddSelectiveDecayState(count, warm, stored, passes)
+        return moved, AddSelectiveDecayState(count, warm, stored, passes)
 
-    return transformation(init, update)
+    return transformation(init, update, "add_selective_decay")
 
 
-def _decayed(updates: PyTree, params: Params, keep: Mask, decay: jax.Array) -> PyTree:
-    """`u + decay * w` where the weight is targeted, `u` bit for bit elsewhere."""
+def _decayed(updates: PyTree, params: Params, keep: Mask, rate: jax.Array) -> PyTree:
+    """`u + rate * w` where the weight is targeted, `u` bit for bit elsewhere."""
 
     def leaf(u: jax.Array, p: jax.Array, m: jax.Array) -> jax.Array:
-        return jnp.where(m, u, u + decay.astype(p.dtype) * p)
+        return jnp.where(m, u, added(u, rate.astype(p.dtype) * p))
 
     return jax.tree.map(leaf, updates, params, keep)
 
@@ -237,7 +239,7 @@ def swd(
         _warn_if_unstable(learning_rate, mu, strength, momentum, total_steps)
     chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
     steps = [
-        optax.add_decayed_weights(mu, mask=chosen.leaves),
+        decay(mu, scope),
         add_selective_decay(
             mu,
             strength,
@@ -255,15 +257,6 @@ def swd(
         final = select if select is not None else chosen.mask
         steps.append(prune_once(final, step=total_steps - 1))
     return optax.chain(*steps)
-
-
-def _require_one_choice(select: Any, sparsity: Any, keep: Any) -> None:
-    given = [x is not None for x in (select, sparsity, keep)]
-    if sum(given) != 1:
-        raise value_error(
-            "Give exactly one of `sparsity`, `keep` and `select`; got "
-            f"sparsity={sparsity}, keep={keep}, select={select}."
-        )
 
 
 def _warn_if_unstable(

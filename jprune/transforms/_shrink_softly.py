@@ -27,11 +27,18 @@ import jax.numpy as jnp
 import optax
 
 from jprune import selection
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
-from jprune.transforms._build import end_within, next_step, transformation
+from jprune.transforms._build import (
+    end_within,
+    exactly_one,
+    next_step,
+    renewed,
+    transformation,
+    value_at,
+)
 from jprune.transforms._low_set import LowSet
 from jprune.transforms._projection import checkerboard
 
@@ -114,7 +121,7 @@ def shrink_softly(
       Wang et al., arXiv 2303.09650, section 3.
     """
     low = LowSet(sparsity, select, scope, ranking)
-    low.require_one()
+    exactly_one(sparsity=sparsity, select=select)
     require_static(end=end)
     if end < 1:
         raise value_error(f"`end` must be at least 1, got {end}: no step would shrink.")
@@ -125,29 +132,21 @@ def shrink_softly(
         return ShrinkSoftlyState(zero, low.everything(params), low.cold(params), zero)
 
     def update(
-        updates: PyTree,
-        state: ShrinkSoftlyState,
-        params: Params = None,
-        **extra: Any,
+        updates: PyTree, state: ShrinkSoftlyState, params: Params
     ) -> tuple[PyTree, ShrinkSoftlyState]:
-        del extra
-        if params is None:
-            raise no_params("shrink_softly")
-        if not jax.tree.leaves(params):
-            return updates, state
         shrinks = state.count < end
         moved = optax.apply_updates(params, updates)
-        kept, warm, passes = jax.lax.cond(
+        kept, warm, passes = renewed(
             shrinks,
             lambda: low.refresh(moved, state.warm),
-            lambda: (state.mask, state.warm, state.passes),
+            (state.mask, state.warm, state.passes),
         )
-        a = factor(state.count) if callable(factor) else factor
+        a = value_at(factor, state.count)
         count = next_step(state.count)
         following = ShrinkSoftlyState(count, kept, warm, passes)
         return _shrunk(updates, params, kept, a, shrinks), following
 
-    return transformation(init, update)
+    return transformation(init, update, "shrink_softly")
 
 
 def _shrunk(

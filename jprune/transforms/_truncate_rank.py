@@ -28,12 +28,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune._errors import no_params, require_static, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Params, PyTree, ScalarOrSchedule
 from jprune._unfolding import Unfold, first_values
 from jprune.masks._count import is_traced
-from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import (
+    added,
+    decay_all,
+    next_step,
+    renewed,
+    transformation,
+    value_at,
+)
 from jprune.transforms._truncate import Leaves, Rule, cut
 
 
@@ -136,18 +142,16 @@ def truncate_rank(
         return TruncateRankState(jnp.int32(0), ranks, directions, around.init(params))
 
     def update(
-        updates: PyTree, state: TruncateRankState, params: Params = None, **extra: Any
+        updates: PyTree, state: TruncateRankState, params: Params, **extra: Any
     ) -> tuple[PyTree, TruncateRankState]:
-        if params is None:
-            raise no_params("truncate_rank")
         leaves = Leaves(params, scope, kind)
         if nuclear is not None:
-            lam = nuclear(state.count) if callable(nuclear) else nuclear
+            lam = value_at(nuclear, state.count)
             updates = _add_directions(
                 updates, state.directions, lam, state.count % every == 0
             )
         updates, following = around.update(updates, state.inner, params, **extra)
-        count = jnp.asarray(next_step(state.count))
+        count = next_step(state.count)
         if by_loop:
             return updates, state._replace(count=count, inner=following)
         due = count % every == 0
@@ -157,7 +161,7 @@ def truncate_rank(
         )
         return moved, TruncateRankState(count, ranks, directions, following)
 
-    return transformation(init, update)
+    return transformation(init, update, "truncate_rank", wrapper=True)
 
 
 def _before_any(
@@ -186,9 +190,7 @@ def _add_directions(
     def leaf(u: jax.Array, d: jax.Array) -> jax.Array:
         if d.ndim == 0:
             return u
-        return jnp.where(
-            now, u + (jnp.asarray(strength, d.dtype) * d).astype(u.dtype), u
-        )
+        return jnp.where(now, added(u, jnp.asarray(strength, d.dtype) * d), u)
 
     return jax.tree.map(leaf, updates, directions)
 
@@ -226,9 +228,7 @@ def _projected(
         moved, reached, directions = map(list, zip(*each, strict=True))
         return moved, reached, directions if known else []
 
-    moved, reached, directions = jax.lax.cond(
-        due, truncated, lambda: (us, ranks, known)
-    )
+    moved, reached, directions = renewed(due, truncated, (us, ranks, known))
     return (
         leaves.filled(updates, moved),
         leaves.filled(state.ranks, reached),
@@ -328,15 +328,7 @@ def trp(
         nuclear=nuclear,
         by_loop=by_loop,
         inner=optax.chain(
-            _decay(weight_decay, decay_scope),
+            decay_all(weight_decay, decay_scope),
             optax.sgd(learning_rate, momentum, nesterov),
         ),
-    )
-
-
-def _decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
-    if scope is None:
-        return optax.add_decayed_weights(weight_decay)
-    return optax.add_decayed_weights(
-        weight_decay, mask=lambda p: resolve_scope(scope, p)
     )

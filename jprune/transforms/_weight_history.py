@@ -27,11 +27,16 @@ import optax
 
 from jprune import masks, selection
 from jprune._dtypes import wide
-from jprune._errors import no_params, value_error
+from jprune._errors import value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.masks._count import is_traced
-from jprune.transforms._build import next_step, transformation
+from jprune.transforms._build import (
+    finite,
+    next_step,
+    renewed,
+    transformation,
+)
 from jprune.transforms._growing_sparsity import GrowingSparsity
 from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
@@ -170,36 +175,32 @@ def prune_by_weight_history(
     def update(
         updates: PyTree,
         state: PruneByWeightHistoryState,
-        params: Params = None,
+        params: Params,
         *,
         grad: PyTree = None,
         **extra: Any,
     ) -> tuple[PyTree, PruneByWeightHistoryState]:
         del extra
-        if params is None:
-            raise no_params("prune_by_weight_history")
         if not jax.tree.leaves(params):
             return updates, state
         seen = _seen(signal, updates, params, grad, state.mask if regrow else None)
         history = _averages(state.history, seen, beta, target.final.leaves(params))
 
         def select() -> tuple[Mask, selection.WarmStart, jax.Array]:
-            sizes = _sizes(signal, history, params)
+            sizes = finite(_sizes(signal, history, params))
             scores = _weighted(sizes, state.mask, gamma, layer_norm)
             within = None if regrow else state.mask
             return target.scoped(params).select(scores, state.count, within, state.warm)
 
-        kept, warm, passes = jax.lax.cond(
-            target.due(state.count),
-            select,
-            lambda: (state.mask, state.warm, state.passes),
+        kept, warm, passes = renewed(
+            target.due(state.count), select, (state.mask, state.warm, state.passes)
         )
         following = PruneByWeightHistoryState(
             next_step(state.count), kept, history, warm, passes
         )
         return project(updates, params, kept), following
 
-    return transformation(init, update)
+    return transformation(init, update, "prune_by_weight_history", wrapper=True)
 
 
 def _first(p: jax.Array, taken: bool, signal: Signal) -> jax.Array:
@@ -238,8 +239,11 @@ def _seen(
 
 def _averages(history: PyTree, seen: PyTree, beta: Any, scope: Scope) -> PyTree:
     def leaf(h: jax.Array, x: jax.Array, taken: bool) -> jax.Array:
-        b = jnp.asarray(beta, h.dtype)
-        return b * h + (1 - b) * x.astype(h.dtype) if taken else h
+        if not taken:
+            return h
+        b, x = jnp.asarray(beta, h.dtype), x.astype(h.dtype)
+        # One gradient that is not finite would stay in the average for good.
+        return jnp.where(jnp.isfinite(x), b * h + (1 - b) * x, h)
 
     return jax.tree.map(leaf, history, seen, scope)
 

@@ -310,3 +310,48 @@ def test_methods_that_are_jitted_and_unhashable_attributes():
     small = jnnx.shrink(model, plan)
     close(small(x), zeroed(model, plan)(x))
     assert (model.inner, small.inner) == (8, 4)
+
+
+def test_its_plan_fits_a_function_of_ones_own():
+    """The plan of `groups` on a training step that returns its state, keys included."""
+    graphdef, state = nnx.split(ConvNet(nnx.Rngs(0)))
+
+    def step(state, x):
+        model = nnx.merge(graphdef, state, copy=True)
+        return model(x), nnx.state(model)
+
+    plan = plan_of_the_net()
+    report = surgery.verify(step, plan, state, X)
+    assert report.ok, str(report)
+
+
+@pytest.mark.slow
+def test_export_with_a_free_batch_size(tmp_path):
+    """StableHLO from the compact module, run in a process without jprune and flax."""
+    _, small, _ = pair()
+    small.eval()
+    graphdef, state, rest = nnx.split(small, TRAINED, ...)
+    names = list(nnx.to_flat_state(state))
+
+    def run(arrays, x):
+        leaves = jax.tree.unflatten(jax.tree.structure(state), arrays)
+        return nnx.merge(graphdef, leaves, rest)(x)
+
+    arrays = jax.tree.leaves(state)
+    assert len(arrays) == len(names)
+    (batch,) = jax.export.symbolic_shape("batch")
+    free = jax.ShapeDtypeStruct((batch, *X.shape[1:]), X.dtype)
+    exported = jax.export.export(jax.jit(run))(arrays, free)
+    (tmp_path / "small.stablehlo").write_bytes(exported.serialize())
+    np.savez(tmp_path / "arrays.npz", *arrays)
+    np.save(tmp_path / "x.npy", X[:3])
+    got = fresh.run(
+        "import sys, jax.export\n"
+        "loaded = jax.export.deserialize((folder / 'small.stablehlo').read_bytes())\n"
+        "with np.load(folder / 'arrays.npz') as file:\n"
+        "    arrays = [file[f'arr_{i}'] for i in range(len(file.files))]\n"
+        "result = loaded.call(arrays, np.load(folder / 'x.npy'))\n"
+        "assert 'jprune' not in sys.modules and 'flax' not in sys.modules\n",
+        tmp_path,
+    )
+    close(got, small(X[:3]))

@@ -102,20 +102,6 @@ def test_statistics_counters_and_keys_do_not_count():
     np.testing.assert_array_equal(got["g"], [1e4, 1, 1])
 
 
-def test_a_group_weighs_as_many_channels_as_layers_write_it():
-    stream = [AxisRef((n,), 1, "out") for n in "abc"] + [AxisRef(("d",), 0, "in")]
-    groups = [
-        Group("stream", 2, tuple(stream)),
-        Group("inner", 2, (AxisRef(("d",), 1, "out"),)),
-    ]
-    tree = {n: jnp.array([[1.0, 3.0], [0.0, 0.0]]) for n in "abcd"}
-    got = scores.over_groups(tree, groups)
-    np.testing.assert_allclose(np.mean(got["stream"]), 3)
-    np.testing.assert_allclose(got["inner"], [0.5, 1.5])
-    part = scores.over_groups({"d": tree["d"]}, groups)  # a part weighs the same
-    np.testing.assert_allclose(np.mean(part["stream"]), 3)
-
-
 @pytest.mark.parametrize("reduce", ["sum", "mean", "max"])
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_stack_of_layers_scores_as_the_layers_do(reduce, traced):
@@ -140,7 +126,6 @@ def test_a_stack_of_layers_scores_as_the_layers_do(reduce, traced):
     got, want = score(scan, one), score(flat, several)
     for name in want:
         np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
-    np.testing.assert_allclose(np.mean(got["stream"]), 3, rtol=1e-5)
 
 
 def test_where_the_tree_lies():

@@ -65,7 +65,7 @@ def test_groups():
 @given(st.integers(0, 10**6), st.floats(0, 0.8))
 def test_global_sparsity_is_the_brute_force_choice(seed: int, sparsity: float):
     scores = random_scores(seed)
-    plan = surgery.select(DEPS, scores, sparsity=sparsity)
+    plan = surgery.select(DEPS, scores, sparsity=sparsity, ranking="global")
     assert removed(plan) == int(np.floor(sparsity * TOTAL + 0.5))
     flat = sorted((s, g, i) for g, v in scores.items() for i, s in enumerate(v))
     # The best coordinate of each group is protected; the rest go worst first.
@@ -78,7 +78,7 @@ def test_global_sparsity_is_the_brute_force_choice(seed: int, sparsity: float):
 
 def test_equal_scores_give_the_exact_count_and_keep_the_first():
     scores = {g.id: np.ones(g.size) for g in DEPS}
-    plan = surgery.select(DEPS, scores, sparsity=0.5)
+    plan = surgery.select(DEPS, scores, sparsity=0.5, ranking="global")
     assert removed(plan) == 19
     for axis in (m for masks in plan.keep.values() for m in masks):
         assert not (np.diff(axis.astype(int)) > 0).any()  # kept ones come first
@@ -87,6 +87,35 @@ def test_equal_scores_give_the_exact_count_and_keep_the_first():
 def test_group_scope_takes_the_same_fraction_of_each():
     plan = surgery.select(DEPS, random_scores(0), sparsity=0.25, ranking="group")
     assert kept_counts(plan) == {"a:1": 6, "b:1": 6, "c:1": 9, "up:1": 7}  # 2.5 -> 3
+
+
+def test_a_stream_loses_a_share_for_each_layer_that_writes_it():
+    """`c` and `down` write the stream of 12: it loses half of what the others lose."""
+    assert DEPS.writers == {"a:1": 1, "b:1": 1, "c:1": 2, "up:1": 1}
+    plan = surgery.select(DEPS, random_scores(0), sparsity=16 / 38)
+    assert kept_counts(plan) == {"a:1": 4, "b:1": 4, "c:1": 9, "up:1": 5}
+    # Scores rank within a group only, whatever their scale.
+    loud = random_scores(0) | {"a:1": 1e6 * random_scores(0)["a:1"]}
+    again = surgery.select(DEPS, loud, sparsity=16 / 38)
+    for path, axes in plan.keep.items():
+        for mask, same in zip(axes, again.keep[path], strict=True):
+            np.testing.assert_array_equal(mask, same)
+
+
+def test_writers_of_a_scan_are_those_of_its_layers():
+    def net(p: Any, x: Any) -> Any:
+        def layer(h: Any, w: Any) -> Any:
+            return h + jnp.tanh(h @ w["up"]) @ w["down"], None
+
+        return jax.lax.scan(layer, x @ p["a"], p["layers"])[0] @ p["o"]
+
+    shapes = {"a": (5, 4), "o": (4, 2)}
+    stack = {"up": (3, 4, 6), "down": (3, 6, 4)}
+    abstract = lambda s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+    params = {k: abstract(s) for k, s in shapes.items()}
+    params["layers"] = {k: abstract(s) for k, s in stack.items()}
+    deps = surgery.groups(net)(params, X)
+    assert {deps[i].size: n for i, n in deps.writers.items()} == {4: 4, 6: 3}
 
 
 def test_isomorphic_scope_compares_equal_structures():
@@ -139,7 +168,7 @@ def test_predicted_cost_is_the_cost_of_the_compact_function():
 
 
 @pytest.mark.parametrize("how", ["sparsity", "flops", "params"])
-@pytest.mark.parametrize("scope", ["global", "group", "isomorphic"])
+@pytest.mark.parametrize("scope", ["balanced", "global", "group", "isomorphic"])
 @pytest.mark.parametrize("options", [{}, {"round_to": 4}, {"min_keep": 3}], ids=str)
 def test_never_grows_again(how: str, scope: Any, options: Any):
     scores, last = random_scores(4), None
@@ -221,7 +250,7 @@ def test_a_budget_on_the_host_and_traced_is_the_brute_force(seed: int, levels: i
             np.testing.assert_array_equal(traced[budget][name], want[name])
 
 
-@pytest.mark.parametrize("ranking", ["global", "group", "isomorphic"])
+@pytest.mark.parametrize("ranking", ["balanced", "global", "group", "isomorphic"])
 @pytest.mark.parametrize(
     "options",
     [{"flops": 0.5}, {"sparsity": 0.4}, {"flops": 0.5, "round_to": 2}],
@@ -313,7 +342,7 @@ def test_a_gutted_group_is_a_warning():
 
 def test_min_keep_moves_the_budget():
     scores = {g.id: np.full(g.size, float(i)) for i, g in enumerate(DEPS)}
-    plan = surgery.select(DEPS, scores, sparsity=0.5, min_keep=2)
+    plan = surgery.select(DEPS, scores, sparsity=0.5, min_keep=2, ranking="global")
     assert removed(plan) == 19 and min(kept_counts(plan).values()) == 2
 
 
@@ -386,7 +415,9 @@ def test_allow_empty_takes_the_residual_branch_only():
     scores = {"a:1": np.ones(8), "b:1": np.ones(8), "c:1": np.zeros(12)}
     scores["up:1"] = np.full(10, 0.5)
     with pytest.warns(UserWarning, match="(?s)nine tenths.*c:1: 1 of 12 left"):
-        plan = surgery.select(DEPS, scores, sparsity=21 / 38, allow_empty=True)
+        plan = surgery.select(
+            DEPS, scores, sparsity=21 / 38, allow_empty=True, ranking="global"
+        )
     assert kept_counts(plan) == {"a:1": 8, "b:1": 8, "c:1": 1, "up:1": 0}
     rng = np.random.default_rng(0)
     params = {k: rng.standard_normal(s).astype(np.float32) for k, s in SHAPES.items()}

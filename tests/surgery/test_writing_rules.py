@@ -148,6 +148,29 @@ def test_sync_batch_norm_inside_a_shard_map(getkey):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_a_shard_map_inside_the_function(getkey):
+    """What is not split may shrink; ghosts that move cross the boundary, too."""
+    shapes = {"w": (5, 8), "g": (8,), "b": (8,), "v": (8, 3)}
+    params = {k: jax.random.normal(getkey(), s) for k, s in shapes.items()}
+    x = jax.random.normal(getkey(), (8, 5))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+
+    def body(h, p):
+        h = jnp.cos(h) * p["g"]
+        return h - lax.pmean(h.mean(), "data")
+
+    def fn(p, x):
+        specs = {"in_specs": (P("data"), P()), "out_specs": P("data")}
+        h = jax.shard_map(body, mesh=mesh, **specs)(x @ p["w"] + p["b"], p)
+        return jax.nn.sigmoid(h).mean(-1, keepdims=True) + jnp.tanh(h) @ p["v"]
+
+    deps = surgery.groups(fn)(params, x)
+    assert deps["w:1"].kind == "coupled" and deps["w:1"].size == 8
+    plan = surgery.plan_from_keep(deps, {"w:1": [0, 2, 5]})
+    report = surgery.verify(fn, plan, params, x, gradient=True)
+    assert report.ok, report
+
+
 # -- FLOPs against XLA's own count ---------------------------------------------------
 
 

@@ -111,7 +111,6 @@ def test_row5_params_none(case):
         "masksparsity": "add_masked_l1",
         "gsm": "mask_by_saliency",
         "issp": "shrink_softly",
-        "issr": "add_growing_decay",
         "sr_ste": "add_pruned_decay",
         "rigl": "drop_and_grow",
         "sparse_evolutionary": "drop_and_grow",

@@ -182,19 +182,10 @@ def test_rigl_twin():
 
 
 def lots(data, t, i, shape):
-    """The lots of leaf i at step t: MurmurHash3's finalizer, twice, of the place."""
-
-    def mix(x):
-        x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-        x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-        return x ^ (x >> 16)
-
+    """The lots of leaf i at step t: uniform, by a key with t and i folded in."""
     key = jax.random.wrap_key_data(data, impl="threefry2x32")
     key = jax.random.fold_in(jax.random.fold_in(key, t), i)
-    one, two = np.asarray(jax.random.key_data(key))
-    place = np.arange(np.prod(shape), dtype=np.uint32)
-    with np.errstate(over="ignore"):
-        return (mix(mix(place ^ one) + two) >> 8).reshape(shape) / 2.0**24
+    return np.asarray(jax.random.uniform(key, shape, jnp.float32))
 
 
 def test_set_twin():

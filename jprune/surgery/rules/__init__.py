@@ -38,6 +38,7 @@ from jprune.surgery.rules import (
     _index,
     _linalg,
     _loops,
+    _mesh,
     _pieces,
     _reduce,
     _reshape,
@@ -58,6 +59,7 @@ for _family in (
     _generate,
     _control,
     _loops,
+    _mesh,
     _custom,
 ):
     RULES.update(_family.RULES)
