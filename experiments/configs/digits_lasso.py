@@ -9,6 +9,21 @@ Deviations: every block loses the same share of its inner channels (the paper ke
 in sensitive blocks); the stream is whole and no sampler is used; batch norm is left in,
 its running mean takes the intercept.
 
+Found, seeds 0 / 1 / 2 (dense 99.72 / 99.17 / 98.89; `digits_lasso_seed{0,1,2}.json`),
+test accuracy after removal, and the squared error of the logits relative to the dense:
+
+    FLOPs                        50 %                             25 %
+    magnitude                    70.00 / 56.11 / 36.39  0.6       46.67 / 12.78 /  9.72
+    magnitude, refitted          99.17 / 98.06 / 97.78  0.02      96.94 / 97.50 / 94.44
+    lasso, as trained            77.22 / 72.22 / 36.11  0.6       36.39 / 15.56 / 13.06
+    lasso                        98.89 / 98.61 / 98.33  0.02      96.39 / 97.78 / 95.56
+    magnitude, recalibrated      96.67 / 97.50 / 97.50            84.72 / 88.06 / 90.28
+
+The claims hold in all seeds. What does the work here is the refit: with it the channels
+that LASSO chose are ahead of those of largest norm in four of six, by 4 images of 360
+at most. Recalibrated statistics alone, which need data too, come within 3 points at
+half of the FLOPs, not at a quarter.
+
 Command: `python -m experiments.train digits_lasso`.
 """
 

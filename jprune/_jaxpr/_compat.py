@@ -111,6 +111,12 @@ def _varied(x: Any, aval: Any) -> Any:
     return jax.lax.pvary(x, missing)
 
 
+def manual_axes(params: dict[str, Any]) -> set[str]:
+    """The mesh axes over which an equation of `shard_map` maps."""
+    name = "newly_manual_axes"  # manual_axes: in JAX 0.8
+    return set(params[name] if name in params else params["manual_axes"])
+
+
 def varying(aval: Any) -> dict[str, Any]:
     """Over which axes of a `shard_map` a value differs, as `ShapeDtypeStruct` takes it.
 

@@ -241,12 +241,21 @@ def test_an_image_is_shrunk_and_cut_in_the_middle():
 
 
 @pytest.mark.slow
-def test_imagenet_for_two_steps_on_mock_data(tmp_path, mocked):
+@pytest.mark.parametrize("model", ["lenet300", "resnet20"])
+def test_imagenet_for_two_steps_on_mock_data(model, tmp_path, mocked):
     from experiments import train
 
     (tmp_path / "imagenet2012").mkdir()
-    words = ["imagenet_swd", "--data-dir", str(tmp_path), "--out", str(tmp_path / "o")]
+    words = [
+        "imagenet_swd",
+        "--only",
+        "swd",
+        "--data-dir",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     small = ["batch=4", "dense.epochs=1", "swd.epochs=1", "swd.batch=4"]
-    small += ["model=resnet20", "compute=float32", "accumulate=1"]
+    small += [f"model={model}", "compute=float32", "accumulate=1"]
     with mocked(num_examples=8):
         assert train.main([*words, *(f"--set={text}" for text in small)]) == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
@@ -73,7 +74,7 @@ def shard_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> 
             in_specs=tuple(specs[cell] for cell in call.deps),
             out_specs=[p["out_specs"][index] for index, _ in keys],
             check_vma=p["check_vma"],
-            axis_names=set(p["newly_manual_axes"]),
+            axis_names=_compat.manual_axes(p),
         )
         return mapped(*arrays)
 
