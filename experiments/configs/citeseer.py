@@ -3,7 +3,7 @@
 3,703 words, 6 classes: 59,344 weights in two kernels, 120 training nodes. Nothing was
 tuned on this graph. The network's paper has 70.3 %.
 
-RESULTS
+Not run here: the machine was shared by eight jobs.
 
 Command: `python -m experiments.train citeseer --data-dir FOLDER`.
 """
