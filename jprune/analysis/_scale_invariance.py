@@ -241,12 +241,13 @@ def _measured(
         factors.append(drawn if axis is not None else float(drawn[0]))
 
     def project(p: PyTree) -> tuple[jax.Array, list[jax.Array]]:
-        outs = [y for y in jax.tree.leaves(fn(p, *args)) if _floating(y)]
+        outs: list[Any] = [y for y in jax.tree.leaves(fn(p, *args)) if _floating(y)]
         keys = jax.random.split(jax.random.key(0), len(outs))
-        return sum(
+        total: Any = sum(
             jnp.vdot(jax.random.normal(k, y.shape, y.dtype), y)
             for k, y in zip(keys, outs, strict=True)
-        ), outs
+        )
+        return total, outs
 
     spots = [i for _, i, _ in kernels]
     flat_leaves, tree = jax.tree.flatten(params)

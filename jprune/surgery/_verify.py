@@ -218,7 +218,8 @@ class _Check:
         ties: dict[Any, Any],
     ) -> None:
         self.fn, self.params, self.args, self.kwargs = fn, params, args, kwargs
-        self.gradient, self.mean, self.reference = gradient, mean, reference
+        self.gradient, self.reference = gradient, reference
+        self.mean: Mean = mean
         self.ties = ties
         self.dense = Run(fn, args, kwargs, gradient, ties)  # compiled once for all
 
