@@ -76,8 +76,10 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     )
 
 
-def require_same_structure(what: str, tree: PyTree, like: PyTree) -> None:
-    """Raises unless `tree` has the tree structure of `like` (the parameters).
+def require_same_structure(
+    what: str, tree: PyTree, like: PyTree, of: str = "the parameters"
+) -> None:
+    """Raises unless `tree` has the tree structure of `like`, which `of` names.
 
     Raises:
       ValueError: naming `what` and the leaf paths only one of the two has, or what came
@@ -85,7 +87,7 @@ def require_same_structure(what: str, tree: PyTree, like: PyTree) -> None:
     """
     if jax.tree.structure(tree) == jax.tree.structure(like):
         return
-    expected = f"`{what}` must have exactly the structure of the parameters"
+    expected = f"`{what}` must have exactly the structure of {of}"
     if jtu.treedef_is_leaf(jax.tree.structure(tree)):
         raise value_error(f"{expected}, got a single {type(tree).__name__}.")
     have = {name for name, _ in named_leaves(tree)}

@@ -6,6 +6,7 @@ paths and shapes; it is kept as JSON of original indices.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,6 +46,11 @@ class Plan:
     free: tuple[KeyTuple, ...] = ()
     declared: bool = False
     groups: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shapes = self.dense_shapes, self.compact_shapes
+        before, after = (sum(map(math.prod, s.values())) for s in shapes)
+        return f"<Plan: {before:,} -> {after:,} scalars: print(plan.table())>"
 
     @property
     def dense_shapes(self) -> dict[KeyTuple, tuple[int, ...]]:

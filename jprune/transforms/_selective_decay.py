@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from jprune import selection
-from jprune._errors import require_static, value_error
+from jprune._errors import require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
@@ -216,6 +216,7 @@ def swd(
 
     Raises:
       ValueError: strengths that are not positive.
+      TypeError: `learning_rate` is an optimizer.
 
     Warns:
       UserWarning: when $\eta_t \mu (1 + a_t) \ge 2 (1 + \beta)$ at some step, the bound
@@ -226,6 +227,12 @@ def swd(
       code.
     """
     require_static(total_steps=total_steps, every=every, min_keep=min_keep)
+    if isinstance(learning_rate, optax.GradientTransformation):
+        raise type_error(
+            "`learning_rate` must be a number or a schedule, got an optimizer. `swd` "
+            "is a whole optimizer; to use another, chain `add_selective_decay` and "
+            "`prune_once` with it."
+        )
     bounds_known = not (is_traced(a_min) or is_traced(a_max))
     if bounds_known and not 0 < a_min <= a_max:
         raise value_error(
