@@ -91,7 +91,8 @@ def scale_invariance(
       >>> from jprune import analysis
       >>> def net(p, x):
       ...     h = x @ p["a"]
-      ...     h = (h - h.mean(0)) * jax.lax.rsqrt(h.var(0) + 1e-5)
+      ...     h = h - h.mean(0)[None]
+      ...     h = h * jax.lax.rsqrt((h * h).mean(0)[None] + 1e-5)
       ...     return jax.nn.relu(h) @ p["b"]
       >>> p = {"a": jnp.array([[1.0, 2], [-1, 1]]), "b": jnp.ones((2, 1))}
       >>> x = jnp.array([[1.0, 2], [3, 5], [0, 1]])
