@@ -263,7 +263,7 @@ def figure(section: Section, folder: Path) -> str | None:
     axis.minorticks_off()
     axis.set_xticks(*_ticks([100 * x for x in left]))
     axis.set_xlabel("weights left, % of the dense network's (log scale)")
-    axis.set_ylabel("test accuracy after removal, %")
+    axis.set_ylabel(f"{_measure(section)} after removal")
     axis.set_title(f"{section.name}: {_bars(section)}", fontsize=9)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7 if len(points) < 12 else 5)
@@ -272,6 +272,13 @@ def figure(section: Section, folder: Path) -> str | None:
         drawn.savefig(beside, dpi=90)
     plt.close(drawn)
     return name
+
+
+def _measure(section: Section) -> str:
+    """What `after` of the rows is, with its unit (of images a hundredth of the dB)."""
+    rows = [row for file in section.rows for row in file]
+    images = any("Set5 dB" in (row.extra or {}) for row in rows)
+    return "PSNR on Set5, dB," if images else "test accuracy, %,"
 
 
 def _series(run: str) -> str:
@@ -354,7 +361,7 @@ def _text(section: Section, claims: Sequence[Verdict], picture: str | None) -> s
         lines.append(f"- Since then the configuration has changed: {changed}.")
     lines += ["", *_table(section), ""]
     if picture:
-        words = "Test accuracy after removal against the share of weights left."
+        words = f"{_measure(section)} after removal against the weights left."
         lines += [f"![{section.name}. {words}](figures/{picture})", ""]
     for claim in claims:
         how = f" (in {claim.share:.0%} of the draws)" if claim.drawn else ""
@@ -371,6 +378,8 @@ def _module(name: str) -> Any:
 
 def _table(section: Section) -> list[str]:
     lines = [
+        f"*before*, *after*: {_measure(section).rstrip(',')}",
+        "",
         "| run | weights | sparsity | before | after | further numbers |",
         "|---|---:|---:|---:|---:|---|",
     ]
@@ -382,9 +391,10 @@ def _table(section: Section) -> list[str]:
             if value is not None and not name.startswith("seed ")
         )
         run = row.run.replace("|", "\\|")
+        bars = f" ± {100 * spread:.2f}" if spread else ""  # of one run of images: none
         lines.append(
             f"| {run} | {row.nonzero:,} | {100 * row.got:.2f} % | {before} | "
-            f"{100 * mean:.2f} ± {100 * spread:.2f} | {extra} |"
+            f"{100 * mean:.2f}{bars} | {extra} |"
         )
     return lines
 

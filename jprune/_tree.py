@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.tree_util as jtu
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, type_error, value_error
 from jprune._typing import PyTree
 
 KeyTuple = tuple[Hashable, ...]
@@ -33,10 +33,21 @@ def keys_text(keys: KeyTuple) -> str:
 
 
 def prefix_of(at: Any) -> KeyTuple:
-    """The key tuple of an argument `at`: a key, a tuple of keys, or None."""
+    """The key tuple of an argument `at`: a key, a tuple of keys, or None.
+
+    Raises:
+      TypeError: a key that is none, such as a second tree.
+    """
     if at is None:
         return ()
-    return tuple(at) if isinstance(at, tuple | list) else (at,)
+    keys = tuple(at) if isinstance(at, tuple | list) else (at,)
+    for key in keys:
+        if not isinstance(key, Hashable):
+            raise type_error(
+                f"`at` must be a key or a tuple of keys, got {type(key).__name__}. Two "
+                "trees are given as one, a pair as `(params, state)`."
+            )
+    return keys
 
 
 def _plain_key(entry: Any) -> Hashable:
@@ -76,8 +87,10 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     )
 
 
-def require_same_structure(what: str, tree: PyTree, like: PyTree) -> None:
-    """Raises unless `tree` has the tree structure of `like` (the parameters).
+def require_same_structure(
+    what: str, tree: PyTree, like: PyTree, of: str = "the parameters"
+) -> None:
+    """Raises unless `tree` has the tree structure of `like`, which `of` names.
 
     Raises:
       ValueError: naming `what` and the leaf paths only one of the two has, or what came
@@ -85,7 +98,7 @@ def require_same_structure(what: str, tree: PyTree, like: PyTree) -> None:
     """
     if jax.tree.structure(tree) == jax.tree.structure(like):
         return
-    expected = f"`{what}` must have exactly the structure of the parameters"
+    expected = f"`{what}` must have exactly the structure of {of}"
     if jtu.treedef_is_leaf(jax.tree.structure(tree)):
         raise value_error(f"{expected}, got a single {type(tree).__name__}.")
     have = {name for name, _ in named_leaves(tree)}

@@ -58,15 +58,16 @@ def training_seconds(dtype: Any, quick: bool) -> float:
     """A forward and backward pass in train mode, batch 128 (4 in a trial)."""
     model, side, batch = (resnet56(), 32, 4) if quick else (resnet50(), 224, 128)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, side, side, 3)), dtype)
-    variables = optax.tree.cast(jax.jit(model.init)(jax.random.key(0), x[:1]), dtype)
+    variables: Any = optax.tree.cast(
+        jax.jit(model.init)(jax.random.key(0), x[:1]), dtype
+    )
     stats = {name: v for name, v in variables.items() if name != "params"}
 
     @jax.jit
     def gradient(params: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            out, _ = model.apply(
-                {"params": params, **stats}, x, train=True, mutable=list(stats)
-            )
+            tree: Any = {"params": params, **stats}
+            out, _ = model.apply(tree, x, train=True, mutable=list(stats))
             return jnp.mean(jnp.square(out.astype(jnp.float32)))
 
         return jax.grad(loss)(params)

@@ -182,7 +182,7 @@ def evaluator(net: Net, data: Data) -> Callable[[Any, Any], float]:
                 )[1]
 
             rest = compress.recalibrate(update, rest, batches, momentum=0.9)
-        logits = net.model.apply({"params": params, **rest}, data.test)
+        logits: Any = net.model.apply({"params": params, **rest}, data.test)
         return 100 * jnp.mean(logits.argmax(-1) == data.test_wanted)
 
     return lambda variables, mask: float(accuracy(variables, mask))

@@ -24,7 +24,24 @@ nodes.
 `hidden` removes whole hidden features by surgery, through the segment sums: parameters
 fall in proportion, the compact network equals the zeroed one to rounding.
 
-RESULTS
+Ours, mean +- deviation over five seeds (dense 81.32 +- 0.81):
+
+                     50 %          80 %          90 %          95 %          98 %
+    SWD            82.10 +- 0.34 81.78 +- 0.47 81.60 +- 0.71 81.16 +- 0.21 80.14 +- 1.10
+    SWD after Adam 81.26 +- 0.70 81.28 +- 0.75 80.64 +- 0.40 80.02 +- 0.35 77.48 +- 0.90
+    GSM, longer    81.98 +- 0.33 81.18 +- 0.72 80.48 +- 1.16 81.16 +- 0.50 78.98 +- 1.43
+    gradual        81.14 +- 0.71 81.52 +- 0.68 80.92 +- 0.83 81.10 +- 0.91 78.66 +- 0.72
+    RigL           81.64 +- 0.44 81.62 +- 0.49 80.58 +- 0.72 78.68 +- 0.49 74.54 +- 2.10
+    one-shot       81.24 +- 0.94 80.48 +- 0.64 80.02 +- 0.53 79.64 +- 1.17 76.14 +- 1.99
+    SNIP           81.70 +- 0.44 80.82 +- 0.63 79.76 +- 1.00 78.62 +- 1.09 68.98 +- 6.77
+
+The paper's form of SWD leads at 98 % by 1.2 points and is level with GSM and gradual
+pruning at 95 %; down to 80 % nearly all stand within a deviation. Its removal changes
+at most 0.02 points; after Adam at most 0.04. GSM's changes up to 0.8, both ways: 200
+steps are too few for its passive weights. Hidden features 16 -> 8: 80.86 +- 0.32 when
+trained on for 200 steps, 16 -> 4: 72.58 +- 3.88.
+
+Cost: 914 s, two cores shared by eight jobs.
 
 Command: `python -m experiments.train cora --data-dir FOLDER`.
 """

@@ -154,16 +154,18 @@ def _deep(phase: str, variance: float, sparsity: tuple[float, ...]) -> dict[str,
 def _on_paths(row: Row) -> float:
     """The share of the kept weights that lie on a path from input to output."""
     assert row.extra is not None
-    return (1 - row.extra["effective"]) / (1 - row.got)
+    left = row.extra["effective"]
+    assert left is not None and row.got is not None
+    return (1 - left) / (1 - row.got)
 
 
 def _emptied(row: Row) -> float:
-    assert row.extra is not None
+    assert row.extra is not None and row.extra["emptied"] is not None
     return row.extra["emptied"]
 
 
 def _critical(row: Row) -> float:
-    assert row.extra is not None
+    assert row.extra is not None and row.extra["critical"] is not None
     return row.extra["critical"]
 
 

@@ -19,7 +19,26 @@ for 256 and 32, or 64 and 16; T91 for DIV2K; x2 for x4 in SLS; rate 2e-3 for 1e-
 limit of 0.5 near step 510. SLS starts from this dense network, M is 16 for 32.
 Within so short a run no claim of the papers is decided.
 
-RESULTS
+Ours, seed 0, dB (the column "after %" of the table is Set5's):
+
+                                      Set5   Set14  weights
+    bicubic                          33.65   30.32
+    dense                            36.01   32.03   30,240
+    ISS-P, factor 0.95               34.68   31.19    3,019
+    hard thresholding (IHT)          34.70   31.19    3,019
+    ISS-R                            34.59   31.11    3,019
+    gradual                          34.62   31.15    3,019
+    one-shot at the start            34.46   30.99    3,019
+    one-shot at the end, not trained 13.40   14.74    3,019
+    SLS, a quarter of the cost       36.12   32.11    7,488
+    uniform 4:16                     35.33   31.77    7,776
+
+All that train are far above bicubic with a tenth of the weights. Soft and hard
+shrinking, gradual pruning and ISS-R stand within 0.1 dB of one another, 0.1 to 0.2
+above a mask of the random start. SLS gives 5 of 16 to the enlarging layer and 3 to six
+others; it searches, denser, for part of its steps, the uniform network never is.
+
+Cost: 913 s, two cores shared by eight jobs.
 
 Command: `python -m experiments.train edsr --data-dir FOLDER`.
 """

@@ -84,7 +84,10 @@ def convert(
     """
     parts = ("y", "tx", "ty", "allx", "ally", "graph", "test.index")
     y, tx, ty, allx, ally, graph, lines = (
-        _checked(raw / f"ind.{name}.{part}", digests and digests[f"{name}.{part}"])
+        _checked(
+            raw / f"ind.{name}.{part}",
+            None if digests is None else digests[f"{name}.{part}"],
+        )
         for part in parts
     )
     order = np.array(lines.split(), np.int32)
@@ -156,4 +159,4 @@ def main(raw: str, out: str, digests: Mapping[str, str] | None = DIGESTS) -> Non
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("usage: python -m experiments.data.planetoid RAW OUT")
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2])

@@ -56,13 +56,14 @@ def similarity(
             deps, {i: largest(scores[i], counts[i]) for i in ids}
         )
         cuts["magnitude"] = plain, tree
-        for name, how, options in (
+        ways: tuple[tuple[str, Any, dict[str, Any]], ...] = (
             ("weights", "merge", {"correlation": "weights"}),
             ("weights", "remove", {"correlation": "weights"}),
             ("independent", "remove", {"correlation": "independent"}),
             ("comonotone", "merge", {"correlation": "comonotone"}),
             ("data", "merge", {"distances": seen}),
-        ):
+        )
+        for name, how, options in ways:
             found = compress.similar_channels(
                 deps, tree, flops=share, groups=ids, **options
             )

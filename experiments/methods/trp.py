@@ -104,7 +104,7 @@ def _factorised(
 
     def network(params: Any, index: jax.Array) -> jax.Array:
         tree = structured.variables(params, done.stats)
-        return structured.apply(lab, tree, index)
+        return structured.network(lab)(tree, index)
 
     clock = time.perf_counter()
     index = structured.examples(lab, lab.batch)

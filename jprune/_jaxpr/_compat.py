@@ -108,7 +108,7 @@ def _varied(x: Any, aval: Any) -> Any:
         return x
     if hasattr(jax.lax, "pcast"):
         return jax.lax.pcast(x, missing, to="varying")
-    return jax.lax.pvary(x, missing)
+    return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009  before pcast
 
 
 def manual_axes(params: dict[str, Any]) -> set[str]:

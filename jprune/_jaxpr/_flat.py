@@ -249,7 +249,7 @@ def _hidden(jaxpr: Any, origins: dict[Any, Origin]) -> dict[KeyTuple, str]:
             continue
         for var in eqn.invars:
             origin = None if isinstance(var, _compat.Literal) else origins.get(var)
-            if origin is not None and len(var.aval.shape) > 1:
+            if origin is not None and len(getattr(var.aval, "shape", ())) > 1:
                 found[origin.path] = eqn.primitive.name
     return found
 

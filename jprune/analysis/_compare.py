@@ -104,7 +104,9 @@ def compare(
     for name, pair in (("dense", dense), ("compact", compact)):
         if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0])):
             raise type_error(
-                f"`{name}` must be a pair `(apply, variables)`, got {pair}."
+                f"`{name}` must be a pair `(apply, variables)`, got "
+                f"{type(pair).__name__}. For a model object that is itself a pytree "
+                "(Equinox, Flax NNX) the pair is `(lambda m, *args: m(*args), model)`."
             )
     calls = {"dense": (*dense, *args), "compact": (*compact, *args)}
     times = latencies(calls, rounds=rounds)

@@ -91,7 +91,8 @@ def scale_invariance(
       >>> from jprune import analysis
       >>> def net(p, x):
       ...     h = x @ p["a"]
-      ...     h = (h - h.mean(0)) * jax.lax.rsqrt(h.var(0) + 1e-5)
+      ...     h = h - h.mean(0)[None]
+      ...     h = h * jax.lax.rsqrt((h * h).mean(0)[None] + 1e-5)
       ...     return jax.nn.relu(h) @ p["b"]
       >>> p = {"a": jnp.array([[1.0, 2], [-1, 1]]), "b": jnp.ones((2, 1))}
       >>> x = jnp.array([[1.0, 2], [3, 5], [0, 1]])
@@ -241,12 +242,13 @@ def _measured(
         factors.append(drawn if axis is not None else float(drawn[0]))
 
     def project(p: PyTree) -> tuple[jax.Array, list[jax.Array]]:
-        outs = [y for y in jax.tree.leaves(fn(p, *args)) if _floating(y)]
+        outs: list[Any] = [y for y in jax.tree.leaves(fn(p, *args)) if _floating(y)]
         keys = jax.random.split(jax.random.key(0), len(outs))
-        return sum(
+        total: Any = sum(
             jnp.vdot(jax.random.normal(k, y.shape, y.dtype), y)
             for k, y in zip(keys, outs, strict=True)
-        ), outs
+        )
+        return total, outs
 
     spots = [i for _, i, _ in kernels]
     flat_leaves, tree = jax.tree.flatten(params)

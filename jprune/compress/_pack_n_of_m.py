@@ -18,6 +18,7 @@ import numpy as np
 
 from jprune import masks
 from jprune._axes import axis_list, contraction_axis, whole_along
+from jprune._dtypes import not_zero
 from jprune._errors import listing, value_error
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree
@@ -117,8 +118,9 @@ def pack_n_of_m(
       Zhou et al., arXiv 2102.04010, section 2.
     """
     taken = jax.tree.leaves(resolve_scope(scope, params))
-    # Exactly n of each group: all that is not zero, and zeros that fill up.
-    kept = masks.n_of_m(params, n, m, axis, scope=scope)
+    # Exactly n of each group: all that is not zero (finite or not), zeros that fill up.
+    present = jax.tree.map(lambda x: not_zero(x).astype(jnp.float32), params)
+    kept = masks.n_of_m(present, n, m, axis, scope=scope)
     rows = zip(
         named_leaves(params),
         jax.tree.leaves(kept),

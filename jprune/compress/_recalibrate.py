@@ -172,7 +172,12 @@ def _floating(leaf: Any) -> bool:
 
 
 def _checked(new: PyTree, stats: PyTree) -> PyTree:
-    require_same_structure("update(stats, batch)", new, stats)
+    require_same_structure(
+        "update(stats, batch)",
+        new,
+        stats,
+        "`stats` (give back the new statistics only)",
+    )
     return new
 
 

@@ -143,7 +143,7 @@ def _axis_sums(
         axes.setdefault(i, {})[ref.axis] = ref
     sums = {}
     for i, refs in axes.items():
-        xp = np if in_host_memory(leaves[i]) else jnp
+        xp: Any = np if in_host_memory(leaves[i]) else jnp
         x = xp.asarray(leaves[i])
         x = x.astype(_sum_dtype(x), copy=False)
         terms = x if signed else xp.abs(x) if norm == "l1" else xp.square(x)

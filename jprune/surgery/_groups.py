@@ -33,6 +33,7 @@ from jprune.surgery._axes import (
     resolve,
     why_frozen,
 )
+from jprune.surgery._callable import require_function
 from jprune.surgery._cost import Contraction, Cost, total
 from jprune.surgery._layout import every_label, structure
 from jprune.surgery._program import Program, StateOutputs, analyze, paths_read
@@ -85,6 +86,10 @@ class Groups(Sequence[Group]):
         for group, atom in _collect(program):
             self._groups[group.id] = group
             self.atoms[group.id] = atom
+
+    def __repr__(self) -> str:
+        coupled = sum(group.kind == "coupled" for group in self)
+        return f"<{len(self)} groups, {coupled} coupled: print(deps.table())>"
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups.values())
@@ -272,6 +277,7 @@ def groups(
       >>> [g.id for g in surgery.groups(mlp)(p, jnp.ones((1, 4)))]
       ['w1:1']
     """
+    require_function(fn, "groups")
     if reduce_max not in ("known", "drop", "freeze"):
         raise value_error(
             f'`reduce_max` must be "known", "drop" or "freeze", got {reduce_max!r}.'

@@ -6,11 +6,13 @@ paths and shapes; it is kept as JSON of original indices.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -44,6 +46,11 @@ class Plan:
     free: tuple[KeyTuple, ...] = ()
     declared: bool = False
     groups: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shapes = self.dense_shapes, self.compact_shapes
+        before, after = (sum(map(math.prod, s.values())) for s in shapes)
+        return f"<Plan: {before:,} -> {after:,} scalars: print(plan.table())>"
 
     @property
     def dense_shapes(self) -> dict[KeyTuple, tuple[int, ...]]:
@@ -185,6 +192,14 @@ class Plan:
         """
         return cls(*_saved.read(text, "text"))
 
+    def _root(self, tree: PyTree) -> Any:
+        """The key under which a sub-tree fits, or "params" as an example."""
+        leaves = jtu.tree_leaves_with_path(tree)
+        paths = [path_keys(path) for path, x in leaves if hasattr(x, "shape")]
+        keys = dict.fromkeys(path[0] for path in self.keep if path)
+        fit = (k for k in keys if all((k, *path) in self.keep for path in paths))
+        return next(fit, "params") if paths else "params"
+
     def _map(
         self, tree: PyTree, at: Any, shapes: Mapping[KeyTuple, Any], fn: Any
     ) -> Any:
@@ -208,7 +223,7 @@ class Plan:
         if wrong:
             raise value_error(
                 "`tree` must have the paths and shapes that the plan was made for (a "
-                f'sub-tree is given as `at="params"`).{listing(wrong)}'
+                f"sub-tree is given as `at={self._root(tree)!r}`).{listing(wrong)}"
             )
         return out
 

@@ -19,6 +19,7 @@ from jprune._tree import keys_text
 from jprune.surgery import _cells as ce
 from jprune.surgery._axes import Atom
 from jprune.surgery._build import Builder, Log, Options
+from jprune.surgery._callable import require_function
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Solver, Unsolvable
 from jprune.surgery._plan import Plan
@@ -75,6 +76,7 @@ def shrink(
         small = surgery.shrink(apply, plan)
         y = jax.jit(small)(plan.pack(params), x)
     """
+    require_function(fn, "shrink")
     for name, given in (("mean", mean), ("rng", rng)):
         if given not in ("dense", "compact"):
             raise value_error(f'`{name}` must be "dense" or "compact", got {given!r}.')

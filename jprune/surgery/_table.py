@@ -136,7 +136,9 @@ def _chunks(deps: Any) -> list[str]:
             if ref.labels is not None:
                 held = np.bincount(ref.coordinates(group.size) + 1)[1:]
                 at = (ref.path, ref.axis)
-                least[at] = min(int(held.min()), least.get(at, held.size * held.max()))
+                least[at] = min(
+                    int(held.min()), least.get(at, int(held.size * held.max()))
+                )
     rows = [
         (f"{keys_text(path)}:{axis}", f"{n} of {deps.shapes[path][axis]}")
         for (path, axis), n in sorted(least.items(), key=lambda item: str(item[0]))

@@ -20,6 +20,7 @@ import numpy as np
 from jprune._errors import value_error
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
+from jprune.surgery._callable import require_function
 from jprune.surgery._certificate import exactness_of
 from jprune.surgery._groups import Groups, groups
 from jprune.surgery._make import plan_from_keep
@@ -144,6 +145,7 @@ def verify(
         narrow = Net(width=plan.compact_shapes["dense", "kernel"][1])
         print(surgery.verify(apply, plan, params, x, compact=narrow.apply))
     """
+    require_function(fn, "verify")
     program = analyzed(fn, plan, None, params, args, kwargs)
     ties = dict(program.ties)
     check = _Check(fn, params, args, kwargs, gradient, mean, reference, ties)
@@ -216,7 +218,8 @@ class _Check:
         ties: dict[Any, Any],
     ) -> None:
         self.fn, self.params, self.args, self.kwargs = fn, params, args, kwargs
-        self.gradient, self.mean, self.reference = gradient, mean, reference
+        self.gradient, self.reference = gradient, reference
+        self.mean: Mean = mean
         self.ties = ties
         self.dense = Run(fn, args, kwargs, gradient, ties)  # compiled once for all
 

@@ -280,7 +280,7 @@ def average_density(
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import transforms
-      >>> params = [jnp.ones((5, 5)) for _ in range(4)]
+      >>> params = {name: jnp.ones((5, 5)) for name in "abcd"}
       >>> round(transforms.average_density(params, 0.8, 4), 12)
       0.4
     """

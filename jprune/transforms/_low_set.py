@@ -6,7 +6,7 @@ smallest magnitudes, exactly k of them: no leaf is ever emptied.
 
 from collections.abc import Callable
 from math import ceil, prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class LowSet(NamedTuple):
             return selection.cold()
         _, ranking = self.counts(params)
         taken = in_scope(params, resolve_scope(self.scope, params))
-        return selection.cold(taken, ranking=ranking)
+        return selection.cold(taken, ranking=cast(selection.Ranking, ranking))
 
     def refresh(self, params: Params, warm: selection.WarmStart) -> Refreshed:
         """The set now, a mask at full size for each leaf in scope."""

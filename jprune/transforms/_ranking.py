@@ -4,7 +4,7 @@ The transformations that rank weights share the keywords `sparsity`, `keep`, `sc
 `ranking` and `min_keep`; this is their one meaning.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -42,7 +42,8 @@ class Ranking(NamedTuple):
         if not jax.tree.leaves(params):
             return selection.cold()
         _, ranking = self.counts(params)
-        return selection.cold(in_scope(params, self.leaves(params)), ranking=ranking)
+        taken = in_scope(params, self.leaves(params))
+        return selection.cold(taken, ranking=cast(selection.Ranking, ranking))
 
     def counts(self, params: Params) -> tuple[Any, RankingName]:
         """How many are kept, in all or of each leaf, and the ranking that means."""

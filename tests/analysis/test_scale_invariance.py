@@ -278,6 +278,7 @@ def test_the_log_says_how_filters_move():
     )
 
 
+@pytest.mark.slow
 def test_angles_settle_where_the_formula_says():
     """Noise on a sphere, SGD with decay, drawn with the log and the line."""
     lr, decay = 0.1, 5e-3

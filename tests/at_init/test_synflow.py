@@ -23,7 +23,7 @@ def chain(params, x):
 def normal(seed, shapes):
     """He normal, in float64."""
     rng = np.random.default_rng(seed)
-    return [rng.normal(size=s) * np.sqrt(2 / s[0]) for s in shapes]
+    return tuple(rng.normal(size=s) * np.sqrt(2 / s[0]) for s in shapes)
 
 
 ONES = jax.ShapeDtypeStruct((1, 10), jnp.float32)
@@ -32,10 +32,10 @@ SQUARE = [(10, 10)] * 5
 
 def test_robust_init_g3():
     """R = 10.5; each layer sums to R, and what enters a hidden unit leaves it."""
-    params = [
+    params = (
         jnp.array([[1.0, -2.0], [3.0, 0.5]]),
         jnp.array([[2.0], [-1.0]]),
-    ]
+    )
     for normalize in (False, True):
         a, b = at_init.synflow(chain, params, jnp.zeros((1, 2)), normalize=normalize)
         scale = 10.5 / float(a.sum())
@@ -51,7 +51,7 @@ def test_robust_init_g4():
         np.stack(w) for w in zip(*(normal(s, SQUARE) for s in range(50)), strict=True)
     ]
     prune = partial(at_init.synflow_mask, chain, inputs=ONES, keep=5)
-    kept = jax.jit(jax.vmap(prune))([jnp.float32(w) for w in many])
+    kept = jax.jit(jax.vmap(prune))(tuple(jnp.float32(w) for w in many))
     np.testing.assert_array_equal([m.sum((1, 2)) for m in kept], np.ones((5, 50)))
     paths = np.ones((50, 10), bool)
     for m in kept:
@@ -80,10 +80,11 @@ def test_every_round_is_that_of_the_twin():
     with jax.enable_x64(True):
         params = normal(1, SHAPES)
         size = sum(w.size for w in params)
-        mask = want = [np.ones(w.shape, bool) for w in params]
+        mask = want = tuple(np.ones(w.shape, bool) for w in params)
         for k in range(1, ROUNDS + 1):
             keep = int(np.floor(size * (LAST / size) ** (k / ROUNDS) + 0.5))
-            twin, want = twins.synflow_round(params, want, keep)
+            twin, kept = twins.synflow_round(params, want, keep)
+            want = tuple(kept)
             found, mask = one_round(params, mask, keep)
             for got, expected in zip(found, twin, strict=True):
                 np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-14)
@@ -122,7 +123,7 @@ def test_biases_are_made_positive_and_integers_left_alone():
 
 
 def test_an_overflow_is_an_error_and_normalize_avoids_it():
-    deep = [jnp.full((40, 40), 1e3, jnp.bfloat16)] * 12
+    deep = (jnp.full((40, 40), 1e3, jnp.bfloat16),) * 12
     x = jnp.ones((1, 40))
     with pytest.raises(ValueError, match="flow R overflowed.*`normalize=True`"):
         at_init.synflow(chain, deep, x)
@@ -148,7 +149,7 @@ def test_normalizing_a_chain_changes_no_rank():
 
 
 def test_a_disconnected_network_is_an_error():
-    params = [jnp.float32(w) for w in normal(3, SHAPES)]
+    params = tuple(jnp.float32(w) for w in normal(3, SHAPES))
     with pytest.raises(ValueError, match="Nothing flows.*fewer weights than a path"):
         at_init.synflow_mask(chain, params, jnp.ones((1, 7)), keep=3, rounds=4)
 

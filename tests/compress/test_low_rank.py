@@ -361,7 +361,7 @@ def test_ranks_of_a_trained_state():
     rng = np.random.default_rng(0)
     params = {"a": drawn(0, 12, 12), "b": drawn(1, 12, 12), "c": drawn(2, 12)}
     tx = transforms.truncate_rank(
-        0.8, every=2, inner=optax.sgd(0.1), nuclear=0.1, total_steps=3
+        0.8, every=2, inner=optax.sgd(0.1), nuclear=0.1, end=2
     )
     state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(3):

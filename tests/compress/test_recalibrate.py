@@ -137,3 +137,8 @@ def test_another_use_of_a_counter_is_refused():
     stats = {"count": jnp.int32(4), "mean": jnp.float32(0)}
     with pytest.raises(ValueError, match="depends on a counter"):
         compress.recalibrate(update, stats, [jnp.ones(3)], momentum=0.9)
+
+
+def test_an_update_that_returns_the_output_too():
+    with pytest.raises(ValueError, match="structure of `stats`"):
+        compress.recalibrate(lambda s, b: (b, s), {"mean": jnp.zeros(2)}, [jnp.ones(2)])

@@ -180,7 +180,16 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), METHODS)
+QUICK = ("one_shot", "gradual", "rigl")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        pytest.param(*m, marks=[] if m[0] in QUICK else pytest.mark.slow)
+        for m in METHODS
+    ],
+)
 def test_every_method_keeps_what_it_says(name, settings, opened, dense):
     extra = {"dense_last": False} if name == "rigl" else {}
     rows = list(system.RUNNER.methods[name](opened, dense, **settings, **extra))
@@ -189,6 +198,7 @@ def test_every_method_keeps_what_it_says(name, settings, opened, dense):
         assert set(row.extra) >= {"seed 0", "seed 1", "deviation", "validation"}
 
 
+@pytest.mark.slow
 def test_the_last_kernel_may_stay_whole(opened, dense):
     settings = dict(METHODS[3][1], sparsity=(0.8,), dense_last=True)
     (row,) = system.rigl(opened, dense, **settings)

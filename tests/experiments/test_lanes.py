@@ -98,6 +98,7 @@ def test_validation_is_not_trained_on(opened):
     assert not set(np.asarray(opened.order(5)).ravel()) & set(held)
 
 
+@pytest.mark.slow
 def test_gsm_counts_rows_and_tickets(opened):
     dense, (first,) = mnist.train_dense(opened, **CONFIG.dense)
     assert first.nonzero == masks.size(lanes.lane(dense.params, 0)) == 266_200
@@ -138,6 +139,7 @@ def test_layers_lose_what_the_notebook_says(opened):
     assert mnist.overlap(mask, mask) == 1.0
 
 
+@pytest.mark.slow
 def test_powerprop_rows(opened):
     rows = list(
         mnist.powerprop(

@@ -142,7 +142,13 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), METHODS, ids=[m[0] for m in METHODS])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        pytest.param(*m, marks=pytest.mark.slow if m[0] == "issr" else [], id=m[0])
+        for m in METHODS
+    ],
+)
 def test_every_kernel_loses_its_share(name, settings, opened, dense):
     for row in system.RUNNER.methods[name](opened, dense, **settings):
         assert row.nonzero == row.kept == KEPT, row.run

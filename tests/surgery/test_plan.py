@@ -79,8 +79,21 @@ def test_pack_is_jittable_and_takes_sub_trees_and_abstract_leaves():
     assert sub["scale"].shape == (2,)
     shapes = plan.pack(jax.eval_shape(lambda: params))
     assert shapes["params"]["in"]["kernel"].shape == (4, 2)
-    with pytest.raises(ValueError, match="scale: not in the plan"):
+    with pytest.raises(ValueError, match=r"(?s)at='params'.*scale: not in the plan"):
         plan.pack(params["params"])
+
+
+def test_where_a_sub_tree_belongs_is_said():
+    pair = ({"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}, {"mean": jnp.zeros((1, 8))})
+    fn = lambda p, x: ((x @ p[0]["a"]) - p[1]["mean"]) @ p[0]["b"]  # noqa: E731
+    deps = surgery.groups(fn)(pair, jnp.ones((1, 3)))
+    plan = surgery.plan_from_keep(deps, {"0/a:1": [0, 1]})
+    for index in (0, 1):
+        with pytest.raises(ValueError, match=f"`at={index}`"):
+            plan.pack(pair[index])
+        plan.pack(pair[index], at=index)
+    with pytest.raises(TypeError, match=r"`at` must be a key.*\(params, state\)"):
+        plan.pack(*pair)
 
 
 def test_save_and_load(tmp_path):

@@ -413,3 +413,8 @@ def test_scope_that_matches_nothing():
 def test_bad_strengths():
     with pytest.raises(ValueError, match="0 < a_min <= a_max"):
         transforms.swd(0.1, mu=1e-3, a_min=0.0, total_steps=9, sparsity=0.5)
+
+
+def test_an_optimizer_as_learning_rate_is_an_error():
+    with pytest.raises(TypeError, match="`learning_rate`.*add_selective_decay"):
+        transforms.swd(optax.adam(1e-3), mu=1e-4, total_steps=4, sparsity=0.5)

@@ -322,11 +322,11 @@ def test_no_large_sort_or_concatenation(tx):
         (lambda: transforms.shrink_softly(0.5, end=1, scope="nothing"), "nothing"),
         (
             lambda: transforms.shrink_softly(0.5, end=1, ranking="layer"),
-            "`ranking` must be 'global' or 'leaf', got 'layer'",
+            "`ranking` must be 'global', 'leaf' or 'output', got 'layer'",
         ),
         (
             lambda: transforms.add_growing_decay(0.1, 0.5, every=0),
-            "`every` must be at least 1, got 0",
+            "`every` must be at least 1",
         ),
         (lambda: transforms.add_growing_decay(0.1), "exactly one of `sparsity`"),
         (lambda: transforms.issr(0.1, sparsity=0.5, end=0), "`end` must be at least"),
