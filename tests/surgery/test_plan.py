@@ -256,7 +256,9 @@ def test_plan_from_consumer_masks():
 
 def test_masks_that_remove_no_coordinate_are_an_error():
     params, _, deps = make()
-    with pytest.raises(ValueError, match="no coordinate of any group altogether"):
+    with pytest.raises(
+        ValueError, match="no coordinate of any group altogether.*deps.table"
+    ):
         surgery.plan_from_masks(deps, masks_with(params, columns=[1]))
     with pytest.raises(ValueError, match="masks remove all 2 coordinates"):
         surgery.plan_from_masks(deps, masks_with(params, columns=list(range(6))))
