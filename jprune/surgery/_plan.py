@@ -91,11 +91,11 @@ class Plan:
         return self._map(tree, at, self.dense_shapes, pack_leaf)
 
     def unpack(self, tree: PyTree, at: Any = None) -> PyTree:
-        """The dense tree with zeros at removed coordinates: inverse of `pack`."""
+        """The dense tree, zeros at removed coordinates, in buffers of its own."""
         return self._map(tree, at, self.compact_shapes, _unpack)
 
     def zero(self, tree: PyTree, at: Any = None) -> PyTree:
-        """The dense tree with removed coordinates set to 0: the reference model."""
+        """The reference model: removed coordinates are 0, every buffer its own."""
         return self._map(tree, at, self.dense_shapes, _zero)
 
     def masks(self, tree: PyTree, at: Any = None) -> PyTree:
@@ -259,7 +259,7 @@ def _take(x: Any, positions: np.ndarray, axis: int) -> Any:
 
 def _unpack(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
     if all(m.all() for m in masks):
-        return x
+        return pack_leaf(x, masks)  # a copy
     xp = np if isinstance(x, np.ndarray) else jnp
     if 0 in x.shape:
         return xp.zeros([m.size for m in masks], x.dtype)
@@ -271,7 +271,7 @@ def _unpack(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
 
 def _zero(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
     if all(m.all() for m in masks):
-        return x
+        return pack_leaf(x, masks)  # a copy
     xp = np if isinstance(x, np.ndarray) else jnp
     return xp.where(_outer(masks), x, xp.zeros((), x.dtype))
 

@@ -211,8 +211,9 @@ def test_a_packed_leaf_has_a_buffer_of_its_own():
     jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(packed)
     assert all(bool(jnp.isfinite(p).all()) for p in jax.tree.leaves(params))
     host = jax.tree.map(np.asarray, params)
-    for a, b in zip(*map(jax.tree.leaves, (whole.pack(host), host)), strict=True):
-        assert not np.shares_memory(a, b)
+    for make_own in (whole.pack, whole.zero, whole.unpack):
+        for a, b in zip(*map(jax.tree.leaves, (make_own(host), host)), strict=True):
+            assert not np.shares_memory(a, b)
 
 
 def test_then_needs_the_shapes_it_left():
