@@ -186,6 +186,9 @@ def _folder(folder: Path) -> Arrays:
     checkpoint = _orbax_tree(folder)
     if checkpoint is not None:
         return _orbax(checkpoint)
+    whole = folder / "weights.safetensors"  # what `jprune shrink` leaves
+    if whole.exists():
+        return read_safetensors(whole)
     return {
         part.relative_to(folder).with_suffix("").as_posix(): _npy(part)[part.stem]
         for part in sorted(folder.rglob("*.npy"))

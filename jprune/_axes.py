@@ -74,11 +74,13 @@ def _axis(
     if given is None:
         layer = [i for i in range(rank) if i not in stack]
         if leaf_name(path) not in _KERNEL_NAMES or len(layer) not in (2, 4):
+            found = ", as `surgery.contraction_axes(deps)`"
+            found = found if what == "contracted" else ""
             raise value_error(
                 f"No default {what} axis for {path} of shape {np.shape(leaf)}: only "
                 "leaves named `kernel` or `w` of rank 2 or 4 have one. Pass "
-                f"`{argument}` (a number or a tree of numbers), or leave the leaf out "
-                "of `scope`."
+                f"`{argument}` (a number or a tree of numbers{found}), or leave the "
+                "leaf out of `scope`."
             )
         given = layer[default]
     if not -rank <= given < rank or given % rank in stack:

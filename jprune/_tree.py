@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.tree_util as jtu
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, type_error, value_error
 from jprune._typing import PyTree
 
 KeyTuple = tuple[Hashable, ...]
@@ -33,10 +33,21 @@ def keys_text(keys: KeyTuple) -> str:
 
 
 def prefix_of(at: Any) -> KeyTuple:
-    """The key tuple of an argument `at`: a key, a tuple of keys, or None."""
+    """The key tuple of an argument `at`: a key, a tuple of keys, or None.
+
+    Raises:
+      TypeError: a key that is none, such as a second tree.
+    """
     if at is None:
         return ()
-    return tuple(at) if isinstance(at, tuple | list) else (at,)
+    keys = tuple(at) if isinstance(at, tuple | list) else (at,)
+    for key in keys:
+        if not isinstance(key, Hashable):
+            raise type_error(
+                f"`at` must be a key or a tuple of keys, got {type(key).__name__}. Two "
+                "trees are given as one, a pair as `(params, state)`."
+            )
+    return keys
 
 
 def _plain_key(entry: Any) -> Hashable:

@@ -265,7 +265,12 @@ def _made(spec: str) -> tuple[Any, ...]:
         made = getattr(importlib.import_module(module), name)()
     except (Exception, SystemExit) as error:
         kind = type(error).__name__
-        raise value_error(f"`MODEL` {spec!r}: {kind}: {error}.") from error
+        hint = ""
+        if kind == "TypeError":
+            hint = (
+                " It is called without arguments and returns `(fn, variables, *args)`."
+            )
+        raise value_error(f"`MODEL` {spec!r}: {kind}: {error}.{hint}") from error
     finally:
         sys.path.remove(str(Path.cwd()))
     if not isinstance(made, tuple) or len(made) < 2 or not callable(made[0]):

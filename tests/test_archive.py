@@ -187,3 +187,11 @@ def test_a_module_with_a_mistake(module, tmp_path, capsys):
     (tmp_path / f"{module}_bad.py").write_text("def (")
     assert main(["flops", f"{module}_bad:x"]) == 1
     assert "SyntaxError" in capsys.readouterr().err
+
+
+def test_the_folder_that_shrink_leaves(tmp_path):
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    body = np.array([1.0, 2.0], "<f4").tobytes()
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + body)
+    np.testing.assert_array_equal(read_arrays(str(tmp_path))["w"], [1.0, 2.0])

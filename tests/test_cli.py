@@ -162,6 +162,10 @@ def net():
     return mlp, {"a": shape(8, 16), "b": shape(16, 4)}, shape(2, 8)
 
 
+def needs(x):
+    return x
+
+
 def bare():
     return mlp
 """
@@ -199,6 +203,7 @@ def test_groups_of_a_module(module, capsys):
         ("not_there_at_all:net", "No module named 'not_there_at_all'"),
         ("{module}:nothing", "has no attribute 'nothing'"),
         ("{module}:bare", "must return `(fn, variables, *args)`"),
+        ("{module}:needs", "without arguments and returns `(fn, variables, *args)`"),
     ],
 )
 def test_errors_of_models(spec, message, module, capsys):

@@ -16,9 +16,11 @@ from jprune import selection
 from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
 from jprune._errors import value_error
 from jprune._stacks import stacked_axes
+from jprune._tree import leaf_name, map_named
 from jprune._typing import Mask, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import (
+    NOT_WEIGHTS,
     from_scope,
     in_scope,
     in_scope_list,
@@ -109,8 +111,8 @@ def is_n_of_m(
       m: group length; must divide the axis.
       axis: see `n_of_m`.
       scope: leaves to check, as `n_of_m` takes it; None for those with two or more
-        axes. A 0-d leaf, as a mask has out of its scope, keeps everything and is
-        passed over.
+        axes that are no biases, embeddings and the like by name (`masks.prunable`). A
+        0-d leaf, as a mask has out of its scope, keeps everything and is passed over.
       stacked: see `n_of_m`.
 
     Returns:
@@ -121,7 +123,10 @@ def is_n_of_m(
     """
     _require_n_m(n, m)
     if scope is None:
-        scope = jax.tree.map(lambda x: jnp.ndim(x) >= 2, mask)
+        scope = map_named(
+            lambda path, x: jnp.ndim(x) >= 2 and leaf_name(path) not in NOT_WEIGHTS,
+            mask,
+        )
     else:
         # A scope is of floating leaves; these may be bools.
         like = jax.tree.map(

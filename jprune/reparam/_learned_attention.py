@@ -184,7 +184,7 @@ def _project(
 
 
 def _export(rule: _Rule, theta: AttentionTheta) -> tuple[Params, Mask]:
-    return _apply(rule, theta), as_mask(theta.weights, rule.masks(theta))
+    return copied(_apply(rule, theta)), as_mask(theta.weights, rule.masks(theta))
 
 
 def pruning_ratio(attention: jax.Array, alpha: float = 1.0) -> jax.Array:

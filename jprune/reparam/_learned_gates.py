@@ -280,7 +280,7 @@ def _floored(log_alpha: jax.Array) -> jax.Array:
 
 
 def _export(gates: _Gates, theta: GateTheta) -> tuple[Params, Mask]:
-    return _apply(gates, theta), _mask(gates, theta)
+    return copied(_apply(gates, theta)), _mask(gates, theta)
 
 
 def _multiplied(gates: _Gates, theta: GateTheta, values: PyTree) -> Params:

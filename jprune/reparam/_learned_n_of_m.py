@@ -268,7 +268,7 @@ def _export(search: _Search, theta: NOfMTheta) -> tuple[Params, Mask]:
     ranks = search.ranks_of(theta)
     kept = {n: search.units(theta.priorities[n])[r] > 0 for n, r in ranks.items()}
     cut = {n: jnp.where(kept[n], w, jnp.zeros_like(w)) for n, w in leaves.items()}
-    return replaced(theta.weights, cut), as_mask(theta.weights, kept)
+    return copied(replaced(theta.weights, cut)), as_mask(theta.weights, kept)
 
 
 def units(priorities: jax.Array, *, strict: bool = True) -> jax.Array:

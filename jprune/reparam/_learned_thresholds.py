@@ -226,7 +226,7 @@ def _project(
 
 def _export(loss: _Loss, theta: ThresholdTheta) -> tuple[Params, Mask]:
     kept = {name: keep for name, (_, keep) in loss.pruned(theta).items()}
-    return _apply(loss, theta), as_mask(theta.weights, kept)
+    return copied(_apply(loss, theta)), as_mask(theta.weights, kept)
 
 
 def soft_prune(

@@ -90,7 +90,7 @@ def powerpropagation(
         return _map(lambda t: power(t, alpha, floor), theta, scope)
 
     def export(theta: PyTree) -> tuple[Params, Mask]:
-        params = apply(theta)
+        params = copied(apply(theta))
         return params, masks.from_zeros(params, scope)
 
     return Reparam(init, apply, export)
@@ -113,7 +113,7 @@ def change_power(theta: PyTree, old: float, new: float, *, scope: Any = None) ->
     """
     _require_power("old", old)
     _require_power("new", new)
-    return _map(partial(_root, alpha=new / old), theta, scope)
+    return _map(partial(_root, alpha=new / old), copied(theta), scope)
 
 
 def power(theta: jax.Array, alpha: float, floor: float = 0.0) -> jax.Array:

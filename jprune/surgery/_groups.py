@@ -16,7 +16,7 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 
-from jprune._errors import value_error
+from jprune._errors import type_error, value_error
 from jprune._groups import AxisRef, Group, Kind, Role
 from jprune._jaxpr._trace import trace
 from jprune._stacks import stacked_axes
@@ -203,7 +203,13 @@ class Groups(Sequence[Group]):
 
         Raises:
           ValueError: a leaf of another shape, or no group has a member.
+          TypeError: a single object that is no array, such as a Keras model.
         """
+        if jtu.all_leaves([tree]) and not hasattr(tree, "shape"):
+            raise type_error(
+                f"`tree` must be a tree of arrays, got {type(tree).__name__}: under "
+                "Keras `jprune.frameworks.keras.named(model)`."
+            )
         return over_groups(
             tree,
             self,

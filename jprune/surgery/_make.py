@@ -122,7 +122,9 @@ def plan_from_masks(
     if touched and not keep:
         raise value_error(
             "`masks` remove entries but no coordinate of any group altogether, so "
-            "nothing can be taken out: make them with `masks.channels`."
+            "nothing can be taken out. It takes whole slices (`masks.channels`), of "
+            "all parameters that write a coordinate, or of all that read it: see "
+            "`deps.table()`."
             f"{listing([f'{g.id}: {g.size} coordinates' for g in deps])}"
         )
     return plan_from_keep(deps, keep)

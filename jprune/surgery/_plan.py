@@ -91,11 +91,11 @@ class Plan:
         return self._map(tree, at, self.dense_shapes, pack_leaf)
 
     def unpack(self, tree: PyTree, at: Any = None) -> PyTree:
-        """The dense tree with zeros at removed coordinates: inverse of `pack`."""
+        """The dense tree, zeros at removed coordinates, in buffers of its own."""
         return self._map(tree, at, self.compact_shapes, _unpack)
 
     def zero(self, tree: PyTree, at: Any = None) -> PyTree:
-        """The dense tree with removed coordinates set to 0: the reference model."""
+        """The reference model: removed coordinates are 0, every buffer its own."""
         return self._map(tree, at, self.dense_shapes, _zero)
 
     def masks(self, tree: PyTree, at: Any = None) -> PyTree:
@@ -192,6 +192,14 @@ class Plan:
         """
         return cls(*_saved.read(text, "text"))
 
+    def _root(self, tree: PyTree) -> Any:
+        """The key under which a sub-tree fits, or "params" as an example."""
+        leaves = jtu.tree_leaves_with_path(tree)
+        paths = [path_keys(path) for path, x in leaves if hasattr(x, "shape")]
+        keys = dict.fromkeys(path[0] for path in self.keep if path)
+        fit = (k for k in keys if all((k, *path) in self.keep for path in paths))
+        return next(fit, "params") if paths else "params"
+
     def _map(
         self, tree: PyTree, at: Any, shapes: Mapping[KeyTuple, Any], fn: Any
     ) -> Any:
@@ -215,7 +223,7 @@ class Plan:
         if wrong:
             raise value_error(
                 "`tree` must have the paths and shapes that the plan was made for (a "
-                f'sub-tree is given as `at="params"`).{listing(wrong)}'
+                f"sub-tree is given as `at={self._root(tree)!r}`).{listing(wrong)}"
             )
         return out
 
@@ -251,7 +259,7 @@ def _take(x: Any, positions: np.ndarray, axis: int) -> Any:
 
 def _unpack(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
     if all(m.all() for m in masks):
-        return x
+        return pack_leaf(x, masks)  # a copy
     xp = np if isinstance(x, np.ndarray) else jnp
     if 0 in x.shape:
         return xp.zeros([m.size for m in masks], x.dtype)
@@ -263,7 +271,7 @@ def _unpack(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
 
 def _zero(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
     if all(m.all() for m in masks):
-        return x
+        return pack_leaf(x, masks)  # a copy
     xp = np if isinstance(x, np.ndarray) else jnp
     return xp.where(_outer(masks), x, xp.zeros((), x.dtype))
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jprune._errors import listing, no_params, require_static, value_error
 from jprune._groups import Group, chosen
 from jprune._tree import keys_text
 from jprune._typing import Params, PyTree, Scores
+from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
 
 
@@ -76,6 +78,22 @@ def own_buffers(state: PyTree) -> PyTree:
 def value_at(given: Any, count: jax.Array) -> Any:
     """A number as it is, a schedule at this step."""
     return given(count) if callable(given) else given
+
+
+def require_strengths(**given: Any) -> None:
+    """A penalty pulls toward zero: its rates are finite and not negative.
+
+    Args:
+      **given: the values, by the names of the arguments. Schedules, trees and traced
+        values pass: they are not known here.
+
+    Raises:
+      ValueError: a number that is negative, infinite or NaN.
+    """
+    for name, x in given.items():
+        known = isinstance(x, int | float | np.number | np.ndarray | jax.Array)
+        if known and not is_traced(x) and not np.all((0 <= x) & np.isfinite(x)):
+            raise value_error(f"`{name}` must be finite and >= 0, got {x}.")
 
 
 def exactly_one(**given: Any) -> None:

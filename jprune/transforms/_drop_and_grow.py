@@ -370,16 +370,21 @@ def _require(
     exactly_one(sparsity=sparsity, mask=mask)
     if grow not in ("gradient", "random"):
         raise value_error(f"`grow` must be 'gradient' or 'random', got {grow!r}.")
+    require_fraction(fraction)
+    if every < 1 or begin < 0 or (end is not None and end < begin):
+        raise value_error(
+            "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
+            f"{begin}, {end}, {every}."
+        )
+
+
+def require_fraction(fraction: Any) -> None:
+    """The share of the kept weights that moves, if it is a number, is one."""
     known = not (callable(fraction) or is_traced(fraction))
     if known and not 0 <= np.asarray(fraction) <= 1:
         raise value_error(
             f"`drop_fraction` must be in [0, 1], the share of the kept weights that "
             f"moves, got {fraction}."
-        )
-    if every < 1 or begin < 0 or (end is not None and end < begin):
-        raise value_error(
-            "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
-            f"{begin}, {end}, {every}."
         )
 
 

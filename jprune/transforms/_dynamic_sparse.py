@@ -16,7 +16,7 @@ from jprune import masks
 from jprune._errors import require_static
 from jprune._typing import Mask, Params, ScalarOrSchedule
 from jprune.transforms._build import decay, end_within
-from jprune.transforms._drop_and_grow import Allocation, drop_and_grow
+from jprune.transforms._drop_and_grow import Allocation, drop_and_grow, require_fraction
 
 
 def rigl(
@@ -84,6 +84,7 @@ def rigl(
     require_static(
         total_steps=total_steps, end=end, every=every, begin=begin, min_keep=min_keep
     )
+    require_fraction(drop_fraction)  # before the schedule hides it
     end = end_within(total_steps, end, Fraction(3, 4))
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),

@@ -37,6 +37,7 @@ from jprune.transforms._build import (
     exactly_one,
     next_step,
     renewed,
+    require_strengths,
     transformation,
 )
 from jprune.transforms._low_set import LowSet
@@ -119,8 +120,9 @@ def add_growing_decay(
       A `GradientTransformationExtraArgs`. With increment 0 it is the identity.
 
     Raises:
-      ValueError: `every` below 1, both or neither of `sparsity` and `select`; from
-        `init`, a sparsity or a scope that cannot be met; from `update`, no `params`.
+      ValueError: `every` below 1, a negative `increment` or `limit`, both or neither
+        of `sparsity` and `select`; from `init`, a sparsity or a scope that cannot be
+        met; from `update`, no `params`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -138,6 +140,7 @@ def add_growing_decay(
     low = LowSet(sparsity, select, scope, ranking)
     exactly_one(sparsity=sparsity, select=select)
     require_static(every=every, begin=begin)
+    require_strengths(increment=increment, limit=limit)
     if every < 1 or begin < 0:
         raise value_error(
             f"`every` must be at least 1 and `begin` at least 0, got {every}, {begin}."

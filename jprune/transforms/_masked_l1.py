@@ -43,6 +43,7 @@ from jprune.transforms._build import (
     decay_all,
     keeps_of,
     next_step,
+    require_strengths,
     transformation,
     value_at,
 )
@@ -107,6 +108,7 @@ def add_masked_l1(
     References:
       Jiang et al., arXiv 2201.06776; the kinds are those of the authors' code.
     """
+    require_strengths(strength=strength)
     if kind not in ("l1", "l2", "smooth_l1"):
         raise value_error(f"`kind` must be l1, l2 or smooth_l1, got {kind!r}.")
     if kind == "smooth_l1" and learning_rate is None:

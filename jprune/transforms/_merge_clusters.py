@@ -37,7 +37,7 @@ from jprune._tree import keys_text, leaf_name, named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import by_group, transformation
+from jprune.transforms._build import by_group, require_strengths, transformation
 
 Clusters = Mapping[str, Sequence[int] | np.ndarray | jax.Array]
 """Cluster numbers of a group's coordinates, by group id or by path."""
@@ -335,6 +335,7 @@ def _require_constant(**rates: Any) -> None:
                 "step count. For a schedule use `optax.inject_hyperparams("
                 "merge_clusters)(...)`."
             )
+    require_strengths(**rates)
 
 
 def _validated(

@@ -38,6 +38,7 @@ from jprune.transforms._build import (
     added,
     next_step,
     renewed,
+    require_strengths,
     transformation,
     value_at,
 )
@@ -118,6 +119,7 @@ def add_pruned_decay(
       Zhou et al., arXiv 2102.04010, section 4.
     """
     _require_n_m(n, m)
+    require_strengths(strength=strength)
 
     def keep(params: Params) -> Mask:
         return masks.n_of_m(params, n, m, axis, scope=scope)

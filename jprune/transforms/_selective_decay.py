@@ -32,6 +32,7 @@ from jprune.transforms._build import (
     exactly_one,
     next_step,
     renewed,
+    require_strengths,
     transformation,
     value_at,
 )
@@ -98,8 +99,8 @@ def add_selective_decay(
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.
 
     Raises:
-      ValueError: from `init`, a target that cannot be met or a scope that matches
-        nothing; from `update`, no `params`.
+      ValueError: a negative `mu` or `strength`; from `init`, a target that cannot be
+        met or a scope that matches nothing; from `update`, no `params`.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -120,6 +121,7 @@ def add_selective_decay(
     chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
     exactly_one(sparsity=sparsity, keep=keep, select=select)
     require_static(every=every, min_keep=min_keep)
+    require_strengths(mu=mu, strength=strength)
     if every < 1:
         raise value_error(f"`every` must be at least 1, got {every}.")
 
@@ -215,7 +217,7 @@ def swd(
       An Optax transformation.
 
     Raises:
-      ValueError: strengths that are not positive.
+      ValueError: `a_min`, `a_max` that are not positive, a negative `mu`, no steps.
       TypeError: `learning_rate` is an optimizer.
 
     Warns:
@@ -227,6 +229,9 @@ def swd(
       code.
     """
     require_static(total_steps=total_steps, every=every, min_keep=min_keep)
+    require_strengths(mu=mu, a_max=a_max)
+    if total_steps < 1:
+        raise value_error(f"`total_steps` must be at least 1, got {total_steps}.")
     if isinstance(learning_rate, optax.GradientTransformation):
         raise type_error(
             "`learning_rate` must be a number or a schedule, got an optimizer. `swd` "

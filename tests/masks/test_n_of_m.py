@@ -176,3 +176,17 @@ def test_is_n_of_m_takes_what_its_sibling_took(scope):
     mask = masks.n_of_m(params, 2, 4, axis=axis, scope=scope)
     assert bool(masks.is_n_of_m(mask, 2, 4, axis=axis, scope=scope))
     assert not bool(masks.is_n_of_m(mask, 1, 4, axis=axis, scope=scope))
+
+
+def test_pruned_weights_are_n_of_m_beside_wide_biases_and_embeddings():
+    """The default leaves are those that `n_of_m` takes by default."""
+    params = {
+        "embed": {"embedding": jnp.ones((8, 4))},
+        "layer": {
+            "kernel": jnp.arange(32.0).reshape(8, 4) + 1,
+            "bias": jnp.ones((4, 4)),
+        },
+    }
+    pruned = masks.apply(masks.n_of_m(params, 2, 4), params)
+    assert masks.is_n_of_m(pruned, 2, 4) and not masks.is_n_of_m(params, 2, 4)
+    assert not masks.is_n_of_m(params, 2, 4, axis=0, scope="embedding")

@@ -258,3 +258,13 @@ def test_a_fresh_theta_may_be_donated(case):
     places = dict(at)
     twice = [(path, places[pointer]) for pointer, path in at if places[pointer] != path]
     assert not twice
+
+
+@CASES
+def test_an_export_outlives_a_donated_theta(case):
+    """It shares no buffer with theta, so that training may go on."""
+    theta = case.make().init(tree("dict", jnp.float32))
+    params, mask = case.make().export(theta)
+    held = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(theta)}
+    out = {x.unsafe_buffer_pointer() for x in jax.tree.leaves((params, mask))}
+    assert not held & out

@@ -179,7 +179,10 @@ def test_wanda_over_two_contracted_axes():
 def test_wanda_errors():
     with pytest.raises(ValueError, match=r"`norms` at kernel must be \[2\].*\(3,\)"):
         scores.wanda(PARAMS, {"kernel": jnp.ones(3), "bias": 1.0})
-    with pytest.raises(ValueError, match="No default contracted axis for bias"):
+    with pytest.raises(
+        ValueError,
+        match="No default contracted axis for bias.*surgery.contraction_axes",
+    ):
         scores.wanda(PARAMS, {"kernel": jnp.ones(2), "bias": jnp.ones(2)})
     with pytest.raises(ValueError, match="`norms` must have exactly the structure"):
         scores.wanda(PARAMS, {"kernel": jnp.ones(2)})

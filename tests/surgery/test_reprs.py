@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from jprune import surgery
 
@@ -12,6 +13,8 @@ def test_one_line_that_says_how_to_see_more():
         params, jnp.ones((1, 3))
     )
     plan = surgery.plan_from_keep(deps, {"w1:1": [0, 1]})
+    with pytest.raises(TypeError, match="`tree` must be a tree of arrays, got object"):
+        deps.scores(object())
     coupled = sum(group.kind == "coupled" for group in deps)
     assert repr(deps) == f"<{len(deps)} groups, {coupled} coupled: print(deps.table())>"
     assert repr(plan) == "<Plan: 40 -> 10 scalars: print(plan.table())>"

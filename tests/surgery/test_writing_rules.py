@@ -105,6 +105,27 @@ def test_a_compact_function_exports_with_a_symbolic_batch(getkey):
         np.testing.assert_allclose(exported.call(packed, y), want, rtol=2e-4, atol=2e-4)
 
 
+def test_a_norm_over_cut_channels_exports_with_symbolic_sizes(getkey):
+    """The removed channels weigh in the mean by their number, at every batch."""
+
+    def net(p, x):
+        h = x @ p["a"]
+        h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-5)
+        return jax.nn.gelu(h) @ p["b"]
+
+    p = {n: jax.random.normal(getkey(), s) for n, s in (("a", (6, 8)), ("b", (8, 3)))}
+    x = jax.random.normal(getkey(), (3, 5, 6))
+    deps = surgery.groups(net)(p, x)
+    plan = surgery.select(deps, deps.scores(p), sparsity=0.5)
+    packed = plan.pack(p)
+    like = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), packed)
+    any_x = jax.ShapeDtypeStruct((*export.symbolic_shape("b, t"), 6), x.dtype)
+    exported = export.export(jax.jit(surgery.shrink(net, plan)))(like, any_x)
+    np.testing.assert_allclose(
+        exported.call(packed, x), net(plan.zero(p), x), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_a_symbolic_size_is_a_reason_of_its_own(getkey):
     (n,) = export.symbolic_shape("n")
     w = jax.ShapeDtypeStruct((4, n), jnp.float32)

@@ -24,7 +24,7 @@ import pytest
 from jprune import masks, scores, transforms
 from jprune._groups import AxisRef, Group
 from jprune.transforms._build import by_group
-from tests.transforms.table import TABLE, gradients, half, tree
+from tests.transforms.table import GROUPS, TABLE, gradients, half, tree
 
 QUICK = {
     "prune_gradually",
@@ -222,6 +222,37 @@ def test_a_schedule_that_comes_down_is_refused():
         transforms.prune_gradually(late, end=2_000_000)
     transforms.prune_gradually(falls, end=2)  # it comes down after the end
     transforms.prune_gradually(optax.cosine_decay_schedule(0.9, 10, 1.0), end=20)
+
+
+NEGATIVE = {
+    "mu": lambda x: transforms.add_selective_decay(x, 10.0, sparsity=0.5),
+    "strength": lambda x: transforms.add_selective_decay(1e-3, x, sparsity=0.5),
+    "a_max": lambda x: transforms.swd(
+        0.1, mu=1e-3, a_min=1.0, a_max=abs(x) * np.inf, total_steps=5, sparsity=0.5
+    ),
+    "increment": lambda x: transforms.add_growing_decay(x, 0.5),
+    "limit": lambda x: transforms.issr(0.1, sparsity=0.5, limit=x, total_steps=9),
+    "strength ": lambda x: transforms.sr_ste(0.1, 2, 4, strength=x),
+    " strength": lambda x: transforms.add_masked_l1(x, half),
+    "weight_decay": lambda x: transforms.merge_clusters(
+        GROUPS, {"hidden": [0, 1, 0, 1]}, strength=0.1, weight_decay=x
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_a_penalty_that_pushes_away_is_refused(name):
+    for bad in (-1.0, np.nan):
+        with pytest.raises(ValueError, match=rf"`{name.strip()}`.*(>= 0|<= a_max)"):
+            NEGATIVE[name](bad)
+
+
+def test_a_share_hidden_in_a_schedule_is_checked():
+    for bad in (1.5, -0.5):
+        with pytest.raises(ValueError, match="`drop_fraction` must be in"):
+            transforms.rigl(0.1, sparsity=0.5, total_steps=400, drop_fraction=bad)
+    with pytest.raises(ValueError, match="`total_steps` must be at least 1, got 0"):
+        transforms.swd(0.1, mu=1e-3, total_steps=0, sparsity=0.5)
 
 
 def test_check_waits_for_the_first_update():

@@ -153,7 +153,8 @@ def _reduce(
     name, out = eqn.primitive.name, None
     for mult, array in zip(mults, arrays, strict=True):
         if mult is not None:
-            weight = np.broadcast_to(mult, array.shape).astype(array.dtype)
+            small = jnp.asarray(mult, array.dtype)  # sizes beside it may be symbolic
+            weight = jnp.broadcast_to(small, array.shape)
             if "sum" in name:
                 array = lax.mul(array, weight)
             elif name == "reduce_prod":
