@@ -131,6 +131,7 @@ class Norms(nn.Module):
         return nn.BatchNorm(use_running_average=False, name="bn3")(summed)
 
 
+@pytest.mark.slow
 def test_norms_of_every_kind():
     x = jax.random.normal(jax.random.key(0), (4, 5, 6))
     model = Norms()

@@ -58,6 +58,7 @@ def test_flow_and_reachability_agree_however_deep():
         jax.tree.map(np.testing.assert_array_equal, effective(mask), want)
 
 
+@pytest.mark.slow
 def test_flow_of_a_network_with_norms_and_shortcuts():
     """Cutting both branches of a block cuts the network; cutting one does not."""
     net = DigitsResNet(width=4)

@@ -87,6 +87,7 @@ def test_kstarts_dissipating_g8_combination():
         assert mask.sum() == count and not np.any(mask & ~survivors)
 
 
+@pytest.mark.slow
 def test_orders_of_the_combination():
     rules = combined(KEY, 0.9, epochs=3)
     assert len(rules) == 4

@@ -57,6 +57,7 @@ def test_robust_init_g2():
     assert last.tolist() == [[False, True], [False, False]]
 
 
+@pytest.mark.slow
 def test_robust_init_g10():
     """Ranks of SNIP and GraSP do not see the scale of the loss."""
     with jax.enable_x64(True):

@@ -242,6 +242,7 @@ def test_equal_candidates_leave_the_first():
         np.testing.assert_array_equal(choose(grads), want)
 
 
+@pytest.mark.slow
 def test_small_units_gain_more_than_large_ones():
     w = jnp.abs(jax.random.normal(jax.random.key(3), (64, 12)))
     gain = {}
@@ -254,7 +255,13 @@ def test_small_units_gain_more_than_large_ones():
     assert 0.05 < gain["leaf"] < 0.3 and 0.4 < gain["channel"] < 0.9
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["concrete", "traced"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(lambda f: f, id="concrete", marks=pytest.mark.slow),
+        pytest.param(jax.jit, id="traced"),
+    ],
+)
 def test_small_units_keep_one_weight(wrap):
     params = {"kernel": jnp.ones((10, 3))}
     fit = partial(at_init.k_starts, KEY, params, None, balance=1.0)

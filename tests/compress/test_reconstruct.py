@@ -229,6 +229,7 @@ def resnet_params(width=6):
     return p
 
 
+@pytest.mark.slow
 def test_a_residual_network_loses_less_than_by_plain_removal():
     p, batches = resnet_params(), [normal(60 + i, 8, 8, 8, 2) for i in range(3)]
     deps = surgery.groups(resnet)(p, batches[0])

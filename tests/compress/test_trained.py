@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from jprune import compress, masks, surgery, transforms
 from tests.digits_net import STEPS, accuracy, digits, net, start, train
@@ -15,6 +16,7 @@ from tests.digits_net import STEPS, accuracy, digits, net, start, train
 IMAGES = digits()[0]
 
 
+@pytest.mark.slow
 def test_the_merged_network_is_the_trained_one():
     """C-SGD in groups with a residual stream; then magnitude among its survivors."""
     deps = surgery.groups(net)(start(), IMAGES[:4])

@@ -50,6 +50,7 @@ def check(rows):
         np.testing.assert_allclose(row.extra["sd"], (greatest - least) / 2**0.5)
 
 
+@pytest.mark.slow
 def test_rows_are_means_over_seeds_with_exact_counts(lab):
     rows = run(lab)
     check(rows)

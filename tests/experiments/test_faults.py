@@ -218,6 +218,7 @@ def test_a_diverged_job_writes_its_rows_and_stays_json(tmp_path, capsys):
     assert "diverged" in json.loads(text, parse_constant=no)["stopped"]
 
 
+@pytest.mark.slow
 def test_a_signal_saves_within_an_epoch_and_the_rest_is_the_same(tmp_path, open_tiny):
     whole = open_tiny(tmp_path / "a", batch=280, steps_per_dispatch=2)
     unbroken = fit(whole, compile_program(whole, sgd), whole.run("run"), 3)

@@ -208,6 +208,7 @@ def test_the_last_kernel_may_stay_whole(opened, dense):
     assert part["Dense_0"]["kernel"] == 1 - (row.kept - 6 * CLASSES) / (WORDS * 6)
 
 
+@pytest.mark.slow
 def test_hidden_rows_are_compact(opened, dense):
     rows = list(system.hidden(opened, dense, keep=(3,), steps=20, **ADAM))
     assert [row.run for row in rows] == ["hidden 6 -> 3", "hidden 6 -> 3, tuned"]

@@ -127,6 +127,7 @@ def test_gsm_counts_rows_and_tickets(opened):
     assert rows[0].extra["active"] == 4436
 
 
+@pytest.mark.slow
 def test_layers_lose_what_the_notebook_says(opened):
     params = opened.first()
     assert mnist.kept_inside(lanes.lane(params, 0), 0.05, 2.0) == [11760, 1500, 100]

@@ -77,6 +77,7 @@ def test_four_devices_train_as_a_plain_loop_does(dispatch, tmp_path, open_tiny):
     np.testing.assert_allclose(log[-1]["test_accuracy"], right, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_dispatch_that_does_not_divide_the_epoch(tmp_path, open_tiny):
     one = open_tiny(tmp_path / "a", batch=280, steps_per_dispatch=1)
     three = open_tiny(tmp_path / "b", batch=280, steps_per_dispatch=3)
@@ -152,6 +153,7 @@ def test_one_compiled_step_serves_every_hyper_parameter(tmp_path, open_tiny):
     close(fast.params, fixed.params, 1e-6)
 
 
+@pytest.mark.slow
 def test_an_epoch_logs_what_the_choice_would_remove(tmp_path, open_tiny):
     lab = open_tiny(tmp_path)
 
@@ -229,6 +231,7 @@ def test_convolutions_on_cpu_take_one_step_a_dispatch(tmp_path, open_tiny):
     assert open_tiny(tmp_path, model="digits_resnet").per_dispatch == 1
 
 
+@pytest.mark.slow
 def test_a_graph_trains_on_its_nodes(tmp_path, open_tiny, tiny):
     jraph = pytest.importorskip("jraph")
     from experiments.models.gcn import GCN

@@ -72,7 +72,15 @@ def trained(tmp_path_factory, open_tiny, tiny):
     return lab, train_dense(lab, **tiny.dense)
 
 
-@pytest.mark.parametrize("method", sorted(RUNS.keys() - {"gap", "iterative"}))
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(
+            name, marks=[] if name in ("one_shot", "swd") else pytest.mark.slow
+        )
+        for name in sorted(RUNS.keys() - {"gap", "iterative"})
+    ],
+)
 def test_counts_are_exact_and_rows_consistent(method, trained):
     lab, dense = trained
     size = masks.size(dense.params)
@@ -88,6 +96,7 @@ def test_counts_are_exact_and_rows_consistent(method, trained):
         assert (row.before is None) == (row.changed is None) == (method in UNCUT)
 
 
+@pytest.mark.slow
 def test_grow_and_prune_in_its_three_forms(trained):
     lab, dense = trained
     rows = list(build.rows(lab, dense, {"method": "gap", **RUNS["gap"]}))
@@ -98,6 +107,7 @@ def test_grow_and_prune_in_its_three_forms(trained):
         assert row.before is None and row.extra["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_iterative_pruning_rewinds_as_it_says(trained, monkeypatch):
     lab, dense = trained
     runs = {}

@@ -30,6 +30,7 @@ def low(share):
     return sum(-(-round(share * 1000) * n // 1000) for n in SIZES)
 
 
+@pytest.mark.slow
 def test_issp(trained):
     rows = rows_of("issp", trained, sparsity=(0.5, 0.9), factors=(0.95, 0.0), **SHRINK)
     assert {run: row.nonzero for run, row in rows.items()} == {

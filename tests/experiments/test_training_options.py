@@ -127,6 +127,7 @@ def test_distillation_by_hand(tmp_path, open_tiny):
     assert float(found) == pytest.approx(by_hand, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_student_says_what_its_teacher_says(tmp_path, open_tiny):
     lab = open_tiny(tmp_path, distill=1.0, distill_temperature=1.0)
     params, stats = lab.init()

@@ -191,7 +191,14 @@ def test_an_optax_chain_in_fit():
         close(a.value, b.value)
 
 
-@pytest.mark.parametrize("name", ["swd", "prune_gradually", "rigl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "swd",
+        pytest.param("prune_gradually", marks=pytest.mark.slow),
+        pytest.param("rigl", marks=pytest.mark.slow),
+    ],
+)
 def test_pruning_in_fit(name):
     steps = 6
     tx = {

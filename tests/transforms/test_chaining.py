@@ -16,6 +16,7 @@ def kept(params):
     return count, masks.kept_count(masks.size(params), 0.9)
 
 
+@pytest.mark.slow
 def test_swd_with_powerpropagation():
     r = reparam.powerpropagation(2)
     tx = transforms.swd(0.1, mu=1e-4, a_max=1e3, total_steps=STEPS, sparsity=0.9)
