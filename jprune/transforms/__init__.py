@@ -1,21 +1,19 @@
 r"""Pruning methods as Optax gradient transformations.
 
-==============  ==================================================================
-*Recipes*       the chain of a paper, from its optimizer to the removal
---------------  ------------------------------------------------------------------
-`swd`           selective weight decay: the weights that would go now decay harder
-`gsm`           only the most salient weights follow their gradient
-`rigl`          sparse from the start; grows where the gradient is largest
-`sparse_evolutionary`  SET: the same, grows at random
-`static_sparse`  the same, a random mask that stands still
-`gap`           grow-and-prune: one part of the layers dense after the other
-`issp`          the smallest weights shrink, later go (`issr`: decay ever harder)
-`sr_ste`        N:M from scratch, with `reparam.straight_through_n_of_m`
-`trp`           low rank while training, for `compress.low_rank`
-`csgd`          filters become equal, for `compress.merge`
-`masksparsity`  an L1 penalty on doomed norm scales (`network_slimming`: on all)
-`tpp`           doomed filters become independent of those that stay
-==============  ==================================================================
+*Recipes* are the chain of a paper, from its optimizer to the removal:
+
+* `swd`: selective weight decay: the weights that would go now decay harder
+* `gsm`: only the most salient weights follow their gradient
+* `rigl`: sparse from the start; grows where the gradient is largest
+* `sparse_evolutionary`: SET: the same, grows at random
+* `static_sparse`: the same, a random mask that stands still
+* `gap`: grow-and-prune: one part of the layers dense after the other
+* `issp`: the smallest weights shrink, later go (`issr`: decay ever harder)
+* `sr_ste`: N:M from scratch, with `reparam.straight_through_n_of_m`
+* `trp`: low rank while training, for `compress.low_rank`
+* `csgd`: filters become equal, for `compress.merge`
+* `masksparsity`: an L1 penalty on doomed norm scales (`network_slimming`: on all)
+* `tpp`: doomed filters become independent of those that stay
 
 Give a recipe `total_steps`, the length of the run: what is left to remove goes at its
 last step, and `masks.from_zeros(params)` reads the result.
