@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune._errors import listing, no_params, require_static, value_error
+from jprune._errors import listing, no_params, require_static, type_error, value_error
 from jprune._groups import Group, chosen
 from jprune._tree import keys_text
 from jprune._typing import Params, PyTree, Scores
@@ -94,6 +94,24 @@ def require_strengths(**given: Any) -> None:
         known = isinstance(x, int | float | np.number | np.ndarray | jax.Array)
         if known and not is_traced(x) and not np.all((0 <= x) & np.isfinite(x)):
             raise value_error(f"`{name}` must be finite and >= 0, got {x}.")
+
+
+def require_rate(learning_rate: Any, recipe: str, how: str) -> None:
+    """A recipe is a whole optimizer; another one does not go where its rate goes.
+
+    Args:
+      learning_rate: the recipe's argument.
+      recipe: its name.
+      how: what to do with another optimizer.
+
+    Raises:
+      TypeError: an optimizer, where a number or a schedule is expected.
+    """
+    if isinstance(learning_rate, optax.GradientTransformation):
+        raise type_error(
+            "`learning_rate` must be a number or a schedule, got an optimizer. "
+            f"`{recipe}` is a whole optimizer; for another one {how}."
+        )
 
 
 def exactly_one(**given: Any) -> None:

@@ -46,6 +46,7 @@ from jprune.transforms._build import (
     end_within,
     keeps_of,
     next_step,
+    require_rate,
     transformation,
     value_at,
 )
@@ -350,6 +351,7 @@ def tpp(
     References:
       Wang and Fu, arXiv 2207.12534; settings of the authors' code.
     """
+    require_rate(learning_rate, "tpp", "chain `add_decorrelation` and `prune_in_turn`")
     require_static(every=every, interval=interval)
     end = end_within(total_steps, end, Fraction(10, 11))
     if total_steps - end <= interval * len(keeps):

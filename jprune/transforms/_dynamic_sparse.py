@@ -15,8 +15,14 @@ import optax
 from jprune import masks
 from jprune._errors import require_static
 from jprune._typing import Mask, Params, ScalarOrSchedule
-from jprune.transforms._build import decay, end_within
+from jprune.transforms._build import (
+    decay,
+    end_within,
+    require_rate,
+)
 from jprune.transforms._drop_and_grow import Allocation, drop_and_grow, require_fraction
+
+_WRAP = "wrap it: `drop_and_grow(optimizer, sparsity, ...)`"
 
 
 def rigl(
@@ -81,6 +87,7 @@ def rigl(
       Evci et al., arXiv 1911.11134, algorithm 1 and section 3; settings of the authors'
       ImageNet script.
     """
+    require_rate(learning_rate, "rigl", _WRAP)
     require_static(
         total_steps=total_steps, end=end, every=every, begin=begin, min_keep=min_keep
     )
@@ -152,6 +159,11 @@ def sparse_evolutionary(
       (3). They drop the share $\zeta$ of the positive and of the negative weights each;
       here of the magnitudes, as Evci et al. do.
     """
+    require_rate(
+        learning_rate,
+        "sparse_evolutionary",
+        _WRAP,
+    )
     if total_steps is not None:
         end = end_within(total_steps, end, Fraction(1))
     return drop_and_grow(
@@ -207,6 +219,11 @@ def static_sparse(
     References:
       "Static" of Evci et al., arXiv 1911.11134, section 4.
     """
+    require_rate(
+        learning_rate,
+        "static_sparse",
+        _WRAP,
+    )
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
         sparsity,

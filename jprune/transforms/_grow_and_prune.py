@@ -37,6 +37,7 @@ from jprune.transforms._build import (
     next_step,
     renewed,
     renewed_in_place,
+    require_rate,
     transformation,
     value_at,
 )
@@ -235,6 +236,7 @@ def gap(
     References:
       Ma et al., arXiv 2106.09857.
     """
+    require_rate(learning_rate, "gap", "wrap it: `grow_and_prune(optimizer, ...)`")
     require_static(total_steps=total_steps, period=period, steps=steps)
     if period is None and total_steps is not None:
         period = 28 * total_steps // (33 * max(steps, 1))

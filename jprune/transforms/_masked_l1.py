@@ -43,6 +43,7 @@ from jprune.transforms._build import (
     decay_all,
     keeps_of,
     next_step,
+    require_rate,
     require_strengths,
     transformation,
     value_at,
@@ -183,6 +184,7 @@ def network_slimming(
     References:
       Liu et al., arXiv 1708.06519, eq. (1); settings of Jiang et al., arXiv 2201.06776.
     """
+    require_rate(learning_rate, "network_slimming", "chain `add_masked_l1` and it")
 
     def none_kept(params: Params) -> Mask:
         return jax.tree.map(
@@ -254,6 +256,7 @@ def masksparsity(
     References:
       Jiang et al., arXiv 2201.06776; settings of the authors' ImageNet runs.
     """
+    require_rate(learning_rate, "masksparsity", "chain `add_masked_l1` and it")
     require_static(total_steps=total_steps)
     keeps = keeps_of(keeps, groups)
     named = [group for group, _ in chosen(groups, keeps)]

@@ -37,7 +37,12 @@ from jprune._tree import keys_text, leaf_name, named_leaves
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
-from jprune.transforms._build import by_group, require_strengths, transformation
+from jprune.transforms._build import (
+    by_group,
+    require_rate,
+    require_strengths,
+    transformation,
+)
 
 Clusters = Mapping[str, Sequence[int] | np.ndarray | jax.Array]
 """Cluster numbers of a group's coordinates, by group id or by path."""
@@ -202,6 +207,7 @@ def csgd(
     References:
       Ding et al., arXiv 1904.03837; defaults of the authors' code.
     """
+    require_rate(learning_rate, "csgd", "chain `merge_clusters` and it")
     chosen = _validated(groups, clusters)
     _require_constant(strength=strength, weight_decay=weight_decay)
     require_static(total_steps=total_steps)

@@ -38,6 +38,7 @@ from jprune.transforms._build import (
     added,
     next_step,
     renewed,
+    require_rate,
     require_strengths,
     transformation,
     value_at,
@@ -184,6 +185,7 @@ def sr_ste(
     References:
       Zhou et al., arXiv 2102.04010; settings of the authors' ResNet-50 on ImageNet.
     """
+    require_rate(learning_rate, "sr_ste", "chain `add_pruned_decay` and it")
     require_static(n=n, m=m, total_steps=total_steps)
     steps = [
         add_pruned_decay(strength, n, m, axis, scope=scope),

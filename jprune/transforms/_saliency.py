@@ -27,7 +27,12 @@ from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import exact, is_traced, require_sparsity
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
-from jprune.transforms._build import decay, exactly_one, transformation
+from jprune.transforms._build import (
+    decay,
+    exactly_one,
+    require_rate,
+    transformation,
+)
 from jprune.transforms._finish import prune_once
 from jprune.transforms._ranking import Ranking
 
@@ -138,6 +143,7 @@ def gsm(
     References:
       Ding et al., arXiv 1909.12778, eq. (8); counts of the authors' code.
     """
+    require_rate(learning_rate, "gsm", "chain `mask_by_saliency` and it")
     require_static(total_steps=total_steps)
     if not is_traced(weight_decay) and not weight_decay > 0:
         raise value_error(

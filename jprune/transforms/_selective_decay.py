@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from jprune import selection
-from jprune._errors import require_static, type_error, value_error
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
@@ -32,6 +32,7 @@ from jprune.transforms._build import (
     exactly_one,
     next_step,
     renewed,
+    require_rate,
     require_strengths,
     transformation,
     value_at,
@@ -232,12 +233,7 @@ def swd(
     require_strengths(mu=mu, a_max=a_max)
     if total_steps < 1:
         raise value_error(f"`total_steps` must be at least 1, got {total_steps}.")
-    if isinstance(learning_rate, optax.GradientTransformation):
-        raise type_error(
-            "`learning_rate` must be a number or a schedule, got an optimizer. `swd` "
-            "is a whole optimizer; to use another, chain `add_selective_decay` and "
-            "`prune_once` with it."
-        )
+    require_rate(learning_rate, "swd", "chain `add_selective_decay` and it")
     bounds_known = not (is_traced(a_min) or is_traced(a_max))
     if bounds_known and not 0 < a_min <= a_max:
         raise value_error(

@@ -36,6 +36,7 @@ from jprune.transforms._build import (
     exactly_one,
     next_step,
     renewed,
+    require_rate,
     transformation,
     value_at,
 )
@@ -208,6 +209,7 @@ def issp(
     References:
       Wang et al., arXiv 2303.09650; settings of the authors' code.
     """
+    require_rate(learning_rate, "issp", "chain it and `shrink_softly`")
     end = end_within(total_steps, end, Fraction(1, 3))
     last = shrink_softly(
         sparsity, end=end, factor=factor, scope=scope, ranking=ranking, select=select

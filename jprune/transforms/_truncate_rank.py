@@ -37,6 +37,7 @@ from jprune.transforms._build import (
     decay_all,
     next_step,
     renewed,
+    require_rate,
     transformation,
     value_at,
 )
@@ -318,6 +319,7 @@ def trp(
     References:
       Xu et al., arXiv 2004.14566; settings of the authors' code.
     """
+    require_rate(learning_rate, "trp", "chain it and `truncate_rank`")
     return truncate_rank(
         energy,
         every=every,
