@@ -69,6 +69,7 @@ def test_attention_and_mlp(parallel):
     assert names[1] == ("up/kernel",)
 
 
+@pytest.mark.slow
 def test_a_closed_branch_is_removed_exactly():
     """Zeros on `leaves` close it, whatever is inside; the groups inside then go."""
     model, x = DigitsResNet(width=4), jax.random.normal(jax.random.key(1), (2, 8, 8, 1))

@@ -189,6 +189,7 @@ def test_rescaling_errors():
         at_init.rescale({"a": W}, {"b": mask}, fan_in=4)
 
 
+@pytest.mark.slow
 def test_sbp_is_the_mask_of_snip_on_the_edge_again():
     rng = np.random.default_rng(0)
     shapes = {"one": (20, 50), "two": (50, 30)}

@@ -150,6 +150,7 @@ def distance(p, q):
     return float(sum(gaps))
 
 
+@pytest.mark.slow
 def test_every_layer_of_any_function_loses_its_share():
     p = params()
     found = compress.sparse_gpt(network, p, batches(), sparsity=0.5)

@@ -313,6 +313,7 @@ def test_gradients_are_those_of_the_product(network):
     close(factors.second, jnp.tensordot(pair.first, dense, ([0, 1, 2], [0, 1, 2])))
 
 
+@pytest.mark.slow
 def test_factors_train_and_shrink_on(network):
     """They are a pytree for Optax, and their common axis is a group for surgery."""
     apply, variables, x = network

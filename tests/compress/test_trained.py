@@ -52,6 +52,7 @@ def test_the_merged_network_is_the_trained_one():
     assert np.all(np.isfinite(small(finer, IMAGES)))
 
 
+@pytest.mark.slow
 def test_masksparsity_under_partition():
     """Scales by penalized SGD, the rest by Adam; one removal for both; then the cut."""
     deps = surgery.groups(net)(start(), IMAGES[:4])

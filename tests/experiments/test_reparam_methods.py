@@ -44,7 +44,7 @@ RUNS = {
     "straight_through": {**SGD, "sparsity": (0.9,), "weight_decay": 5e-4},
     "top_kast": {**SGD, "sparsity": (0.9,), "backward": 2.0, "weight_decay": 5e-4},
 }
-SLOW = {"aswl", "sls"}
+SLOW = {"top_kast", "straight_through", "aswl", "sls"}
 SIZE = 64 * 300 + 300 * 100 + 100 * 10
 
 

@@ -145,7 +145,7 @@ METHODS = [
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        pytest.param(*m, marks=pytest.mark.slow if m[0] == "issr" else [], id=m[0])
+        pytest.param(*m, marks=[] if m[0] == "one_shot" else pytest.mark.slow, id=m[0])
         for m in METHODS
     ],
 )
@@ -155,6 +155,7 @@ def test_every_kernel_loses_its_share(name, settings, opened, dense):
         assert row.after == row.extra["Set5 dB"] / 100
 
 
+@pytest.mark.slow
 def test_n_of_m_keeps_head_and_tail_and_its_budget(opened, dense):
     settings = {"m": 4, "n": 2, "weight": 0.1, "search_epoch": 2}
     sls, uniform = system.n_of_m(opened, dense, **settings)

@@ -205,6 +205,7 @@ def test_bad_stacks():
     assert stacked_axes(tree, {}) == [(), ()]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 13), st.sampled_from([0, 1, 2]))
 def test_rows_against_a_stable_sort(seed, keep, axis):

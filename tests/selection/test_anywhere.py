@@ -160,6 +160,7 @@ def test_fifty_steps_of_a_closed_loop(decay):
     assert np.mean(passes[3:]) <= 5 and max(passes) <= 28
 
 
+@pytest.mark.slow
 def test_cold_start_of_a_large_tree():
     """Sampled when unsharded, right from any guess, and few passes either way."""
     rng = np.random.default_rng(2)

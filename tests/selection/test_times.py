@@ -61,6 +61,7 @@ def test_in_float64():
         np.testing.assert_array_equal(flat(mask), want)
 
 
+@pytest.mark.slow
 def test_small_leaves_sampling_floors_and_ranking_by_leaf():
     rng = np.random.default_rng(7)
     shapes = [(3,), (2**20 + 3,), (2, 2), (5000,), (9,)]

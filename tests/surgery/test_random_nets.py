@@ -106,6 +106,7 @@ def test_exact_groups_are_exact_on_any_seed(seed: int):
     check(seed)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10**6))
 def test_predictions_without_running(seed: int):

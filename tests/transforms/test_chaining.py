@@ -68,6 +68,7 @@ def test_averaged_weights_are_masked_again_by_finish(mean):
     assert all(jax.tree.leaves(same)) and accuracy(params) > 0.9
 
 
+@pytest.mark.slow
 def test_gradual_n_of_m_then_fine_tuning_under_its_mask():
     """Two chains, two optimizers: the first reaches 2:4, the second keeps it."""
     first = optax.chain(

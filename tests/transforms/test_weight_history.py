@@ -123,6 +123,7 @@ def _still(params, t):
     return jax.tree.map(jnp.zeros_like, params)
 
 
+@pytest.mark.slow
 def test_weightmom_g8_jit_and_replicated():
     params = tree("dict")
     tx = optax.chain(optax.sgd(0.1), prune(optax.constant_schedule(0.7), end=3))
