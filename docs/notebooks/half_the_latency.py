@@ -18,6 +18,7 @@
 # is smaller in every sense. A short fine-tuning ends it.
 
 # %%
+# %matplotlib inline
 import time
 
 import jax

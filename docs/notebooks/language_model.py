@@ -18,6 +18,7 @@
 # feed-forward units and heads for good.
 
 # %%
+# %matplotlib inline
 import inspect
 import sys
 

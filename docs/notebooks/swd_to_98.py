@@ -20,6 +20,7 @@
 # We train a small convolutional network on the 8x8 digits that ship with scikit-learn, to 98 % of zeros.
 
 # %%
+# %matplotlib inline
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
