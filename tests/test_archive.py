@@ -52,7 +52,7 @@ def test_safetensors_by_hand_and_back(tmp_path):
 
 
 def test_the_library_of_the_format_reads_ours(tmp_path):
-    library = pytest.importorskip("safetensors.numpy")
+    library = pytest.importorskip("safetensors.numpy", reason="an optional reader")
     arrays = {"w": np.eye(3, dtype=np.float32), "i": np.arange(5, dtype=np.int64)}
     write_safetensors(tmp_path / "x.safetensors", arrays, {"k": "v"})
     equal(library.load_file(tmp_path / "x.safetensors"), arrays)
@@ -61,7 +61,7 @@ def test_the_library_of_the_format_reads_ours(tmp_path):
 
 
 def test_orbax_trees_and_managers(tmp_path):
-    ocp = pytest.importorskip("orbax.checkpoint")
+    ocp = pytest.importorskip("orbax.checkpoint", reason="an optional reader")
     with ocp.StandardCheckpointer() as writer:
         writer.save(tmp_path / "tree", TREE)
     equal(read_arrays(str(tmp_path / "tree")), by_path(TREE))

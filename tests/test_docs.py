@@ -5,6 +5,7 @@ A page is one program: its blocks run in order and share their names. What a blo
 `assert`s is checked.
 """
 
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,18 @@ def test_relative_links_lead_somewhere(page: Path):
         if target.startswith(("http://", "https://", "mailto:")):
             continue
         assert (page.parent / target).exists(), f"{page_id(page)}: {target}"
+
+
+PACKAGES = "analysis|at_init|compress|masks|reparam|scores|surgery|transforms"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda p: p.name)
+def test_names_of_the_library_exist(page: Path):
+    """In prose and tables too, which no block runs."""
+    named = re.findall(rf"\b({PACKAGES})\.(?!md\b|py\b)([a-z]\w*)", page.read_text())
+    gone = [
+        f"{package}.{name}"
+        for package, name in dict.fromkeys(named)
+        if not hasattr(importlib.import_module(f"jprune.{package}"), name)
+    ]
+    assert not gone

@@ -19,7 +19,7 @@ from experiments.systems import graph_runs, graph_sparse
 from experiments.systems import graphs as system
 from jprune import masks, surgery
 
-jraph = pytest.importorskip("jraph")
+jraph = pytest.importorskip("jraph", reason="graphs need jraph")
 
 NODES, WORDS, CLASSES = 60, 30, 4
 

@@ -233,7 +233,7 @@ def test_convolutions_on_cpu_take_one_step_a_dispatch(tmp_path, open_tiny):
 
 @pytest.mark.slow
 def test_a_graph_trains_on_its_nodes(tmp_path, open_tiny, tiny):
-    jraph = pytest.importorskip("jraph")
+    jraph = pytest.importorskip("jraph", reason="graphs need jraph")
     from experiments.models.gcn import GCN
 
     each = np.arange(6, dtype=np.int32)

@@ -40,7 +40,7 @@ def test_kernel_weights(name):
 
 
 def test_gcn_is_the_renormalized_convolution():
-    jraph = pytest.importorskip("jraph")
+    jraph = pytest.importorskip("jraph", reason="graphs need jraph")
     edges = np.array([(0, 1), (1, 0), (1, 2), (2, 1), (0, 0), (1, 1), (2, 2)], np.int32)
     features = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     graph = jraph.GraphsTuple(

@@ -181,7 +181,7 @@ def test_pooling_by_reshape_is_max_pooling():
 @pytest.fixture
 def mocked(monkeypatch):
     """`tfds.testing.mock_data`, whose batched read lacks its first argument."""
-    pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow_datasets", reason="the optional extra `data`")
     from tensorflow_datasets.testing import mocking
 
     def read(keys, generator):
