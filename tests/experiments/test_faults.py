@@ -343,6 +343,7 @@ def test_a_damaged_graph_names_its_file(data, tmp_path):
 
 
 def test_a_folder_without_records_is_named(tmp_path):
+    pytest.importorskip("tensorflow_datasets", reason="the optional extra `data`")
     (tmp_path / "mnist").mkdir()
     with pytest.raises(DataError, match="mnist is damaged"):
         images.load_mnist(str(tmp_path))
