@@ -188,7 +188,7 @@ class Graph:
     def _build(self, choice: Choice, options: Options) -> None:
         self.log = Log()
         self.leaves: list[Cell] = []
-        builder = Builder(choice, options, self.log)
+        builder = Builder(choice, options, self.log, self.program.memo)
         ins = [
             self._input(builder, info, aval)
             for info, aval in zip(
