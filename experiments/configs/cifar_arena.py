@@ -111,7 +111,7 @@ def _others(
         "trp": {
             **shared,
             "method": "arena_trp",
-            "every": 20,
+            "every": 40,
             "nuclear": 3e-4,
             "epochs": 2,
             "lr": 0.05,

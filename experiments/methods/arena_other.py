@@ -166,9 +166,9 @@ def arena_trp(
 ) -> Iterator[Row]:
     """TRP: trained at low rank all the time, every kernel split into two at the end.
 
-    The share of the squared singular values that a truncation keeps is the largest that
-    meets the budget: on the dense network for the training, on the trained one for the
-    split.
+    The share of the squared singular values that all truncations together keep, did
+    nothing grow back, is the largest that meets the budget on the dense network. The
+    trained one is truncated once more, to the budget, if it is not under it.
 
     Args:
       lab: the shared part.
@@ -184,7 +184,8 @@ def arena_trp(
     """
     refresh, steps = recalibration(lab, stats_momentum), epochs * lab.per_epoch
     for share in flops:
-        energy = _energy(lab, dense.params, dense.stats, share)
+        whole = _energy(lab, dense.params, dense.stats, share)
+        energy = whole ** (every / steps)
         start = compress.truncate(dense.params, energy=energy, scope=wide_convolutions)
         tx = transforms.trp(
             warmup_cosine(lr, steps),

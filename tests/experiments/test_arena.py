@@ -70,7 +70,7 @@ def test_folded_kernels_are_those_of_the_network_without_norms(trained):
     )
     np.testing.assert_allclose(
         folded["params"]["Conv_1"]["kernel"],
-        tree["params"]["Conv_1"]["kernel"] * gain,
+        np.asarray(tree["params"]["Conv_1"]["kernel"]) * gain,
         rtol=1e-6,
     )
     head = folded["params"]["Dense_0"]["kernel"]
