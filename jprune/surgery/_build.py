@@ -12,6 +12,7 @@ full size and its result indexed.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from jax.sharding import NamedSharding
 
 from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
+from jprune._tree import KeyTuple
 from jprune.surgery import _cells as ce
 from jprune.surgery._axes import Atom, Term, is_symbolic, leaves
 from jprune.surgery._cells import Bits, Cell, Cells, Value
@@ -41,11 +43,14 @@ class Options:
         the divisor of a mean is the kept count. Otherwise "as if they were zero".
       compact_random: draw random bits at the compact shape.
       last: no derivative is taken of what is built; it only says what is known.
+      zero: the parameters that are zero at removed coordinates; None: all. Of others
+        nothing is known there. For questions only, not for a compact function.
     """
 
     removed: bool = False
     compact_random: bool = False
     last: bool = False
+    zero: AbstractSet[KeyTuple] | None = None
 
 
 @dataclasses.dataclass
@@ -60,6 +65,8 @@ class Log:
         coordinates do not allow.
       orders: reductions that are not sums over pruned axes: their name, the atoms, and
         whether every ghost there is known.
+      rounds: a scan loses rounds, and it is not proved that the carry passes them
+        unchanged: why not.
     """
 
     leaks: list[tuple[frozenset[Atom], str]] = dataclasses.field(default_factory=list)
@@ -73,6 +80,7 @@ class Log:
         default_factory=list
     )
     uneven: list[str] = dataclasses.field(default_factory=list)
+    rounds: list[tuple[frozenset[Atom], str]] = dataclasses.field(default_factory=list)
 
 
 class Builder:
