@@ -22,8 +22,10 @@ from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune._tree import KeyTuple
 from jprune.surgery import _cells as ce
+from jprune.surgery import _facts
 from jprune.surgery._axes import Atom, Term, is_symbolic, leaves
 from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._facts import Same
 from jprune.surgery._layout import Choice, Layout
 from jprune.surgery._registry import RULES
 from jprune.surgery._scope import CONST, Scope
@@ -190,6 +192,8 @@ class Builder:
                 self.effects.extend(v.kept for v in values)
         if constant and any(v.dense is None for v in values):
             _attach_dense(eqn, ins, values)
+        if self.choice.emptied and any(v.kept.nothing for v in ins):
+            return _simplified(eqn, ins, values)
         return values
 
     def _unchanged(self, eqn: Equation, ins: list[Value], outs: Outs) -> list[Value]:
@@ -384,6 +388,38 @@ def _uneven(eqn: Equation, outs: Outs) -> list[str]:
                     f"round_to={count})`)."
                 )
     return found
+
+
+def _simplified(eqn: Equation, ins: list[Value], values: list[Value]) -> list[Value]:
+    """Results of which an operand is a sum over nothing: 0, or another operand."""
+    if any(v.pruned for v in ins) and eqn.primitive.name not in _facts.POSITIONWISE:
+        return values
+    given: list[Any] = [Same(i, v.dtype) for i, v in enumerate(ins)]
+    for i, value in enumerate(ins):
+        array = value.kept.known
+        if array is not None:
+            given[i] = array if array.size == 1 else None
+    found = _facts.equation(eqn, given)
+    return [
+        _instead(value, fact, ins) for value, fact in zip(values, found, strict=True)
+    ]
+
+
+def _instead(value: Value, fact: Any, ins: list[Value]) -> Value:
+    """The value with the kept cell that a fact says."""
+    if _facts.zero(fact):
+        kept = ce.nothing(len(value.layouts), value.dtype)
+    elif isinstance(fact, Same):
+        kept, dtype = ins[fact.index].kept, ins[fact.index].dtype
+        if dtype != value.dtype or kept.shape != value.shape():
+            return value
+    else:
+        return value
+
+    def rule(bits: Bits) -> Cell:
+        return value.cell(bits) if any(bits) else kept
+
+    return Value(value.layouts, value.dtype, rule, value.dense, value.reduced)
 
 
 def _touch(value: Value) -> None:

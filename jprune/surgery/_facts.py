@@ -57,6 +57,13 @@ _PRODUCTS = frozenset(
     "mul and dot_general ragged_dot ragged_dot_general conv_general_dilated".split()
 )
 """Zero where either of the first two operands is."""
+POSITIONWISE = (
+    _HANDED_ON
+    | _MOVES
+    | _JOINS
+    | frozenset("abs add add_any convert_element_type div mul neg select_n sub".split())
+)
+"""Primitives that sum over nothing: what is kept is made of what is kept."""
 _SCATTERS = frozenset(("scatter", "scatter-add", "scatter_add"))
 
 
@@ -96,7 +103,7 @@ def facts(
         return env.get(var)
 
     for eqn in jaxpr.eqns:
-        found = _equation(eqn, [read(v) for v in eqn.invars])
+        found = equation(eqn, [read(v) for v in eqn.invars])
         env.update(zip(eqn.outvars, found, strict=True))
         makers.update(dict.fromkeys(eqn.outvars, eqn.primitive.name))
     names = [
@@ -144,7 +151,7 @@ def _join(several: Sequence[Fact]) -> Fact:
     return first if all(agree(first, other) for other in several[1:]) else None
 
 
-def _equation(eqn: Equation, ins: list[Fact]) -> list[Fact]:
+def equation(eqn: Equation, ins: list[Fact]) -> list[Fact]:
     """What is known of the results of one equation."""
     name, n = eqn.primitive.name, len(eqn.outvars)
     if name in _CALLS:
