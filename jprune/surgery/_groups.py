@@ -297,6 +297,7 @@ def groups(
             state_outputs=state_outputs,
             free_outputs=free_outputs,
         )
+        _certificate.settle_rounds(program)
         _certificate.settle_reductions(program)
         shapes = {
             p: tuple(a.shape)
@@ -350,6 +351,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     used = paths_read(program.traced)
     pads = {a for t in program.ctx.pads for a in leaves(t)}
     summed = {a for t in program.ctx.summed for a in leaves(t)}
+    rounds = set(_certificate.rounds(program))
     out, seen = [], {}
     for atom, refs in members.items():
         first = next((r for r in refs if r.role == "out"), refs[0])
@@ -357,6 +359,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
         number = seen[base] = seen.get(base, -1) + 1
         name = base if number == 0 else f"{base}#{number}"
         kind = _kind(refs, used, atom in summed, atom in pads)
+        kind = "depth" if atom in rounds and kind != "unused" else kind
         out.append((Group(name, atom.size, tuple(refs), kind), atom))
     return out
 

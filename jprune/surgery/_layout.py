@@ -103,6 +103,9 @@ class Choice:
       keep: bool array for each atom that loses coordinates.
       refined: atoms whose removed coordinates form one class each, because they are
         known to hold different values.
+
+    Attributes:
+      emptied: whether some atom loses everything.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Choice:
         self.keep = {a: k for a, k in keep.items() if not k.all()}
         self.refined = refined
         self.memo: dict[Any, Any] = {}  # what rules found out about layouts
+        self.emptied = any(not k.any() for k in keep.values())
         self._memo: dict[Term, Layout] = {}
         self._shared: dict[Any, Layout] = {}
         self._equal: dict[Any, Layout] = {}
