@@ -43,6 +43,7 @@ class Program:
       declared: whether the caller said which outputs those are.
       free: outputs that may shrink.
       ctx: roles, costs and pending reductions found.
+      memo: what was found out about derivative rules, see `Builder`.
     """
 
     traced: Traced
@@ -54,6 +55,7 @@ class Program:
     ties: Ties
     declared: bool
     free: tuple[KeyTuple, ...]
+    memo: dict[int, bool] = dataclasses.field(default_factory=dict)
 
 
 def analyze(

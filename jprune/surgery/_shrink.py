@@ -188,7 +188,7 @@ class Graph:
     def _build(self, choice: Choice, options: Options) -> None:
         self.log = Log()
         self.leaves: list[Cell] = []
-        builder = Builder(choice, options, self.log)
+        builder = Builder(choice, options, self.log, self.program.memo)
         traced, known = self.program.traced, options.zero
         zero = [known is None or path in known for path in traced.params]
         zero += [True] * (len(traced.input_avals) - len(zero))
