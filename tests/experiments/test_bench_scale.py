@@ -39,7 +39,7 @@ def test_a_toy_llama_is_cut_to_half_its_flops(form, monkeypatch):
 def test_both_forms_are_one_function():
     one, all_at_once = (scale.shapes(TOY, form) for form in scale.FORMS)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: rng.standard_normal(s.shape) * 0.1, one)
+    params = jax.tree.map(lambda s: 0.1 * rng.standard_normal(s.shape, np.float32), one)
     stacked = params | {
         "layers": jax.tree.map(lambda *x: np.stack(x), *params["layers"])
     }
