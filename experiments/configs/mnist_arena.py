@@ -53,16 +53,16 @@ MOVES = {**USUAL, "every": 25, "end": 0.75}
 
 RUNS = {
     "one_shot": _entry("one_shot", RATES, **DECAY),
+    "gsm": _entry("gsm", (2e-3, 5e-3, 1e-2), lr=0.03) | {"momentum": 0.98},
+    "iterative": _entry("iterative", RATES, **DECAY, rounds=2),
     "gradual": _entry("gradual", RATES, **DECAY, end=0.7, every=10),
     "swd": _entry("swd", (1e3, 1e4, 1e5), lr=0.1, mu=5e-4, a_min=0.1),
-    "gsm": _entry("gsm", (2e-3, 5e-3, 1e-2), lr=0.03) | {"momentum": 0.98},
     "rigl": _entry("rigl", (0.1, 0.3, 0.5), **MOVES),
-    "set": _entry("set", (0.1, 0.3, 0.5), **MOVES),
     "static": _entry("static", RATES, **DECAY),
+    "set": _entry("set", (0.1, 0.3, 0.5), **MOVES),
     "straight_through": _entry("straight_through", RATES, **DECAY),
     "top_kast": _entry("top_kast", RATES, **DECAY, backward=3.0),
     "powerprop": _entry("powerprop", (1.5, 2.0, 3.0), lr=0.1),
-    "iterative": _entry("iterative", RATES, **DECAY, rounds=2),
     "weightmom": _entry(
         "weightmom",
         (0.5, 0.9, 0.99),
