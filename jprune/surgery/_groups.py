@@ -34,6 +34,7 @@ from jprune.surgery._axes import (
     why_frozen,
 )
 from jprune.surgery._callable import require_function
+from jprune.surgery._carried import State, roots_of
 from jprune.surgery._cost import Contraction, Cost, total
 from jprune.surgery._layout import every_label, structure
 from jprune.surgery._program import Program, StateOutputs, analyze, paths_read
@@ -255,6 +256,7 @@ def groups(
     reduce_max: Literal["known", "drop", "freeze"] = "known",
     state_outputs: StateOutputs = None,
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    state: State | None = None,
 ) -> Callable[..., Groups]:
     """Finds which coordinates of the parameters of `fn` must be removed together.
 
@@ -269,6 +271,10 @@ def groups(
         shapes and dtypes; False: none; else a predicate on output key paths, or paths.
       free_outputs: outputs that may come back shortened (features for distillation), as
         a predicate on output key paths, or paths.
+      state: other arguments that shrink with the parameters (caches, recurrent states),
+        and the outputs that they come back as: `{2: 1}` if argument 2 (the parameters
+        are 0) comes back as output 1, `{"cache": ("state", "cache")}` by keyword and
+        key path, None for an argument that is only read.
 
     Returns:
       `deps(params, *args, **kwargs) -> Groups`. Arrays may be abstract
@@ -289,6 +295,8 @@ def groups(
             f'`reduce_max` must be "known", "drop" or "freeze", got {reduce_max!r}.'
         )
 
+    roots = roots_of(state)
+
     def deps(params: PyTree, *args: Any, **kwargs: Any) -> Groups:
         traced = trace(fn)(params, *args, **kwargs)
         program = analyze(
@@ -296,6 +304,7 @@ def groups(
             reduce_max="allow" if reduce_max == "drop" else reduce_max,
             state_outputs=state_outputs,
             free_outputs=free_outputs,
+            state=roots,
         )
         _certificate.settle_reductions(program)
         shapes = {

@@ -10,6 +10,7 @@ from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group
 from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
 from jprune._typing import Mask
+from jprune.surgery._carried import kept_of
 from jprune.surgery._groups import Groups
 from jprune.surgery._layout import Choice
 from jprune.surgery._plan import Plan
@@ -40,7 +41,15 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
     program = deps.program
     counts = {name: deps.atoms[name] for name in keep}
     held = {n: (int(chosen[a].sum()), chosen[a].size) for n, a in counts.items()}
-    return Plan(axes, program.ties, program.free, program.declared, held)
+    return Plan(
+        axes,
+        program.ties,
+        program.free,
+        program.declared,
+        held,
+        state=program.state,
+        inputs=kept_of(program.inputs, choice),
+    )
 
 
 def _as_mask(group: Group, kept: Any) -> np.ndarray:

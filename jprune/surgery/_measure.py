@@ -39,8 +39,6 @@ class Run:
 
     Args:
       fn: `fn(params, *args, **kwargs)`.
-      args: its other arguments.
-      kwargs: its keyword arguments.
       gradient: whether to compute the gradient.
       state: output paths that are updated parameters, not to be projected.
     """
@@ -48,18 +46,15 @@ class Run:
     def __init__(
         self,
         fn: Callable[..., Any],
-        args: tuple,
-        kwargs: dict[str, Any],
         gradient: bool = False,
         state: Collection[KeyTuple] = (),
     ) -> None:
-        self.fn, self.args, self.kwargs = fn, args, kwargs
-        self.gradient, self.state = gradient, state
+        self.fn, self.gradient, self.state = fn, gradient, state
         self.paths: list[KeyTuple] = []
         self._compiled: Any = None
 
-    def __call__(self, params: PyTree) -> Result:
-        flat = flatten_call(params, self.args, self.kwargs)
+    def __call__(self, params: PyTree, args: tuple, kwargs: dict[str, Any]) -> Result:
+        flat = flatten_call(params, args, kwargs)
         names = flat.params
         moving = [i for i in range(len(names)) if is_float(flat.arrays[i])]
         if self._compiled is None:

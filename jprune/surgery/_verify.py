@@ -18,14 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import value_error
+from jprune._jaxpr._trace import trace
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
 from jprune.surgery._callable import require_function
+from jprune.surgery._carried import Kept, located, with_state
 from jprune.surgery._certificate import exactness_of
 from jprune.surgery._groups import Groups, groups
+from jprune.surgery._layout import Choice
 from jprune.surgery._make import plan_from_keep
 from jprune.surgery._measure import Gap, Result, Run, gap, is_float, matched
-from jprune.surgery._plan import Plan, pack_leaf
+from jprune.surgery._plan import Plan, pack_leaf, zero_leaf
+from jprune.surgery._program import Program
 from jprune.surgery._shrink import Graph, analyzed, shrink, solve
 
 Mean = Literal["dense", "compact"]
@@ -146,12 +150,17 @@ def verify(
         print(surgery.verify(apply, plan, params, x, compact=narrow.apply))
     """
     require_function(fn, "verify")
-    program = analyzed(fn, plan, None, params, args, kwargs)
+    traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+    avals = traced.input_avals[len(traced.params) :]
+    shapes = dict(zip(traced.others, (a.shape for a in avals), strict=True))
+    roots, inputs = located(plan, None, shapes)
+    program = analyzed(traced, plan, None, roots)
     ties = dict(program.ties)
-    check = _Check(fn, params, args, kwargs, gradient, mean, reference, ties)
+    check = _Check(fn, params, args, kwargs, gradient, mean, reference, program)
     if tolerance is None:
         tolerance = _tolerance(params)
-    graph = Graph(program, solve(plan, program), Options(removed=mean == "compact"))
+    keep = solve(plan, program, inputs)
+    graph = Graph(program, keep, Options(removed=mean == "compact"))
     way, reasons = exactness_of(graph.status())
     found = check(plan)
     ok = found.ok(tolerance)
@@ -166,6 +175,7 @@ def verify(
             reduce_max="drop",
             state_outputs=list(ties) or False,
             free_outputs=plan.free,
+            state=dict(roots),
         )(params, *args, **kwargs)
         search = _Search(deps, plan, check, tolerance, limit, progress)
         blame, stopped = search.run(found)
@@ -215,24 +225,28 @@ class _Check:
         gradient: bool,
         mean: Mean,
         reference: str,
-        ties: dict[Any, Any],
+        program: Program,
     ) -> None:
         self.fn, self.params, self.args, self.kwargs = fn, params, args, kwargs
         self.gradient, self.reference = gradient, reference
         self.mean: Mean = mean
-        self.ties = ties
-        self.dense = Run(fn, args, kwargs, gradient, ties)  # compiled once for all
+        self.program = program
+        self.state = [p for p, _ in program.ties] + [p for _, p in program.carried]
+        self.dense = Run(fn, gradient, self.state)  # compiled once for all
 
     def __call__(self, plan: Plan) -> _Found:
-        zeroed = self.reference == "zeroed"
-        want = self.dense(plan.zero(self.params) if zeroed else self.params)
+        params, args, kwargs = self.params, self.args, self.kwargs
+        if self.reference == "zeroed":
+            params = plan.zero(params)
+            args, kwargs = with_state(self._inputs(plan), args, kwargs, zero_leaf)
+        want = self.dense(params, args, kwargs)
         return self._found(self._packed(want, plan), self._small(plan, self.mean))
 
     def meanings(self, plan: Plan, compact: Callable[..., Any]) -> dict[str, float]:
         """The error of a function of the packed parameters, by meaning of removal."""
-        run = Run(compact, self.args, self.kwargs, self.gradient, self.ties)
+        run = Run(compact, self.gradient, self.state)
         try:
-            got = run(plan.pack(self.params))
+            got = run(*self._compact(plan))
         except Exception as error:  # the user's class, whatever it raises
             raise value_error(
                 "`compact` cannot run on the packed parameters: "
@@ -249,16 +263,28 @@ class _Check:
 
     def _small(self, plan: Plan, mean: Mean) -> Result:
         small = shrink(self.fn, plan, mean=mean)
-        run = Run(small, self.args, self.kwargs, self.gradient, self.ties)
-        return run(plan.pack(self.params))
+        return Run(small, self.gradient, self.state)(*self._compact(plan))
+
+    def _compact(self, plan: Plan) -> tuple[PyTree, tuple, dict[str, Any]]:
+        """The arguments of the compact function."""
+        inputs = self._inputs(plan)
+        args, kwargs = with_state(inputs, self.args, self.kwargs, pack_leaf)
+        return plan.pack(self.params), args, kwargs
+
+    def _inputs(self, plan: Plan) -> dict[Any, Kept]:
+        """What stays of the state that the call takes."""
+        return {path: plan.inputs[path] for path in self.program.inputs}
 
     def _packed(self, want: Result, plan: Plan) -> Result:
         """The dense results as the compact function should give them."""
+        program = self.program
+        choice = Choice(solve(plan, program, self._inputs(plan)))
+        keep = {
+            path: tuple(choice.layout(term).keep for term in info.axes)
+            for path, info in zip(program.traced.outputs, program.outs, strict=True)
+        }
         return Result(
-            {
-                p: pack_leaf(x, plan.keep[self.ties[p]]) if p in self.ties else x
-                for p, x in want.outputs.items()
-            },
+            {p: pack_leaf(x, keep[p]) for p, x in want.outputs.items()},
             {p: pack_leaf(x, plan.keep[p]) for p, x in want.gradient.items()},
         )
 
