@@ -48,6 +48,7 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
         program.declared,
         held,
         state=program.state,
+        lookups=program.lookups,
         inputs=kept_of(program.inputs, choice),
     )
 

@@ -21,7 +21,7 @@ from jprune._dtypes import in_host_memory
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
-from jprune.surgery import _carried, _saved
+from jprune.surgery import _carried, _numbering, _saved
 from jprune.surgery._cells import take
 
 
@@ -43,6 +43,8 @@ class Plan:
         comes back as or None).
       inputs: for each leaf of that state, one bool vector for each axis that loses
         coordinates, None for the others, whose size is free.
+      lookups: axes that the function looks up by number, as (path, axis), those that
+        are one axis together.
     """
 
     keep: Mapping[KeyTuple, tuple[np.ndarray, ...]]
@@ -52,6 +54,7 @@ class Plan:
     groups: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     state: _carried.Roots = ()
     inputs: Mapping[KeyTuple, _carried.Kept] = dataclasses.field(default_factory=dict)
+    lookups: _numbering.Lookups = ()
 
     def __repr__(self) -> str:
         shapes = self.dense_shapes, self.compact_shapes
@@ -172,6 +175,21 @@ class Plan:
         from jprune.surgery._state import pack_state
 
         return pack_state(self, opt_state, params, at, rule, tx)
+
+    def numbering(self, axis: str | None = None) -> _numbering.Numbering:
+        """Old and new numbers along an axis: of tokens, of experts.
+
+        Args:
+          axis: a leaf's path and an axis, "embedding:0"; None: the one axis of the plan
+            that was declared in `groups(..., lookups=)`.
+
+        Returns:
+          `numbers.new[old]`, -1 for what is removed, and `numbers.old[new]`.
+
+        Raises:
+          ValueError: for an axis that the plan does not have, or a choice of several.
+        """
+        return _numbering.numbering_of(self, axis)
 
     def table(self) -> str:
         """Shapes before and after, and what each group lost, for people.

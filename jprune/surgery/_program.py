@@ -19,10 +19,11 @@ from typing import Any
 from jprune._errors import value_error
 from jprune._jaxpr._trace import Traced
 from jprune._tree import KeyTuple, keys_text
-from jprune.surgery import _carried
+from jprune.surgery import _carried, _numbering
 from jprune.surgery import rules as _rules  # noqa: F401  fills the table
 from jprune.surgery._analysis import Context, walk
 from jprune.surgery._axes import Atom, Axes, Reason, freeze, same, unify
+from jprune.surgery._numbering import Lookups
 from jprune.surgery._scope import MANY, Info, Scope
 
 Ties = tuple[tuple[KeyTuple, KeyTuple], ...]
@@ -47,6 +48,7 @@ class Program:
       state: where declared state comes in, and where it comes back.
       inputs: the axes of each leaf of that state.
       carried: (input path, output path) of each leaf that comes back.
+      lookups: the axes of parameters that may shrink although they are looked up.
     """
 
     traced: Traced
@@ -61,6 +63,7 @@ class Program:
     state: _carried.Roots = ()
     inputs: dict[KeyTuple, Axes] = dataclasses.field(default_factory=dict)
     carried: Ties = ()
+    lookups: Lookups = ()
 
 
 def analyze(
@@ -71,6 +74,7 @@ def analyze(
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
     ties: Ties | None = None,
     state: _carried.Roots = (),
+    lookups: Lookups = (),
 ) -> Program:
     """Runs the first pass.
 
@@ -81,12 +85,14 @@ def analyze(
       free_outputs: output paths (or a predicate on them) that may shrink.
       ties: exactly these ties, instead of looking for them.
       state: arguments that shrink, see `surgery.groups`.
+      lookups: axes that are looked up by number, see `surgery.groups`.
     """
     ctx = Context(reduce_max)
     _carried.require_found(state, traced.others)
     ins = _inputs(traced, state)
-    scope, outs = walk(ctx, traced.jaxpr, ins)
     params = {p: ins[i].axes for i, p in enumerate(traced.params)}
+    ctx.lookups = _numbering.terms(lookups, params)
+    scope, outs = walk(ctx, traced.jaxpr, ins)
     declared = ties is not None or state_outputs not in (None, True)
     if ties is None:
         ties = _find_ties(traced, state_outputs, params, outs)
@@ -103,7 +109,8 @@ def analyze(
                 unify(s, t, Reason("updated state of another structure"))
         elif path not in free and path not in back:
             for term in info.axes:
-                freeze(term, Reason("model output"))
+                if not ctx.looked_up(term):
+                    freeze(term, Reason("model output"))
     return Program(
         traced,
         params,
@@ -117,6 +124,7 @@ def analyze(
         state,
         inputs,
         carried,
+        lookups,
     )
 
 

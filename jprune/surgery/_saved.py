@@ -40,6 +40,8 @@ def text(plan: Any) -> str:
     if plan.state:
         data["state"] = [list(pair) for pair in plan.state]
         data["inputs"] = [_leaf(key, masks) for key, masks in plan.inputs.items()]
+    if plan.lookups:
+        data["lookups"] = [[[list(p), a] for p, a in axes] for axes in plan.lookups]
     return json.dumps(data)
 
 
@@ -103,7 +105,23 @@ def _parts(data: Any) -> Parts:
             for a, b in _pairs(data, "state")
         )
         parts["inputs"] = _leaves(_list(data, "inputs"), free=True)
+    if "lookups" in data:
+        shapes = {path: len(masks) for path, masks in parts["keep"].items()}
+        parts["lookups"] = tuple(_axes(x, shapes) for x in _list(data, "lookups"))
     return parts
+
+
+def _axes(axes: Any, ranks: dict[KeyTuple, int]) -> tuple:
+    """Axes of leaves that are one axis, as (path, axis)."""
+    _require(isinstance(axes, list), "an entry of `lookups` is no list of axes")
+    found = []
+    for pair in axes:
+        _require(isinstance(pair, list) and len(pair) == 2, f"{pair!r} is no axis")
+        path, axis = _path(pair[0]), pair[1]
+        inside = _whole(axis) and axis < ranks.get(path, 0)
+        _require(inside, f"{pair!r} is no axis of a leaf of the plan")
+        found.append((path, axis))
+    return tuple(found)
 
 
 def _leaves(leaves: list, free: bool = False) -> dict[KeyTuple, Any]:

@@ -121,6 +121,7 @@ def analyzed(
         free_outputs=plan.free if free_outputs is None else free_outputs,
         ties=plan.ties if exactly else None,
         state=state,
+        lookups=plan.lookups,
     )
 
 

@@ -9,6 +9,7 @@ the suspects are halved, on the side of the larger error, until one is left.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -27,7 +28,16 @@ from jprune.surgery._certificate import exactness_of
 from jprune.surgery._groups import Groups, groups
 from jprune.surgery._layout import Choice
 from jprune.surgery._make import plan_from_keep
-from jprune.surgery._measure import Gap, Result, Run, gap, is_float, matched
+from jprune.surgery._measure import (
+    Gap,
+    Result,
+    Run,
+    gap,
+    is_float,
+    matched,
+    projected_output,
+)
+from jprune.surgery._numbering import texts
 from jprune.surgery._plan import Plan, pack_leaf, zero_leaf
 from jprune.surgery._program import Program
 from jprune.surgery._shrink import Graph, analyzed, shrink, solve
@@ -176,6 +186,7 @@ def verify(
             state_outputs=list(ties) or False,
             free_outputs=plan.free,
             state=dict(roots),
+            lookups=texts(plan.lookups),
         )(params, *args, **kwargs)
         search = _Search(deps, plan, check, tolerance, limit, progress)
         blame, stopped = search.run(found)
@@ -231,22 +242,27 @@ class _Check:
         self.gradient, self.reference = gradient, reference
         self.mean: Mean = mean
         self.program = program
-        self.state = [p for p, _ in program.ties] + [p for _, p in program.carried]
-        self.dense = Run(fn, gradient, self.state)  # compiled once for all
+        self.projected, self.shape = None, ()
+        if gradient:
+            state = [p for p, _ in program.ties] + [p for _, p in program.carried]
+            avals = program.traced.jaxpr.out_avals
+            paths = program.traced.outputs
+            self.projected, self.shape = projected_output(paths, avals, state)
+        self.dense = Run(fn, self.projected)  # compiled once for all
 
     def __call__(self, plan: Plan) -> _Found:
         params, args, kwargs = self.params, self.args, self.kwargs
         if self.reference == "zeroed":
             params = plan.zero(params)
             args, kwargs = with_state(self._inputs(plan), args, kwargs, zero_leaf)
-        want = self.dense(params, args, kwargs)
+        want = self.dense(params, args, kwargs, self._weights(plan, zero_leaf))
         return self._found(self._packed(want, plan), self._small(plan, self.mean))
 
     def meanings(self, plan: Plan, compact: Callable[..., Any]) -> dict[str, float]:
         """The error of a function of the packed parameters, by meaning of removal."""
-        run = Run(compact, self.gradient, self.state)
+        run = Run(compact, self.projected)
         try:
-            got = run(*self._compact(plan))
+            got = run(*self._compact(plan), self._weights(plan, pack_leaf))
         except Exception as error:  # the user's class, whatever it raises
             raise value_error(
                 "`compact` cannot run on the packed parameters: "
@@ -263,7 +279,8 @@ class _Check:
 
     def _small(self, plan: Plan, mean: Mean) -> Result:
         small = shrink(self.fn, plan, mean=mean)
-        return Run(small, self.gradient, self.state)(*self._compact(plan))
+        run = Run(small, self.projected)
+        return run(*self._compact(plan), self._weights(plan, pack_leaf))
 
     def _compact(self, plan: Plan) -> tuple[PyTree, tuple, dict[str, Any]]:
         """The arguments of the compact function."""
@@ -277,16 +294,27 @@ class _Check:
 
     def _packed(self, want: Result, plan: Plan) -> Result:
         """The dense results as the compact function should give them."""
-        program = self.program
-        choice = Choice(solve(plan, program, self._inputs(plan)))
-        keep = {
-            path: tuple(choice.layout(term).keep for term in info.axes)
-            for path, info in zip(program.traced.outputs, program.outs, strict=True)
-        }
+        keep = self._kept(plan)
         return Result(
             {p: pack_leaf(x, keep[p]) for p, x in want.outputs.items()},
             {p: pack_leaf(x, plan.keep[p]) for p, x in want.gradient.items()},
         )
+
+    def _kept(self, plan: Plan) -> dict[Any, tuple[np.ndarray, ...]]:
+        """Which coordinates of each output stay."""
+        program = self.program
+        choice = Choice(solve(plan, program, self._inputs(plan)))
+        return {
+            path: tuple(choice.layout(term).keep for term in info.axes)
+            for path, info in zip(program.traced.outputs, program.outs, strict=True)
+        }
+
+    def _weights(self, plan: Plan, fn: Callable[..., Any]) -> Any:
+        """Of a fixed projection of an output, 0 where it loses coordinates."""
+        if self.projected is None:
+            return None
+        weights = np.cos(np.arange(math.prod(self.shape))).reshape(self.shape)
+        return fn(weights, self._kept(plan)[self.projected])
 
     def _found(self, want: Result, got: Result) -> _Found:
         forward = gap(matched(want.outputs, got.outputs))
