@@ -52,11 +52,12 @@ class Cell:
       bad: why the cell has no single value per class, or None.
       fn: computes the array from the arrays of `deps`; None for a leaf.
       loose: `fn` takes known operands unbroadcast.
+      nothing: the cell is 0 because it is a sum over an emptied axis.
       shape: what the array must have, once it is known; a tuple of results has none.
       name: the primitive, for errors.
     """
 
-    __slots__ = ("bad", "deps", "fn", "known", "loose", "name", "shape")
+    __slots__ = ("bad", "deps", "fn", "known", "loose", "name", "nothing", "shape")
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Cell:
         self.bad = bad
         self.loose = loose
         self.name = name
+        self.nothing = False
         self.shape: tuple[int, ...] | None = None
 
     @property
@@ -104,6 +106,13 @@ def known(value: Any) -> Cell:
     if array.size > 1 and (array == array.flat[0]).all():
         array = array[(slice(0, 1),) * array.ndim]
     return Cell(known=array)
+
+
+def nothing(rank: int, dtype: Any) -> Cell:
+    """A sum over an emptied axis."""
+    out = known(np.zeros((1,) * rank, dtype))
+    out.nothing = True
+    return out
 
 
 def bad(why: str) -> Cell:

@@ -314,6 +314,7 @@ def groups(
             state=roots,
             lookups=_numbering.lookups_of(lookups, traced.params),
         )
+        _certificate.settle_rounds(program)
         _certificate.settle_reductions(program)
         shapes = {
             p: tuple(a.shape)
@@ -368,6 +369,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     pads = {a for t in program.ctx.pads for a in leaves(t)}
     summed = {a for t in program.ctx.summed for a in leaves(t)}
     looked = {a for t in program.ctx.lookups for a in leaves(t)}
+    rounds = set(_certificate.rounds(program))
     out, seen = [], {}
     for atom, refs in members.items():
         first = next((r for r in refs if r.role == "out"), refs[0])
@@ -377,6 +379,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
         kind = _kind(refs, used, atom in summed, atom in pads)
         if atom in looked and kind != "unused":
             kind = "coupled"  # asked for by name
+        kind = "depth" if atom in rounds and kind != "unused" else kind
         out.append((Group(name, atom.size, tuple(refs), kind), atom))
     return out
 

@@ -23,6 +23,7 @@ from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
 from jprune.surgery import _carried, _numbering, _saved
 from jprune.surgery._cells import take
+from jprune.surgery._split import is_split, take_split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -297,6 +298,8 @@ def _take(x: Any, positions: np.ndarray, axis: int) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
         shape = (*x.shape[:axis], positions.size, *x.shape[axis + 1 :])
         return jax.ShapeDtypeStruct(shape, x.dtype)
+    if is_split(x, axis):
+        return take_split(x, positions, axis)
     return take(x, positions, axis)
 
 
@@ -308,7 +311,7 @@ def _unpack(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
         return xp.zeros([m.size for m in masks], x.dtype)
     for axis, mask in enumerate(masks):
         if not mask.all():
-            x = take(x, np.maximum(np.cumsum(mask) - 1, 0), axis)
+            x = _take(x, np.maximum(np.cumsum(mask) - 1, 0), axis)
     return zero_leaf(x, masks)
 
 

@@ -49,6 +49,7 @@ class Program:
       inputs: the axes of each leaf of that state.
       carried: (input path, output path) of each leaf that comes back.
       lookups: the axes of parameters that may shrink although they are looked up.
+      memo: what was found out about derivative rules, see `Builder`.
     """
 
     traced: Traced
@@ -64,6 +65,7 @@ class Program:
     inputs: dict[KeyTuple, Axes] = dataclasses.field(default_factory=dict)
     carried: Ties = ()
     lookups: Lookups = ()
+    memo: dict[int, bool] = dataclasses.field(default_factory=dict)
 
 
 def analyze(

@@ -217,22 +217,25 @@ class Graph:
     def _build(self, choice: Choice, options: Options) -> None:
         self.log = Log()
         self.leaves: list[Cell] = []
-        builder = Builder(choice, options, self.log)
+        builder = Builder(choice, options, self.log, self.program.memo)
+        traced, known = self.program.traced, options.zero
+        zero = [known is None or path in known for path in traced.params]
+        zero += [True] * (len(traced.input_avals) - len(zero))
         ins = [
-            self._input(builder, info, aval)
-            for info, aval in zip(
-                self.program.ins, self.program.traced.input_avals, strict=True
-            )
+            self._input(builder, *each)
+            for each in zip(self.program.ins, traced.input_avals, zero, strict=True)
         ]
         self.outs = builder.build(self.program.traced.jaxpr, self.program.scope, ins)
         self.effects = builder.effects
 
-    def _input(self, builder: Builder, info: Any, aval: Any) -> Value:
+    def _input(self, builder: Builder, info: Any, aval: Any, zero: bool) -> Value:
         leaf = Cell(name="input")
         layouts = builder.layouts(info.axes)
         self.leaves.append(leaf)
 
         def rule(bits: Bits) -> Cell:
+            if any(bits) and not zero:
+                return ce.bad("a parameter that need not be zero")
             if any(bits):  # the reference: parameters of removed coordinates are zero
                 dtype = _compat.numpy_dtype(aval.dtype)
                 return ce.known(np.zeros((1,) * len(bits), dtype))
@@ -268,6 +271,11 @@ class Graph:
         """The outputs, given the arrays of the inputs."""
         if self.log.uneven:
             raise value_error(self.log.uneven[0])
+        if self.log.rounds:
+            raise value_error(
+                f"the plan removes rounds of a scan, but {self.log.rounds[0][1]}: make "
+                "it from the groups of this function."
+            )
         roots = self._roots()
         leaves = dict(zip(self.leaves, arrays, strict=True))
         return ce.emit([*self.effects, *roots], leaves)[len(self.effects) :]
