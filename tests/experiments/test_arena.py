@@ -1,140 +1,132 @@
-"""The arena: one budget, as many tries for all, the best of them, exact counts."""
+"""The structured arena at toy length: equal starts, exact budgets, one row each."""
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from experiments import build, config, lanes
-from experiments.checkpoints import Checkpoints
-from experiments.config import ConfigError
+from experiments import build, config
+from experiments.configs import cifar_arena
+from experiments.data import images
 from experiments.data.dataset import Dataset
-from experiments.journal import Journal
-from experiments.systems import arena, contenders, mnist
-from jprune import masks
+from experiments.loop import Fit
+from experiments.methods import arena, invariant, structured
+from experiments.methods.dense import train_dense
+from jprune import analysis
 
-CHOSEN = config.load("mnist_arena")
-
-
-def _dataset(folder):
-    del folder
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 10, 96).astype(np.int32)
-    images = random.integers(0, 60, (96, 28, 28, 1)).astype(np.uint8)
-    images[np.arange(96), labels, labels] = 255
-    train, test = np.arange(80, dtype=np.int32), np.arange(80, 96, dtype=np.int32)
-    return Dataset(
-        "mnist", images, labels, train, test, 10, np.float32(9), np.float32(20)
-    )
+ARENA = config.load("cifar_arena")
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("arena")
-    setup = {**CHOSEN.setup, "seeds": 2, "validation": 32}
-    small = dataclasses.replace(CHOSEN, batch=16, setup=setup)
-    with pytest.MonkeyPatch.context() as patch, Journal(folder) as journal:
-        patch.setitem(mnist.DATA, "mnist", _dataset)
-        yield build.open_runner(
-            small,
-            seed=0,
-            data_dir=None,
-            journal=journal,
-            checkpoints=lambda run: Checkpoints(
-                folder / run.replace(" ", "-"), resume=False, every=1
-            ),
-            prefix="",
-        )
+def trained(tmp_path_factory, open_tiny):
+    """A dense network of no training on which plans can be made."""
+    lab = open_tiny(tmp_path_factory.mktemp("arena"), model="cifar_resnet14", batch=100)
+    params, stats = lab.init()
+    return lab, Fit(params, stats, 0.0)
 
 
-def test_all_have_one_budget_and_as_many_tries():
-    build.check(CHOSEN)
-    runs = [CHOSEN.dense, *CHOSEN.runs.values()]
-    assert {run["epochs"] for run in runs} == {4}
-    assert {len(run["tries"]) for run in runs} == {3}
-    assert {run["sparsity"] for run in runs} == {(0.9, 0.95, 0.98, 0.99, 0.995)}
-    assert {run["method"] for run in CHOSEN.runs.values()} == set(contenders.METHODS)
+def test_every_entrant_has_the_same_epochs():
+    for name, run in ARENA.runs.items():
+        assert run.get("epochs", 0) + run.get("tune_epochs", 0) == 2, name
+        assert run["flops"] == (0.5, 0.25)
 
 
-def test_a_contenders_settings_are_checked():
-    runs = {"swd": {**CHOSEN.runs["swd"], "strength": 1.0}}
-    with pytest.raises(ConfigError, match="unknown setting of run `swd` `strength`"):
-        build.check(dataclasses.replace(CHOSEN, runs=runs))
-    short = {k: v for k, v in CHOSEN.runs["swd"].items() if k != "mu"}
-    with pytest.raises(ConfigError, match="run `swd` lacks mu"):
-        build.check(dataclasses.replace(CHOSEN, runs={"swd": short}))
-
-
-def test_the_try_that_is_best_on_validation_is_taken(opened):
-    """A contender that trains with rates of which one alone learns."""
-
-    @arena.contender("toy", "lr")
-    def toy(trial):
-        program = arena.compile_program(trial, lambda h: optax.sgd(h.knob))
-        return lambda task: task.fit(program, trial.epochs)
-
-    start = arena.Start(opened.first(), None)
-    tries = {"tries": (0.0, 0.1, 1e30), "tune_at": 0.5}
-    (row,) = toy(opened, start, **tries, sparsity=(0.9,), epochs=20)
-    assert row.run == "toy 90%" and row.nonzero == row.kept == 26_620
-    assert row.extra["lr"] == 0.1 and row.extra["validation when tuned"] > 0.3
-
-
-def test_a_task_starts_from_networks_of_its_own_seeds(opened):
-    tuning = opened._replace(seeds=(1000,))
-    start = arena.Start(opened.first(), tuning.first())
-    trial = arena.Trial(opened, start, 6)
-    assert trial.half == 3 and trial.steps == 18 and trial.size == 266_200
-    three = opened._replace(seeds=(1000,) * 3)
-    task = arena.Task(trial, three, 0.98, np.float32([1, 2, 3]), "r", tuning=True)
-    assert task.kept == 5324
-    jax.tree.map(
-        lambda many, one: np.testing.assert_array_equal(many[2], one[0]),
-        task.start(),
-        start.tuning,
+def test_one_ratio_in_every_block_meets_the_budget(trained):
+    lab, dense = trained
+    mine = arena.open_arena(lab, dense, lr=0.1, momentum=0.9, weight_decay=0.0)
+    assert sorted(g.size for g in mine.groups) == [8, 8, 16, 16, 32, 32]
+    keeps = mine.keeps(mine.filters(mine.tree), 0.5)
+    plan = mine.plan(keeps)
+    packed = plan.pack(mine.tree)
+    left = structured.flops_left(lab, plan, packed, mine.tree)
+    assert 0.47 < left <= 0.5
+    # the streams are whole, and in every block about the same share went
+    assert packed["params"]["Dense_0"]["kernel"].shape == (32, 10)
+    shares = [float(np.mean(keeps[g.id])) for g in mine.groups]
+    assert max(shares) - min(shares) <= 1 / 8
+    kernel = np.abs(np.asarray(dense.params["Conv_1"]["kernel"])).sum((0, 1, 2))
+    wanted = np.sort(
+        np.argsort(-kernel)[: packed["params"]["Conv_1"]["kernel"].shape[-1]]
     )
-    given = task.given().tree
-    assert given.knob.tolist() == [1, 2, 3] and given.keep.tolist() == [5324] * 3
+    group = next(g for g in mine.groups if "Conv_1/" in g.id)
+    assert np.flatnonzero(np.asarray(keeps[group.id])).tolist() == wanted.tolist()
 
 
-def test_a_cut_keeps_the_count_and_never_brings_back(opened):
-    params = opened.first()
-    found = arena.cut(params, 100)
-    assert [lanes.nonzero(lanes.lane(found, i)) for i in (0, 1)] == [100, 100]
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    assert lanes.nonzero(lanes.lane(arena.cut(zeros, 100), 0)) == 0
+def test_folded_kernels_are_those_of_the_network_without_norms(trained):
+    lab, dense = trained
+    rng = np.random.default_rng(0)
+    norms = jax.tree.map(
+        lambda x: np.float32(rng.uniform(0.5, 2, np.shape(x))),
+        {"params": dense.params["BatchNorm_1"], **dense.stats},
+    )
+    params = {**dense.params, "BatchNorm_1": norms.pop("params")}
+    tree = structured.variables(params, norms)
+    index = structured.examples(lab, 4)
+    groups = analysis.scale_invariance(structured.network(lab), tree, index).groups
+    folded = invariant.folded(tree, groups)
+    gain = tree["params"]["BatchNorm_1"]["scale"] / np.sqrt(
+        tree["batch_stats"]["BatchNorm_1"]["var"] + 1e-5
+    )
+    np.testing.assert_allclose(
+        folded["params"]["Conv_1"]["kernel"],
+        np.asarray(tree["params"]["Conv_1"]["kernel"]) * gain,
+        rtol=1e-6,
+    )
+    head = folded["params"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(head, tree["params"]["Dense_0"]["kernel"])
+
+
+def test_small_cifar_is_the_mean_of_two_by_two_pixels(monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (12, 32, 32, 3), np.uint8)
+    whole = Dataset(
+        name="cifar10",
+        inputs=pixels,
+        labels=np.arange(12, dtype=np.int32) % 10,
+        train=np.arange(8, dtype=np.int32),
+        test=np.arange(8, 12, dtype=np.int32),
+        classes=10,
+        mean=np.zeros(3, np.float32),
+        std=np.ones(3, np.float32),
+    )
+    monkeypatch.setattr(images, "load_cifar10", lambda folder: whole)
+    small = images.load_cifar10_small(train=5, test=3)
+    assert small.inputs.shape == (8, 16, 16, 3) and small.inputs.dtype == np.uint8
+    corner = pixels[9, 2:4, 4:6, 1].astype(float).mean()
+    assert abs(small.inputs[small.test[1], 1, 2, 1] - corner) <= 0.5
+    assert small.labels[small.test].tolist() == [8, 9, 0]
+    assert small.labels[small.train].tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(CHOSEN.runs))
-def test_every_contender_ends_with_the_count(name, opened):
-    start = arena.Start(opened.first(), opened._replace(seeds=(1000,)).first())
-    settings = {**CHOSEN.runs[name], "sparsity": (0.98,)}
-    method = contenders.METHODS[settings["method"]]
-    (row,) = method(opened, start, **build.keywords(settings))
-    learned = name in ("asl", "aswl")
-    assert row.nonzero == row.kept == 5324 or (learned and row.nonzero < 5324)
-    assert (
-        row.extra[next(k for k in row.extra if k not in _SHARED)] in settings["tries"]
-    )
-
-
-_SHARED = {"deviation", "seed 0", "seed 1", "validation when tuned"}
+def test_every_entrant_of_the_arena(tmp_path, open_tiny):
+    lab = open_tiny(tmp_path, model="cifar_resnet14", batch=25)
+    dense = train_dense(lab, epochs=1, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    short = {
+        "csgd": {"strength": 4.0, "momentum": 0.5, "epochs": 3},
+        "tpp": {"interval": 1},
+    }
+    found = []
+    for name, run in ARENA.runs.items():
+        settings = {**run, **short.get(name, {}), "flops": (0.5,)}
+        found += build.rows(lab, dense, settings)
+    names = [f"{name}, 50% FLOPs" for name in cifar_arena.ENTRANTS]
+    assert sorted(row.run for row in found) == sorted([*names, "dense, trained on"])
+    for row in found[1:]:
+        assert 0.3 < row.extra["flops"] <= 0.5, row.run
+        assert row.extra["ms"] > 0 and 0 <= row.after <= 1
 
 
 @pytest.mark.slow
-def test_the_dense_rows(opened):
-    start, rows = arena.train_dense(
-        opened,
-        tries=(0.01, 0.05),
-        epochs=2,
-        momentum=0.9,
-        weight_decay=1e-4,
-        sparsity=(0.9,),
-    )
-    assert [row.run for row in rows] == ["dense", "one-shot, not trained on 90%"]
-    assert rows[1].nonzero == rows[1].kept == 26_620
-    assert masks.size(lanes.lane(start.tuning, 0)) == 266_200
+@pytest.mark.parametrize("name", ["cifar_lasso", "cifar_similarity", "cifar_bn"])
+def test_what_is_cut_at_once_runs_on_the_small_network(name, tmp_path, open_tiny):
+    chosen = config.load(name)
+    assert chosen.dense == ARENA.dense and chosen.model == ARENA.model
+    lab = open_tiny(tmp_path, model="cifar_resnet14", batch=25)
+    dense = train_dense(lab, epochs=1, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    (run,) = chosen.runs.values()
+    rows = {row.run: row for row in build.rows(lab, dense, run)}
+    assert {run for claim in chosen.claims for run in claim.runs} <= {"dense", *rows}
+    wanted = dataclasses.replace(chosen, claims=())
+    build.check(wanted)
