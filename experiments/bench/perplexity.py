@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from experiments import files
+from experiments.bench.page import put_table
 from experiments.bench.timing import machine
 from jprune import compress, masks
 
@@ -179,15 +180,6 @@ def table(result: dict[str, Any]) -> str:
         for m in ("magnitude", "Wanda", "SparseGPT")
     ]
     return "\n".join(lines)
-
-
-def put_table(page: Path, shown: str, mark: str) -> None:
-    """Replaces what is between two marks of a page."""
-    parts = page.read_text(encoding="utf-8").split(mark)
-    if len(parts) != 3:
-        raise SystemExit(f"{page} must hold {mark} twice")
-    parts[1] = f"\n\n{shown}\n\n"
-    files.write_text(page, mark.join(parts))
 
 
 def main() -> None:

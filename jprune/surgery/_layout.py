@@ -56,10 +56,15 @@ class Layout:
     classes: np.ndarray
     mult: np.ndarray
 
-    @property
+    @functools.cached_property
     def pruned(self) -> bool:
         """Whether anything is removed."""
         return self.classes.size > 0
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, int]:
+        """How many kept positions, and how many classes."""
+        return self.kept.size, self.classes.size
 
     def positions(self, bit: int) -> np.ndarray:
         """The dense positions that a cell holds: the kept ones, or the classes."""
