@@ -31,6 +31,7 @@ from jprune.analysis._relative_cost import relative_bytes as relative_bytes
 from jprune.analysis._relative_cost import relative_flops as relative_flops
 from jprune.analysis._relative_cost import relative_latency as relative_latency
 from jprune.analysis._relative_cost import relative_memory as relative_memory
+from jprune.analysis._relative_cost import savings as savings
 from jprune.analysis._report import report as report
 from jprune.analysis._scale_invariance import equilibrium as equilibrium
 from jprune.analysis._scale_invariance import filter_sizes as filter_sizes

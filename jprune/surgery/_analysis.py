@@ -34,6 +34,7 @@ class Context:
       reductions: axes of order statistics (max and the like), decided by the caller.
       pads: pieces of axes that padding made.
       summed: axes that a contraction or a sum runs over.
+      lookups: axes of parameters that may shrink although they are looked up by number.
       rounds: axes along which a scan takes its rounds.
     """
 
@@ -44,7 +45,12 @@ class Context:
         self.reductions: list[tuple[Term, str]] = []
         self.pads: list[Term] = []
         self.summed: list[Term] = []
+        self.lookups: list[Term] = []
         self.rounds: list[Term] = []
+
+    def looked_up(self, term: Term) -> bool:
+        """Whether an axis was declared to be looked up by number, see `groups`."""
+        return any(ax.same(term, t) for t in self.lookups)
 
 
 class AxisSite:

@@ -93,15 +93,21 @@ class Builder:
       log: shared with the builders of all sub-jaxprs.
       effects: cells of equations with side effects, which must run.
       memo: by the id of an equation, what was found out about its derivative rule;
-        shared with the builders of all sub-jaxprs.
+        shared by all builders of one program.
     """
 
-    def __init__(self, choice: Choice, options: Options, log: Log) -> None:
+    def __init__(
+        self,
+        choice: Choice,
+        options: Options,
+        log: Log,
+        memo: dict[int, bool] | None = None,
+    ) -> None:
         self.choice = choice
         self.options = options
         self.log = log
         self.effects: list[Cell] = []
-        self.memo: dict[int, bool] = {}
+        self.memo = {} if memo is None else memo
 
     def build(
         self, jaxpr: Jaxpr | ClosedJaxpr, scope: Scope, ins: Sequence[Value]
@@ -130,9 +136,7 @@ class Builder:
 
     def sub(self) -> "Builder":
         """A builder for a sub-jaxpr that keeps its own effects."""
-        sub = Builder(self.choice, self.options, self.log)
-        sub.memo = self.memo
-        return sub
+        return Builder(self.choice, self.options, self.log, self.memo)
 
     def layouts(self, axes: Sequence[Term]) -> tuple[Layout, ...]:
         """The layouts of some axes."""

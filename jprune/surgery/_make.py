@@ -10,6 +10,7 @@ from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group
 from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
 from jprune._typing import Mask
+from jprune.surgery._carried import kept_of
 from jprune.surgery._certificate import without_effect
 from jprune.surgery._groups import Groups
 from jprune.surgery._layout import Choice
@@ -41,7 +42,16 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
     program = deps.program
     counts = {name: deps.atoms[name] for name in keep}
     held = {n: (int(chosen[a].sum()), chosen[a].size) for n, a in counts.items()}
-    return Plan(axes, program.ties, program.free, program.declared, held)
+    return Plan(
+        axes,
+        program.ties,
+        program.free,
+        program.declared,
+        held,
+        state=program.state,
+        lookups=program.lookups,
+        inputs=kept_of(program.inputs, choice),
+    )
 
 
 def _as_mask(group: Group, kept: Any) -> np.ndarray:
