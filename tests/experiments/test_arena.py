@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, config
+from experiments import build, config, costs
 from experiments.configs import cifar_arena
 from experiments.data import images
 from experiments.loop import Fit
 from experiments.methods import arena, invariant, structured
 from experiments.methods.dense import train_dense
+from experiments.results import Row
 from jprune import analysis
 
 ARENA = config.load("cifar_arena")
@@ -97,6 +98,19 @@ def test_small_cifar_is_the_beginning_of_cifar(data_dir):
     np.testing.assert_array_equal(small.labels[small.test], whole.labels[first])
     halved = images.halved(whole.inputs[first[:5]])
     np.testing.assert_array_equal(small.inputs[small.test[:5]], halved)
+
+
+def test_the_figure_is_of_the_rows_that_have_a_cost(tmp_path):
+    cost = {"flops": 0.5, "ms": 2.0, "dense ms": 8.0, "at the cut": 0.1}
+    made = Row("l1, 50% FLOPs", "m", 0.5, 0.5, 1, 1, 0.9, extra=cost)
+    other = made._replace(run="dense", extra=None)
+    gates = made._replace(run="gates", extra={"flops": 0.5, "ms": 2.0, "dense ms": 3.0})
+    found = costs.costed([(row, 0.9, 0.01) for row in (made, other, gates)])
+    assert [row.run for row, _, _ in found] == ["l1, 50% FLOPs"]
+    assert costs.flops_left(made) == 0.5 and costs.time_left(made) == 0.25
+    pytest.importorskip("matplotlib", reason="figures need matplotlib")
+    costs.draw(tmp_path / "a.png", found, 0.95, title="t", label="accuracy, %")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow
