@@ -99,9 +99,9 @@ def test_many_methods_are_a_table_with_a_column_for_each_sparsity(tmp_path):
     assert panels.ranked(cells) == list("abcdefghijk")
     dense = (_row("dense", 0.95), 0.95, 0.0)
     lines = panels.table(cells, dense)
-    assert lines[0] == "| | 90 % | 95 % | 99.5 % |"
-    assert lines[2] == "| dense, all weights | 95.00 | | |"
-    assert lines[3] == "| a | 81.00 ± 1.00 | 80.50 ± 1.00 | 80.05 ± 1.00 |"
+    assert lines[2] == "| | 90 % | 95 % | 99.5 % |"
+    assert lines[4] == "| dense, all weights | 95.00 | | |"
+    assert lines[5] == "| a | 81.00 ± 1.00 | 80.50 ± 1.00 | 80.05 ± 1.00 |"
     place = tmp_path / "grid.png"
     panels.draw(place, cells, dense, title="t", label="accuracy, %")
     assert place.stat().st_size > 10_000
