@@ -12,13 +12,15 @@ from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
 from jprune._stacks import stacked_axes
 from jprune._typing import PyTree
 
+_MULTIPLY: tuple[Role, ...] = ("out", "in", "scale", "table")
+
 
 def over_groups(
     tree: PyTree,
     groups: Sequence[Group],
     *,
     norm: Literal["l1", "l2"] = "l2",
-    reduce: Literal["sum", "mean", "max"] = "sum",
+    reduce: Literal["sum", "mean", "max", "product"] = "sum",
     roles: Sequence[Role] | None = None,
     raw: bool = False,
     signed: bool = False,
@@ -36,6 +38,9 @@ def over_groups(
     mean: the scores of all groups can be ranked together. Norm and reduction were
     chosen by measurement (`docs/first_call.md`).
 
+    With `raw=True` and the norm "l2" the sum of all scores is a group lasso, a penalty
+    for the loss; its gradient at a coordinate of zeros is 0.
+
     Only trained weights count: members with the role "stat" (running statistics) and
     leaves that are not floating point (counters, keys) are passed over.
 
@@ -45,7 +50,9 @@ def over_groups(
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
       norm: p = 1 or 2.
-      reduce: over the members of a group.
+      reduce: over the members of a group. "product": their geometric mean, over those
+        that multiply (kernels, scales, tables; all if there are none): what a
+        coordinate passes on.
       roles: count only members in these roles, e.g. `("scale",)` for norm scales or
         `("out",)` for the producing kernels; None for all but "stat".
       raw: True leaves out the division by the mean.
@@ -74,13 +81,15 @@ def over_groups(
       >>> {name: vector.tolist() for name, vector in found.items()}
       {'a:1': [5.0, 1.0]}
     """
-    if reduce not in ("sum", "mean", "max") or norm not in ("l1", "l2"):
+    if reduce not in ("sum", "mean", "max", "product") or norm not in ("l1", "l2"):
         raise value_error(
-            f"`reduce` must be sum, mean or max and `norm` l1 or l2; got {reduce!r}, "
-            f"{norm!r}."
+            "`reduce` must be sum, mean, max or product and `norm` l1 or l2; got "
+            f"{reduce!r}, {norm!r}."
         )
-    if signed and norm != "l1":
-        raise value_error(f'Signed scores need `norm="l1"`, got {norm!r}.')
+    if signed and (norm != "l1" or reduce == "product"):
+        raise value_error(
+            f'Signed scores need `norm="l1"` and no product, got {norm!r}, {reduce!r}.'
+        )
     found = [
         (group, [m for m in members if _counts(m[0], m[2], roles)])
         for group, members in member_leaves(tree, groups, at)
@@ -94,6 +103,8 @@ def over_groups(
     sums = _axis_sums([m for _, ms in found for m in ms], layers, norm, signed)
     vectors = {}
     for group, members in found:
+        if reduce == "product":
+            members = [m for m in members if m[0].role in _MULTIPLY] or members
         rows = [
             ref.collect(layer, group.size)
             for ref, i, _ in members
@@ -101,7 +112,7 @@ def over_groups(
         ]
         if rows:
             total = _reduced(rows, reduce)
-            total = total**0.5 if norm == "l2" else total
+            total = _root(total) if norm == "l2" else total
             vectors[group.id] = total if raw else _relative(total)
     if groups and not vectors:
         raise no_member(groups, roles)
@@ -116,8 +127,21 @@ def _counts(ref: AxisRef, leaf: Any, roles: Sequence[Role] | None) -> bool:
 
 def _reduced(rows: list[Any], reduce: str) -> Any:
     """The members of a group as one vector."""
-    xp = np if all(isinstance(row, np.ndarray) for row in rows) else jnp
-    return getattr(xp, reduce)(xp.stack(rows), axis=0)
+    xp: Any = np if all(isinstance(row, np.ndarray) for row in rows) else jnp
+    stack = xp.stack(rows)
+    if reduce != "product":
+        return getattr(xp, reduce)(stack, axis=0)
+    some = stack > 0
+    logs = xp.log(xp.where(some, stack, xp.ones_like(stack)))
+    return xp.where(some.all(axis=0), xp.exp(logs.mean(axis=0)), xp.zeros_like(logs[0]))
+
+
+def _root(vector: Any) -> Any:
+    """The square root, with derivative 0 at 0."""
+    xp = np if isinstance(vector, np.ndarray) else jnp
+    some = vector > 0
+    safe = xp.where(some, vector, xp.ones_like(vector))
+    return xp.where(some, xp.sqrt(safe), xp.zeros_like(vector))
 
 
 def _relative(vector: Any) -> Any:

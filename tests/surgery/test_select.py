@@ -152,7 +152,7 @@ def test_flops_target_is_met_within_one_coordinate(
     scores = random_scores(seed)
     plan = surgery.select(DEPS, scores, flops=target, ranking=scope)  # type: ignore
     dense, kept = DEPS.flops(), kept_counts(plan)
-    assert DEPS.flops(kept) <= target * dense
+    assert DEPS.flops(kept) <= target * dense * (1 + 1e-12)  # as `select` rounds
     if kept != SIZES:  # giving the best removed coordinate of some group back exceeds
         back = [DEPS.flops({**kept, g: n + 1}) for g, n in kept.items() if n < SIZES[g]]
         assert max(back) > target * dense
@@ -460,3 +460,28 @@ def test_compact_flops_in_closed_form():
         small = jax.make_jaxpr(surgery.shrink(fn, plan))(plan.pack(params), x)
         assert _flops.count(small) == deps.flops({group.id: 3}) == count(3)
         assert deps.flops() == count(8) > count(3)
+
+
+def test_contraction_axes_of_one_input_and_of_a_part():
+    """A first convolution on gray images, in a pair (params, state)."""
+    spec = ("NHWC", "HWIO", "NHWC")
+
+    def net(variables, x):
+        p, state = variables
+        y = jax.lax.conv_general_dilated(
+            x, p["kernel"], (1, 1), "SAME", dimension_numbers=spec
+        )
+        y = y - state["mean"][None, None, None]
+        return y.mean((1, 2)) @ p["head"]["w"].T + p["bias"]
+
+    p = {"kernel": jnp.ones((3, 3, 1, 8)), "head": {"w": jnp.ones((1, 8))}}
+    p |= {"bias": jnp.ones((1, 1))}
+    variables = (p, {"mean": jnp.ones(8)})
+    deps = surgery.groups(net)(variables, jnp.ones((2, 4, 4, 1)))
+    whole = surgery.contraction_axes(deps)
+    assert whole == ({"bias": None, "head": {"w": 1}, "kernel": 2}, {"mean": None})
+    assert surgery.contraction_axes(deps, at=0) == whole[0]
+    assert surgery.contraction_axes(deps, at=(0, "head")) == {"w": 1}
+    assert surgery.contraction_axes(deps, at=(0, "head", "w")) == 1
+    with pytest.raises(ValueError, match=r"`at` \(0, 'body'\) is not there"):
+        surgery.contraction_axes(deps, at=(0, "body", "w"))
