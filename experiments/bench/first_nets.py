@@ -1,4 +1,4 @@
-"""Six small networks that `first_call` trains: stock layers, nothing made for pruning.
+"""The small networks that `first_call` trains: stock layers, nothing made for pruning.
 
 Images are the digits that ship with scikit-learn, some enlarged to 16 x 16; the text is
 the source code of Python's own standard library.

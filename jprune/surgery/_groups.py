@@ -23,6 +23,7 @@ from jprune._stacks import stacked_axes
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
 from jprune.scores import over_groups
+from jprune.scores._groups import Reduce
 from jprune.surgery import _certificate
 from jprune.surgery._axes import (
     Atom,
@@ -175,7 +176,7 @@ class Groups(Sequence[Group]):
         tree: PyTree,
         *,
         norm: Literal["l1", "l2"] = "l2",
-        reduce: Literal["sum", "mean", "max", "product"] = "sum",
+        reduce: Reduce | None = None,
         roles: Sequence[Role] | None = None,
         raw: bool = False,
         signed: bool = False,
@@ -191,7 +192,7 @@ class Groups(Sequence[Group]):
         Args:
           tree: the parameters, gradients x parameters, a Fisher estimate, ...
           norm: see `scores.over_groups`, also for what follows.
-          reduce: over the members of a group.
+          reduce: of the members of a group; "sum" for what adds up, as saliencies do.
           roles: only members of these roles, e.g. `("scale",)` for norm scales.
           raw: not divided by the mean of the group.
           signed: added up with their signs.

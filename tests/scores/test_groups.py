@@ -144,9 +144,10 @@ def test_where_the_tree_lies():
     [
         (
             {"norm": "l3"},
-            "`reduce` must be sum, mean, max or product and `norm` l1 or l2; got .sum.",
+            "`reduce` must be sum, mean, max or product and `norm` l1 or l2; got 'prod",
         ),
         ({"reduce": "min"}, "got 'min', 'l2'"),
+        ({"reduce": "product", "norm": "l1", "signed": True}, "add up: give reduce"),
         ({"roles": ("table",)}, r"'hidden' has no member in the roles \('table',\)"),
         ({"roles": ("stat",)}, "(?s)no member.*stats/bn/mean .stat."),
     ],
@@ -163,24 +164,48 @@ def test_groups_of_another_model():
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_a_product_is_the_geometric_mean_of_what_multiplies(order):
-    p = params()
-    p["bias"] = jnp.zeros(3)  # a shift: it multiplies nothing
-    group = dataclasses.replace(
-        GROUP, members=(*GROUP.members, AxisRef(("params", "bias"), 0, "bias"))
+def test_a_product_is_what_a_coordinate_passes_on(order):
+    """Written by two, scaled by one, read by two, shifted by a bias that is 0."""
+    rng = np.random.default_rng(0)
+    tree = {"a": (2, 3), "b": (4, 3), "s": (3,), "r": (3, 5), "q": (7, 2), "z": (3,)}
+    tree = {k: np.float32(rng.normal(size=v)) for k, v in tree.items()}
+    tree["z"] *= 0
+    roles = dict(
+        zip("absrqz", ("out", "out", "scale", "in", "in", "bias"), strict=True)
     )
-    rows = members(p, order)
-    want = np.prod(list(rows.values()), axis=0) ** (1 / 3 / order)
+    refs = {n: AxisRef((n,), int(n in "ab"), role) for n, role in roles.items()}
+    refs["q"] = dataclasses.replace(refs["q"], labels=LABELS)
+    group = Group("g", 3, tuple(refs.values()))
 
-    def found(p):
-        return scores.over_groups(
-            p, (group,), norm=f"l{order}", reduce="product", raw=True
-        )["hidden"]
+    def energy(n, c):
+        at = [i for i, j in enumerate(LABELS) if j == c] if n == "q" else [c]
+        return (np.abs(tree[n].take(at, refs[n].axis)) ** order).sum()
 
-    np.testing.assert_allclose(found(p), want, rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(found)(p), want, rtol=1e-5)
-    p["bn"]["scale"] = jnp.array([1.0, 0.0, 2.0])  # what one factor stops passes not
-    assert found(p)[1] == 0
+    e = {n: np.array([energy(n, c) for c in range(3)]) for n in tree}
+    share = {n: v / v.mean() for n, v in e.items() if n != "z"}
+    read = (share["r"] + share["q"]) / 2
+    want = ((e["a"] + e["b"]) * share["s"] * read) ** (1 / order)
+
+    def found(tree, **options):
+        return scores.over_groups(tree, [group], norm=f"l{order}", **options)["g"]
+
+    np.testing.assert_allclose(found(tree), want / want.mean(), rtol=1e-5)
+    got = jax.jit(lambda t: found(t, reduce="product", raw=True))(tree)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    closed = found({**tree, "s": np.float32([1, 0, 2])})
+    assert closed[1] == 0 and closed[0] > 0  # what one factor stops passes not
+    unscaled = ((e["a"] + e["b"]) * read) ** (1 / order)
+    got = found({**tree, "s": np.zeros(3, np.float32)}, reduce="product", raw=True)
+    np.testing.assert_allclose(got, unscaled, rtol=1e-5)  # zero for all says nothing
+
+
+def test_signed_scores_add_up():
+    p = params()
+    found = scores.over_groups(p, (GROUP,), norm="l1", signed=True, raw=True)
+    for c in range(3):
+        want = p["a"]["kernel"][:, c].sum() + p["bn"]["scale"][c]
+        want += p["b"]["kernel"][np.flatnonzero(np.array(LABELS) == c)].sum()
+        np.testing.assert_allclose(found["hidden"][c], want, rtol=1e-5)
 
 
 def test_the_sum_of_raw_scores_is_a_group_lasso():
@@ -197,7 +222,9 @@ def test_the_sum_of_raw_scores_is_a_group_lasso():
     got = jax.grad(penalty)(p)
     norms = np.sqrt(np.sum(list(members(p, 2).values()), axis=0))
     unit = np.where(norms > 0, norms, 1)
-    np.testing.assert_allclose(got["a"]["kernel"], np.asarray(p["a"]["kernel"]) / unit, rtol=1e-5)
+    np.testing.assert_allclose(
+        got["a"]["kernel"], np.asarray(p["a"]["kernel"]) / unit, rtol=1e-5
+    )
     np.testing.assert_allclose(got["bn"]["scale"], p["bn"]["scale"] / unit, rtol=1e-5)
     for place, c in enumerate(LABELS):
         want = p["b"]["kernel"][place] / unit[c] if c >= 0 else np.zeros(2)

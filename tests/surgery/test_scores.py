@@ -18,8 +18,12 @@ def test_scores_by_hand():
         (params["up"] ** 2).sum(0) + params["bias"] ** 2 + (params["down"] ** 2).sum(1)
     )
     np.testing.assert_allclose(l2, np.sqrt(want))
-    found = DEPS.scores(params)
+    found = DEPS.scores(params, reduce="sum")
     np.testing.assert_allclose(found["up:1"], l2 / l2.mean())
+    found = DEPS.scores(params)  # what is written times what is read
+    passed = (params["up"] ** 2).sum(0) * (params["down"] ** 2).sum(1)
+    want = np.sqrt(passed) / np.sqrt(passed).mean()
+    np.testing.assert_allclose(found["up:1"], want)
     np.testing.assert_allclose([v.mean() for v in found.values()], 1)
     l1 = DEPS.scores(params, norm="l1", reduce="max", roles=("out", "in"), raw=True)
     l1 = l1["up:1"]

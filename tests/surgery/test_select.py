@@ -266,6 +266,41 @@ def test_a_traced_choice_is_the_choice_of_the_host(ranking: Any, options: Any):
             np.testing.assert_array_equal(got[name], mask)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_balanced_takes_the_same_share_of_every_group(seed: int):
+    """By loops: half of a share is counted in coordinates, half in squared scores."""
+    scores = random_scores(seed)
+    scores["a:1"][:3] = 0  # dead: they go before others lose a quarter
+    keys = {}
+    for name, v in scores.items():
+        worst = sorted(range(len(v)), key=lambda i: (v[i], -i))
+        keys[name] = np.zeros(len(v))
+        for n, c in enumerate(worst):
+            energy = sum(v[i] ** 2 for i in worst[: n + 1]) / sum(v**2)
+            share = ((n + 1) / len(v) + energy) / 2
+            keys[name][c] = share * (2 if name == "c:1" else 1)  # two layers write it
+    for share in (0.8, 0.5, 0.3):
+        kept = surgery.choose(DEPS, scores, flops=share)
+        want = surgery.choose(DEPS, keys, flops=share, ranking="global")
+        for name in want:
+            np.testing.assert_array_equal(kept[name], want[name])
+    assert not surgery.choose(DEPS, scores, sparsity=0.4)["a:1"][:3].any()
+
+
+def test_balanced_of_scores_without_worth():
+    """All 0, or below 0: coordinates alone count, in the order of the scores."""
+    for name in SIZES:
+        scores = random_scores(0) | {name: -random_scores(1)[name]}
+        kept = surgery.choose(DEPS, scores, sparsity=0.5)[name]
+        assert 1 < kept.sum() < kept.size
+        order = np.argsort(-scores[name], kind="stable")
+        assert set(np.flatnonzero(kept)) == set(order[: kept.sum()])
+        equal = scores | {name: np.zeros(SIZES[name])}
+        np.testing.assert_array_equal(
+            surgery.choose(DEPS, equal, sparsity=0.5)[name].sum(), kept.sum()
+        )
+
+
 def test_a_budget_of_multiply_adds():
     """X costs 8 each [2.1, 1.9], Y 2 each [2, 1], 12 to spend; w^2 / c keeps 3 of 4."""
     shapes = {"w": (4, 2), "v": (2, 4), "u": (1, 2), "z": (2, 1)}
