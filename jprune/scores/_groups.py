@@ -154,7 +154,7 @@ def _passed(rows: list[tuple[Role, Any]]) -> Any:
 def _root(vector: Any) -> Any:
     """The square root, with derivative 0 at 0."""
     xp = np if isinstance(vector, np.ndarray) else jnp
-    some = vector > 0
+    some = vector != 0  # NaN stays
     safe = xp.where(some, vector, xp.ones_like(vector))
     return xp.where(some, xp.sqrt(safe), xp.zeros_like(vector))
 

@@ -81,3 +81,13 @@ def test_scores_on_a_flattened_axis():
     (name,) = scores
     want = params["o"].sum(1).reshape(5, 8).sum(0)
     np.testing.assert_allclose(scores[name], want)
+
+
+@pytest.mark.parametrize("options", [{}, {"raw": True}, {"norm": "l1"}], ids=str)
+def test_scores_of_weights_that_are_not_finite_are_refused(options):
+    params = {k: np.ones(s) for k, s in SHAPES.items()}
+    params["up"][0, 3] = np.nan
+    found = DEPS.scores(params, **options)
+    assert np.isnan(found["up:1"][3])
+    with pytest.raises(ValueError, match="up:1.*must be finite"):
+        surgery.select(DEPS, found, flops=0.5)
