@@ -99,9 +99,9 @@ def test_many_methods_are_a_table_with_a_column_for_each_sparsity(tmp_path):
     assert panels.ranked(cells) == list("abcdefghijk")
     dense = (_row("dense", 0.95), 0.95, 0.0)
     lines = panels.table(cells, dense)
-    assert lines[0] == "| | 90 % | 95 % | 99.5 % |"
-    assert lines[2] == "| dense, all weights | 95.00 | | |"
-    assert lines[3] == "| a | 81.00 ± 1.00 | 80.50 ± 1.00 | 80.05 ± 1.00 |"
+    assert lines[2] == "| | 90 % | 95 % | 99.5 % |"
+    assert lines[4] == "| dense, all weights | 95.00 | | |"
+    assert lines[5] == "| a | 81.00 ± 1.00 | 80.50 ± 1.00 | 80.05 ± 1.00 |"
     place = tmp_path / "grid.png"
     panels.draw(place, cells, dense, title="t", label="accuracy, %")
     assert place.stat().st_size > 10_000
@@ -110,3 +110,14 @@ def test_many_methods_are_a_table_with_a_column_for_each_sparsity(tmp_path):
 def test_a_row_with_fewer_weights_than_asked_says_so():
     row = _row("a 90%", 0.9)._replace(kept=10, nonzero=7)
     assert panels._cell((row, 0.9, 0.0)) == "90.00 (7 weights)"
+
+
+def test_a_papers_figures_stand_beside_ours():
+    cora = next(s for s in page.sections(page.RESULTS) if s.name == "cora")
+    lines = page._table(cora)
+    head = next(line for line in lines if line.startswith("| run"))
+    assert head.endswith("| after | paper | further numbers |")
+    dense = next(line for line in lines if line.startswith("| dense |"))
+    assert " | 81.5 | " in dense and " |  | " in lines[-1]
+    digits = next(s for s in page.sections(page.RESULTS) if s.name == "digits")
+    assert not any("paper" in line for line in page._table(digits))
