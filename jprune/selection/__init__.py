@@ -8,6 +8,7 @@ may change. The only place in jprune where order statistics are computed.
 
 from jprune.selection._count import counts_above as counts_above
 from jprune.selection._count import image_of as image_of
+from jprune.selection._count_true import count_true as count_true
 from jprune.selection._floors import Shares as Shares
 from jprune.selection._floors import kth_with_floors as kth_with_floors
 from jprune.selection._image import ImageKind as ImageKind

@@ -101,12 +101,11 @@ def largest(
     if floors is not None:
         least = jnp.asarray(floors, jnp.int32)
     per_leaf = jnp.ndim(k) == 1
-    search = _Search(
-        flat(table), jnp.asarray(k, jnp.int32), least, init, per_leaf, masked
-    )
-    s = search.run()
-    masks = search.masks(s) if masked else []
-    masks = [m.reshape(leaf.shape) for m, leaf in zip(masks, table.leaves)]
+    swept = flat(table)
+    search = _Search(swept, jnp.asarray(k, jnp.int32), least, init, per_leaf, masked)
+    s, masks = search.run(), []
+    if masked:
+        masks = keep_cut(table, s.cut, s.bracket.lo, swept is not table)
     return Largest(masks, s.counts, s.own, s.own if per_leaf else s.common)
 
 
@@ -165,10 +164,6 @@ class _Search:
         if self.counts:
             begun = begun._replace(stage=jnp.int32(_COUNT))
         return lax.while_loop(lambda s: s.stage < _DONE, self._pass, self._ask(begun))
-
-    def masks(self, s: _State) -> list[jax.Array]:
-        """What is kept at the end."""
-        return keep_cut(self.table, s.cut, s.bracket.lo)
 
     def _begin(self, present: jax.Array) -> _State:
         """The first search, when it is known how many entries take part."""

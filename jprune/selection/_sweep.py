@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from jprune.selection._bracket import Bracket, Counts, Pivots
+from jprune.selection._count_true import count_true
 from jprune.selection._leaves import Leaf, Table
 
 
@@ -35,7 +36,7 @@ def available(table: Table, per_leaf: bool) -> jax.Array:
         if leaf.within.ndim == 0:
             total = jnp.where(leaf.within, jnp.int32(leaf.size), 0)
         else:
-            total = _count_true(leaf.within)
+            total = count_true(leaf.within)
             if table.axis_names:
                 total = lax.psum(_once(leaf, total), table.axis_names)
         totals.append(total)
@@ -129,34 +130,39 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
     return count
 
 
-def keep_cut(table: Table, cut: Cut, last: jax.Array) -> list[jax.Array]:
+def keep_cut(
+    table: Table, cut: Cut, last: jax.Array, flat: bool = False
+) -> list[jax.Array]:
     """The mask of each leaf: above the cut, or tied with it and up to the last place.
 
     Args:
-      table: the leaves.
+      table: the leaves, as they are: what is made of the mask and the leaf can then
+        take the place of the leaf in memory.
       cut: the thresholds.
       last: the place from the end of the last tie that is kept. [leaves]
+      flat: whether a leaf may be laid along one axis; only its places are.
 
     Returns:
       Bool arrays of the leaves' shapes.
     """
     masks = []
-    for leaf, position in zip(table.leaves, _positions(table), strict=True):
+    for leaf, position in zip(table.leaves, _positions(table, flat), strict=True):
         image = table.image.of(*leaf.swept)
         above, least, end = _row((*cut, last.astype(jnp.int32)), position)
-        first = _place(position, image.shape) >= end
+        shape = (leaf.size,) if flat else image.shape
+        first = (_place(position, shape) >= end).reshape(image.shape)
         masks.append((image > above) | ((image >= least) & first))
     return masks
 
 
-def _positions(table: Table) -> list[jax.Array]:
+def _positions(table: Table, flat: bool = False) -> list[jax.Array]:
     """For each leaf its number, the place from the end of its first entry, and steps.
 
     Behind a barrier, so that the kernels of two leaves of one shape are one.
     """
     rows = []
     for i, leaf in enumerate(table.leaves):
-        shape = leaf.value.shape
+        shape = (leaf.size,) if flat else leaf.value.shape
         steps = [math.prod(shape[d + 1 :]) for d in range(len(shape)) if shape[d] > 1]
         row = np.array([i, leaf.size - 1, *steps], np.int32)
         rows.append(lax.optimization_barrier(jnp.asarray(row)))
@@ -253,23 +259,6 @@ def _reduce(b: jax.Array, pivots: Pivots, ends: list[jax.Array]) -> list[jax.Arr
 
     axes = tuple(range(b.ndim))
     return list(lax.reduce(tuple(operands), tuple(starts), merge, axes))
-
-
-def _count_true(mask: jax.Array) -> jax.Array:
-    """How many are True, by a variadic reduction of both counts.
-
-    Each result is used, or XLA would go back to the plain reduction (some 20 times
-    slower on a CPU).
-    """
-    operands = (mask.astype(jnp.int32), (~mask).astype(jnp.int32))
-    starts = (jnp.int32(0), jnp.int32(0))
-    axes = tuple(range(mask.ndim))
-    true, false = lax.reduce(operands, starts, _add_pairs, axes)
-    return jnp.minimum(true, mask.size - false)
-
-
-def _add_pairs(x: tuple, y: tuple) -> tuple:
-    return x[0] + y[0], x[1] + y[1]
 
 
 def _once(leaf: Leaf, count: jax.Array) -> jax.Array:

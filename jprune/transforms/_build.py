@@ -125,14 +125,15 @@ def exactly_one(**given: Any) -> None:
 
 def renewed(due: jax.Array, new: Callable[[], Any], old: Any) -> Any:
     """What `new` makes if it is due, else `old` as it is."""
-    return jax.lax.cond(due, new, lambda: old)
+    return renewed_in_place(due, lambda _: new(), old)
 
 
 def renewed_in_place(due: jax.Array, new: Callable[[Any], Any], old: Any) -> Any:
-    """`new(old)` if it is due, else `old`: for what has the size of the parameters.
+    """`new(old)` if it is due, else `old`.
 
-    A loop of one round or none. A `lax.cond` would copy `old` at every step; what a
-    loop carries stays where it is.
+    A loop of one round or none. A `lax.cond` would copy `old` at every step, and all
+    parameters that it reads where they are donated; what goes through a loop stays
+    where it is.
     """
 
     def once(carry: Any) -> Any:

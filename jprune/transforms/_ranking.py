@@ -7,6 +7,7 @@ The transformations that rank weights share the keywords `sparsity`, `keep`, `sc
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 
 from jprune import selection
 from jprune._typing import Mask, Params, PyTree, Scope
@@ -68,3 +69,19 @@ class Ranking(NamedTuple):
             min_keep=self.min_keep,
             init=init,
         )
+
+    def dropped(self, params: Params) -> jax.Array:
+        """How many weights that are not zero the target leaves no room for, 0-d int32.
+
+        That many `mask` drops, but for zeros that a floor makes it keep.
+        """
+        counts, _ = self.counts(params)
+        scoped = in_scope(params, self.leaves(params))
+        there = [selection.count_true(p != 0) for p in scoped]
+        if not isinstance(counts, list):
+            there, counts = [sum(there, jnp.int32(0))], [counts]
+        over = [
+            jnp.maximum(n - jnp.sum(jnp.asarray(k, jnp.int32)), 0)
+            for n, k in zip(there, counts, strict=True)
+        ]
+        return sum(over, jnp.int32(0))
