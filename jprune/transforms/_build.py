@@ -123,17 +123,12 @@ def exactly_one(**given: Any) -> None:
         raise value_error(f"Give exactly one of {which}; got {came}.")
 
 
-def renewed(due: jax.Array, new: Callable[[], Any], old: Any) -> Any:
-    """What `new` makes if it is due, else `old` as it is."""
-    return renewed_in_place(due, lambda _: new(), old)
-
-
-def renewed_in_place(due: jax.Array, new: Callable[[Any], Any], old: Any) -> Any:
-    """`new(old)` if it is due, else `old`.
+def renewed(due: jax.Array, new: Callable[[Any], Any], old: Any) -> Any:
+    """`new(old)` if it is due, else `old` as it is.
 
     A loop of one round or none. A `lax.cond` would copy `old` at every step, and all
     parameters that it reads where they are donated; what goes through a loop stays
-    where it is.
+    where it is, if `new` reads it from its argument.
     """
 
     def once(carry: Any) -> Any:

@@ -45,7 +45,6 @@ from jprune.transforms._build import (
     is_finite,
     next_step,
     renewed,
-    renewed_in_place,
     transformation,
     value_at,
 )
@@ -204,10 +203,10 @@ def drop_and_grow(
         moved, following = jnp.array(False), state
         if moves.ever() and jax.tree.leaves(params):
             moved = renewed(
-                moves.due(state.count), lambda: is_finite(updates), jnp.array(False)
+                moves.due(state.count), lambda _: is_finite(updates), jnp.array(False)
             )
             stays = (state.mask, state.grown, state.passes)
-            mask, grown, passes = renewed_in_place(moved, move, stays)
+            mask, grown, passes = renewed(moved, move, stays)
             following = state._replace(mask=mask, grown=grown, passes=passes)
         survives, marks = _survives(moved), (following.mask, following.grown)
         final, after = step(survives, *marks)

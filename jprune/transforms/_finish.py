@@ -69,7 +69,7 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
         # written to memory at every step.
         touched = jax.eval_shape(select, params)
 
-        def remove() -> tuple[Mask, jax.Array]:
+        def remove(_: Any) -> tuple[Mask, jax.Array]:
             mask = select(params)
             return mask, removed_count(mask, params)
 

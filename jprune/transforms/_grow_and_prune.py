@@ -36,7 +36,6 @@ from jprune.masks._unstructured import ranked
 from jprune.transforms._build import (
     next_step,
     renewed,
-    renewed_in_place,
     require_rate,
     transformation,
     value_at,
@@ -175,12 +174,12 @@ def grow_and_prune(
 
         def change(stays: tuple[Mask, jax.Array]) -> tuple[Mask, jax.Array]:
             kept, passes = renewed(
-                hands_over, lambda: plan.pruned(params, stays[0]), stays
+                hands_over, lambda now: plan.pruned(params, now[0]), stays
             )
             return plan.grown(kept, step % plan.parts, begins & (step < steps)), passes
 
         stays = (state.mask, state.passes)
-        now, passes = renewed_in_place(hands_over | begins, change, stays)
+        now, passes = renewed(hands_over | begins, change, stays)
         began = _begun(inner, state, params, begins, restart)
         final, after = inner.update(masks.apply(now, updates), began, params, **extra)
         final = _scaled(final, rate, state.count)

@@ -175,7 +175,7 @@ def add_growing_decay(
     ) -> tuple[PyTree, AddGrowingDecayState]:
         since = state.count - begin
         due = (since >= 0) & (since % every == 0)
-        state = renewed(due, lambda: grow(state, params), state)
+        state = renewed(due, lambda now: grow(now, params), state)
         moved = _decayed(updates, params, state.hits, increment)
         return moved, state._replace(count=next_step(state.count))
 

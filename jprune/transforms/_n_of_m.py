@@ -282,7 +282,7 @@ def prune_to_n_of_m(
         gone = jnp.sum(t >= moments, dtype=jnp.int32)
         mask = renewed(
             jnp.any(t == moments),
-            lambda: select(params, m - gone, state.mask),
+            lambda now: select(params, m - gone, now),
             state.mask,
         )
         following = PruneToNOfMState(next_step(t), mask)

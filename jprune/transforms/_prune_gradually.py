@@ -24,7 +24,7 @@ from jprune.transforms._build import (
     renewed,
     transformation,
 )
-from jprune.transforms._growing_sparsity import GrowingSparsity
+from jprune.transforms._growing_sparsity import GrowingSparsity, Selected
 from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
 
@@ -133,9 +133,9 @@ def prune_gradually(
             return updates, state
         t = state.count
 
-        def select() -> tuple[Mask, selection.WarmStart, jax.Array]:
+        def select(now: Selected) -> Selected:
             ranked = params if score is None else finite(score(params, grad))
-            return target.scoped(params).select(ranked, t, state.mask, state.warm)
+            return target.scoped(params).select(ranked, t, *now[:2])
 
         stays = (state.mask, state.warm, state.passes)
         kept, warm, passes = renewed(target.due(t), select, stays)

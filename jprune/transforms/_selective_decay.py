@@ -178,7 +178,7 @@ class _Penalty(NamedTuple):
             due = state.count % self.every == 0
             now, warm, passes = renewed(
                 due if last is None else due | last,
-                lambda: self.refresh(params, state.warm),
+                lambda old: self.refresh(params, old[1]),
                 (state.mask, state.warm, state.passes),
             )
             kept = stored = now
@@ -331,7 +331,7 @@ def _with_removal(
         updates, one = before.update(updates, one, params)
         updates, two, kept = penalty.update(updates, two, params, end.left == 0)
         updates, three = after.update(updates, three, params)
-        removed = renewed(end.left == 0, lambda: penalty.dropped(params), end.removed)
+        removed = renewed(end.left == 0, lambda _: penalty.dropped(params), end.removed)
         updates, end = remove_at_end(updates, end, params, kept, removed)
         return updates, (one, two, three, end)
 

@@ -139,7 +139,7 @@ def shrink_softly(
         moved = optax.apply_updates(params, updates)
         kept, warm, passes = renewed(
             shrinks,
-            lambda: low.refresh(moved, state.warm),
+            lambda now: low.refresh(moved, now[1]),
             (state.mask, state.warm, state.passes),
         )
         a = value_at(factor, state.count)

@@ -37,7 +37,7 @@ from jprune.transforms._build import (
     renewed,
     transformation,
 )
-from jprune.transforms._growing_sparsity import GrowingSparsity
+from jprune.transforms._growing_sparsity import GrowingSparsity, Selected
 from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
 
@@ -186,11 +186,12 @@ def prune_by_weight_history(
         seen = _seen(signal, updates, params, grad, state.mask if regrow else None)
         history = _averages(state.history, seen, beta, target.final.leaves(params))
 
-        def select() -> tuple[Mask, selection.WarmStart, jax.Array]:
+        def select(now: Selected) -> Selected:
+            mask, warm, _ = now
             sizes = finite(_sizes(signal, history, params))
-            scores = _weighted(sizes, state.mask, gamma, layer_norm)
-            within = None if regrow else state.mask
-            return target.scoped(params).select(scores, state.count, within, state.warm)
+            scores = _weighted(sizes, mask, gamma, layer_norm)
+            within = None if regrow else mask
+            return target.scoped(params).select(scores, state.count, within, warm)
 
         kept, warm, passes = renewed(
             target.due(state.count), select, (state.mask, state.warm, state.passes)
