@@ -16,6 +16,9 @@ from experiments.journal import Journal
 from experiments.lab import Augment, Lab, Run, make_lab
 from experiments.loop import Fit
 from experiments.methods import (
+    arena,
+    arena_other,
+    arena_prepared,
     compact_convnets,
     csgd,
     dense,
@@ -50,6 +53,7 @@ DATA: dict[str, Callable[[str | None], Dataset]] = {
     "cifar10": images.load_cifar10,
     "cifar100": images.load_cifar100,
     "cifar10_part": images.load_cifar10_part,
+    "cifar10_small": images.load_cifar10_small,
     "citeseer": lambda folder: graphs.load_graph("citeseer", folder),
     "cora": lambda folder: graphs.load_graph("cora", folder),
     "digits": lambda folder: digits.load_digits(),
@@ -77,7 +81,14 @@ def _digits_resnet14(classes: int) -> nn.Module:
     return resnet.ResNet((3, 3), 16, classes, bottleneck=False, stem="small")
 
 
+def _cifar_resnet14(classes: int) -> nn.Module:
+    return resnet.ResNet(
+        (2, 2, 2), 8, classes, bottleneck=False, shortcut="pad", stem="small"
+    )
+
+
 MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "cifar_resnet14": _cifar_resnet14,
     "deep_tanh": deep_tanh.DeepTanh,
     "digits_resnet": digits_resnet.DigitsResNet,
     "digits_resnet14": _digits_resnet14,
@@ -90,9 +101,21 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     **{n: partial(fbnetv3.FBNetV3, member) for n, member in fbnetv3.MEMBERS.items()},
 }
 
-AUGMENT: dict[str, Augment] = {"crop_flip": augment.crop_flip, "none": augment.keep}
+AUGMENT: dict[str, Augment] = {
+    "crop_flip": augment.crop_flip,
+    "none": augment.keep,
+    "small_crop_flip": partial(augment.crop_flip, pad=2),
+}
 
 METHODS: dict[str, Callable[..., Any]] = {
+    "arena_at_once": arena.arena_at_once,
+    "arena_csgd": arena_prepared.arena_csgd,
+    "arena_gates": arena_other.arena_gates,
+    "arena_scales": arena_other.arena_scales,
+    "arena_slimming": arena_prepared.arena_slimming,
+    "arena_swd": arena_prepared.arena_swd,
+    "arena_tpp": arena_prepared.arena_tpp,
+    "arena_trp": arena_other.arena_trp,
     "asl": reparameterized.asl,
     "aswl": reparameterized.aswl,
     "compact_convnets": compact_convnets.compact_convnets,

@@ -31,6 +31,7 @@ TEST_SIZES = {
     "cifar10": 10_000,
     "cifar100": 10_000,
     "cifar10_part": 2_000,
+    "cifar10_small": 2_000,
     "citeseer": 1_000,
     "cora": 1_000,
     "digits": 360,

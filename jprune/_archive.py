@@ -6,6 +6,7 @@ wrong with a file is a ValueError that names it.
 
 import json
 import math
+import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -72,18 +73,37 @@ def read_arrays(name: str) -> Arrays:
 
 def read_safetensors(file: Path) -> Arrays:
     """The arrays of a safetensors file: a JSON header, then their bytes."""
-    with file.open("rb") as opened:
-        size = file.stat().st_size
-        (length,) = struct.unpack("<Q", opened.read(8))
-        if length > min(size - 8, _HEADER_LIMIT):
-            raise ValueError(f"its header claims {length:,} bytes of {size:,}")
-        header = json.loads(opened.read(length))
-        begin, room = 8 + length, size - 8 - length
-        return {
-            path: _safe_array(opened, begin, room, path, entry)
-            for path, entry in header.items()
-            if path != "__metadata__"
-        }
+    return dict(SafeFile(file))
+
+
+class SafeFile(Mapping[str, np.ndarray]):
+    """The arrays of a safetensors file, each read when it is asked for.
+
+    Attributes:
+      metadata: the text beside the arrays.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with file.open("rb") as opened:
+            size = file.stat().st_size
+            (length,) = struct.unpack("<Q", opened.read(8))
+            if length > min(size - 8, _HEADER_LIMIT):
+                raise ValueError(f"its header claims {length:,} bytes of {size:,}")
+            self._entries: dict[str, Any] = json.loads(opened.read(length))
+        self._begin, self._room = 8 + length, size - 8 - length
+        self.metadata: dict[str, str] = self._entries.pop("__metadata__", {})
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        entry = self._entries[path]
+        with self._file.open("rb") as opened:
+            return _safe_array(opened, self._begin, self._room, path, entry)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 def write_safetensors(
@@ -91,31 +111,47 @@ def write_safetensors(
 ) -> None:
     """Writes arrays by path, with text beside them; the inverse of the reader.
 
+    Each array is asked for once, in the order of the paths, and may be gone after.
+
     Raises:
       TypeError: for a data type that the format does not have.
     """
     names = {np.dtype(kind): name for name, kind in _SAFE.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    parts, at = [], 0
-    for path in sorted(arrays):
-        array = np.asarray(arrays[path])
-        if array.dtype not in names:
-            raise type_error(
-                f"leaf {path}: safetensors has no type for {array.dtype}. Cast it."
-            )
-        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-        header[path] = {
-            "dtype": names[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + len(data)],
-        }
-        parts.append(data)
-        at += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # readers map the arrays: they are aligned
-    with file.open("wb") as opened:
-        opened.write(struct.pack("<Q", len(text)) + text)
-        opened.writelines(parts)
+    paths = sorted(arrays)
+    room = len(json.dumps(header)) + sum(len(json.dumps(p)) + 512 for p in paths)
+    room += -room % 8  # readers map the arrays: they are aligned
+    beside = file.with_name(f".{file.name}.part")
+    try:
+        with beside.open("wb") as opened:
+            opened.seek(8 + room)
+            for path in paths:
+                header[path] = _append(opened, 8 + room, names, path, arrays[path])
+            text = json.dumps(header).encode()
+            opened.seek(0)
+            opened.write(struct.pack("<Q", room) + text.ljust(room))
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _append(
+    opened: IO[bytes], begin: int, names: Mapping[Any, str], path: str, array: Any
+) -> dict[str, Any]:
+    """Writes one array; returns its entry in the header."""
+    array = np.asarray(array)
+    if array.dtype not in names:
+        raise type_error(
+            f"leaf {path}: safetensors has no type for {array.dtype}. Cast it."
+        )
+    start = opened.tell() - begin
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    opened.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+    return {
+        "dtype": names[array.dtype],
+        "shape": list(array.shape),
+        "data_offsets": [start, opened.tell() - begin],
+    }
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -734,6 +734,28 @@ REFERENCES: tuple[Reference, ...] = (
         pages="1389--1397",
     ),
     Reference(
+        key="men2024shortgpt",
+        methods=("block_influence", "shortgpt"),
+        kind="misc",
+        title=(
+            "ShortGPT: Layers in Large Language Models are More Redundant Than You "
+            "Expect"
+        ),
+        authors=(
+            "Men, Xin",
+            "Xu, Mingyu",
+            "Zhang, Qingyu",
+            "Wang, Bingning",
+            "Lin, Hongyu",
+            "Lu, Yaojie",
+            "Han, Xianpei",
+            "Chen, Weipeng",
+        ),
+        year=2024,
+        venue="arXiv preprint",
+        arxiv="2403.03853",
+    ),
+    Reference(
         key="frantar2023sparsegpt",
         methods=("sparse_gpt", "sparsegpt"),
         kind="inproceedings",

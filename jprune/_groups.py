@@ -21,7 +21,7 @@ from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
 from jprune._typing import PyTree
 
 Role = Literal["out", "in", "bias", "scale", "stat", "table", "other"]
-Kind = Literal["coupled", "consumer", "producer", "unused", "pad"]
+Kind = Literal["coupled", "consumer", "producer", "unused", "pad", "depth"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,8 @@ class Group:
       size: number of coordinates.
       members: every parameter axis on which the coordinates lie.
       kind: "coupled" (produced and read by parameters), "consumer" or "producer" (only
-        one of the two), "unused" (no parameter that the function reads), "pad".
+        one of the two), "unused" (no parameter that the function reads), "pad", "depth"
+        (the rounds of a scan: a coordinate is all that the round reads of its stacks).
     """
 
     id: str

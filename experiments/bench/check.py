@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from experiments.bench import optimizer_step, selection, surgery
+from experiments.bench import optimizer_step, scale, selection, surgery
 
 Bench = Callable[[bool], Mapping[str, Any]]
 
 BENCHES: dict[str, Bench] = {
     "optimizer_step": optimizer_step.run,
+    "scale": scale.run,
     "selection": selection.run,
     "surgery": surgery.run,
 }
@@ -59,6 +60,7 @@ def _step(name: str, value: float, why: str) -> Bound:
 
 
 PASS = "a sweep of three pivots is bound by memory, as a sum is"
+LLAMA = "groups, select and the compact trace of shapes; nothing is allocated"
 SIZES = ("ResNet-50", "MobileNetV3", "DenseNet-121", "ViT-B/16", "GPT-2 small")
 FASTER = "half and a quarter of the work must show on the clock"
 SAME = "what is cut is what would have been built"
@@ -121,6 +123,11 @@ BOUNDS: tuple[Bound, ...] = (
     *(
         _surgery(f"ResNet-50: cut / built, batch {batch}", "<=", 1.15, SAME)
         for batch in (1, 8)
+    ),
+    *(
+        Bound("scale", ("rows", f"Llama-3-8B, {form}: {what}"), "<=", most, LLAMA)
+        for form in scale.FORMS
+        for what, most in (("seconds", 10), ("GB", 2))
     ),
 )
 

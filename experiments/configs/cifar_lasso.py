@@ -1,54 +1,36 @@
-"""LASSO channel pruning of a ResNet-20 on a part of CIFAR-10, before fine-tuning.
+"""LASSO channel pruning of a small ResNet on a part of CIFAR-10, before fine-tuning.
 
-Claim: as in `digits_lasso` (He, Zhang, Sun, ICCV 2017), on natural images.
+Claim: as in `digits_lasso` (He, Zhang, Sun, ICCV 2017), on natural images: channels
+chosen by LASSO with the next layer refitted by least squares keep far more of a network
+than channels removed by their size.
 
-Deviations: 10,000 training and 2,000 test images and two epochs (two CPU cores);
-otherwise those of `digits_lasso`. On an accelerator: `--set data=cifar10 --set
-dense.epochs=160`.
+Data, network and dense run are those of `cifar_arena` (two CPU cores). Deviations:
+those, and those of `digits_lasso`.
 
-Command: `python -m experiments.train cifar_lasso --data-dir FOLDER`.
+Command: `python -m experiments.train cifar_lasso --data-dir FOLDER`. On an accelerator:
+`--set data=cifar10 --set model=resnet20 --set augment=crop_flip --set batch=100 --set
+dense.lr=0.1 --set dense.epochs=160`.
 """
 
-from experiments.config import Claim, Config
+import dataclasses
+
+from experiments.config import Config
+from experiments.configs import cifar_arena, digits_lasso
 
 
 def get_config() -> Config:
     """The settings."""
-    return Config(
-        data="cifar10_part",
-        model="resnet20",
-        batch=100,
-        dense={"epochs": 2, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
-        augment="crop_flip",
+    return dataclasses.replace(
+        cifar_arena.get_config(),
         runs={
             "lasso": {
                 "method": "lasso",
                 "flops": (0.5, 0.25),
-                "images": 500,
+                "images": 1000,
                 "batch": 100,
                 "samples": 20,
-                "stats_momentum": None,
+                "stats_momentum": 0.9,
             },
         },
-        claims=CLAIMS,
+        claims=digits_lasso.CLAIMS,
     )
-
-
-def _ahead(ours, theirs) -> bool:
-    return ours.after > theirs.after
-
-
-CLAIMS = tuple(
-    Claim(
-        f"at {share} of the FLOPs LASSO with its refit is ahead of plain removal",
-        (f"lasso, {share} FLOPs", f"magnitude, {share} FLOPs"),
-        _ahead,
-    )
-    for share in ("50%", "25%")
-) + (
-    Claim(
-        "LASSO with its refit loses at most 3 points at 50% of the FLOPs",
-        ("dense", "lasso, 50% FLOPs"),
-        lambda dense, ours: ours.after >= dense.after - 0.03,
-    ),
-)

@@ -24,7 +24,7 @@ def invariant(
     spread: float,
     stats_momentum: float,
 ) -> Iterator[Row]:
-    """For each sparsity the convolutions pruned globally by three scores.
+    """For each sparsity the convolutions pruned globally by four scores.
 
     Each row is of the network as trained. Its extra numbers say what the same score
     does to the same function with every filter scaled by a random factor: how many of
@@ -49,7 +49,7 @@ def invariant(
     other = _rescaled(tree, groups, factors)
     refresh = recalibration(lab, stats_momentum)
     before = lab.logits(dense.params, dense.stats)
-    for name in ("magnitude", "invariant", "canonical"):
+    for name in ("magnitude", "invariant", "canonical", "folded"):
         for share in sparsity:
             mine, theirs = (_mask(name, v, groups, share) for v in (tree, other))
             params, stats = structured.split(masks.apply(mine, tree))
@@ -105,9 +105,33 @@ def _mask(name: str, tree: Any, groups: Any, share: float) -> Any:
         ranked = scores.invariant_magnitude(tree, groups, rest="magnitude")
     elif name == "canonical":
         ranked = scores.magnitude(compress.canonicalize(tree, groups))
+    elif name == "folded":
+        ranked = scores.magnitude(folded(tree, groups))
     else:
         ranked = scores.magnitude(tree)
     return masks.unstructured(ranked, share, scope=scope)
+
+
+def folded(tree: Any, groups: Any, epsilon: float = 1e-5) -> Any:
+    """The variables with every kernel times the gain of its norm, gamma / sqrt(var).
+
+    Args:
+      tree: variables of a Flax network, norms with a scale.
+      groups: its scale-invariant kernels.
+      epsilon: of the norms.
+    """
+    flat = dict(jax.tree_util.tree_leaves_with_path(tree))
+    leaves = {tuple(k.key for k in path): x for path, x in flat.items()}
+    for group in groups:
+        (var,) = [ref.path for ref in group.others if ref.path[-1] == "var"]
+        scale = leaves["params", *var[1:-1], "scale"]
+        gain = scale / np.sqrt(leaves[var] + epsilon)
+        ref = group.kernel
+        shape = [-1 if d == ref.axis else 1 for d in range(np.ndim(leaves[ref.path]))]
+        leaves[ref.path] = leaves[ref.path] * gain.reshape(shape)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: leaves[tuple(k.key for k in path)], tree
+    )
 
 
 def _kept(mask: Any) -> int:

@@ -149,11 +149,29 @@ def positionwise(jaxpr: Jaxpr, names: frozenset[str]) -> bool:
         inner, name = sub_jaxprs(eqn.params), eqn.primitive.name
         if name == "broadcast_in_dim" and eqn.invars[0].aval.shape == ():
             continue
-        if name in names or (name in ("jit", "pjit") and inner):
+        if name in names or (name in _CALLS and inner):
             if all(positionwise(sub, names) for sub in inner):
                 continue
         return False
     return all(v.aval.shape in ((), shape) for v in ends)
+
+
+_CALLS = ("jit", "pjit", "custom_jvp_call", "custom_vjp_call")
+
+
+def tangent_rule(eqn: Equation, moving: Sequence[int]) -> Jaxpr:
+    """The tangents of a `custom_jvp_call` as a program of operands and tangents.
+
+    JAX traces the rule once and keeps it with the equation.
+
+    Args:
+      eqn: the equation.
+      moving: the operands that have a tangent.
+    """
+    still = [i not in moving for i in range(len(eqn.invars))]
+    jaxpr, _, none = eqn.params["jvp_jaxpr_fun"].call_wrapped(*still)
+    wanted = [False] * len(none) + [True] * (len(jaxpr.outvars) - len(none))
+    return _dce_jaxpr(jaxpr, wanted, instantiate=True)[0]
 
 
 def literal_value(literal: Any) -> np.ndarray:

@@ -138,7 +138,7 @@ def _run(jaxpr: Any, values: Sequence[Any], opens: set[str]) -> list[Any]:
     for eqn in jaxpr.eqns:
         ins = [value(env, v) for v in eqn.invars]
         if eqn.primitive.name in opens:
-            results = _run(_body(eqn), ins, opens)
+            results = _run(body_of(eqn), ins, opens)
         elif eqn.primitive.name == "scan" and _opens(eqn):
             results = _unrolled(eqn, ins, opens)
         else:
@@ -147,7 +147,8 @@ def _run(jaxpr: Any, values: Sequence[Any], opens: set[str]) -> list[Any]:
     return [value(env, v) for v in jaxpr.outvars]
 
 
-def _body(eqn: Any) -> Any:
+def body_of(eqn: Any) -> Any:
+    """The sub-jaxpr of a call."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
             return eqn.params[name]

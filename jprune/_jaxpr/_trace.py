@@ -28,12 +28,14 @@ class Traced:
       params: key path of each array leaf of the first argument.
       outputs: key path of each output leaf.
       out_tree: the tree structure of the output.
+      others: key path of each other array input, see `Flat`.
     """
 
     jaxpr: _compat.ClosedJaxpr
     params: tuple[KeyTuple, ...]
     outputs: tuple[KeyTuple, ...]
     out_tree: Any
+    others: tuple[KeyTuple, ...] = ()
 
     @property
     def input_avals(self) -> list[Any]:
@@ -92,17 +94,26 @@ def arrays_apart(
 
 @dataclasses.dataclass(frozen=True)
 class Flat:
-    """The arguments of a call, flattened, arrays apart from the rest."""
+    """The arguments of a call, flattened, arrays apart from the rest.
+
+    Attributes:
+      arrays: of the first argument, then of the others.
+      params: key path of each array of the first argument.
+      rebuild: the arguments and keyword arguments from arrays.
+      others: key path of each other array: the argument's number (the first is 0) or
+        keyword, then the path inside it.
+    """
 
     arrays: list[Any]
     params: tuple[KeyTuple, ...]
     rebuild: Callable[[list[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    others: tuple[KeyTuple, ...] = ()
 
 
 def flatten_call(params: PyTree, args: tuple, kwargs: dict[str, Any]) -> Flat:
     """Flattens `(params, *args, **kwargs)`; `rebuild(arrays)` gives args and kwargs."""
-    pairs, _ = jtu.tree_flatten_with_path(params)
-    leaves, tree = jax.tree.flatten(((params, *args), kwargs))
+    pairs, tree = jtu.tree_flatten_with_path(((params, *args), kwargs))
+    leaves = [leaf for _, leaf in pairs]
     places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
 
     def rebuild(arrays: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -111,18 +122,23 @@ def flatten_call(params: PyTree, args: tuple, kwargs: dict[str, Any]) -> Flat:
             filled[place] = array
         return jax.tree.unflatten(tree, filled)
 
-    names = tuple(path_keys(path) for path, leaf in pairs if is_array(leaf))
-    return Flat([leaves[i] for i in places], names, rebuild)
+    names = [path_keys(pairs[i][0][1:]) for i in places]  # of which argument, inside
+    count = sum(name[0] == 0 for name in names)
+    own = tuple(name[1:] for name in names[:count])
+    return Flat([leaves[i] for i in places], own, rebuild, tuple(names[count:]))
 
 
 def trace(
-    fn: Callable[..., Any], shapes: dict[KeyTuple, tuple[int, ...]] | None = None
+    fn: Callable[..., Any],
+    shapes: dict[KeyTuple, tuple[int, ...]] | None = None,
+    others: dict[KeyTuple, tuple[int, ...]] | None = None,
 ) -> Callable[..., Traced]:
     """A function that traces `fn` at given arguments.
 
     Args:
       fn: `fn(params, *args, **kwargs)`, any pytrees in and out.
       shapes: other shapes for some leaves of `params` than those given.
+      others: the same for the other arguments.
 
     Returns:
       `traced(params, *args, **kwargs) -> Traced`. Arrays may be abstract.
@@ -143,14 +159,10 @@ def trace(
             trees.append(tree)
             return [leaf for _, leaf in pairs]
 
-        names = [*flat.params, *[()] * (len(flat.arrays) - len(flat.params))]
-        avals = [
-            abstract(leaf, shapes.get(name) if name else None)
-            for name, leaf in zip(names, flat.arrays, strict=True)
-        ]
-        if len(flat.params) == 1 and flat.params[0] == ():  # params is a single array
-            avals[0] = abstract(flat.arrays[0], shapes.get(()))
+        given = [shapes.get(name) for name in flat.params]
+        given += [(others or {}).get(name) for name in flat.others]
+        avals = list(map(abstract, flat.arrays, given))
         jaxpr = _compat.without_dead_code(_compat.make_jaxpr(flat_fn, *avals))
-        return Traced(jaxpr, flat.params, tuple(paths), trees[-1])
+        return Traced(jaxpr, flat.params, tuple(paths), trees[-1], flat.others)
 
     return traced

@@ -5,7 +5,8 @@
   and a compact function: `compare`.
 * A plan's cost as a fraction of the dense network, for `surgery.select(cost=)`:
   `relative_latency`, `relative_flops`, `relative_memory`, `relative_bytes`.
-* Its residual branches, for gates and samplers: `residual_branches`.
+* Its residual branches, for gates and samplers: `residual_branches`; how much a block
+  changes the stream: `block_influence`.
 * How it trains: `trainability`.
 * Filters whose scale a norm hides: `scale_invariance`; their `filter_sizes`, and where
   these settle: `equilibrium` (`angular_update`, `effective_learning_rate`: in
@@ -14,6 +15,7 @@
   `plot_sparsity`.
 """
 
+from jprune.analysis._blocks import block_influence as block_influence
 from jprune.analysis._branches import residual_branches as residual_branches
 from jprune.analysis._compare import compare as compare
 from jprune.analysis._flops import flops as flops
@@ -29,6 +31,7 @@ from jprune.analysis._relative_cost import relative_bytes as relative_bytes
 from jprune.analysis._relative_cost import relative_flops as relative_flops
 from jprune.analysis._relative_cost import relative_latency as relative_latency
 from jprune.analysis._relative_cost import relative_memory as relative_memory
+from jprune.analysis._relative_cost import savings as savings
 from jprune.analysis._report import report as report
 from jprune.analysis._scale_invariance import equilibrium as equilibrium
 from jprune.analysis._scale_invariance import filter_sizes as filter_sizes

@@ -89,17 +89,7 @@ def residual_branches(
     """
     prefix = () if at is None else ((at,) if isinstance(at, str) else tuple(at))
     look = _Look(flatten(trace(fn)(variables, *args)))
-    found: list[tuple[tuple[KeyTuple, ...], set[int]]] = []
-    for eqn in look.flat.eqns:
-        if eqn.primitive.name not in ("add", "add_any"):
-            continue
-        branch = look.branch(*eqn.invars)
-        if branch is None:
-            continue
-        inside = look.between(*branch)
-        leaves = look.closing(branch[1])
-        if leaves and all(set(leaves) != set(known) for known, _ in found):
-            found.append((tuple(dict.fromkeys(leaves)), inside))
+    found = [(leaves, inside) for leaves, inside, _ in look.branches()]
     if not found:
         raise value_error(
             "`fn` has no residual branch that some of its parameters could close."
@@ -111,6 +101,21 @@ def residual_branches(
         branches[texts[0]] = Branch(texts, tuple(groups))
         entries[texts[0]] = tuple(_text(p, prefix) for p in look.entries(inside))
     return ResidualBranches(branches, entries)
+
+
+def branch_ends(flat: Flat, prefix: tuple, apart: set[KeyTuple]) -> dict[str, tuple]:
+    """By the name of each branch, the stream before it and the sum behind it.
+
+    Args:
+      flat: the program.
+      prefix: where names start.
+      apart: branches that these parameters close are left out.
+    """
+    return {
+        _text(leaves[0], prefix): ends
+        for leaves, _, ends in _Look(flat).branches()
+        if not apart & set(leaves)
+    }
 
 
 class _Look:
@@ -127,6 +132,19 @@ class _Look:
             most = max((self.depth[i] for i in makers), default=0)
             own = eqn.primitive.name in CONTRACTIONS and eqn.outvars[0] in self.data
             self.depth.append(most + own)
+
+    def branches(self) -> list[tuple[tuple[KeyTuple, ...], set[int], tuple[Any, Any]]]:
+        """Each branch that parameters can close: these, its equations, its two ends."""
+        found: list[tuple[tuple[KeyTuple, ...], set[int], tuple[Any, Any]]] = []
+        for eqn in self.flat.eqns:
+            if eqn.primitive.name not in ("add", "add_any"):
+                continue
+            pair = self.branch(*eqn.invars)
+            leaves = self.closing(pair[1]) if pair else None
+            if pair and leaves and all(set(leaves) != set(k) for k, _, _ in found):
+                ends = (pair[0], eqn.outvars[0])
+                found.append((tuple(dict.fromkeys(leaves)), self.between(*pair), ends))
+        return found
 
     def branch(self, a: Any, b: Any) -> tuple[Any, Any] | None:
         """Of two summands the stream and the branch, if they are these."""

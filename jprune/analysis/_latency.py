@@ -82,14 +82,26 @@ def latencies(
       ValueError: if `rounds` or `warmup` is less than 1, or `calls` is empty.
     """
     _check(calls, rounds, warmup)
-    apart = {n: arrays_apart(fn, tuple(rest)) for n, (fn, *rest) in calls.items()}
-    jitted = {name: jax.jit(_of_arrays(call)) for name, (call, _) in apart.items()}
-    args = {name: jax.device_put(arrays) for name, (_, arrays) in apart.items()}
+    ready = {name: prepared(call) for name, call in calls.items()}
+    return in_turns(ready, rounds, warmup)
+
+
+def prepared(call: tuple) -> Callable[[], Any]:
+    """A call, jitted, its arrays on the device: it returns when it is done."""
+    rest, arrays = arrays_apart(call[0], tuple(call[1:]))
+    fn, args = jax.jit(_of_arrays(rest)), jax.device_put(arrays)
+    return lambda: jax.block_until_ready(fn(args))
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, warmup: int
+) -> dict[str, Latency]:
+    """Median times of prepared calls, see `latencies`."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + rounds):
-        for name, fn in jitted.items():
+        for name, call in calls.items():
             start = time.perf_counter()
-            jax.block_until_ready(fn(args[name]))
+            call()
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - start)
     return {name: _summary(times) for name, times in seconds.items()}

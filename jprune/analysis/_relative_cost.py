@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
+from jprune._errors import value_error
 from jprune._typing import PyTree
-from jprune.analysis._latency import latencies
-from jprune.surgery import Plan, shrink
+from jprune.analysis._latency import in_turns, prepared
+from jprune.surgery import Groups, Plan, plan_from_keep, shrink
 
 Measure = Callable[[Plan], float]
 
@@ -28,7 +30,7 @@ def relative_latency(
       fn: `fn(params, *args)`, the dense function; it is jitted.
       params: the dense parameters.
       *args: the input at which time counts (batch size, length).
-      rounds: timed calls of each network.
+      rounds: timed calls of each network, at least 1.
 
     Returns:
       `plan -> fraction`; each call compiles the compact network.
@@ -39,12 +41,11 @@ def relative_latency(
         cost = analysis.relative_latency(apply, params, x)
         plan = surgery.select(deps, scores, cost=cost, at_most=0.5, round_to=8)
     """
+    dense = functools.cache(lambda: prepared((fn, params, *args)))
 
     def measure(plan: Plan) -> float:
-        compact = (shrink(fn, plan), plan.pack(params), *args)
-        found = latencies(
-            {"dense": (fn, params, *args), "compact": compact}, rounds=rounds
-        )
+        compact = prepared((shrink(fn, plan), plan.pack(params), *args))
+        found = in_turns({"dense": dense(), "compact": compact}, rounds, 2)
         return found["compact"].median / found["dense"].median
 
     return measure
@@ -96,6 +97,61 @@ def relative_bytes(params: PyTree) -> Measure:
         return _bytes(jax.eval_shape(plan.pack, params)) / dense
 
     return measure
+
+
+def savings(deps: Groups, cost: str | Measure = "flops") -> dict[str, float]:
+    """What one coordinate of each group saves, so that importance has a price.
+
+    `surgery.select` removes the lowest scores first, whatever they cost. Scores divided
+    by these, with `ranking="global"`, remove first what is worth least for what it
+    costs.
+
+    Args:
+      deps: the groups.
+      cost: "flops" or "params", counted on the dense network less one coordinate; or a
+        measure `plan -> number` (latency, bytes), asked once for the whole network and
+        once for each coupled group with half of it removed.
+
+    Returns:
+      `{group.id: saving}` of the coupled groups, in the unit of the cost. What saves
+      nothing, or less by an error of the measure, has the smallest saving found.
+
+    Raises:
+      ValueError: another `cost`; nothing saves anything.
+
+    Examples:
+      ::
+
+        price = analysis.savings(deps, "flops")
+        per_cost = {name: s / price[name] for name, s in scores.items()}
+        plan = surgery.select(deps, per_cost, ranking="global", flops=0.5, most=0.9)
+    """
+    count = {"flops": deps.flops, "params": deps.parameters}
+    sizes = {group.id: group.size for group in deps if group.kind == "coupled"}
+    if callable(cost):
+        whole = cost(_halved(deps, None))
+        found = {
+            i: (whole - cost(_halved(deps, i))) / (n // 2) for i, n in sizes.items()
+        }
+    elif cost in count:
+        whole, price = count[cost](), count[cost]
+        found = {i: float(whole - price({i: n - 1})) for i, n in sizes.items()}
+    else:
+        raise value_error(
+            f'`cost` must be "flops", "params" or a measure of a plan, got {cost!r}.'
+        )
+    least = min((s for s in found.values() if s > 0), default=None)
+    if least is None:
+        raise value_error("no coupled group saves any `cost`: there is no price.")
+    return {i: max(s, least) for i, s in found.items()}
+
+
+def _halved(deps: Groups, name: str | None) -> Plan:
+    """The plan that removes the second half of one group, or nothing."""
+    keep = {
+        g.id: np.arange(g.size) < g.size - g.size // 2 for g in deps if g.id == name
+    }
+    return plan_from_keep(deps, keep)
 
 
 def _relative(

@@ -258,18 +258,19 @@ def _resolve(
 
 
 def _find(deps: surgery.Groups, key: str) -> Group:
-    for group in deps:
+    units = [group for group in deps if group.kind != "depth"]  # rounds are no units
+    for group in units:
         if group.id == key:
             return group
     found = [
         group
-        for group in deps
+        for group in units
         if any(keys_text(m.path) == key for m in _producers(group))
     ]
     if len(found) == 1:
         return found[0]
     what = "several groups" if found else "no group"
-    ids = [group.id for group in (found or deps)]
+    ids = [group.id for group in (found or units)]
     raise value_error(
         f"`assignment[{key!r}]` names {what}: a key is a group id, or the path of a "
         f"leaf that produces one group's coordinates. Ids:{listing(ids)}"

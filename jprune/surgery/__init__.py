@@ -22,6 +22,7 @@ from jprune.surgery._groups import groups as groups
 from jprune.surgery._make import plan_from_keep as plan_from_keep
 from jprune.surgery._make import plan_from_masks as plan_from_masks
 from jprune.surgery._packed import load_packed as load_packed
+from jprune.surgery._packed import pack_file as pack_file
 from jprune.surgery._packed import save_packed as save_packed
 from jprune.surgery._plan import Plan as Plan
 from jprune.surgery._plan import load_plan as load_plan

@@ -34,6 +34,8 @@ class Context:
       reductions: axes of order statistics (max and the like), decided by the caller.
       pads: pieces of axes that padding made.
       summed: axes that a contraction or a sum runs over.
+      lookups: axes of parameters that may shrink although they are looked up by number.
+      rounds: axes along which a scan takes its rounds.
     """
 
     def __init__(self, reduce_max: str = "known") -> None:
@@ -43,6 +45,12 @@ class Context:
         self.reductions: list[tuple[Term, str]] = []
         self.pads: list[Term] = []
         self.summed: list[Term] = []
+        self.lookups: list[Term] = []
+        self.rounds: list[Term] = []
+
+    def looked_up(self, term: Term) -> bool:
+        """Whether an axis was declared to be looked up by number, see `groups`."""
+        return any(ax.same(term, t) for t in self.lookups)
 
 
 class AxisSite:
@@ -53,13 +61,13 @@ class AxisSite:
       scope: what is known of the jaxpr that the equation is in, at this call site.
       eqn: the equation.
       index: its place in the jaxpr.
-      repeat: how often the jaxpr runs in one call of the function, for the cost.
+      repeat: the rounds of the loops around it, for the cost.
     """
 
     __slots__ = ("context", "eqn", "index", "repeat", "scope")
 
     def __init__(
-        self, context: Context, scope: Scope, eqn: Equation, index: int, repeat: int
+        self, context: Context, scope: Scope, eqn: Equation, index: int, repeat: Axes
     ) -> None:
         self.context = context
         self.scope = scope
@@ -91,19 +99,20 @@ class AxisSite:
         self.context.summed.extend(terms)
 
     def walk(
-        self, jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Info], times: int = 1
+        self, jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Info], over: Term | None = None
     ) -> list[Info]:
         """Analyzes a sub-jaxpr (closed or open) of the equation.
 
         Args:
           jaxpr: the sub-jaxpr.
           ins: what is known of its inputs.
-          times: how often it runs, for the cost.
+          over: the axis of rounds that it runs over, for the cost; None for one run.
 
         Returns:
           What is known of its outputs. Its scope is appended to those of the equation.
         """
-        scope, outs = walk(self.context, jaxpr, ins, self.repeat * times)
+        repeat = self.repeat if over is None else (*self.repeat, over)
+        scope, outs = walk(self.context, jaxpr, ins, repeat)
         self.scope.inner.setdefault(self.index, []).append(scope)
         return outs
 
@@ -123,7 +132,7 @@ class AxisSite:
 
 
 def walk(
-    context: Context, jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Info], repeat: int = 1
+    context: Context, jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Info], repeat: Axes = ()
 ) -> tuple[Scope, list[Info]]:
     """Analyzes one jaxpr, open or closed, given what is known of its inputs."""
     if isinstance(jaxpr, ClosedJaxpr):
@@ -196,12 +205,12 @@ def _count(
         return
     work = rule.work(site.eqn)
     if not outs:
-        cost = Contraction(operations(work, site.eqn) * site.repeat, ())
+        cost = Contraction(operations(work, site.eqn), site.repeat)
     else:
         out = outs[0].axes if isinstance(outs[0], Info) else outs[0]
         axes = [out[d] for d in work.result]
         axes += [ins[place].axes[d] for place, d in work.operands]
-        cost = Contraction(work.factor * site.repeat, tuple(axes))
+        cost = Contraction(work.factor, (*site.repeat, *axes))
     site.context.costs.append(cost)
 
 

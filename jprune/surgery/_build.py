@@ -12,6 +12,7 @@ full size and its result indexed.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from jax.sharding import NamedSharding
 
 from jprune._jaxpr import _compat
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
+from jprune._tree import KeyTuple
 from jprune.surgery import _cells as ce
+from jprune.surgery import _facts
 from jprune.surgery._axes import Atom, Term, is_symbolic, leaves
 from jprune.surgery._cells import Bits, Cell, Cells, Value
+from jprune.surgery._facts import Same
 from jprune.surgery._layout import Choice, Layout
 from jprune.surgery._registry import RULES
 from jprune.surgery._scope import CONST, Scope
@@ -41,11 +45,14 @@ class Options:
         the divisor of a mean is the kept count. Otherwise "as if they were zero".
       compact_random: draw random bits at the compact shape.
       last: no derivative is taken of what is built; it only says what is known.
+      zero: the parameters that are zero at removed coordinates; None: all. Of others
+        nothing is known there. For questions only, not for a compact function.
     """
 
     removed: bool = False
     compact_random: bool = False
     last: bool = False
+    zero: AbstractSet[KeyTuple] | None = None
 
 
 @dataclasses.dataclass
@@ -60,6 +67,8 @@ class Log:
         coordinates do not allow.
       orders: reductions that are not sums over pruned axes: their name, the atoms, and
         whether every ghost there is known.
+      rounds: a scan loses rounds, and it is not proved that the carry passes them
+        unchanged: why not.
     """
 
     leaks: list[tuple[frozenset[Atom], str]] = dataclasses.field(default_factory=list)
@@ -73,6 +82,7 @@ class Log:
         default_factory=list
     )
     uneven: list[str] = dataclasses.field(default_factory=list)
+    rounds: list[tuple[frozenset[Atom], str]] = dataclasses.field(default_factory=list)
 
 
 class Builder:
@@ -83,15 +93,21 @@ class Builder:
       log: shared with the builders of all sub-jaxprs.
       effects: cells of equations with side effects, which must run.
       memo: by the id of an equation, what was found out about its derivative rule;
-        shared with the builders of all sub-jaxprs.
+        shared by all builders of one program.
     """
 
-    def __init__(self, choice: Choice, options: Options, log: Log) -> None:
+    def __init__(
+        self,
+        choice: Choice,
+        options: Options,
+        log: Log,
+        memo: dict[int, bool] | None = None,
+    ) -> None:
         self.choice = choice
         self.options = options
         self.log = log
         self.effects: list[Cell] = []
-        self.memo: dict[int, bool] = {}
+        self.memo = {} if memo is None else memo
 
     def build(
         self, jaxpr: Jaxpr | ClosedJaxpr, scope: Scope, ins: Sequence[Value]
@@ -120,9 +136,7 @@ class Builder:
 
     def sub(self) -> "Builder":
         """A builder for a sub-jaxpr that keeps its own effects."""
-        sub = Builder(self.choice, self.options, self.log)
-        sub.memo = self.memo
-        return sub
+        return Builder(self.choice, self.options, self.log, self.memo)
 
     def layouts(self, axes: Sequence[Term]) -> tuple[Layout, ...]:
         """The layouts of some axes."""
@@ -182,6 +196,8 @@ class Builder:
                 self.effects.extend(v.kept for v in values)
         if constant and any(v.dense is None for v in values):
             _attach_dense(eqn, ins, values)
+        if self.choice.emptied and any(v.kept.nothing for v in ins):
+            return _simplified(eqn, ins, values)
         return values
 
     def _unchanged(self, eqn: Equation, ins: list[Value], outs: Outs) -> list[Value]:
@@ -376,6 +392,38 @@ def _uneven(eqn: Equation, outs: Outs) -> list[str]:
                     f"round_to={count})`)."
                 )
     return found
+
+
+def _simplified(eqn: Equation, ins: list[Value], values: list[Value]) -> list[Value]:
+    """Results of which an operand is a sum over nothing: 0, or another operand."""
+    if any(v.pruned for v in ins) and eqn.primitive.name not in _facts.POSITIONWISE:
+        return values
+    given: list[Any] = [Same(i, v.dtype) for i, v in enumerate(ins)]
+    for i, value in enumerate(ins):
+        array = value.kept.known
+        if array is not None:
+            given[i] = array if array.size == 1 else None
+    found = _facts.equation(eqn, given)
+    return [
+        _instead(value, fact, ins) for value, fact in zip(values, found, strict=True)
+    ]
+
+
+def _instead(value: Value, fact: Any, ins: list[Value]) -> Value:
+    """The value with the kept cell that a fact says."""
+    if _facts.zero(fact):
+        kept = ce.nothing(len(value.layouts), value.dtype)
+    elif isinstance(fact, Same):
+        kept, dtype = ins[fact.index].kept, ins[fact.index].dtype
+        if dtype != value.dtype or kept.shape != value.shape():
+            return value
+    else:
+        return value
+
+    def rule(bits: Bits) -> Cell:
+        return value.cell(bits) if any(bits) else kept
+
+    return Value(value.layouts, value.dtype, rule, value.dense, value.reduced)
 
 
 def _touch(value: Value) -> None:

@@ -24,6 +24,8 @@ order in which its operands come first. A `Call` (a scan, a cond, a jitted funct
 a graph of its own; it computes exactly the results that are asked of it.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -52,11 +54,12 @@ class Cell:
       bad: why the cell has no single value per class, or None.
       fn: computes the array from the arrays of `deps`; None for a leaf.
       loose: `fn` takes known operands unbroadcast.
+      nothing: the cell is 0 because it is a sum over an emptied axis.
       shape: what the array must have, once it is known; a tuple of results has none.
       name: the primitive, for errors.
     """
 
-    __slots__ = ("bad", "deps", "fn", "known", "loose", "name", "shape")
+    __slots__ = ("bad", "deps", "fn", "known", "loose", "name", "nothing", "shape")
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Cell:
         self.bad = bad
         self.loose = loose
         self.name = name
+        self.nothing = False
         self.shape: tuple[int, ...] | None = None
 
     @property
@@ -106,6 +110,13 @@ def known(value: Any) -> Cell:
     return Cell(known=array)
 
 
+def nothing(rank: int, dtype: Any) -> Cell:
+    """A sum over an emptied axis."""
+    out = known(np.zeros((1,) * rank, dtype))
+    out.nothing = True
+    return out
+
+
 def bad(why: str) -> Cell:
     """A cell that has no single value per class."""
     return Cell(bad=why)
@@ -113,7 +124,10 @@ def bad(why: str) -> Cell:
 
 def first_bad(cells: Iterable[Cell]) -> str | None:
     """The reason of the first bad cell."""
-    return next((c.bad for c in cells if c.bad is not None), None)
+    for cell in cells:
+        if cell.bad is not None:
+            return cell.bad
+    return None
 
 
 def compute(
@@ -336,24 +350,24 @@ class Value:
 
     def cell(self, bits: Bits) -> Cell:
         """The cell of a pattern of bits."""
-        if bits not in self._memo:
+        cell = self._memo.get(bits)
+        if cell is None:
             cell = self._rule(bits)
             if cell.shape is None:
                 cell.shape = self.shape(bits)
             self._memo[bits] = cell
-        return self._memo[bits]
+        return cell
 
     def own(self, bits: Iterable[int]) -> Bits:
         """The bits with 0 on the axes that lose nothing: those of one of its cells."""
         pairs = zip(self.layouts, bits, strict=True)
-        return tuple(bit if lay.pruned else 0 for lay, bit in pairs)
+        return tuple([bit if lay.pruned else 0 for lay, bit in pairs])
 
     def shape(self, bits: Bits | None = None) -> tuple[int, ...]:
         """The shape of a cell (of the compact array, without bits)."""
         bits = (0,) * len(self.layouts) if bits is None else bits
-        return tuple(
-            lay.positions(b).size for lay, b in zip(self.layouts, bits, strict=True)
-        )
+        pairs = zip(self.layouts, bits, strict=True)
+        return tuple([lay.sizes[bit] for lay, bit in pairs])
 
 
 Cells = Callable[[Bits], Cell]
@@ -385,10 +399,13 @@ def multiplicity(
 
 def patterns(layouts: Sequence[Layout]) -> list[Bits]:
     """Every pattern of bits over some axes, all zeros first."""
-    out: list[Bits] = [()]
-    for lay in layouts:
-        out = [p + (b,) for p in out for b in ((0, 1) if lay.pruned else (0,))]
-    return sorted(out, key=lambda p: (sum(p), p))
+    return list(_patterns(tuple([lay.pruned for lay in layouts])))
+
+
+@functools.lru_cache(maxsize=4096)
+def _patterns(pruned: tuple[bool, ...]) -> tuple[Bits, ...]:
+    bits = itertools.product(*[(0, 1) if each else (0,) for each in pruned])
+    return tuple(sorted(bits, key=lambda p: (sum(p), p)))
 
 
 def select(array: Any, layouts: Sequence[Layout], bits: Bits) -> Any:

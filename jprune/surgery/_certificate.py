@@ -8,10 +8,13 @@ that are found exact together are exact one by one, for the same reason.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal
 
 import numpy as np
 
+from jprune._tree import KeyTuple
 from jprune.surgery._axes import Atom, Reason, freeze, leaves
 from jprune.surgery._build import Log, Options
 from jprune.surgery._program import Program
@@ -41,8 +44,20 @@ class Exactness:
         return self.way != "no"
 
 
-def probe(program: Program, atoms: list[Atom], side: int) -> Log:
-    """The log of the compact program that keeps two coordinates of each atom."""
+def probe(
+    program: Program,
+    atoms: Sequence[Atom],
+    side: int,
+    zero: AbstractSet[KeyTuple] | None = None,
+) -> Log:
+    """The log of the compact program that keeps two coordinates of each atom.
+
+    Args:
+      program: the function.
+      atoms: the atoms.
+      side: 0 keeps the first two, 1 the last two.
+      zero: the parameters that are zero at what is removed; None: all.
+    """
     from jprune.surgery._shrink import Graph
 
     keep = {}
@@ -51,7 +66,7 @@ def probe(program: Program, atoms: list[Atom], side: int) -> Log:
         mask = np.zeros(atom.size, bool)
         mask[slice(0, kept) if side == 0 else slice(atom.size - kept, None)] = True
         keep[atom] = mask
-    return Graph(program, keep, Options()).status()
+    return Graph(program, keep, Options(zero=zero)).status()
 
 
 def certify(program: Program, atoms: dict[str, Atom]) -> dict[str, Exactness]:
@@ -84,6 +99,36 @@ def _worsen(
     for atom in hit & found.keys():
         if _RANK[way] > _RANK[found[atom].way]:
             found[atom] = dataclasses.replace(found[atom], way=way, why=why)
+
+
+def rounds(program: Program) -> list[Atom]:
+    """The free atoms on parameters along which a scan takes its rounds."""
+    stacked = {a for t in program.ctx.rounds for a in leaves(t) if not a.frozen}
+    if not stacked:
+        return []
+    axes = (t for axes in program.params.values() for t in axes)
+    return [
+        a for a in dict.fromkeys(a for t in axes for a in leaves(t)) if a in stacked
+    ]
+
+
+def settle_rounds(program: Program) -> None:
+    """Freezes the rounds of scans whose carry is not proved to pass a removed round."""
+    while atoms := rounds(program):
+        stuck: dict[Atom, str] = {}
+        for side in (0, 1):
+            for hit, why in probe(program, atoms, side).rounds:
+                stuck.update(dict.fromkeys(hit & set(atoms), why))
+        for atom, why in stuck.items():
+            freeze(atom, Reason(why, "scan"))
+        if not stuck:
+            return
+
+
+def without_effect(program: Program, atom: Atom, zero: AbstractSet[KeyTuple]) -> bool:
+    """Whether rounds of a scan may go when only some parameters are zero there."""
+    logs = [probe(program, [atom], side, zero) for side in (0, 1)]
+    return not any(atom in hit for log in logs for hit, _ in log.leaks)
 
 
 def settle_reductions(program: Program) -> None:

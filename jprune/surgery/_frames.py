@@ -65,7 +65,9 @@ class Boundary:
         if isinstance(cell, Lazy) and cell.open:
             inside: Cell = Lazy(None, None, cell.value, lambda: cell.known)
         elif cell.known is not None:
-            return ce.known(cell.known)
+            inside = ce.known(cell.known)
+            inside.nothing = cell.nothing
+            return inside
         else:
             inside = Cell(name="input")
         inside.shape = cell.shape
@@ -183,6 +185,8 @@ def joined(cells: Sequence[Cell], dynamic: Callable[[], Cell], ghost: bool) -> C
     agree = known is not None and all(same_known(cells[0], c) for c in cells[1:])
     if agree and ghost:
         return ce.known(known)
+    if known is not None and all(c.nothing for c in cells):
+        return ce.nothing(known.ndim, known.dtype)
     out = dynamic()
     if agree:
         out.known = known

@@ -23,7 +23,7 @@ from jprune._stacks import stacked_axes
 from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
 from jprune.scores import over_groups
-from jprune.surgery import _certificate
+from jprune.surgery import _certificate, _numbering
 from jprune.surgery._axes import (
     Atom,
     Sum,
@@ -34,6 +34,7 @@ from jprune.surgery._axes import (
     why_frozen,
 )
 from jprune.surgery._callable import require_function
+from jprune.surgery._carried import State, roots_of
 from jprune.surgery._cost import Contraction, Cost, total
 from jprune.surgery._layout import every_label, structure
 from jprune.surgery._program import Program, StateOutputs, analyze, paths_read
@@ -255,6 +256,8 @@ def groups(
     reduce_max: Literal["known", "drop", "freeze"] = "known",
     state_outputs: StateOutputs = None,
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    state: State | None = None,
+    lookups: Sequence[str | Sequence[str]] = (),
 ) -> Callable[..., Groups]:
     """Finds which coordinates of the parameters of `fn` must be removed together.
 
@@ -269,6 +272,16 @@ def groups(
         shapes and dtypes; False: none; else a predicate on output key paths, or paths.
       free_outputs: outputs that may come back shortened (features for distillation), as
         a predicate on output key paths, or paths.
+      state: other arguments that shrink with the parameters (caches, recurrent states),
+        and the outputs that they come back as: `{2: 1}` if argument 2 (the parameters
+        are 0) comes back as output 1, `{"cache": ("state", "cache")}` by keyword and
+        key path, None for an argument that is only read.
+      lookups: axes of parameters that the function looks up by number and that may
+        shrink all the same: the rows of an embedding ("embedding:0", a leaf's path and
+        an axis), experts. Several that are one axis, as a vocabulary that an untied
+        head writes, are given together: `[("embedding:0", "head:1")]`. The compact
+        function takes the dense numbers (see `Plan.numbering`); outputs along such an
+        axis (logits) come back shortened.
 
     Returns:
       `deps(params, *args, **kwargs) -> Groups`. Arrays may be abstract
@@ -289,6 +302,8 @@ def groups(
             f'`reduce_max` must be "known", "drop" or "freeze", got {reduce_max!r}.'
         )
 
+    roots = roots_of(state)
+
     def deps(params: PyTree, *args: Any, **kwargs: Any) -> Groups:
         traced = trace(fn)(params, *args, **kwargs)
         program = analyze(
@@ -296,7 +311,10 @@ def groups(
             reduce_max="allow" if reduce_max == "drop" else reduce_max,
             state_outputs=state_outputs,
             free_outputs=free_outputs,
+            state=roots,
+            lookups=_numbering.lookups_of(lookups, traced.params),
         )
+        _certificate.settle_rounds(program)
         _certificate.settle_reductions(program)
         shapes = {
             p: tuple(a.shape)
@@ -350,6 +368,8 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     used = paths_read(program.traced)
     pads = {a for t in program.ctx.pads for a in leaves(t)}
     summed = {a for t in program.ctx.summed for a in leaves(t)}
+    looked = {a for t in program.ctx.lookups for a in leaves(t)}
+    rounds = set(_certificate.rounds(program))
     out, seen = [], {}
     for atom, refs in members.items():
         first = next((r for r in refs if r.role == "out"), refs[0])
@@ -357,6 +377,9 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
         number = seen[base] = seen.get(base, -1) + 1
         name = base if number == 0 else f"{base}#{number}"
         kind = _kind(refs, used, atom in summed, atom in pads)
+        if atom in looked and kind != "unused":
+            kind = "coupled"  # asked for by name
+        kind = "depth" if atom in rounds and kind != "unused" else kind
         out.append((Group(name, atom.size, tuple(refs), kind), atom))
     return out
 

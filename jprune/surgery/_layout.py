@@ -56,10 +56,15 @@ class Layout:
     classes: np.ndarray
     mult: np.ndarray
 
-    @property
+    @functools.cached_property
     def pruned(self) -> bool:
         """Whether anything is removed."""
         return self.classes.size > 0
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, int]:
+        """How many kept positions, and how many classes."""
+        return self.kept.size, self.classes.size
 
     def positions(self, bit: int) -> np.ndarray:
         """The dense positions that a cell holds: the kept ones, or the classes."""
@@ -103,6 +108,9 @@ class Choice:
       keep: bool array for each atom that loses coordinates.
       refined: atoms whose removed coordinates form one class each, because they are
         known to hold different values.
+
+    Attributes:
+      emptied: whether some atom loses everything.
     """
 
     def __init__(
@@ -110,17 +118,26 @@ class Choice:
     ) -> None:
         self.keep = {a: k for a, k in keep.items() if not k.all()}
         self.refined = refined
+        self.memo: dict[Any, Any] = {}  # what rules found out about layouts
+        self.emptied = any(not k.any() for k in keep.values())
         self._memo: dict[Term, Layout] = {}
         self._shared: dict[Any, Layout] = {}
+        self._equal: dict[Any, Layout] = {}
 
     def layout(self, term: Term) -> Layout:
-        """The layout of an axis; equal structures share one object."""
-        if term not in self._memo:
-            resolved = resolve(term)
-            key = structure(resolved)
-            if key not in self._shared:
-                self._shared[key] = self._layout(resolved)
-            self._memo[term] = self._shared[key]
+        """The layout of an axis; equal layouts are one object."""
+        found = self._memo.get(term)
+        if found is not None:
+            return found
+        resolved = resolve(term)
+        key = structure(resolved)
+        if key not in self._shared:
+            made = self._layout(resolved)
+            if made.pruned:
+                content = (made.keep.tobytes(), made.rep.tobytes())
+                made = self._equal.setdefault(content, made)
+            self._shared[key] = made
+        self._memo[term] = self._shared[key]
         return self._memo[term]
 
     def _layout(self, term: Term) -> Layout:

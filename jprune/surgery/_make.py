@@ -10,6 +10,8 @@ from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group
 from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
 from jprune._typing import Mask
+from jprune.surgery._carried import kept_of
+from jprune.surgery._certificate import without_effect
 from jprune.surgery._groups import Groups
 from jprune.surgery._layout import Choice
 from jprune.surgery._plan import Plan
@@ -40,7 +42,16 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
     program = deps.program
     counts = {name: deps.atoms[name] for name in keep}
     held = {n: (int(chosen[a].sum()), chosen[a].size) for n, a in counts.items()}
-    return Plan(axes, program.ties, program.free, program.declared, held)
+    return Plan(
+        axes,
+        program.ties,
+        program.free,
+        program.declared,
+        held,
+        state=program.state,
+        lookups=program.lookups,
+        inputs=kept_of(program.inputs, choice),
+    )
 
 
 def _as_mask(group: Group, kept: Any) -> np.ndarray:
@@ -97,7 +108,7 @@ def plan_from_masks(
     for group in deps:
         if group.kind == "unused":
             continue
-        dead = _dead(group, arrays)
+        dead = _dead(deps, group, arrays)
         if dead.all() and not allow_empty:
             raise value_error(
                 f"the masks remove all {group.size} coordinates of {group.id!r}: use "
@@ -162,13 +173,34 @@ def _located(deps: Groups, masks: Mask, at: Any) -> dict[KeyTuple, np.ndarray]:
     return arrays
 
 
-def _dead(group: Group, arrays: dict[KeyTuple, np.ndarray]) -> np.ndarray:
+def _dead(deps: Groups, group: Group, arrays: dict[KeyTuple, np.ndarray]) -> np.ndarray:
     """The coordinates that some class of members masks altogether. [size]"""
     dead = np.zeros(group.size, bool)
+    if group.kind == "depth":
+        return _dead_rounds(deps, group, arrays)
     for roles in (("out", "table"), ("in",), ("scale",)):
         members = [m for m in group.members if m.role in roles]
         if members and all(m.path in arrays for m in members):
             dead |= ~_alive(group, members, arrays)
+    return dead
+
+
+def _dead_rounds(
+    deps: Groups, group: Group, arrays: dict[KeyTuple, np.ndarray]
+) -> np.ndarray:
+    """The rounds of which enough is masked for the carry to pass unchanged. [size]"""
+    gone = {
+        member.path: ~_alive(group, [member], arrays)
+        for member in group.members
+        if member.path in arrays
+    }
+    dead, answers = np.zeros(group.size, bool), {}
+    for i in range(group.size):
+        zero = frozenset(path for path, mask in gone.items() if mask[i])
+        if zero not in answers:
+            atom = deps.atoms[group.id]
+            answers[zero] = bool(zero) and without_effect(deps.program, atom, zero)
+        dead[i] = answers[zero]
     return dead
 
 

@@ -39,40 +39,40 @@ class Run:
 
     Args:
       fn: `fn(params, *args, **kwargs)`.
-      args: its other arguments.
-      kwargs: its keyword arguments.
-      gradient: whether to compute the gradient.
-      state: output paths that are updated parameters, not to be projected.
+      projected: path of the output whose projection is differentiated; None: no
+        gradient.
     """
 
     def __init__(
-        self,
-        fn: Callable[..., Any],
-        args: tuple,
-        kwargs: dict[str, Any],
-        gradient: bool = False,
-        state: Collection[KeyTuple] = (),
+        self, fn: Callable[..., Any], projected: KeyTuple | None = None
     ) -> None:
-        self.fn, self.args, self.kwargs = fn, args, kwargs
-        self.gradient, self.state = gradient, state
+        self.fn, self.projected = fn, projected
         self.paths: list[KeyTuple] = []
         self._compiled: Any = None
 
-    def __call__(self, params: PyTree) -> Result:
-        flat = flatten_call(params, self.args, self.kwargs)
+    def __call__(
+        self,
+        params: PyTree,
+        args: tuple,
+        kwargs: dict[str, Any],
+        weights: Any = None,
+    ) -> Result:
+        """Runs it; `weights` are those of the projection, of the output's shape."""
+        flat = flatten_call(params, args, kwargs)
         names = flat.params
         moving = [i for i in range(len(names)) if is_float(flat.arrays[i])]
         if self._compiled is None:
             self._compiled = jax.jit(self._function(flat, moving))
-        taken = set(moving if self.gradient else ())
+        taken = set(moving if self.projected is not None else ())
         floats = [flat.arrays[i] for i in sorted(taken)]
         rest = [x for i, x in enumerate(flat.arrays) if i not in taken]
-        outputs, slopes = self._compiled(floats, rest)
+        outputs, slopes = self._compiled(floats, rest, weights)
         gradient = {names[i]: g for i, g in zip(sorted(taken), slopes, strict=True)}
         return Result(dict(zip(self.paths, outputs, strict=True)), gradient)
 
     def _function(self, flat: Any, moving: list[int]) -> Callable[..., Any]:
-        taken = set(moving if self.gradient else ())
+        projected = self.projected
+        taken = set(moving if projected is not None else ())
 
         def call(floats: list[Any], rest: list[Any]) -> Any:
             a, b = iter(floats), iter(rest)
@@ -85,15 +85,16 @@ class Run:
             self.paths = [path for path, _ in pairs]
             return [x for _, x in pairs]
 
-        def loss(floats: list[Any], rest: list[Any]) -> Any:
+        if projected is None:
+            return lambda floats, rest, weights: (call(floats, rest), [])
+
+        def loss(floats: list[Any], rest: list[Any], weights: Any) -> Any:
             outputs = call(floats, rest)
-            return _projection(self.paths, outputs, self.state), outputs
+            y = dict(zip(self.paths, outputs, strict=True))[projected]
+            return jnp.sum(y * weights.astype(y.dtype)), outputs
 
-        if not self.gradient:
-            return lambda floats, rest: (call(floats, rest), [])
-
-        def both(floats: list[Any], rest: list[Any]) -> Any:
-            slopes, outputs = jax.grad(loss, has_aux=True)(floats, rest)
+        def both(floats: list[Any], rest: list[Any], weights: Any) -> Any:
+            slopes, outputs = jax.grad(loss, has_aux=True)(floats, rest, weights)
             return outputs, slopes
 
         return both
@@ -108,14 +109,17 @@ def is_float(x: Any) -> bool:
     return is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _projection(
-    paths: Sequence[KeyTuple], outputs: Sequence[Any], state: Collection[KeyTuple]
-) -> Any:
-    """A fixed weighted sum of the first floating output that is no state."""
-    for path, x in zip(paths, outputs, strict=True):
+def projected_output(
+    paths: Sequence[KeyTuple], avals: Sequence[Any], state: Collection[KeyTuple]
+) -> tuple[KeyTuple, tuple[int, ...]]:
+    """Path and shape of the first floating output that is no state.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    for path, x in zip(paths, avals, strict=True):
         if path not in state and is_float(x):
-            weights = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
-            return jnp.sum(x * weights)
+            return path, tuple(x.shape)
     raise value_error(
         "`gradient=True` needs a floating output that is not updated state."
     )

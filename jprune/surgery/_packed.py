@@ -4,21 +4,21 @@ Any reader of safetensors reads the arrays, by their paths joined with "/"; the 
 lies in the header under the key "jprune_plan".
 """
 
-import json
+import collections
 import pathlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from jprune._archive import read_safetensors, write_safetensors
+from jprune._archive import SafeFile, write_safetensors
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, path_keys
 from jprune._typing import PyTree
-from jprune.surgery._plan import Plan
+from jprune.surgery._plan import Plan, pack_leaf
 
 _KEY = "jprune_plan"
 
@@ -66,9 +66,10 @@ def load_packed(
     """
     file = pathlib.Path(path)
     try:
-        arrays = read_safetensors(file)
-        plan = Plan.from_json(_metadata(file)[_KEY])
-        found = {p: jnp.asarray(arrays[name]) for p, name in _names(plan).items()}
+        arrays = SafeFile(file)
+        plan = Plan.from_json(arrays.metadata[_KEY])
+        names = _names_in(arrays, plan)
+        found = {p: jnp.asarray(arrays[name]) for p, name in names.items()}
     except (KeyError, OSError, struct.error, ValueError) as error:
         raise value_error(
             f"`{path}` is not a file written by `surgery.save_packed`: {error!r}."
@@ -86,10 +87,96 @@ def load_packed(
     return plan, jtu.tree_map_with_path(leaf, like)
 
 
-def _metadata(file: pathlib.Path) -> Mapping[str, str]:
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        return json.loads(opened.read(length)).get("__metadata__", {})
+def pack_file(
+    plan: Plan,
+    source: str | pathlib.Path | Sequence[str | pathlib.Path] | Mapping[str, Any],
+    target: str | pathlib.Path,
+) -> None:
+    """Packs a checkpoint larger than memory, leaf by leaf, into one safetensors file.
+
+    One leaf, and what is kept of it, are in memory at a time. The result holds the plan
+    as `save_packed` writes it, so `load_packed` and any reader of safetensors read it.
+
+    Args:
+      plan: the plan. It may come from shapes alone (`jax.ShapeDtypeStruct`).
+      source: a safetensors file, or several of one checkpoint, or a mapping from names
+        to arrays that reads each when it is asked for (any other format). A leaf's name
+        is the keys of its path joined with "/" or with "."; the result has the same
+        names.
+      target: the file to write; it is replaced when all is written.
+
+    Raises:
+      ValueError: if a leaf of the plan is missing or has another shape, or the source
+        holds others.
+
+    Examples:
+      ::
+
+        deps = surgery.groups(apply)(shapes, ids)  # nothing is allocated
+        plan = surgery.select(deps, scores, params=0.5)
+        surgery.pack_file(plan, "model.safetensors", "small.safetensors")
+    """
+    given = source if isinstance(source, Mapping) else _opened(source)
+    names = {name: path for path, name in _names_in(given, plan).items()}
+    other = [name for name in given if name not in names]
+    if other:
+        raise value_error(
+            f"`source` holds arrays that the plan has not: pass a mapping without them."
+            f"{listing(other)}"
+        )
+    text = {_KEY: plan.to_json()}
+    write_safetensors(pathlib.Path(target), _Packed(plan, given, names), text)
+
+
+class _Packed(Mapping[str, Any]):
+    """The packed leaves of a mapping, each made when it is asked for."""
+
+    def __init__(
+        self, plan: Plan, source: Mapping[str, Any], names: Mapping[str, KeyTuple]
+    ) -> None:
+        self.plan, self.source, self.names = plan, source, names
+        self.shapes = plan.dense_shapes
+
+    def __getitem__(self, name: str) -> Any:
+        path, leaf = self.names[name], self.source[name]
+        if tuple(leaf.shape) != self.shapes[path]:
+            raise value_error(
+                f"`source` at {name} must have the shape {self.shapes[path]} that the "
+                f"plan was made for, got {tuple(leaf.shape)}."
+            )
+        return pack_leaf(leaf, self.plan.keep[path])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _opened(source: Any) -> Mapping[str, Any]:
+    """The arrays of one file or several."""
+    files = [source] if isinstance(source, str | pathlib.Path) else source
+    parts: list[Mapping[str, Any]] = []
+    for file in files:
+        try:
+            parts.append(SafeFile(pathlib.Path(file)))
+        except (OSError, struct.error, ValueError) as error:
+            raise value_error(
+                f"`source` {file} is not a safetensors file: {error!r}."
+            ) from error
+    return collections.ChainMap(*parts)  # type: ignore[arg-type]
+
+
+def _names_in(arrays: Mapping[str, Any], plan: Plan) -> dict[KeyTuple, str]:
+    """The name of each leaf of the plan in a file: its keys joined with "/" or "."."""
+    names = _names(plan)
+    dotted = {path: ".".join(map(str, path)) for path in plan.keep}
+    if len(set(dotted.values())) == len(dotted) and set(dotted.values()) <= {*arrays}:
+        return dotted
+    missing = [name for name in names.values() if name not in arrays]
+    if missing:
+        raise value_error(f"leaves of the plan are missing.{listing(missing)}")
+    return names
 
 
 def _leaves(tree: PyTree) -> dict[KeyTuple, Any]:

@@ -21,8 +21,9 @@ from jprune._dtypes import in_host_memory
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
-from jprune.surgery import _saved
+from jprune.surgery import _carried, _numbering, _saved
 from jprune.surgery._cells import take
+from jprune.surgery._split import is_split, take_split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +40,12 @@ class Plan:
         function the plan is used on, as `groups` does.
       groups: by group id how many coordinates stay, and of how many; for `table` only,
         neither saved nor combined.
+      state: arguments that shrink, as (path of the argument, path of the output that it
+        comes back as or None).
+      inputs: for each leaf of that state, one bool vector for each axis that loses
+        coordinates, None for the others, whose size is free.
+      lookups: axes that the function looks up by number, as (path, axis), those that
+        are one axis together.
     """
 
     keep: Mapping[KeyTuple, tuple[np.ndarray, ...]]
@@ -46,6 +53,9 @@ class Plan:
     free: tuple[KeyTuple, ...] = ()
     declared: bool = False
     groups: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    state: _carried.Roots = ()
+    inputs: Mapping[KeyTuple, _carried.Kept] = dataclasses.field(default_factory=dict)
+    lookups: _numbering.Lookups = ()
 
     def __repr__(self) -> str:
         shapes = self.dense_shapes, self.compact_shapes
@@ -75,7 +85,7 @@ class Plan:
             if not all(m.all() for m in masks)
         }
 
-    def pack(self, tree: PyTree, at: Any = None) -> PyTree:
+    def pack(self, tree: PyTree, at: Any = None, argument: Any = None) -> PyTree:
         """The compact tree: kept coordinates only, every leaf with a buffer of its own.
 
         Args:
@@ -84,19 +94,22 @@ class Plan:
             pass.
           at: where `tree` lies inside the parameters, when it is a sub-tree: a key, or
             a tuple of keys ("params").
+          argument: when `tree` is not the parameters but state that was declared in
+            `groups(..., state=)`: the number or keyword of that argument. Axes that
+            lose nothing (batch, time) have any size.
 
         Raises:
           ValueError: for a path that the plan does not have, or another shape.
         """
-        return self._map(tree, at, self.dense_shapes, pack_leaf)
+        return self._map(tree, at, pack_leaf, argument)
 
-    def unpack(self, tree: PyTree, at: Any = None) -> PyTree:
+    def unpack(self, tree: PyTree, at: Any = None, argument: Any = None) -> PyTree:
         """The dense tree, zeros at removed coordinates, in buffers of its own."""
-        return self._map(tree, at, self.compact_shapes, _unpack)
+        return self._map(tree, at, _unpack, argument, compact=True)
 
-    def zero(self, tree: PyTree, at: Any = None) -> PyTree:
+    def zero(self, tree: PyTree, at: Any = None, argument: Any = None) -> PyTree:
         """The reference model: removed coordinates are 0, every buffer its own."""
-        return self._map(tree, at, self.dense_shapes, _zero)
+        return self._map(tree, at, zero_leaf, argument)
 
     def masks(self, tree: PyTree, at: Any = None) -> PyTree:
         """The mask tree of the plan: False where an entry is removed.
@@ -110,7 +123,7 @@ class Plan:
             whole = all(m.all() for m in masks)
             return jnp.asarray(True) if whole else jnp.asarray(_outer(masks))
 
-        return self._map(tree, at, self.dense_shapes, leaf)
+        return self._map(tree, at, leaf)
 
     def then(self, other: "Plan") -> "Plan":
         """This plan followed by a plan for its compact parameters, as one plan.
@@ -130,6 +143,7 @@ class Plan:
                 for path, masks in self.keep.items()
             },
             groups={},
+            inputs=_carried.joined(self.inputs, other.inputs),
         )
 
     def pack_state(
@@ -163,6 +177,21 @@ class Plan:
 
         return pack_state(self, opt_state, params, at, rule, tx)
 
+    def numbering(self, axis: str | None = None) -> _numbering.Numbering:
+        """Old and new numbers along an axis: of tokens, of experts.
+
+        Args:
+          axis: a leaf's path and an axis, "embedding:0"; None: the one axis of the plan
+            that was declared in `groups(..., lookups=)`.
+
+        Returns:
+          `numbers.new[old]`, -1 for what is removed, and `numbers.old[new]`.
+
+        Raises:
+          ValueError: for an axis that the plan does not have, or a choice of several.
+        """
+        return _numbering.numbering_of(self, axis)
+
     def table(self) -> str:
         """Shapes before and after, and what each group lost, for people.
 
@@ -181,7 +210,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text, what `save` writes; it may be metadata of a file."""
-        return _saved.text((dict(self.keep), self.ties, self.free, self.declared))
+        return _saved.text(self)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -190,7 +219,7 @@ class Plan:
         Raises:
           ValueError: if the text is not a plan, or its indices do not fit its shapes.
         """
-        return cls(*_saved.read(text, "text"))
+        return cls(**_saved.read(text, "text"))
 
     def _root(self, tree: PyTree) -> Any:
         """The key under which a sub-tree fits, or "params" as an example."""
@@ -201,25 +230,40 @@ class Plan:
         return next(fit, "params") if paths else "params"
 
     def _map(
-        self, tree: PyTree, at: Any, shapes: Mapping[KeyTuple, Any], fn: Any
+        self,
+        tree: PyTree,
+        at: Any,
+        fn: Any,
+        argument: Any = None,
+        compact: bool = False,
     ) -> Any:
-        prefix = prefix_of(at)
+        keep = self.keep if argument is None else self.inputs
+        prefix = (*prefix_of(argument), *prefix_of(at))
+        sizes = _carried.compact if compact else _carried.dense
         wrong: list[str] = []
 
         def leaf(path: Any, x: Any) -> Any:
             if not hasattr(x, "shape"):
                 return x
             key = (*prefix, *path_keys(path))
-            name = keys_text(key)
-            if key not in shapes:
+            name, got = keys_text(key), tuple(x.shape)
+            if key not in keep:
                 wrong.append(f"{name}: not in the plan")
-            elif tuple(x.shape) != shapes[key]:
-                wrong.append(f"{name}: expected {shapes[key]}, got {tuple(x.shape)}")
-            else:
-                return fn(x, self.keep[key])
-            return x
+                return x
+            rank = len(keep[key])
+            want = sizes(keep[key], got if len(got) == rank else (-1,) * rank)
+            if got != want:
+                wrong.append(f"{name}: expected {want}, got {got}")
+                return x
+            return fn(x, _carried.filled(keep[key], _carried.dense(keep[key], got)))
 
         out = jtu.tree_map_with_path(leaf, tree)
+        if wrong and argument is not None:
+            names = listing([keys_text(path) for path in self.inputs])
+            raise value_error(
+                f"`tree` must be the argument {argument!r}, declared in `groups(..., "
+                f"state=)`.{listing(wrong)}\nThe plan's state:{names}"
+            )
         if wrong:
             raise value_error(
                 "`tree` must have the paths and shapes that the plan was made for (a "
@@ -254,6 +298,8 @@ def _take(x: Any, positions: np.ndarray, axis: int) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
         shape = (*x.shape[:axis], positions.size, *x.shape[axis + 1 :])
         return jax.ShapeDtypeStruct(shape, x.dtype)
+    if is_split(x, axis):
+        return take_split(x, positions, axis)
     return take(x, positions, axis)
 
 
@@ -265,11 +311,12 @@ def _unpack(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
         return xp.zeros([m.size for m in masks], x.dtype)
     for axis, mask in enumerate(masks):
         if not mask.all():
-            x = take(x, np.maximum(np.cumsum(mask) - 1, 0), axis)
-    return _zero(x, masks)
+            x = _take(x, np.maximum(np.cumsum(mask) - 1, 0), axis)
+    return zero_leaf(x, masks)
 
 
-def _zero(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
+def zero_leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
+    """One leaf with zeros at removed coordinates, in a buffer of its own."""
     if all(m.all() for m in masks):
         return pack_leaf(x, masks)  # a copy
     xp = np if isinstance(x, np.ndarray) else jnp
@@ -303,4 +350,4 @@ def load_plan(path: str | pathlib.Path) -> Plan:
         other types, a leaf twice, indices outside their axis or repeated, an axis above
         2^31 - 1.
     """
-    return Plan(*_saved.read(pathlib.Path(path).read_bytes(), path))
+    return Plan(**_saved.read(pathlib.Path(path).read_bytes(), path))

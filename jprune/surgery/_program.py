@@ -19,9 +19,11 @@ from typing import Any
 from jprune._errors import value_error
 from jprune._jaxpr._trace import Traced
 from jprune._tree import KeyTuple, keys_text
+from jprune.surgery import _carried, _numbering
 from jprune.surgery import rules as _rules  # noqa: F401  fills the table
 from jprune.surgery._analysis import Context, walk
 from jprune.surgery._axes import Atom, Axes, Reason, freeze, same, unify
+from jprune.surgery._numbering import Lookups
 from jprune.surgery._scope import MANY, Info, Scope
 
 Ties = tuple[tuple[KeyTuple, KeyTuple], ...]
@@ -43,6 +45,11 @@ class Program:
       declared: whether the caller said which outputs those are.
       free: outputs that may shrink.
       ctx: roles, costs and pending reductions found.
+      state: where declared state comes in, and where it comes back.
+      inputs: the axes of each leaf of that state.
+      carried: (input path, output path) of each leaf that comes back.
+      lookups: the axes of parameters that may shrink although they are looked up.
+      memo: what was found out about derivative rules, see `Builder`.
     """
 
     traced: Traced
@@ -54,6 +61,11 @@ class Program:
     ties: Ties
     declared: bool
     free: tuple[KeyTuple, ...]
+    state: _carried.Roots = ()
+    inputs: dict[KeyTuple, Axes] = dataclasses.field(default_factory=dict)
+    carried: Ties = ()
+    lookups: Lookups = ()
+    memo: dict[int, bool] = dataclasses.field(default_factory=dict)
 
 
 def analyze(
@@ -63,6 +75,8 @@ def analyze(
     state_outputs: StateOutputs = None,
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
     ties: Ties | None = None,
+    state: _carried.Roots = (),
+    lookups: Lookups = (),
 ) -> Program:
     """Runs the first pass.
 
@@ -72,34 +86,62 @@ def analyze(
       state_outputs: see `surgery.groups`.
       free_outputs: output paths (or a predicate on them) that may shrink.
       ties: exactly these ties, instead of looking for them.
+      state: arguments that shrink, see `surgery.groups`.
+      lookups: axes that are looked up by number, see `surgery.groups`.
     """
-    count = len(traced.params)
     ctx = Context(reduce_max)
-    ins = []
-    for i, aval in enumerate(traced.input_avals):
-        if i < count:
-            dims = tuple(range(len(aval.shape)))
-            ins.append(Info(tuple(map(Atom, aval.shape)), i, dims))
-        else:
-            why = Reason("model input")
-            ins.append(Info(tuple(Atom(n, why) for n in aval.shape), MANY))
-    scope, outs = walk(ctx, traced.jaxpr, ins)
+    _carried.require_found(state, traced.others)
+    ins = _inputs(traced, state)
     params = {p: ins[i].axes for i, p in enumerate(traced.params)}
+    ctx.lookups = _numbering.terms(lookups, params)
+    scope, outs = walk(ctx, traced.jaxpr, ins)
     declared = ties is not None or state_outputs not in (None, True)
     if ties is None:
         ties = _find_ties(traced, state_outputs, params, outs)
     tied = dict(ties)
+    others = zip(traced.others, ins[len(traced.params) :], strict=True)
+    inputs = {p: info.axes for p, info in others if _carried.under(p, state)}
+    terms = {p: info.axes for p, info in zip(traced.outputs, outs, strict=True)}
+    carried = _carried.ties(state, inputs, terms)
+    back = {path for _, path in carried}
     free = tuple(p for p in traced.outputs if _chosen(p, free_outputs))
     for path, info in zip(traced.outputs, outs, strict=True):
         if path in tied:
             for s, t in zip(info.axes, params[tied[path]], strict=True):
                 unify(s, t, Reason("updated state of another structure"))
-        elif path not in free:
+        elif path not in free and path not in back:
             for term in info.axes:
-                freeze(term, Reason("model output"))
+                if not ctx.looked_up(term):
+                    freeze(term, Reason("model output"))
     return Program(
-        traced, params, tuple(ins), tuple(outs), scope, ctx, ties, declared, free
+        traced,
+        params,
+        tuple(ins),
+        tuple(outs),
+        scope,
+        ctx,
+        ties,
+        declared,
+        free,
+        state,
+        inputs,
+        carried,
+        lookups,
     )
+
+
+def _inputs(traced: Traced, state: _carried.Roots) -> list[Info]:
+    """Free axes for parameters and declared state, frozen ones for other inputs."""
+    count, ins = len(traced.params), []
+    for i, aval in enumerate(traced.input_avals):
+        if i < count:
+            dims = tuple(range(len(aval.shape)))
+            ins.append(Info(tuple(map(Atom, aval.shape)), i, dims))
+            continue
+        free = _carried.under(traced.others[i - count], state)
+        why = None if free else Reason("model input")
+        ins.append(Info(tuple(Atom(n, why) for n in aval.shape), MANY))
+    return ins
 
 
 def _chosen(path: KeyTuple, wanted: Any) -> bool:

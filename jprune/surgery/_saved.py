@@ -20,31 +20,40 @@ FORMAT = "jprune-plan-1"
 LONGEST = 2**31 - 1
 """The longest axis that a plan file may name."""
 
-Parts = tuple[dict[KeyTuple, tuple[np.ndarray, ...]], tuple, tuple, bool]
+Parts = dict[str, Any]
+"""The fields of a `Plan`."""
 
 
-def text(parts: Parts) -> str:
+def text(plan: Any) -> str:
     """A plan as JSON."""
-    keep, ties, free, declared = parts
-    for key in (*keep, *(p for pair in ties for p in pair), *free):
+    pairs = (*plan.ties, *plan.state)
+    ends = [path for pair in pairs for path in pair if path is not None]
+    for key in (*plan.keep, *ends, *plan.free, *plan.inputs):
         _require_path(list(key))
     data = {
         "format": FORMAT,
-        "leaves": [
-            {
-                "path": list(key),
-                "shape": [m.size for m in masks],
-                "keep": [
-                    None if m.all() else np.flatnonzero(m).tolist() for m in masks
-                ],
-            }
-            for key, masks in keep.items()
-        ],
-        "ties": [[list(a), list(b)] for a, b in ties],
-        "free": [list(p) for p in free],
-        "declared": declared,
+        "leaves": [_leaf(key, masks) for key, masks in plan.keep.items()],
+        "ties": [[list(a), list(b)] for a, b in plan.ties],
+        "free": [list(p) for p in plan.free],
+        "declared": plan.declared,
     }
+    if plan.state:
+        data["state"] = [list(pair) for pair in plan.state]
+        data["inputs"] = [_leaf(key, masks) for key, masks in plan.inputs.items()]
+    if plan.lookups:
+        data["lookups"] = [[[list(p), a] for p, a in axes] for axes in plan.lookups]
     return json.dumps(data)
+
+
+def _leaf(key: KeyTuple, masks: Any) -> dict[str, Any]:
+    """One leaf: the size and the kept indices of each axis, null where all stay."""
+    return {
+        "path": list(key),
+        "shape": [None if m is None else m.size for m in masks],
+        "keep": [
+            None if m is None or m.all() else np.flatnonzero(m).tolist() for m in masks
+        ],
+    }
 
 
 def write(path: str | pathlib.Path, text: str) -> None:
@@ -80,27 +89,68 @@ def read(given: str | bytes, source: Any) -> Parts:
 def _parts(data: Any) -> Parts:
     _require(isinstance(data, dict), "it is no JSON object")
     _require(data.get("format") == FORMAT, f"format {data.get('format')!r}")
-    keep: dict[KeyTuple, tuple[np.ndarray, ...]] = {}
-    for leaf in _list(data, "leaves"):
+    declared = data.get("declared")
+    _require(
+        isinstance(declared, bool), f"`declared` {declared!r} is not true or false"
+    )
+    parts: Parts = {
+        "keep": _leaves(_list(data, "leaves")),
+        "ties": tuple((_path(a), _path(b)) for a, b in _pairs(data, "ties")),
+        "free": tuple(map(_path, _list(data, "free"))),
+        "declared": declared,
+    }
+    if "state" in data:
+        parts["state"] = tuple(
+            (_path(a), None if b is None else _path(b))
+            for a, b in _pairs(data, "state")
+        )
+        parts["inputs"] = _leaves(_list(data, "inputs"), free=True)
+    if "lookups" in data:
+        shapes = {path: len(masks) for path, masks in parts["keep"].items()}
+        parts["lookups"] = tuple(_axes(x, shapes) for x in _list(data, "lookups"))
+    return parts
+
+
+def _axes(axes: Any, ranks: dict[KeyTuple, int]) -> tuple:
+    """Axes of leaves that are one axis, as (path, axis)."""
+    _require(isinstance(axes, list), "an entry of `lookups` is no list of axes")
+    found = []
+    for pair in axes:
+        _require(isinstance(pair, list) and len(pair) == 2, f"{pair!r} is no axis")
+        path, axis = _path(pair[0]), pair[1]
+        inside = _whole(axis) and axis < ranks.get(path, 0)
+        _require(inside, f"{pair!r} is no axis of a leaf of the plan")
+        found.append((path, axis))
+    return tuple(found)
+
+
+def _leaves(leaves: list, free: bool = False) -> dict[KeyTuple, Any]:
+    """The kept positions by path; `free`: axes without a size are None."""
+    keep: dict[KeyTuple, Any] = {}
+    for leaf in leaves:
         _require(isinstance(leaf, dict), "a leaf is no JSON object")
         path = _path(leaf.get("path"))
         _require(path not in keep, f"the leaf {path} stands twice")
         shape, kept = _list(leaf, "shape"), _list(leaf, "keep")
         _require(len(shape) == len(kept), f"`shape` and `keep` of {path} differ")
-        for size in shape:
+        for size, indices in zip(shape, kept, strict=True):
+            if free and (size, indices) == (None, None):
+                continue
             _require(_whole(size), f"{size!r} is no size of an axis")
             _require(size <= LONGEST, f"{path} has an axis of {size}, above {LONGEST}")
-        keep[path] = tuple(map(_mask, shape, kept))
-    pairs = _list(data, "ties")
+        pairs = zip(shape, kept, strict=True)
+        keep[path] = tuple(None if n is None else _mask(n, k) for n, k in pairs)
+    return keep
+
+
+def _pairs(data: Any, name: str) -> list:
+    pairs = _list(data, name)
     for pair in pairs:
-        _require(isinstance(pair, list) and len(pair) == 2, "a tie is no pair of paths")
-    ties = tuple((_path(a), _path(b)) for a, b in pairs)
-    free = tuple(map(_path, _list(data, "free")))
-    declared = data.get("declared")
-    _require(
-        isinstance(declared, bool), f"`declared` {declared!r} is not true or false"
-    )
-    return keep, ties, free, bool(declared)
+        _require(
+            isinstance(pair, list) and len(pair) == 2,
+            f"an entry of `{name}` is no pair of paths",
+        )
+    return pairs
 
 
 def _mask(size: int, kept: Any) -> np.ndarray:

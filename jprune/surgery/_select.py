@@ -11,13 +11,13 @@ the host and a choice that training makes anew at every step, traced.
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import listing, require_regex, value_error
-from jprune._groups import Group
+from jprune._groups import Group, Kind
 from jprune._tree import keys_text
 from jprune.masks._count import is_traced, removed_count, require_sparsity
 from jprune.surgery import _cut, _order
@@ -49,6 +49,7 @@ def select(
     min_keep: int = 1,
     exact: bool = True,
     allow_empty: bool = False,
+    kinds: Sequence[Kind] = ("coupled",),
 ) -> Plan:
     """The plan that removes the lowest-scored coordinates until a target is met.
 
@@ -88,6 +89,9 @@ def select(
       allow_empty: a group may also lose everything, where the output still depends on
         the input without it: a residual branch goes. It takes ranking="global" for a
         branch to lose all while the others lose little.
+      kinds: which kinds of groups take part. Whole layers never go for a budget of
+        widths: `("depth",)` removes rounds of scans and nothing else, `("coupled",
+        "depth")` lets them compete.
 
     Returns:
       The plan.
@@ -117,6 +121,7 @@ def select(
         min_keep=min_keep,
         exact=exact,
         allow_empty=allow_empty,
+        kinds=kinds,
     )
     _warn_of(deps, keep)
     return plan_from_keep(deps, keep)
@@ -139,6 +144,7 @@ def choose(
     min_keep: int = 1,
     exact: bool = True,
     allow_empty: bool = False,
+    kinds: Sequence[Kind] = ("coupled",),
 ) -> dict[str, Any]:
     """What `select` keeps of each group, also of traced scores.
 
@@ -163,6 +169,7 @@ def choose(
       min_keep: least number kept of each group.
       exact: only groups proved exact.
       allow_empty: a group may lose everything; on the host only.
+      kinds: which kinds of groups take part.
 
     Returns:
       `{group.id: [group.size] bool}`, True = keep, of the groups that take part: what
@@ -190,7 +197,7 @@ def choose(
     if (cost is None) != (at_most is None):
         raise value_error("`cost` and `at_most` belong together: give both or neither.")
     _check_options(ranking, round_to, min_keep, most)
-    pool = _candidates(deps, scores, exact, exclude)
+    pool = _candidates(deps, scores, exact, exclude, kinds)
     fixed = _fixed(deps, pool, ratios or {}, round_to, min_keep)
     kept: dict[str, Any] = {name: score.shape[0] for name, score in pool.items()}
     kept |= fixed
@@ -232,12 +239,22 @@ def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> N
 
 
 def _candidates(
-    deps: Groups, scores: Scores, exact: bool, exclude: Patterns
+    deps: Groups,
+    scores: Scores,
+    exact: bool,
+    exclude: Patterns,
+    kinds: Sequence[Kind],
 ) -> dict[str, Any]:
     """The scores of the groups that take part, checked, in the groups' order."""
     if not isinstance(scores, Mapping):
         raise value_error(
             f"`scores` must be a mapping by group id, got {type(scores).__name__}."
+        )
+    wrong = [kind for kind in kinds if kind not in get_args(Kind)]
+    if isinstance(kinds, str) or wrong or not kinds:
+        raise value_error(
+            f"`kinds` must be a tuple of kinds of groups {get_args(Kind)}, got "
+            f"{kinds!r}."
         )
     for name in scores:
         deps[name]  # an unknown id is an error
@@ -245,15 +262,17 @@ def _candidates(
     traced = any(map(is_traced, scores.values()))
     pool = {}
     for group in deps:
-        if group.id not in scores or group.kind != "coupled" or group.id in out:
+        if group.id not in scores or group.kind not in kinds or group.id in out:
             continue
         pool[group.id] = _checked(group, scores[group.id], traced)
     if exact:
         pool = {n: s for n, s in pool.items() if deps.exactness[n].exact}
     if not pool:
         raise value_error(
-            "nothing can be removed: no group is coupled (produced and read by "
-            f"parameters){' and proved exact' if exact else ''}.{_why_nothing(deps)}"
+            f"nothing can be removed: no group with a score is of kind "
+            f"{' or '.join(map(repr, kinds))}"
+            f"{' and proved exact' if exact else ''} (coupled: produced and read by "
+            f"parameters).{_why_nothing(deps)}"
         )
     return pool
 

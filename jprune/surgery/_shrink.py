@@ -6,7 +6,7 @@ shapes, so a plan that does not fit raises instead of corrupting; and the shape 
 result is compared with the shape predicted from the axes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,12 +14,13 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._jaxpr import _compat
-from jprune._jaxpr._trace import flatten_call, trace
-from jprune._tree import keys_text
+from jprune._jaxpr._trace import Traced, flatten_call, trace
+from jprune._tree import KeyTuple, keys_text
 from jprune.surgery import _cells as ce
-from jprune.surgery._axes import Atom
+from jprune.surgery._axes import Atom, Term, leaves
 from jprune.surgery._build import Builder, Log, Options
 from jprune.surgery._callable import require_function
+from jprune.surgery._carried import Kept, Roots, State, dense_shapes, located
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Solver, Unsolvable
 from jprune.surgery._plan import Plan
@@ -34,6 +35,8 @@ def shrink(
     rng: Literal["dense", "compact"] = "dense",
     refine: bool = False,
     state_outputs: StateOutputs = None,
+    free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] | None = None,
+    state: State | None = None,
 ) -> Callable[..., Any]:
     """The function at the compact shapes of a plan.
 
@@ -60,6 +63,11 @@ def shrink(
         `fn` returns. The groups may so be found on evaluation and the plan be used on
         the training step, which returns batch statistics. (Haiku's evaluation does not
         read all of them; its groups are found on the training step.)
+      free_outputs: outputs that come back shortened, as in `groups`. None: as was
+        declared there.
+      state: arguments that come compact, and the outputs that they come back as, as in
+        `groups`. None: as was declared there, if the call has them; a function that
+        takes the same state elsewhere (a prefill) says where.
 
     Returns:
       `small(compact_params, *args, **kwargs)`.
@@ -85,30 +93,35 @@ def shrink(
     def small(params: Any, *args: Any, **kwargs: Any) -> Any:
         flat = flatten_call(params, args, kwargs)
         _check_shapes(plan, flat)
-        program = analyzed(fn, plan, state_outputs, params, args, kwargs)
-        graph = Graph(program, solve(plan, program), options, refine)
+        arrays = flat.arrays[len(flat.params) :]
+        others = dict(zip(flat.others, (tuple(x.shape) for x in arrays), strict=True))
+        roots, inputs = located(plan, state, others)
+        given = dense_shapes(inputs, others)
+        traced = trace(fn, plan.dense_shapes, given)(params, *args, **kwargs)
+        program = analyzed(traced, plan, state_outputs, roots, free_outputs)
+        graph = Graph(program, solve(plan, program, inputs), options, refine)
         return jax.tree.unflatten(program.traced.out_tree, graph.emit(flat.arrays))
 
     return small
 
 
 def analyzed(
-    fn: Callable[..., Any],
+    traced: Traced,
     plan: Plan,
-    state_outputs: StateOutputs,
-    params: Any,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
+    state_outputs: StateOutputs = None,
+    state: Roots = (),
+    free_outputs: Any = None,
 ) -> Program:
-    """The first pass at the dense shapes of a plan and the shapes of some arguments."""
-    traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+    """The first pass over a function at the dense shapes of a plan."""
     exactly = plan.declared and state_outputs is None
     return analyze(
         traced,
         reduce_max="allow",
         state_outputs=state_outputs,
-        free_outputs=plan.free,
+        free_outputs=plan.free if free_outputs is None else free_outputs,
         ties=plan.ties if exactly else None,
+        state=state,
+        lookups=plan.lookups,
     )
 
 
@@ -129,22 +142,37 @@ def _check_shapes(plan: Plan, flat: Any) -> None:
         raise value_error(f"`params` lacks leaves that the plan has: {names}.")
 
 
-def solve(plan: Plan, program: Program) -> dict[Atom, np.ndarray]:
+def solve(
+    plan: Plan, program: Program, inputs: Mapping[KeyTuple, Kept] | None = None
+) -> dict[Atom, np.ndarray]:
     """The kept coordinates of every atom that the plan determines.
+
+    Args:
+      plan: the plan.
+      program: the function.
+      inputs: what stays of the state that its arguments hold.
 
     Raises:
       ValueError: naming the parameter axis that does not fit.
     """
     solver = Solver()
-    for path, axes in program.params.items():
-        for axis, (term, mask) in enumerate(zip(axes, plan.keep[path], strict=True)):
+
+    def add(axes: Sequence[Term], masks: Kept, where: str) -> None:
+        for axis, (term, mask) in enumerate(zip(axes, masks, strict=True)):
+            if mask is None:
+                continue
             try:
                 solver.add(term, mask)
             except Unsolvable as error:
                 raise value_error(
-                    f"the plan does not fit the function at {keys_text(path)} "
-                    f"axis {axis}: {error}. Make it from the groups of this function."
+                    f"the plan does not fit the function at {where} axis {axis}: "
+                    f"{error}. Make it from the groups of this function."
                 ) from None
+
+    for path, axes in program.params.items():
+        add(axes, plan.keep[path], keys_text(path))
+    for path, masks in (inputs or {}).items():
+        add(program.inputs[path], masks, f"the argument {keys_text(path)}")
     try:
         return solver.solve()
     except Unsolvable as error:
@@ -169,7 +197,8 @@ class Graph:
         options: Options,
         refine: bool = False,
     ) -> None:
-        self.program = program
+        self.program, self.options = program, options
+        self.keep = Choice(keep).keep
         self._build(Choice(keep), options)
         if refine:
             self._refine(keep, options)
@@ -188,22 +217,25 @@ class Graph:
     def _build(self, choice: Choice, options: Options) -> None:
         self.log = Log()
         self.leaves: list[Cell] = []
-        builder = Builder(choice, options, self.log)
+        builder = Builder(choice, options, self.log, self.program.memo)
+        traced, known = self.program.traced, options.zero
+        zero = [known is None or path in known for path in traced.params]
+        zero += [True] * (len(traced.input_avals) - len(zero))
         ins = [
-            self._input(builder, info, aval)
-            for info, aval in zip(
-                self.program.ins, self.program.traced.input_avals, strict=True
-            )
+            self._input(builder, *each)
+            for each in zip(self.program.ins, traced.input_avals, zero, strict=True)
         ]
         self.outs = builder.build(self.program.traced.jaxpr, self.program.scope, ins)
         self.effects = builder.effects
 
-    def _input(self, builder: Builder, info: Any, aval: Any) -> Value:
+    def _input(self, builder: Builder, info: Any, aval: Any, zero: bool) -> Value:
         leaf = Cell(name="input")
         layouts = builder.layouts(info.axes)
         self.leaves.append(leaf)
 
         def rule(bits: Bits) -> Cell:
+            if any(bits) and not zero:
+                return ce.bad("a parameter that need not be zero")
             if any(bits):  # the reference: parameters of removed coordinates are zero
                 dtype = _compat.numpy_dtype(aval.dtype)
                 return ce.known(np.zeros((1,) * len(bits), dtype))
@@ -214,6 +246,8 @@ class Graph:
     def status(self) -> Log:
         """What the outputs ask for, without computing anything."""
         self._roots()
+        if not self.options.removed:
+            self._returning()
         return self.log
 
     def _roots(self) -> list[Cell]:
@@ -221,10 +255,27 @@ class Graph:
         ce.mark([*self.effects, *roots])
         return roots
 
+    def _returning(self) -> None:
+        """Notes state that would not come back as 0 at removed coordinates."""
+        places = {path: i for i, path in enumerate(self.program.traced.outputs)}
+        for path, back in self.program.carried:
+            value = self.outs[places[back]]
+            if all(value.cell(b).zero for b in ce.patterns(value.layouts)[1:]):
+                continue
+            every = (a for t in self.program.inputs[path] for a in leaves(t))
+            atoms = frozenset(a for a in every if a in self.keep)
+            why = f"the state {keys_text(back)} comes back other than 0 where removed"
+            self.log.leaks.append((atoms, why))
+
     def emit(self, arrays: Sequence[Any]) -> list[Any]:
         """The outputs, given the arrays of the inputs."""
         if self.log.uneven:
             raise value_error(self.log.uneven[0])
+        if self.log.rounds:
+            raise value_error(
+                f"the plan removes rounds of a scan, but {self.log.rounds[0][1]}: make "
+                "it from the groups of this function."
+            )
         roots = self._roots()
         leaves = dict(zip(self.leaves, arrays, strict=True))
         return ce.emit([*self.effects, *roots], leaves)[len(self.effects) :]

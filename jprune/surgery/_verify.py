@@ -9,6 +9,7 @@ the suspects are halved, on the side of the larger error, until one is left.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -18,14 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import value_error
+from jprune._jaxpr._trace import trace
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
 from jprune.surgery._callable import require_function
+from jprune.surgery._carried import Kept, located, with_state
 from jprune.surgery._certificate import exactness_of
 from jprune.surgery._groups import Groups, groups
+from jprune.surgery._layout import Choice
 from jprune.surgery._make import plan_from_keep
-from jprune.surgery._measure import Gap, Result, Run, gap, is_float, matched
-from jprune.surgery._plan import Plan, pack_leaf
+from jprune.surgery._measure import (
+    Gap,
+    Result,
+    Run,
+    gap,
+    is_float,
+    matched,
+    projected_output,
+)
+from jprune.surgery._numbering import texts
+from jprune.surgery._plan import Plan, pack_leaf, zero_leaf
+from jprune.surgery._program import Program
 from jprune.surgery._shrink import Graph, analyzed, shrink, solve
 
 Mean = Literal["dense", "compact"]
@@ -146,12 +160,17 @@ def verify(
         print(surgery.verify(apply, plan, params, x, compact=narrow.apply))
     """
     require_function(fn, "verify")
-    program = analyzed(fn, plan, None, params, args, kwargs)
+    traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+    avals = traced.input_avals[len(traced.params) :]
+    shapes = dict(zip(traced.others, (a.shape for a in avals), strict=True))
+    roots, inputs = located(plan, None, shapes)
+    program = analyzed(traced, plan, None, roots)
     ties = dict(program.ties)
-    check = _Check(fn, params, args, kwargs, gradient, mean, reference, ties)
+    check = _Check(fn, params, args, kwargs, gradient, mean, reference, program)
     if tolerance is None:
         tolerance = _tolerance(params)
-    graph = Graph(program, solve(plan, program), Options(removed=mean == "compact"))
+    keep = solve(plan, program, inputs)
+    graph = Graph(program, keep, Options(removed=mean == "compact"))
     way, reasons = exactness_of(graph.status())
     found = check(plan)
     ok = found.ok(tolerance)
@@ -166,6 +185,8 @@ def verify(
             reduce_max="drop",
             state_outputs=list(ties) or False,
             free_outputs=plan.free,
+            state=dict(roots),
+            lookups=texts(plan.lookups),
         )(params, *args, **kwargs)
         search = _Search(deps, plan, check, tolerance, limit, progress)
         blame, stopped = search.run(found)
@@ -215,24 +236,33 @@ class _Check:
         gradient: bool,
         mean: Mean,
         reference: str,
-        ties: dict[Any, Any],
+        program: Program,
     ) -> None:
         self.fn, self.params, self.args, self.kwargs = fn, params, args, kwargs
         self.gradient, self.reference = gradient, reference
         self.mean: Mean = mean
-        self.ties = ties
-        self.dense = Run(fn, args, kwargs, gradient, ties)  # compiled once for all
+        self.program = program
+        self.projected, self.shape = None, ()
+        if gradient:
+            state = [p for p, _ in program.ties] + [p for _, p in program.carried]
+            avals = program.traced.jaxpr.out_avals
+            paths = program.traced.outputs
+            self.projected, self.shape = projected_output(paths, avals, state)
+        self.dense = Run(fn, self.projected)  # compiled once for all
 
     def __call__(self, plan: Plan) -> _Found:
-        zeroed = self.reference == "zeroed"
-        want = self.dense(plan.zero(self.params) if zeroed else self.params)
+        params, args, kwargs = self.params, self.args, self.kwargs
+        if self.reference == "zeroed":
+            params = plan.zero(params)
+            args, kwargs = with_state(self._inputs(plan), args, kwargs, zero_leaf)
+        want = self.dense(params, args, kwargs, self._weights(plan, zero_leaf))
         return self._found(self._packed(want, plan), self._small(plan, self.mean))
 
     def meanings(self, plan: Plan, compact: Callable[..., Any]) -> dict[str, float]:
         """The error of a function of the packed parameters, by meaning of removal."""
-        run = Run(compact, self.args, self.kwargs, self.gradient, self.ties)
+        run = Run(compact, self.projected)
         try:
-            got = run(plan.pack(self.params))
+            got = run(*self._compact(plan), self._weights(plan, pack_leaf))
         except Exception as error:  # the user's class, whatever it raises
             raise value_error(
                 "`compact` cannot run on the packed parameters: "
@@ -249,18 +279,42 @@ class _Check:
 
     def _small(self, plan: Plan, mean: Mean) -> Result:
         small = shrink(self.fn, plan, mean=mean)
-        run = Run(small, self.args, self.kwargs, self.gradient, self.ties)
-        return run(plan.pack(self.params))
+        run = Run(small, self.projected)
+        return run(*self._compact(plan), self._weights(plan, pack_leaf))
+
+    def _compact(self, plan: Plan) -> tuple[PyTree, tuple, dict[str, Any]]:
+        """The arguments of the compact function."""
+        inputs = self._inputs(plan)
+        args, kwargs = with_state(inputs, self.args, self.kwargs, pack_leaf)
+        return plan.pack(self.params), args, kwargs
+
+    def _inputs(self, plan: Plan) -> dict[Any, Kept]:
+        """What stays of the state that the call takes."""
+        return {path: plan.inputs[path] for path in self.program.inputs}
 
     def _packed(self, want: Result, plan: Plan) -> Result:
         """The dense results as the compact function should give them."""
+        keep = self._kept(plan)
         return Result(
-            {
-                p: pack_leaf(x, plan.keep[self.ties[p]]) if p in self.ties else x
-                for p, x in want.outputs.items()
-            },
+            {p: pack_leaf(x, keep[p]) for p, x in want.outputs.items()},
             {p: pack_leaf(x, plan.keep[p]) for p, x in want.gradient.items()},
         )
+
+    def _kept(self, plan: Plan) -> dict[Any, tuple[np.ndarray, ...]]:
+        """Which coordinates of each output stay."""
+        program = self.program
+        choice = Choice(solve(plan, program, self._inputs(plan)))
+        return {
+            path: tuple(choice.layout(term).keep for term in info.axes)
+            for path, info in zip(program.traced.outputs, program.outs, strict=True)
+        }
+
+    def _weights(self, plan: Plan, fn: Callable[..., Any]) -> Any:
+        """Of a fixed projection of an output, 0 where it loses coordinates."""
+        if self.projected is None:
+            return None
+        weights = np.cos(np.arange(math.prod(self.shape))).reshape(self.shape)
+        return fn(weights, self._kept(plan)[self.projected])
 
     def _found(self, want: Result, got: Result) -> _Found:
         forward = gap(matched(want.outputs, got.outputs))

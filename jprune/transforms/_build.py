@@ -223,7 +223,7 @@ def by_group(
     ids = {group.id for group in groups}
     makers: dict[str, list[str]] = {}
     for group in groups:
-        for ref in group.members:
+        for ref in group.members if group.kind != "depth" else ():
             if ref.role not in ("in", "stat"):
                 makers.setdefault(keys_text(ref.path), []).append(group.id)
     found: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import build, config
 from experiments.config import Claim, ConfigError
+from experiments.configs.digits_all import UNDECIDED
 
 
 @pytest.mark.parametrize("name", config.names())
@@ -108,6 +109,19 @@ def test_digits_all_has_every_digits_configuration():
     for name in config.names():
         if name.startswith("digits"):
             assert set(config.load(name).runs) <= labels
+
+
+def test_digits_all_leaves_out_what_its_test_set_cannot_decide():
+    every, single = config.load("digits_all"), config.names()
+    texts = {claim.text for part in every.parts() for claim in part.claims}
+    own = {
+        claim.text
+        for name in single
+        if name.startswith("digits_") and name != "digits_all"
+        for claim in config.load(name).claims
+    }
+    assert set(UNDECIDED) <= own and not texts & set(UNDECIDED)
+    assert own - set(UNDECIDED) <= texts
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,10 @@ from experiments.models import fbnetv3
 from jprune import masks
 
 IMAGES = {
+    "cifar_resnet14": (
+        (16, 16, 3),
+        9 * (24 + 4 * 64 + 128 + 3 * 256 + 512 + 3 * 1024) + 320,
+    ),
     "deep_tanh": ((8, 8, 1), 64 * 128 + 19 * 128 * 128 + 128 * 10),
     "digits_resnet": ((8, 8, 1), 77_072),
     "digits_resnet14": (

@@ -309,3 +309,25 @@ def test_a_cotangent_of_coordinates_that_differ_says_so():
     small = surgery.shrink(fn, plan)
     with pytest.raises(ValueError, match="a custom_vjp function cannot .* differs"):
         jax.grad(small)(plan.pack(params), np.ones((1, 2)))
+
+
+def test_the_certificate_asks_a_rule_once_for_both_probes():
+    asked = []
+
+    @jax.custom_jvp
+    def act(x):
+        return jnp.maximum(x, 0.0)
+
+    @act.defjvp
+    def _(primals, tangents):
+        asked.append(primals[0].shape)
+        return act(primals[0]), jnp.where(primals[0] > 0, tangents[0], 0.0)
+
+    def fn(p, x):
+        h = act(x @ p["w"] + p["b"])
+        return h.mean(-1)
+
+    p = {"w": jnp.ones((3, 6)), "b": jnp.ones(6)}
+    deps = surgery.groups(fn)(p, jnp.ones((2, 3)))
+    assert {e.way for e in deps.exactness.values()} == {"zero"}
+    assert len(asked) == 1

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jprune import surgery
+from jprune.surgery import _split
 
 SPECS = {"w": P(None, "m"), "b": P("m"), "v": P("m", None)}
 KEPT = [[0, 2, 3, 5], [0, 2, 3]]
@@ -124,3 +125,60 @@ def test_explicit_mesh_without_a_context():
         plan = surgery.plan_from_keep(deps, {"w:1": kept})
         got = surgery.shrink(fn, plan)(plan.pack(params), x)
         np.testing.assert_allclose(got, fn(plan.zero(params), x), rtol=1e-5, atol=1e-6)
+
+
+def two_layers(p: Any, x: Any) -> Any:
+    return jnp.tanh(x @ p["w"]) @ p["v"]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_packing_along_a_split_axis_gathers_no_leaf(kind: AxisType, monkeypatch: Any):
+    """No device holds more than its quarter, at any step; the split stays."""
+    mesh = jax.make_mesh((4,), ("m",), axis_types=(kind,))
+    shapes = {"w": (64, 256), "v": (256, 64)}
+    specs = {"w": P(None, "m"), "v": P("m", None)}
+    abstract = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
+    deps = surgery.groups(two_layers)(
+        abstract, jax.ShapeDtypeStruct((1, 64), jnp.float32)
+    )
+    rng = np.random.default_rng(0)
+    whole = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+    params = {
+        k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in whole.items()
+    }
+    kept = np.sort(rng.permutation(256)[:128])
+    plan = surgery.plan_from_keep(deps, {"w:1": kept.tolist()})
+    steps = []
+
+    def watched(x: jax.Array, mesh: Any, spec: list[Any]) -> jax.Array:
+        where = NamedSharding(mesh, P(*spec))
+        move = jax.jit(lambda a: a, out_shardings=where).lower(x).compile()
+        found = move.memory_analysis()
+        steps.append(found.output_size_in_bytes + found.temp_size_in_bytes)
+        return move(x)
+
+    monkeypatch.setattr(_split, "resharded", watched)
+    packed = plan.pack(params)
+    share = 64 * 256 * 4 // 4
+    assert len(steps) == 4 and max(steps) <= 3 * share  # bytes of one device
+    for name, array in plan.pack(whole).items():
+        np.testing.assert_array_equal(packed[name], array)
+        assert packed[name].sharding.spec == specs[name]
+        assert {s.data.nbytes for s in packed[name].addressable_shards} == {share // 2}
+
+
+def test_scores_of_split_leaves_gather_none():
+    """The program of the scores holds no collective of the size of a leaf."""
+    mesh = jax.make_mesh((4,), ("m",), axis_types=(AxisType.Auto,))
+    shapes = {"w": (64, 256), "v": (256, 64)}
+    specs = {"w": P(None, "m"), "v": P("m", None)}
+    abstract = {
+        k: jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, specs[k]))
+        for k, s in shapes.items()
+    }
+    deps = surgery.groups(two_layers)(
+        {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()},
+        jax.ShapeDtypeStruct((1, 64), jnp.float32),
+    )
+    found = jax.jit(deps.scores).lower(abstract).compile().memory_analysis()
+    assert found.temp_size_in_bytes < 64 * 256 * 4 // 4 * 2 + 4 * 1024

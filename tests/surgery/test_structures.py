@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jprune import surgery
+from jprune._jaxpr._trace import trace
 from jprune.surgery._build import Options
 from jprune.surgery._certificate import exactness_of
 from jprune.surgery._shrink import Graph, analyzed, solve
@@ -108,7 +109,8 @@ def test_emptied_groups(structure: Structure):
 
 def way(fn: Any, plan: Any, params: Any, x: Any) -> str:
     """What the compact function has to correct: nothing, by constants, by ghosts."""
-    program = analyzed(fn, plan, None, plan.pack(params), (x,), {})
+    traced = trace(fn, plan.dense_shapes)(plan.pack(params), x)
+    program = analyzed(traced, plan)
     return exactness_of(Graph(program, solve(plan, program), Options()).status())[0]
 
 

@@ -130,6 +130,7 @@ def _contraction(
     lays = [lhs.layouts[d] for d in dims]
     pruned = [d for d in dims if lhs.layouts[d].pruned]
     kept, *removed = ce.patterns(lays)
+    emptied = any(lay.pruned and lay.kept.size == 0 for lay in lays)
 
     def cell(bits: Bits) -> Cell:
         first = operands(bits, kept)
@@ -147,8 +148,10 @@ def _contraction(
             why = ce.first_bad(first)
             if why:
                 site.leak(0, pruned, f"{name}: {why}")
-            else:
+            elif not (emptied or any(c.nothing for c in first)):
                 terms = [(kept, first), *found]
+            elif not found:
+                return ce.nothing(aval.ndim, aval.dtype)
         elif not any(c.zero for c in reversed(first)):
             terms = [(kept, first), *found]
         elif any(c.infinite for c in first):

@@ -154,16 +154,8 @@ class _CustomCall(GraphCall):
         """Whether the derivative rule works position by position, by its program."""
         memo, key = self.builder.memo, id(self.eqn)
         if key not in memo:
-            smooth, avals = _smooth(self.eqn), [v.aval for v in self.eqn.invars]
-
-            def dense(*args: Any) -> Any:
-                xs, ts = args[: len(avals)], args[len(avals) :]
-                fn = _of_smooth(self.eqn, xs, smooth)
-                return jax.jvp(fn, [xs[i] for i in smooth], list(ts))
-
-            moving = [avals[i] for i in smooth]
-            jaxpr = jax.make_jaxpr(dense)(*_abstract([*avals, *moving]))
-            memo[key] = _compat.positionwise(jaxpr.jaxpr, ELEMENTWISE)
+            rule = _compat.tangent_rule(self.eqn, _smooth(self.eqn))
+            memo[key] = _compat.positionwise(rule, ELEMENTWISE)
         return memo[key]
 
     def _cells(self) -> list[Cell]:

@@ -1,9 +1,11 @@
 """Primitives that index at run-time positions: gather, scatter, dynamic slices, fft.
 
 An axis that a gather reads whole passes; an axis that is indexed is frozen, unless the
-slice is as long as the axis, where the only position in range is 0. Batching dimensions
-relate operand and indices. A scatter is the same picture with updates in the place of
-results. Cells go along the passing axes.
+slice is as long as the axis, where the only position in range is 0, or the user has
+declared that it is looked up by number (`groups(..., lookups=)`): the compact function
+then takes the dense numbers and finds kept rows or ghosts by them (see `_lookup`).
+Batching dimensions relate operand and indices. A scatter is the same picture with
+updates in the place of results. Cells go along the passing axes.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from jprune.surgery._build import CellSite, Outs, Results
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._registry import Rule
 from jprune.surgery._scope import Info
+from jprune.surgery.rules._lookup import looked_up
 
 SCATTERS = (
     "scatter",
@@ -50,7 +53,8 @@ def gather_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes
         d for d in range(len(operand)) if d not in collapsed and d not in batching
     ]
     for d in collapsed:
-        site.freeze(operand[d], "indexed")
+        if not site.context.looked_up(operand[d]):
+            site.freeze(operand[d], "indexed")
     out: list[Any] = [None] * len(eqn.outvars[0].aval.shape)
     for d, place in zip(window, numbers.offset_dims, strict=True):
         if sizes[d] == operand[d].size:
@@ -69,6 +73,7 @@ def gather_cells(
     x, indices = ins
     numbers = eqn.params["dimension_numbers"]
     collapsed = set(numbers.collapsed_slice_dims)
+    looked = [d for d in sorted(collapsed) if x.layouts[d].pruned]
     batching = list(numbers.operand_batching_dims)
     rank = len(x.layouts)
     window = [d for d in range(rank) if d not in collapsed and d not in batching]
@@ -82,18 +87,16 @@ def gather_cells(
         for d, i in zip(batching, numbers.start_indices_batching_dims, strict=True):
             inner[d] = index_bits[i]
         source, where = x.cell(tuple(inner)), indices.cell(tuple(index_bits))
+        if looked:
+            sizes = _sizes(eqn, x, inner, window)
+            return looked_up(site, eqn, x, (inner, looked, sizes), where, bits)
         if any(bits) and source.known is not None and source.known.size == 1:
             fills = str(eqn.params.get("mode")).endswith("FILL_OR_DROP")
             if not fills:
                 return ce.known(source.known.reshape((1,) * len(bits)))
             if source.zero and where.bad is None and _in_range(eqn, where):
                 return ce.known(source.known.reshape((1,) * len(bits)))
-        sizes = list(eqn.params["slice_sizes"])
-        shape = x.shape(tuple(inner))
-        for d in window:
-            if sizes[d] == x.layouts[d].size:
-                sizes[d] = shape[d]
-        params = {**eqn.params, "slice_sizes": tuple(sizes)}
+        params = {**eqn.params, "slice_sizes": _sizes(eqn, x, inner, window)}
         return ce.compute(
             lambda a, i: _compat.bind(eqn, params, [a, i])[0],
             source,
@@ -102,6 +105,17 @@ def gather_cells(
         )
 
     return [cell]
+
+
+def _sizes(
+    eqn: Equation, x: Value, inner: Sequence[int], window: Sequence[int]
+) -> tuple[int, ...]:
+    """The slice sizes, with the compact size where a slice is a whole axis."""
+    sizes, shape = list(eqn.params["slice_sizes"]), x.shape(tuple(inner))
+    for d in window:
+        if sizes[d] == x.layouts[d].size:
+            sizes[d] = shape[d]
+    return tuple(sizes)
 
 
 def _in_range(eqn: Equation, where: Cell) -> bool:

@@ -1,7 +1,7 @@
 """Loops: `scan` and `while`.
 
 A carry has the same axes going in and coming out; unification is symmetric, so one pass
-over the body couples everything. The iteration axis is fixed.
+over the body couples everything. The rounds of a scan are an axis, too (`_rounds`).
 
 For ghosts a loop is a fixpoint: what is known of a carry's ghost must hold at the start
 and after every step. Beginning with the ghosts of the initial carry, the body is built,
@@ -22,8 +22,10 @@ from jprune.surgery._analysis import AxisSite
 from jprune.surgery._build import Builder, CellSite, Log, Outs
 from jprune.surgery._cells import Bits, Call, Cell, Item, Value
 from jprune.surgery._frames import Boundary, Frame, joined, same_known
+from jprune.surgery._layout import Layout
 from jprune.surgery._registry import Rule
 from jprune.surgery._scope import CONST, MANY, Info
+from jprune.surgery.rules import _rounds
 
 Status = dict[tuple[int, Bits], Cell | None]
 """What is assumed of each ghost of the carry: a known or bad cell, or None: dynamic."""
@@ -156,7 +158,7 @@ class _Loop(Call):
 
 
 def scan_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
-    """Iteration axes are fixed, carries are the same before and after."""
+    """Carries are the same before and after; stacked values share the rounds."""
     p = eqn.params
     n_const, n_carry = p["num_consts"], p["num_carry"]
     consts, init, xs = (
@@ -164,24 +166,16 @@ def scan_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
         ins[n_const : n_const + n_carry],
         ins[n_const + n_carry :],
     )
-    for info in xs:
-        site.freeze(info.axes[0], "the iteration axis of a scan")
-    inner = [
-        *consts,
-        *(Info(i.axes) for i in init),
-        *(_sliced(i) for i in xs),
-    ]
-    outs = site.walk(p["jaxpr"], inner, times=p["length"])
+    rounds = _rounds.axis(site, eqn, xs)
+    init = [_rounds.carried(site, i) for i in init]
+    inner = [*consts, *init, *(_sliced(i) for i in xs)]
+    outs = site.walk(p["jaxpr"], inner, over=rounds)
     for before, after in zip(init, outs[:n_carry], strict=True):
         for s, t in zip(before.axes, after.axes, strict=True):
             site.unify(s, t)
-    length = p["length"]
     return [
         *(Info(i.axes) for i in outs[:n_carry]),
-        *(
-            Info((site.fixed(length, "the iteration axis of a scan"), *i.axes))
-            for i in outs[n_carry:]
-        ),
+        *(Info((rounds, *i.axes)) for i in outs[n_carry:]),
     ]
 
 
@@ -194,7 +188,7 @@ def _sliced(info: Info) -> Info:
 class _Scan(_Loop):
     """A scan over the compact body."""
 
-    __slots__ = ("eqn", "frame", "sliced")
+    __slots__ = ("eqn", "frame", "length", "sliced")
 
     def __init__(
         self,
@@ -203,9 +197,11 @@ class _Scan(_Loop):
         carry: _Carry,
         frame: Frame,
         sliced: dict[Cell, Cell],
+        length: Any,
     ) -> None:
         super().__init__("scan", boundary, carry)
         self.eqn = eqn
+        self.length = length
         self.frame = frame
         self.sliced = sliced
 
@@ -264,7 +260,7 @@ class _Scan(_Loop):
             body,
             self._initials(given),
             [given[c] for c in rows.values()],
-            length=p["length"],
+            length=self.length,
             reverse=p["reverse"],
             unroll=p["unroll"],
         )
@@ -289,7 +285,8 @@ def scan_cells(
     boundary = Boundary()
     fixed = [boundary.value(v) for v in consts]
     sliced: dict[Cell, Cell] = {}
-    rows = [_row(v, sliced) for v in xs]
+    rounds = _rounds.layout(xs)
+    rows = [_row(v, sliced, rounds) for v in xs]
     scope = site.inner()
 
     def build(carry: _Carry, log: Log | None) -> Any:
@@ -300,12 +297,16 @@ def scan_cells(
         return frame, frame.outs[:n_carry]
 
     frame, carry = _fixpoint(build, init)
-    loop = _Scan(eqn, boundary, carry, frame, sliced)
+    length, gone = p["length"], []
+    if rounds is not None:
+        length, gone = rounds.kept.size, _rounds.removed(site, eqn, consts, xs)
+    loop = _Scan(eqn, boundary, carry, frame, sliced, length)
     results = []
     for i in range(n_carry):
         results.append(_carry_result(loop, i, init[i]))
     for j, value in enumerate(frame.outs[n_carry:]):
-        results.append(_ys_result(loop, j, value, outs[n_carry + j]))
+        there = gone[j] if gone else None
+        results.append(_ys_result(loop, j, value, outs[n_carry + j], there))
     return results
 
 
@@ -319,8 +320,14 @@ def _carry_result(loop: Any, index: int, start: Value) -> Value:
     return Value(start.layouts, start.dtype, rule)
 
 
-def _ys_result(loop: Any, index: int, value: Value, layouts: Any) -> Value:
+def _ys_result(
+    loop: Any, index: int, value: Value, layouts: Any, gone: Cell | None
+) -> Value:
+    """A stacked result; `gone` is what it holds at removed rounds."""
+
     def rule(bits: Bits) -> Cell:
+        if bits[0] and gone is not None:
+            return ce.bad(gone.bad) if gone.bad else ce.known(gone.known)
         cell = value.cell(bits[1:])
         if cell.known is not None and any(bits):
             return ce.known(cell.known[None])
@@ -334,8 +341,12 @@ def _ys_result(loop: Any, index: int, value: Value, layouts: Any) -> Value:
     return Value(layouts, value.dtype, strip)
 
 
-def _row(value: Value, sliced: dict[Cell, Cell]) -> Value:
-    """An input of the body: one slice of the leading axis."""
+def _row(value: Value, sliced: dict[Cell, Cell], rounds: Layout | None) -> Value:
+    """An input of the body: one slice of the leading axis.
+
+    What is stacked without being cut (an input of the caller) is indexed here.
+    """
+    whole = rounds is not None and not value.layouts[0].pruned
 
     def rule(bits: Bits) -> Cell:
         cell = value.cell((0, *bits))
@@ -345,7 +356,7 @@ def _row(value: Value, sliced: dict[Cell, Cell]) -> Value:
             return ce.known(cell.known.reshape((1,) * len(bits)))
         leaf = Cell(name="row")
         leaf.shape = value.shape((0, *bits))[1:]
-        sliced[leaf] = cell
+        sliced[leaf] = _rounds.indexed(cell, rounds) if whole and rounds else cell
         return leaf
 
     return Value(value.layouts[1:], value.dtype, rule)

@@ -5,6 +5,7 @@ are flattened to a product and split again. Kept positions stay in order, so the
 cell is a plain reshape; a ghost may be gathered from several cells of the operand.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -86,8 +87,9 @@ def reshape_cells(
     if 0 in after:
         return [lambda bits: _empty(x, outs[0], bits)]
     runs = blocks(before, after)
+    memo = site.builder.choice.memo
     maps = [
-        _Block([x.layouts[d] for d in old], [outs[0][d] for d in new])
+        _block(memo, [x.layouts[d] for d in old], [outs[0][d] for d in new])
         for old, new in runs
     ]
 
@@ -125,6 +127,14 @@ def _empty(x: Value, layouts: Sequence[Layout], bits: Bits) -> Cell:
     return moved(x, (0,) * len(x.layouts), bits, lambda a: lax.reshape(a, shape))
 
 
+def _block(memo: dict, old: Sequence[Layout], new: Sequence[Layout]) -> "_Block":
+    """The block of some layouts; layers of one shape share it."""
+    key = (_Block, tuple(old), tuple(new))
+    if key not in memo:
+        memo[key] = _Block(old, new)
+    return memo[key]
+
+
 class _Block:
     """How one block maps the positions of result cells to operand cells."""
 
@@ -138,11 +148,12 @@ class _Block:
         self.passes = same
         self.plain = not any(lay.pruned for lay in (*old, *new))
         self.uniform = True
+        self.sources = functools.cache(self._sources)
         if not same and not self.plain:
             rep_in, rep_out = _grid_rep(old), _grid_rep(new)
             self.uniform = bool((rep_in == rep_in[rep_out]).all())
 
-    def sources(self, bits: Bits) -> tuple[list[Bits], np.ndarray | None]:
+    def _sources(self, bits: Bits) -> tuple[list[Bits], np.ndarray | None]:
         """The operand patterns of a result pattern, and the order to take (or None)."""
         if self.passes:
             return [bits], None

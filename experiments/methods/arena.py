@@ -1,0 +1,305 @@
+"""The structured arena: one dense network, one budget, one training length for all.
+
+Every entrant gets the same dense network and the same number of epochs. Those that
+prepare the cut spend a part of them before it; all cut to the same FLOPs, inside the
+residual blocks, and train on with what is left of their epochs. So a row differs from
+the next in what chose the channels, and in nothing else.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.config import unknown
+from experiments.lab import Lab, Run
+from experiments.loop import Fit, Program, compile_program, fit
+from experiments.methods import structured
+from experiments.methods.removal import accuracy
+from experiments.methods.swept import sgd
+from experiments.results import Row
+from experiments.rules import percent
+from experiments.schedules import warmup_cosine
+from jprune import analysis, compress, scores, surgery, transforms
+
+
+class Ready(NamedTuple):
+    """A network at the moment of its cut.
+
+    Attributes:
+      tree: its variables, of dense shape; readers of removed channels already changed
+        by methods that change them.
+      plan: what goes.
+      uncut: logits of the network before anything was removed or changed.
+      seconds: wall time of its preparation.
+      extra: further numbers.
+    """
+
+    tree: Any
+    plan: surgery.Plan
+    uncut: jax.Array
+    seconds: float = 0.0
+    extra: Mapping[str, float] = {}
+
+
+class Arena(NamedTuple):
+    """What all entrants share.
+
+    Attributes:
+      lab: the shared part.
+      dense: the dense run.
+      deps: the groups of its network.
+      groups: those inside the blocks, which lose channels.
+      tune: `tune(ready, run, epochs)` -> the fine-tuned run.
+      times: milliseconds by the widths that a cut leaves, measured once for each.
+    """
+
+    lab: Lab
+    dense: Fit
+    deps: Any
+    groups: list[Any]
+    tune: Callable[[Ready, Run, int], Fit]
+    times: dict[Any, dict[str, float]]
+
+    @property
+    def tree(self) -> Any:
+        return structured.variables(self.dense.params, self.dense.stats)
+
+    @property
+    def uncut(self) -> jax.Array:
+        return self.lab.logits(self.dense.params, self.dense.stats)
+
+    def keeps(self, found: Any, share: float, ranking: Any = "group") -> Any:
+        """What stays inside the blocks, by these scores, within a share of the FLOPs.
+
+        Args:
+          found: scores by group id; groups outside the blocks are passed over.
+          share: of the dense FLOPs.
+          ranking: "group" for one ratio in every block, "global" for one threshold.
+        """
+        mine = {g.id: np.asarray(found[g.id]) for g in self.groups}
+        return surgery.choose(self.deps, mine, flops=share, ranking=ranking)
+
+    def plan(self, keeps: Any) -> surgery.Plan:
+        return surgery.plan_from_keep(self.deps, keeps)
+
+    def filters(self, tree: Any) -> dict[str, Any]:
+        """L1 norms of the filters that make each channel (Li et al. 2017)."""
+        return scores.over_groups(
+            tree["params"], self.groups, norm="l1", roles=("out",), raw=True
+        )
+
+    def norms(self, params: Any) -> dict[str, Any]:
+        """Magnitudes of the norm scales of each channel."""
+        return scores.over_groups(
+            params, self.groups, norm="l1", reduce="mean", roles=("scale",), raw=True
+        )
+
+
+def open_arena(
+    lab: Lab, dense: Fit, *, lr: float, momentum: float, weight_decay: float
+) -> Arena:
+    """The arena of one dense network.
+
+    Args:
+      lab: the shared part.
+      dense: the dense run.
+      lr: where the cosine of the training after the cut starts.
+      momentum: of heavy ball there.
+      weight_decay: of the kernels there.
+    """
+    deps = structured.find_groups(lab, dense)
+    programs: dict[int, Program] = {}
+
+    def program(epochs: int) -> Program:
+        rate = warmup_cosine(lr, epochs * lab.per_epoch)
+        if epochs not in programs:
+            programs[epochs] = compile_program(
+                lab,
+                lambda mask: sgd(
+                    rate, momentum, weight_decay, transforms.keep_masked(mask)
+                ),
+            )
+        return programs[epochs]
+
+    def tune(ready: Ready, run: Run, epochs: int) -> Fit:
+        params, stats = structured.split(ready.plan.zero(ready.tree))
+        shaped = ready.plan.masks(params, at="params")
+        mask = jax.tree.map(lambda m, p: jnp.broadcast_to(m, p.shape), shaped, params)
+        start = lab.replicated((params, stats))
+        return fit(lab, program(epochs), run, epochs, start=start, hyper=mask)
+
+    return Arena(lab, dense, deps, structured.inner(deps), tune, {})
+
+
+def entrant(
+    arena: Arena, ready: Ready, name: str, share: float, epochs: int, **own: Any
+) -> Row:
+    """Cuts, trains on, measures: the row of one entrant.
+
+    `before` is its network before the cut, `after` the compact one at the end; the
+    accuracy just after the cut is among the extra numbers, as are parameters and
+    milliseconds for 200 images.
+
+    Args:
+      arena: what all share.
+      ready: the network to cut.
+      name: of the entrant.
+      share: of the FLOPs that may be left.
+      epochs: of training after the cut.
+      **own: what its run differs in from others of the same entry.
+    """
+    lab, (tree, plan, uncut, seconds, extra) = arena.lab, ready
+    run = lab.run(f"{name}, {percent(share)} FLOPs", flops=share, entrant=name, **own)
+    at_cut = accuracy(lab, lab.logits(*structured.split(plan.zero(tree))))
+    done = arena.tune(ready, run.then("tuned"), epochs)
+    tuned = structured.variables(done.params, done.stats)
+    packed = plan.pack(tuned)
+    found = structured.channel_row(
+        lab,
+        plan,
+        packed,
+        tuned,
+        run=run.label,
+        method=lab.method,
+        before=lab.logits(done.params, done.stats),
+        seconds=seconds + done.seconds,
+    )
+    if found.changed:
+        raise RuntimeError(f"{run.label}: the compact network predicts otherwise")
+    numbers = {"at the cut": at_cut, **_measured(arena, plan, tuned, packed)}
+    return found._replace(
+        before=accuracy(lab, uncut),
+        changed=None,
+        logit_change=None,
+        extra={**(found.extra or {}), **numbers, **extra},
+    )
+
+
+_TIMED = 200
+"""Test images in a call that is timed."""
+
+
+def _measured(
+    arena: Arena, plan: surgery.Plan, tree: Any, packed: Any
+) -> dict[str, float]:
+    """Parameters, and milliseconds of the dense and the compact network in turns."""
+    lab, widths = arena.lab, tuple(sorted(plan.compact_shapes.items(), key=str))
+    if widths not in arena.times:
+        index = lab.replicated(lab.dataset.test[:_TIMED].astype(np.int32))
+        whole = structured.network(lab)
+        small = surgery.shrink(whole, plan)
+        times = analysis.latencies(
+            {"dense": (whole, tree, index), "compact": (small, packed, index)}
+        )
+        arena.times[widths] = {
+            "ms": 1e3 * times["compact"].median,
+            "dense ms": 1e3 * times["dense"].median,
+            "dense over compact": times["dense"].median / times["compact"].median,
+        }
+    count = float(structured.parameter_count(packed["params"]))
+    return {"parameters": count, **arena.times[widths]}
+
+
+RULES = ("random", "l1", "similarity", "lasso", "uniform")
+
+
+def arena_at_once(
+    lab: Lab,
+    dense: Fit,
+    *,
+    rules: tuple[str, ...],
+    flops: tuple[float, ...],
+    images: int,
+    samples: int,
+    tune_epochs: int,
+    tune_lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> Iterator[Row]:
+    """Cut without training first; all epochs come after the cut.
+
+    First a row of the dense network that trains on as long, nothing removed. "random",
+    "l1" (filter norms), "lasso" (with its least squares): one ratio in every block.
+    "similarity": clusters by the filters' cosine, removed channels read as their mean.
+    "uniform": Torch-Pruning's default, group norms and one ratio for every group of the
+    network, the residual streams among them.
+
+    Args:
+      lab: the shared part.
+      dense: the dense run.
+      rules: of `RULES`.
+      flops: shares of the dense FLOPs that may be left.
+      images: training examples that LASSO sees, a multiple of 100.
+      samples: output positions a convolution gives it, for each 100 of them.
+      tune_epochs: length of the training afterwards.
+      tune_lr: where its cosine starts.
+      momentum: of heavy ball there.
+      weight_decay: of the kernels there.
+    """
+    for rule in rules:
+        if rule not in RULES:
+            raise unknown("rule", rule, RULES)
+    arena = open_arena(
+        lab, dense, lr=tune_lr, momentum=momentum, weight_decay=weight_decay
+    )
+    yield _uncut(arena, tune_epochs)
+    for rule in rules:
+        for share in flops:
+            ready = _chosen(arena, rule, share, images, samples)
+            yield entrant(arena, ready, rule, share, tune_epochs, rules=rule)
+
+
+def _uncut(arena: Arena, epochs: int) -> Row:
+    """The dense network trained on as long as the others."""
+    lab, dense = arena.lab, arena.dense
+    whole = surgery.plan_from_keep(arena.deps, {})
+    run = lab.run("dense, trained on", flops=1.0, entrant="dense")
+    done = arena.tune(Ready(arena.tree, whole, arena.uncut), run, epochs)
+    tree = structured.variables(done.params, done.stats)
+    return structured.channel_row(
+        lab,
+        whole,
+        tree,
+        tree,
+        run=run.label,
+        method=lab.method,
+        before=arena.uncut,
+        seconds=dense.seconds + done.seconds,
+    )._replace(changed=None, logit_change=None)
+
+
+def _chosen(arena: Arena, rule: str, share: float, images: int, samples: int) -> Ready:
+    """The dense network with what a rule without training removes."""
+    lab, deps, tree = arena.lab, arena.deps, arena.tree
+    apply, ids = structured.network(lab), [g.id for g in arena.groups]
+    norms = arena.filters(tree)
+    if rule == "uniform":
+        keeps = surgery.choose(deps, deps.scores(tree), flops=share, ranking="group")
+        return Ready(tree, arena.plan(keeps), arena.uncut)
+    if rule == "similarity":
+        found = compress.similar_channels(deps, tree, flops=share, groups=ids)
+        index = structured.examples(lab, 2)
+        plan, values = compress.remove_similar(
+            apply, deps, tree, found, index, how="remove"
+        )
+        return Ready(values, plan, arena.uncut)
+    if rule == "random":
+        draw = np.random.default_rng([lab.seed, round(1000 * share)])
+        norms = {name: draw.uniform(size=len(x)) for name, x in norms.items()}
+    keeps = arena.keeps(norms, share)
+    if rule != "lasso":
+        return Ready(tree, arena.plan(keeps), arena.uncut)
+    index = lab.dataset.train[:images].astype(np.int32).reshape(-1, 100)
+    found = compress.reconstruct(
+        apply,
+        deps,
+        tree,
+        [lab.replicated(part) for part in index],
+        {name: int(np.sum(keep)) for name, keep in keeps.items()},
+        samples=samples,
+        key=lab.key("lasso"),
+    )
+    return Ready(found.variables, found.plan, arena.uncut)

@@ -1,0 +1,132 @@
+"""The structured arena at toy length: equal starts, exact budgets, one row each."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import build, config
+from experiments.configs import cifar_arena
+from experiments.data import images
+from experiments.data.dataset import Dataset
+from experiments.loop import Fit
+from experiments.methods import arena, invariant, structured
+from experiments.methods.dense import train_dense
+from jprune import analysis
+
+ARENA = config.load("cifar_arena")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, open_tiny):
+    """A dense network of no training on which plans can be made."""
+    lab = open_tiny(tmp_path_factory.mktemp("arena"), model="cifar_resnet14", batch=100)
+    params, stats = lab.init()
+    return lab, Fit(params, stats, 0.0)
+
+
+def test_every_entrant_has_the_same_epochs():
+    for name, run in ARENA.runs.items():
+        assert run.get("epochs", 0) + run.get("tune_epochs", 0) == 2, name
+        assert run["flops"] == (0.5, 0.25)
+
+
+def test_one_ratio_in_every_block_meets_the_budget(trained):
+    lab, dense = trained
+    mine = arena.open_arena(lab, dense, lr=0.1, momentum=0.9, weight_decay=0.0)
+    assert sorted(g.size for g in mine.groups) == [8, 8, 16, 16, 32, 32]
+    keeps = mine.keeps(mine.filters(mine.tree), 0.5)
+    plan = mine.plan(keeps)
+    packed = plan.pack(mine.tree)
+    left = structured.flops_left(lab, plan, packed, mine.tree)
+    assert 0.47 < left <= 0.5
+    # the streams are whole, and in every block about the same share went
+    assert packed["params"]["Dense_0"]["kernel"].shape == (32, 10)
+    shares = [float(np.mean(keeps[g.id])) for g in mine.groups]
+    assert max(shares) - min(shares) <= 1 / 8
+    kernel = np.abs(np.asarray(dense.params["Conv_1"]["kernel"])).sum((0, 1, 2))
+    wanted = np.sort(
+        np.argsort(-kernel)[: packed["params"]["Conv_1"]["kernel"].shape[-1]]
+    )
+    group = next(g for g in mine.groups if "Conv_1/" in g.id)
+    assert np.flatnonzero(np.asarray(keeps[group.id])).tolist() == wanted.tolist()
+
+
+def test_folded_kernels_are_those_of_the_network_without_norms(trained):
+    lab, dense = trained
+    rng = np.random.default_rng(0)
+    norms = jax.tree.map(
+        lambda x: np.float32(rng.uniform(0.5, 2, np.shape(x))),
+        {"params": dense.params["BatchNorm_1"], **dense.stats},
+    )
+    params = {**dense.params, "BatchNorm_1": norms.pop("params")}
+    tree = structured.variables(params, norms)
+    index = structured.examples(lab, 4)
+    groups = analysis.scale_invariance(structured.network(lab), tree, index).groups
+    folded = invariant.folded(tree, groups)
+    gain = tree["params"]["BatchNorm_1"]["scale"] / np.sqrt(
+        tree["batch_stats"]["BatchNorm_1"]["var"] + 1e-5
+    )
+    np.testing.assert_allclose(
+        folded["params"]["Conv_1"]["kernel"],
+        np.asarray(tree["params"]["Conv_1"]["kernel"]) * gain,
+        rtol=1e-6,
+    )
+    head = folded["params"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(head, tree["params"]["Dense_0"]["kernel"])
+
+
+def test_small_cifar_is_the_mean_of_two_by_two_pixels(monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (12, 32, 32, 3), np.uint8)
+    whole = Dataset(
+        name="cifar10",
+        inputs=pixels,
+        labels=np.arange(12, dtype=np.int32) % 10,
+        train=np.arange(8, dtype=np.int32),
+        test=np.arange(8, 12, dtype=np.int32),
+        classes=10,
+        mean=np.zeros(3, np.float32),
+        std=np.ones(3, np.float32),
+    )
+    monkeypatch.setattr(images, "load_cifar10", lambda folder: whole)
+    small = images.load_cifar10_small(train=5, test=3)
+    assert small.inputs.shape == (8, 16, 16, 3) and small.inputs.dtype == np.uint8
+    corner = pixels[9, 2:4, 4:6, 1].astype(float).mean()
+    assert abs(small.inputs[small.test[1], 1, 2, 1] - corner) <= 0.5
+    assert small.labels[small.test].tolist() == [8, 9, 0]
+    assert small.labels[small.train].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_every_entrant_of_the_arena(tmp_path, open_tiny):
+    lab = open_tiny(tmp_path, model="cifar_resnet14", batch=25)
+    dense = train_dense(lab, epochs=1, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    short = {
+        "csgd": {"strength": 4.0, "momentum": 0.5, "epochs": 3},
+        "tpp": {"interval": 1},
+    }
+    found = []
+    for name, run in ARENA.runs.items():
+        settings = {**run, **short.get(name, {}), "flops": (0.5,)}
+        found += build.rows(lab, dense, settings)
+    names = [f"{name}, 50% FLOPs" for name in cifar_arena.ENTRANTS]
+    assert sorted(row.run for row in found) == sorted([*names, "dense, trained on"])
+    for row in found[1:]:
+        assert 0.3 < row.extra["flops"] <= 0.5, row.run
+        assert row.extra["ms"] > 0 and 0 <= row.after <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar_lasso", "cifar_similarity", "cifar_bn"])
+def test_what_is_cut_at_once_runs_on_the_small_network(name, tmp_path, open_tiny):
+    chosen = config.load(name)
+    assert chosen.dense == ARENA.dense and chosen.model == ARENA.model
+    lab = open_tiny(tmp_path, model="cifar_resnet14", batch=25)
+    dense = train_dense(lab, epochs=1, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    (run,) = chosen.runs.values()
+    rows = {row.run: row for row in build.rows(lab, dense, run)}
+    assert {run for claim in chosen.claims for run in claim.runs} <= {"dense", *rows}
+    wanted = dataclasses.replace(chosen, claims=())
+    build.check(wanted)
