@@ -71,7 +71,7 @@ def rank(
         stacks = [a if np.ndim(k) else () for a, k in zip(stacks, keep, strict=True)]
     floors, units = _floors(scores, min_keep, stacks)
     _require_room(keep, floors, units)
-    if ranking == "leaf":
+    if ranking == "leaf" and any(floors):
         keep = _raise_to_floors(keep, floors)
     floored = not own and sum(units) > 1 and any(floors)
     return _rank(

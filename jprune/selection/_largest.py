@@ -96,11 +96,11 @@ def largest(
     Returns:
       The `Largest`. Ties go to the earlier leaves, then row-major.
     """
-    table = read(tree, image, within, None, None, times)
+    per_leaf = jnp.ndim(k) == 1
+    table = read(tree, image, within, None, None, times, apart=per_leaf)
     least = jnp.zeros((len(table.leaves),), jnp.int32)
     if floors is not None:
         least = jnp.asarray(floors, jnp.int32)
-    per_leaf = jnp.ndim(k) == 1
     swept = flat(table)
     search = _Search(swept, jnp.asarray(k, jnp.int32), least, init, per_leaf, masked)
     s, masks = search.run(), []

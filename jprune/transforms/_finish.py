@@ -10,7 +10,7 @@ import optax
 from jprune import masks, selection
 from jprune._errors import require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
-from jprune.transforms._build import renewed, transformation
+from jprune.transforms._build import renewed, total, transformation
 from jprune.transforms._projection import project
 
 Select = Callable[[Params], Mask]
@@ -120,8 +120,11 @@ def _all_kept(mask: jax.ShapeDtypeStruct, p: jax.Array) -> jax.Array:
 
 def removed_count(mask: Mask, params: Params) -> jax.Array:
     """Weights that were not 0 and are dropped. 0-d int32"""
-    drops = jax.tree.map(lambda m, p: selection.count_true((p != 0) > m), mask, params)
-    return jnp.asarray(optax.tree.sum(drops), jnp.int32)
+
+    def dropped(m: jax.Array, p: jax.Array) -> jax.Array:
+        return selection.count_true((p != 0) > m)
+
+    return total(jax.tree.leaves(jax.tree.map(dropped, mask, params)))
 
 
 def finish(params: Params, select: Select) -> tuple[Params, Mask]:

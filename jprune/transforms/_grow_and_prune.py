@@ -34,6 +34,7 @@ from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
 from jprune.transforms._build import (
+    decay_all,
     next_step,
     renewed,
     require_rate,
@@ -246,7 +247,7 @@ def gap(
             f"steps={steps}."
         )
     inner = optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(1.0, momentum, nesterov)
+        decay_all(weight_decay, None), optax.sgd(1.0, momentum, nesterov)
     )
     return grow_and_prune(
         inner,

@@ -101,6 +101,7 @@ class GrowingSparsity(NamedTuple):
             min_keep=self.final.min_keep,
             within=within,
             init=init,
+            stacked=self.final.stacked,
         )
 
 

@@ -36,6 +36,7 @@ from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import (
     added,
+    decay_all,
     next_step,
     renewed,
     require_rate,
@@ -189,7 +190,7 @@ def sr_ste(
     require_static(n=n, m=m, total_steps=total_steps)
     steps = [
         add_pruned_decay(strength, n, m, axis, scope=scope),
-        optax.add_decayed_weights(weight_decay),
+        decay_all(weight_decay, None),
         optax.sgd(learning_rate, momentum),
     ]
     if total_steps is not None:

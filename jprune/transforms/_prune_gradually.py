@@ -59,6 +59,7 @@ def prune_gradually(
     scope: Any = None,
     ranking: RankingName = "global",
     min_keep: int = 1,
+    stacked: Any = None,
     score: Callable[[Params, PyTree], Scores] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the smallest weights step by step (a projection: place it last).
@@ -80,6 +81,8 @@ def prune_gradually(
       ranking: "global" or "leaf".
       min_keep: the fewest weights any leaf keeps; 0 for the masks of codes that have no
         floor.
+      stacked: which leaves are stacks of layers, each ranked and floored as a leaf of
+        its own; see `masks.unstructured`.
       score: what is ranked in place of the magnitude: a function of the parameters and
         of the raw gradient, None unless it is handed over (`update(updates, state,
         params, grad=grads)`). Saliency is `scores.saliency`, random pruning `lambda p,
@@ -110,7 +113,7 @@ def prune_gradually(
     References:
       Zhu and Gupta, "To prune, or not to prune", arXiv 1710.01878, eq. (1).
     """
-    ranked = Ranking(None, None, scope, ranking, min_keep)
+    ranked = Ranking(None, None, scope, ranking, min_keep, stacked)
     target = GrowingSparsity.of(sparsity, begin, end, every, ranked)
 
     def init(params: Params) -> PruneGraduallyState:

@@ -67,6 +67,7 @@ def add_selective_decay(
     ranking: RankingName = "global",
     every: int = 1,
     min_keep: int = 1,
+    stacked: Any = None,
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds $\mu\, a_t\, w$ to the updates of the weights now targeted (a penalty).
@@ -92,6 +93,8 @@ def add_selective_decay(
       every: refresh the set every so many steps (1 in the paper's own code); the mask
         is then part of the state.
       min_keep: the fewest weights of a leaf that are never targeted.
+      stacked: which leaves are stacks of layers, each ranked and floored as a leaf of
+        its own; see `masks.unstructured`.
       select: any other choice of the set, a pure function of the parameters to a mask,
         in place of all the keywords above. For channels:
         `lambda p: masks.from_groups(p, groups, keeps(p), roles=("scale", "bias"))`.
@@ -119,7 +122,7 @@ def add_selective_decay(
       `n - floor(tau n + 1/2)`, ties by position. Their code also decays batch-norm
       leaves and biases; here only the scope is.
     """
-    chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
+    chosen = Ranking(sparsity, keep, scope, ranking, min_keep, stacked)
     exactly_one(sparsity=sparsity, keep=keep, select=select)
     require_static(every=every, min_keep=min_keep)
     require_strengths(mu=mu, strength=strength)
@@ -230,6 +233,7 @@ def swd(
     ranking: RankingName = "global",
     every: int = 1,
     min_keep: int = 1,
+    stacked: Any = None,
     select: Callable[[Params], Mask] | None = None,
     remove: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -254,6 +258,7 @@ def swd(
       ranking: see `add_selective_decay`.
       every: see `add_selective_decay`.
       min_keep: see `add_selective_decay`.
+      stacked: see `add_selective_decay`.
       select: see `add_selective_decay`.
       remove: end with `prune_once` at step `total_steps - 1`, so that
         `masks.from_zeros(params)` reads the result. Without it use `finish`.
@@ -290,7 +295,7 @@ def swd(
     if bounds_known:
         _warn_if_unstable(learning_rate, mu, strength, momentum, total_steps)
     exactly_one(sparsity=sparsity, keep=keep, select=select)
-    chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
+    chosen = Ranking(sparsity, keep, scope, ranking, min_keep, stacked)
     before, after = decay(mu, scope), optax.sgd(learning_rate, momentum, nesterov)
     if remove:
         penalty = _Penalty(mu, strength, chosen, select, every)
@@ -304,6 +309,7 @@ def swd(
         ranking=ranking,
         every=every,
         min_keep=min_keep,
+        stacked=stacked,
         select=select,
     )
     return optax.chain(before, penalty, after)
