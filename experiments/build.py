@@ -45,8 +45,8 @@ from experiments.methods import (
 )
 from experiments.models import deep_tanh, digits_resnet, fbnetv3, lenet, resnet
 from experiments.results import Row
+from experiments.systems import contenders, mnist, super_resolution
 from experiments.systems import graphs as graph_system
-from experiments.systems import mnist, super_resolution
 from experiments.systems.runner import Runner
 
 DATA: dict[str, Callable[[str | None], Dataset]] = {
@@ -150,6 +150,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 }
 
 RUNNERS: dict[str, Runner] = {
+    "arena": contenders.RUNNER,
     "graphs": graph_system.RUNNER,
     "mnist": mnist.RUNNER,
     "super_resolution": super_resolution.RUNNER,

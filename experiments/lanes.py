@@ -8,7 +8,7 @@ all. This suits dense and graph networks; XLA's convolutions on CPU do not gain.
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -62,7 +62,7 @@ class Lanes(NamedTuple):
     def first(self) -> Any:
         """The parameters every lane begins with, [lanes, ...]."""
         keys = jnp.stack([jax.random.key(seed) for seed in self.seeds])
-        return jax.jit(jax.vmap(self.init))(keys)
+        return _side_by_side(self.init)(keys)
 
     def order(self, epoch: int) -> jax.Array:
         """Training examples of an epoch for each lane, [lanes, per_epoch, batch]."""
@@ -87,6 +87,12 @@ class Lanes(NamedTuple):
         """Share of the split that each lane gets right, [lanes]."""
         index = jnp.asarray(self.splits[split])
         return np.asarray(_hits(self.network, params, self.data, self.labels, index))
+
+
+@lru_cache(maxsize=8)
+def _side_by_side(init: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
+    """Compiled once: a network's random initialization is slow to compile."""
+    return jax.jit(jax.vmap(init))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -127,6 +133,7 @@ def compile_program(
     transform: Callable[[Any], optax.GradientTransformation],
     *,
     r: reparam.Reparam | None = None,
+    at_once: bool = True,
 ) -> Program:
     """The training of one method, for every setting of its traced hyper-parameters.
 
@@ -134,6 +141,9 @@ def compile_program(
       lanes: the shared part.
       transform: from the hyper-parameters to the optimizer.
       r: a reparameterization; the parameters of the program are then its theta.
+      at_once: whether a step is one `vmap` over the lanes. Otherwise an epoch of one
+        lane follows that of another: what a method does now and then alone (a mask
+        that moves every 100 steps) is then not computed in every step.
     """
     used = r.apply if r else lambda params: params
 
@@ -164,6 +174,17 @@ def compile_program(
             step = jax.vmap(one_step, in_axes=(0, None, None, 0, 0, 0))
             return step(state, data, labels, index, keys, hyper)
 
+        def alone(lane: tuple):
+            state, order, key, hyper = lane
+            return jax.lax.scan(
+                lambda s, index: one_step(s, data, labels, index, key, hyper),
+                state,
+                order,
+            )
+
+        if not at_once:
+            state, losses = jax.lax.map(alone, (state, order, keys, hyper))
+            return state, losses.mean(1)
         state, losses = jax.lax.scan(body, state, jnp.swapaxes(order, 0, 1))
         return state, losses.mean(0)
 
@@ -180,6 +201,7 @@ def fit(
     hyper: Any = None,
     log_every: int = 10,
     split: str = "test",
+    may_diverge: bool = False,
 ) -> Fit:
     """Trains every lane; logs and keeps checkpoints at every `log_every` epochs.
 
@@ -193,9 +215,11 @@ def fit(
         whose leaves have the lanes' axis is given lane by lane (wrap it in `PerLane`).
       log_every: epochs between two lines of the log.
       split: whose accuracy the log tells.
+      may_diverge: go on when a lane's loss is no longer finite, for tuning: the lane
+        then has the accuracy of a guess.
 
     Raises:
-      Diverged: when a lane's loss is no longer finite.
+      Diverged: when a lane's loss is no longer finite, unless it may.
       Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
@@ -216,7 +240,7 @@ def fit(
             if epoch % log_every and epoch != epochs and not leave:
                 continue
             entry = _entry(lanes, program, state, loss, split)
-            if not np.isfinite(entry["loss"]):
+            if not (may_diverge or np.isfinite(entry["loss"])):
                 raise Diverged(
                     f"`{run}` diverged before epoch {epoch}: its loss is not finite."
                 )

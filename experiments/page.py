@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import config, files, results
+from experiments import config, costs, files, panels, results
 from experiments.config import Claim, ConfigError
 from experiments.results import Row
 
@@ -202,6 +202,7 @@ _ACCURACIES = {
     "accuracy by one shot",
     "accuracy by deletion",
     "accuracy at the cut",
+    "at the cut",
     "accuracy uncut",
 }
 """Extra numbers that are accuracies on the test set."""
@@ -237,10 +238,23 @@ def merged(section: Section) -> list[tuple[Row, float, float]]:
 
 def figure(section: Section, folder: Path) -> str | None:
     """Accuracy against the share of weights left; the file's name, or None."""
+    name = f"results_{section.name}.png"
+    cells, whole = grid(section)
+    if cells:
+        title = f"{section.name}: bars are the deviation between seeds"
+        label = f"{_measure(section)} after removal (dashed: dense)"
+        panels.draw(folder / name, cells, whole, title=title, label=label)
+        return name
+    if cut := costs.costed(merged(section)):
+        dense = [mean for row, mean, _ in merged(section) if row.method == "dense"]
+        title, label = f"{section.name}: {_bars(section)}", _measure(section)
+        first = dense[0] if dense else None
+        costs.draw(folder / name, cut, first, title=title, label=label)
+        return name
     points: dict[str, list[tuple[float, float, float]]] = {}
     for row, mean, spread in merged(section):
-        name = "dense" if row.method == "dense" else _series(row.run)
-        points.setdefault(name, []).append((1 - row.got, mean, spread))
+        line = "dense" if row.method == "dense" else _series(row.run)
+        points.setdefault(line, []).append((1 - row.got, mean, spread))
     dense = points.pop("dense", [])
     left = {x for group in points.values() for x, _, _ in group}
     if len(left) < 3:
@@ -251,12 +265,12 @@ def figure(section: Section, folder: Path) -> str | None:
     from matplotlib import pyplot as plt
 
     drawn, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for (name, group), marker in zip(
+    for (line, group), marker in zip(
         points.items(), "osD^v<>PX*hd+x123" * 3, strict=False
     ):
         x, y, spread = np.array(sorted(group)).T
         axis.errorbar(
-            100 * x, 100 * y, 100 * spread, fmt=marker, ms=5, capsize=2, label=name
+            100 * x, 100 * y, 100 * spread, fmt=marker, ms=5, capsize=2, label=line
         )
     if dense:
         axis.axhline(100 * dense[0][1], color="0.4", ls="--", lw=1, label="dense")
@@ -268,11 +282,17 @@ def figure(section: Section, folder: Path) -> str | None:
     axis.set_title(f"{section.name}: {_bars(section)}", fontsize=9)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7 if len(points) < 12 else 5)
-    name = f"results_{section.name}.png"
     with files.replacing(folder / name) as beside:
         drawn.savefig(beside, dpi=90)
     plt.close(drawn)
     return name
+
+
+def grid(section: Section) -> tuple[dict[str, Any], panels.Point | None]:
+    """The methods of a large comparison by sparsity, and the dense row."""
+    points = [panels.point(*found) for found in merged(section)]
+    dense = [found for found in points if found[0].method == "dense"]
+    return panels.grid(points), dense[0] if dense else None
 
 
 def _measure(section: Section) -> str:
@@ -357,12 +377,14 @@ def _text(section: Section, claims: Sequence[Verdict], picture: str | None) -> s
             f"{device['kind']}, jax {facts['versions']['jax']}{commit}, "
             f"{facts['seconds']:.0f} s"
         )
+        if facts.get("stopped"):
+            lines.append(f"- **Not finished**, {facts['stopped']}: rows are missing.")
     changed = _changed(section)
     if changed:
         lines.append(f"- Since then the configuration has changed: {changed}.")
     lines += ["", *_table(section), ""]
     if picture:
-        words = f"{_measure(section)} after removal against the weights left."
+        words = f"{_measure(section)} after removal against what is left."
         lines += [f"![{section.name}. {words}](figures/{picture})", ""]
     for claim in claims:
         how = f" (in {claim.share:.0%} of the draws)" if claim.drawn else ""
@@ -377,12 +399,23 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"experiments.configs.{name}")
 
 
+def _paper(section: Section) -> dict[str, str]:
+    """The paper's figure for rows that are in its own setting: `PAPER` of a config."""
+    if section.chosen is None:
+        return {}
+    return getattr(_module(section.facts[0]["config"]), "PAPER", {})
+
+
 def _table(section: Section) -> list[str]:
-    lines = [
+    paper = _paper(section)
+    cells, dense = grid(section)
+    lines = [*panels.table(cells, dense), ""] if cells else []
+    beside = ("paper | ", "---:|") if paper else ("", "")
+    lines += [
         f"*before*, *after*: {_measure(section).rstrip(',')}",
         "",
-        "| run | weights | sparsity | before | after | further numbers |",
-        "|---|---:|---:|---:|---:|---|",
+        f"| run | weights | sparsity | before | after | {beside[0]}further numbers |",
+        f"|---|---:|---:|---:|---:|{beside[1]}---|",
     ]
     for row, mean, spread in merged(section):
         before = "" if row.before is None else f"{100 * row.before:.2f}"
@@ -392,10 +425,11 @@ def _table(section: Section) -> list[str]:
             if value is not None and not name.startswith("seed ")
         )
         run = row.run.replace("|", "\\|")
+        told = f"{paper.get(row.run, '')} | " if paper else ""
         bars = f" ± {100 * spread:.2f}" if spread else ""  # of one run of images: none
         lines.append(
             f"| {run} | {row.nonzero:,} | {100 * row.got:.2f} % | {before} | "
-            f"{100 * mean:.2f}{bars} | {extra} |"
+            f"{100 * mean:.2f}{bars} | {told}{extra} |"
         )
     return lines
 

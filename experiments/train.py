@@ -20,6 +20,7 @@ in a file that it reads; 3 when a run diverged; 4 when something could not be wr
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -105,15 +106,16 @@ def run(
 
     Raises:
       Diverged: if a run did; the rows before it are written.
+      Stopped: if the job was asked to leave; likewise.
     """
     rows: list[Row] = []
     claims: dict[str, bool] = {}
-    diverged: Diverged | None = None
+    ended: Diverged | Stopped | None = None
     with Journal(out, resume=args.resume, tensorboard=args.tensorboard) as journal:
         try:
             _train(chosen, args, out, journal, rows, claims)
-        except Diverged as error:
-            diverged = error
+        except (Diverged, Stopped) as error:
+            ended = error
         seconds = round(journal.seconds, 1)
     facts = {
         "config": args.config,
@@ -125,15 +127,15 @@ def run(
         "claims": claims,
         "split": "validation" if args.tune else "test",
     }
-    if diverged:
-        facts["stopped"] = str(diverged)
+    if ended:
+        facts["stopped"] = str(ended)
     if jax.process_index() == 0:
         results.save(out / "result.json", rows, **facts)
         figures.draw(out / "figure.png", rows, results.history(out / "log.jsonl"))
         print("\n" + report.text(*results.load(out / "result.json")))
         print(f"\nwritten to {out}")
-    if diverged:
-        raise diverged
+    if ended:
+        raise ended
     return claims
 
 
@@ -267,9 +269,11 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
     if resume:
         if not note.is_file():
             raise ConfigError(f"`--resume`: there is no job in {out}.")
-        old = files.read_json(note, "seed", "runs")
+        old = _complete(files.read_json(note, "seed", "runs"))
         if not _grown(old, settings):
-            differ = sorted(k for k in settings if old.get(k) != settings[k])
+            differ = sorted(
+                k for k in settings.keys() | old.keys() if old.get(k) != settings.get(k)
+            )
             raise ConfigError(
                 f"`--resume`: the job in {out} had other settings "
                 f"({', '.join(differ)}). Give the same ones, or another `--out`."
@@ -286,6 +290,26 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
         (out / "result.json").unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(note, settings)
+
+
+def _complete(old: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older job, with the defaults of fields that came since."""
+    fields = [f for f in dataclasses.fields(Config) if f.name not in _NO_SETTINGS]
+    plain = {
+        field.name: field.default_factory()
+        if field.default_factory is not dataclasses.MISSING
+        else field.default
+        for field in fields
+        if (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+    }
+    found = {**json.loads(json.dumps(plain)), **old}
+    if "beside" in old:
+        found["beside"] = [_complete(part) for part in old["beside"]]
+    return found
+
+
+_NO_SETTINGS = ("claims", "beside")
+"""Fields of a configuration that are not settings of their own."""
 
 
 def _strangers(out: Path) -> bool:

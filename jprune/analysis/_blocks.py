@@ -142,7 +142,7 @@ def _measure(
 
 
 def _added(a: Sums, b: Sums) -> Sums:
-    return {k: a[k] + b[k] if k in a and k in b else a.get(k, b.get(k)) for k in a | b}
+    return {**a, **{k: a[k] + v if k in a else v for k, v in b.items()}}
 
 
 def influence(x: Any, y: Any) -> jax.Array:

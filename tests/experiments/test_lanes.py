@@ -92,6 +92,31 @@ def test_a_lane_is_the_seed_trained_alone(opened):
         )
 
 
+@pytest.mark.slow
+def test_one_lane_after_the_other_is_all_at_once(opened):
+    made = [
+        lanes.compile_program(
+            opened,
+            lambda rate: optax.chain(
+                optax.sgd(rate), transforms.prune_gradually(0.5, end=4, every=2)
+            ),
+            at_once=at_once,
+        )
+        for at_once in (True, False)
+    ]
+    rates = lanes.PerLane(jnp.float32([0.01, 0.02]))
+    together, apart = (
+        lanes.fit(opened, program, f"at once {i}", 2, hyper=rates, may_diverge=True)
+        for i, program in enumerate(made)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        together.params,
+        apart.params,
+    )
+    assert lanes.nonzero(lanes.lane(apart.params, 1)) == 133_100
+
+
 def test_validation_is_not_trained_on(opened):
     train, held = opened.splits["train"], opened.splits["validation"]
     assert len(train) == 48 and len(held) == 16 and not set(train) & set(held)

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import page, report, results
+from experiments import page, panels, report, results
 from experiments.config import Claim
 from experiments.results import Row
 
@@ -77,3 +77,47 @@ def test_a_damaged_result_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(page, "write", lambda: page.sections(tmp_path))
     assert report.main([]) == 2
     assert "digits_seed0.json is damaged" in capsys.readouterr().err
+
+
+def _grid(methods=11):
+    return [
+        (
+            _row(f"{chr(97 + m)} {share}%", 0.9 - m / 100, extra={"deviation": 0.01}),
+            0.9 - m / 100 - share / 1000,
+            0.002,
+        )
+        for m in range(methods)
+        for share in (90, 95, 99.5)
+    ]
+
+
+def test_many_methods_are_a_table_with_a_column_for_each_sparsity(tmp_path):
+    points = [panels.point(*found) for found in _grid()]
+    points.append((_row("alone 95%", 0.5), 0.5, 0.0))
+    cells = panels.grid(points)
+    assert len(cells) == 11 and panels.grid(points[:15]) == {}
+    assert panels.ranked(cells) == list("abcdefghijk")
+    dense = (_row("dense", 0.95), 0.95, 0.0)
+    lines = panels.table(cells, dense)
+    assert lines[2] == "| | 90 % | 95 % | 99.5 % |"
+    assert lines[4] == "| dense, all weights | 95.00 | | |"
+    assert lines[5] == "| a | 81.00 ± 1.00 | 80.50 ± 1.00 | 80.05 ± 1.00 |"
+    place = tmp_path / "grid.png"
+    panels.draw(place, cells, dense, title="t", label="accuracy, %")
+    assert place.stat().st_size > 10_000
+
+
+def test_a_row_with_fewer_weights_than_asked_says_so():
+    row = _row("a 90%", 0.9)._replace(kept=10, nonzero=7)
+    assert panels._cell((row, 0.9, 0.0)) == "90.00 (7 weights)"
+
+
+def test_a_papers_figures_stand_beside_ours():
+    cora = next(s for s in page.sections(page.RESULTS) if s.name == "cora")
+    lines = page._table(cora)
+    head = next(line for line in lines if line.startswith("| run"))
+    assert head.endswith("| after | paper | further numbers |")
+    dense = next(line for line in lines if line.startswith("| dense |"))
+    assert " | 81.5 | " in dense and " |  | " in lines[-1]
+    digits = next(s for s in page.sections(page.RESULTS) if s.name == "digits")
+    assert not any("paper" in line for line in page._table(digits))

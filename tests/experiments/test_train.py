@@ -1,5 +1,6 @@
 """The command: its files, its mistakes, its resumption."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -85,6 +86,25 @@ def test_resume_refuses_other_settings(tmp_path):
     train.prepare(tmp_path, load("digits"), 0, resume=True)
     with pytest.raises(ConfigError, match=r"other settings \(seed\)"):
         train.prepare(tmp_path, load("digits"), 1, resume=True)
+
+
+def test_a_field_that_came_since_has_its_default_in_an_older_job(tmp_path):
+    chosen = load("digits_all")
+    train.prepare(tmp_path, chosen, 0, resume=False)
+    note = tmp_path / "config.json"
+    old = json.loads(note.read_text())
+    for part in (old, *old["beside"]):
+        del part["smoothing"], part["setup"]
+    note.write_text(json.dumps(old))
+    train.prepare(tmp_path, chosen, 0, resume=True)
+    assert json.loads(note.read_text())["smoothing"] == 0.0
+    note.write_text(json.dumps(old))
+    changed = dataclasses.replace(chosen, smoothing=0.1)
+    with pytest.raises(ConfigError, match=r"other settings \(smoothing\)"):
+        train.prepare(tmp_path, changed, 0, resume=True)
+    note.write_text(json.dumps({**old, "gone": 1}))
+    with pytest.raises(ConfigError, match=r"other settings \(gone\)"):
+        train.prepare(tmp_path, chosen, 0, resume=True)
 
 
 def test_resume_takes_further_runs_and_refuses_changed_ones(tmp_path):
