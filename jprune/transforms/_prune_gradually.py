@@ -74,7 +74,8 @@ def prune_gradually(
         or a tree from `masks.erk` and the like); or an Optax schedule of the step. At
         `end` the count is the host's exact integer for the number (or for the
         schedule's value at `end`, read as a decimal).
-      end: last step that prunes, 0-based.
+      end: last step that prunes, 0-based. It must lie within the run, whose length is
+        not known here: a run that stops before it stays less sparse.
       begin: first step that prunes.
       every: steps between two rankings.
       scope: which leaves are pruned; see `masks.unstructured`.
