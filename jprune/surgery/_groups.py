@@ -279,9 +279,11 @@ def groups(
         key path, None for an argument that is only read.
       lookups: axes of parameters that the function looks up by number and that may
         shrink all the same: the rows of an embedding ("embedding:0", a leaf's path and
-        an axis), experts. Several that are one axis, as a vocabulary that an untied
-        head writes, are given together: `[("embedding:0", "head:1")]`. The compact
-        function takes the dense numbers (see `Plan.numbering`); outputs along such an
+        an axis), the experts that a router ranks. Several that are one axis, as a
+        vocabulary that an untied head writes, are given together: `[("embedding:0",
+        "head:1")]`. Regular expressions find one axis for each value of their groups:
+        `("(.*)/router:1", "(.*)/up:0", "(.*)/down:0")`. The compact function
+        takes and makes the dense numbers (see `Plan.numbering`); outputs along such an
         axis (logits) come back shortened.
 
     Returns:
@@ -307,20 +309,19 @@ def groups(
 
     def deps(params: PyTree, *args: Any, **kwargs: Any) -> Groups:
         traced = trace(fn)(params, *args, **kwargs)
+        avals = zip(traced.params, traced.input_avals, strict=False)
+        shapes = {path: tuple(aval.shape) for path, aval in avals}
+        ranks = {path: len(shape) for path, shape in shapes.items()}
         program = analyze(
             traced,
             reduce_max="allow" if reduce_max == "drop" else reduce_max,
             state_outputs=state_outputs,
             free_outputs=free_outputs,
             state=roots,
-            lookups=_numbering.lookups_of(lookups, traced.params),
+            lookups=_numbering.lookups_of(lookups, ranks),
         )
         _certificate.settle_rounds(program)
         _certificate.settle_reductions(program)
-        shapes = {
-            p: tuple(a.shape)
-            for p, a in zip(traced.params, traced.input_avals, strict=False)
-        }
         return Groups(program, shapes, params)
 
     return deps
