@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import config, files, panels, results
+from experiments import config, costs, files, panels, results
 from experiments.config import Claim, ConfigError
 from experiments.results import Row
 
@@ -202,6 +202,7 @@ _ACCURACIES = {
     "accuracy by one shot",
     "accuracy by deletion",
     "accuracy at the cut",
+    "at the cut",
     "accuracy uncut",
 }
 """Extra numbers that are accuracies on the test set."""
@@ -243,6 +244,12 @@ def figure(section: Section, folder: Path) -> str | None:
         title = f"{section.name}: bars are the deviation between seeds"
         label = f"{_measure(section)} after removal (dashed: dense)"
         panels.draw(folder / name, cells, whole, title=title, label=label)
+        return name
+    if cut := costs.costed(merged(section)):
+        dense = [mean for row, mean, _ in merged(section) if row.method == "dense"]
+        title, label = f"{section.name}: {_bars(section)}", _measure(section)
+        first = dense[0] if dense else None
+        costs.draw(folder / name, cut, first, title=title, label=label)
         return name
     points: dict[str, list[tuple[float, float, float]]] = {}
     for row, mean, spread in merged(section):
@@ -377,7 +384,7 @@ def _text(section: Section, claims: Sequence[Verdict], picture: str | None) -> s
         lines.append(f"- Since then the configuration has changed: {changed}.")
     lines += ["", *_table(section), ""]
     if picture:
-        words = f"{_measure(section)} after removal against the weights left."
+        words = f"{_measure(section)} after removal against what is left."
         lines += [f"![{section.name}. {words}](figures/{picture})", ""]
     for claim in claims:
         how = f" (in {claim.share:.0%} of the draws)" if claim.drawn else ""

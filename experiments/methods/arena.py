@@ -6,6 +6,7 @@ residual blocks, and train on with what is left of their epochs. So a row differ
 the next in what chose the channels, and in nothing else.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,12 +18,12 @@ from experiments.config import unknown
 from experiments.lab import Lab, Run
 from experiments.loop import Fit, Program, compile_program, fit
 from experiments.methods import structured
-from experiments.methods.removal import accuracy
+from experiments.methods.removal import accuracy, row
 from experiments.methods.swept import sgd
 from experiments.results import Row
 from experiments.rules import percent
 from experiments.schedules import warmup_cosine
-from jprune import analysis, compress, scores, surgery, transforms
+from jprune import analysis, compress, masks, scores, surgery, transforms
 
 
 class Ready(NamedTuple):
@@ -53,7 +54,7 @@ class Arena(NamedTuple):
       deps: the groups of its network.
       groups: those inside the blocks, which lose channels.
       tune: `tune(ready, run, epochs)` -> the fine-tuned run.
-      times: milliseconds by the widths that a cut leaves, measured once for each.
+      whole: the dense network, compiled: (variables, indices) -> logits.
     """
 
     lab: Lab
@@ -61,7 +62,7 @@ class Arena(NamedTuple):
     deps: Any
     groups: list[Any]
     tune: Callable[[Ready, Run, int], Fit]
-    times: dict[Any, dict[str, float]]
+    whole: Callable[..., jax.Array]
 
     @property
     def tree(self) -> Any:
@@ -131,7 +132,8 @@ def open_arena(
         start = lab.replicated((params, stats))
         return fit(lab, program(epochs), run, epochs, start=start, hyper=mask)
 
-    return Arena(lab, dense, deps, structured.inner(deps), tune, {})
+    whole = jax.jit(structured.network(lab))
+    return Arena(lab, dense, deps, structured.inner(deps), tune, whole)
 
 
 def entrant(
@@ -157,50 +159,99 @@ def entrant(
     done = arena.tune(ready, run.then("tuned"), epochs)
     tuned = structured.variables(done.params, done.stats)
     packed = plan.pack(tuned)
-    found = structured.channel_row(
-        lab,
-        plan,
-        packed,
-        tuned,
+    small = surgery.shrink(structured.network(lab), plan)
+    after, numbers = measured(arena, small, packed)
+    zeroed = np.asarray(lab.logits(done.params, done.stats))
+    if np.abs(after - zeroed).max() > 1e-3 * np.abs(zeroed).max():
+        raise RuntimeError(f"{run.label}: the compact network is another one")
+    return compact_row(
+        arena,
+        packed["params"],
+        after=after,
         run=run.label,
-        method=lab.method,
-        before=lab.logits(done.params, done.stats),
+        before=uncut,
         seconds=seconds + done.seconds,
+        extra={"at the cut": at_cut, **numbers, **extra},
     )
-    if found.changed:
-        raise RuntimeError(f"{run.label}: the compact network predicts otherwise")
-    numbers = {"at the cut": at_cut, **_measured(arena, plan, tuned, packed)}
+
+
+_TIMED, _ROUNDS = 200, 15
+"""Test images in a call that is timed, and how often."""
+
+
+def measured(
+    arena: Arena, small: Callable[..., jax.Array], packed: Any
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Logits on the test set; FLOPs, parameters, and milliseconds beside the dense.
+
+    Args:
+      arena: what all share.
+      small: the compact network, (variables, indices) -> logits.
+      packed: its variables.
+    """
+    lab = arena.lab
+    test = np.resize(lab.dataset.test, -(-len(lab.dataset.test) // _TIMED) * _TIMED)
+    chunks = [lab.replicated(c.astype(np.int32)) for c in test.reshape(-1, _TIMED)]
+    call = jax.jit(small)
+    logits = np.concatenate([np.asarray(call(packed, chunk)) for chunk in chunks])
+    calls = ((arena.whole, arena.tree), (call, packed))
+    times = [
+        [_seconds(fn, tree, chunks[0]) for fn, tree in calls] for _ in range(_ROUNDS)
+    ]
+    dense, compact = np.median(times[1:], axis=0)
+    flops = analysis.flops(small)(packed, structured.examples(lab, lab.mesh.size))
+    return logits[: len(lab.dataset.test)], {
+        "flops": float(flops / arena.deps.flops()),
+        "parameters": float(structured.parameter_count(packed["params"])),
+        "ms": float(1e3 * compact),
+        "dense ms": float(1e3 * dense),
+        "dense over compact": float(dense / compact),
+    }
+
+
+def _seconds(fn: Callable[..., jax.Array], *args: Any) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(fn(*args))
+    return time.perf_counter() - start
+
+
+def compact_row(
+    arena: Arena,
+    params: Any,
+    *,
+    after: Any,
+    run: str,
+    before: Any,
+    seconds: float,
+    extra: Mapping[str, float],
+) -> Row:
+    """A row whose sparsity is of the dense network's weights.
+
+    Args:
+      arena: what all share.
+      params: of the compact network.
+      after: its logits.
+      run: label.
+      before: logits of the network before the cut.
+      seconds: wall time.
+      extra: further numbers.
+    """
+    lab, size, kept = arena.lab, masks.size(arena.dense.params), masks.size(params)
+    found = row(
+        lab,
+        params,
+        after=after,
+        run=run,
+        method=lab.method,
+        kept=kept,
+        seconds=seconds,
+    )
     return found._replace(
-        before=accuracy(lab, uncut),
-        changed=None,
-        logit_change=None,
-        extra={**(found.extra or {}), **numbers, **extra},
+        asked=1 - kept / size,
+        got=1 - found.nonzero / size,
+        before=accuracy(lab, before),
+        extra=dict(extra),
     )
-
-
-_TIMED = 200
-"""Test images in a call that is timed."""
-
-
-def _measured(
-    arena: Arena, plan: surgery.Plan, tree: Any, packed: Any
-) -> dict[str, float]:
-    """Parameters, and milliseconds of the dense and the compact network in turns."""
-    lab, widths = arena.lab, tuple(sorted(plan.compact_shapes.items(), key=str))
-    if widths not in arena.times:
-        index = lab.replicated(lab.dataset.test[:_TIMED].astype(np.int32))
-        whole = structured.network(lab)
-        small = surgery.shrink(whole, plan)
-        times = analysis.latencies(
-            {"dense": (whole, tree, index), "compact": (small, packed, index)}
-        )
-        arena.times[widths] = {
-            "ms": 1e3 * times["compact"].median,
-            "dense ms": 1e3 * times["dense"].median,
-            "dense over compact": times["dense"].median / times["compact"].median,
-        }
-    count = float(structured.parameter_count(packed["params"]))
-    return {"parameters": count, **arena.times[widths]}
 
 
 RULES = ("random", "l1", "similarity", "lasso", "uniform")
@@ -258,17 +309,15 @@ def _uncut(arena: Arena, epochs: int) -> Row:
     whole = surgery.plan_from_keep(arena.deps, {})
     run = lab.run("dense, trained on", flops=1.0, entrant="dense")
     done = arena.tune(Ready(arena.tree, whole, arena.uncut), run, epochs)
-    tree = structured.variables(done.params, done.stats)
-    return structured.channel_row(
-        lab,
-        whole,
-        tree,
-        tree,
+    return compact_row(
+        arena,
+        done.params,
+        after=lab.logits(done.params, done.stats),
         run=run.label,
-        method=lab.method,
         before=arena.uncut,
         seconds=dense.seconds + done.seconds,
-    )._replace(changed=None, logit_change=None)
+        extra={"flops": 1.0},
+    )
 
 
 def _chosen(arena: Arena, rule: str, share: float, images: int, samples: int) -> Ready:

@@ -14,10 +14,15 @@ import optax
 from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
-from experiments.methods.arena import Ready, open_arena
+from experiments.methods.arena import (
+    Arena,
+    Ready,
+    compact_row,
+    measured,
+    open_arena,
+)
 from experiments.methods.arena_prepared import entrants, ready
 from experiments.methods.one_shot import recalibration
-from experiments.methods.removal import accuracy, row
 from experiments.methods.reparameterized import train_theta
 from experiments.methods.swept import sgd
 from experiments.methods.trp import wide_convolutions
@@ -183,6 +188,7 @@ def arena_trp(
       stats_momentum: of the network's running averages, measured anew at the end.
     """
     refresh, steps = recalibration(lab, stats_momentum), epochs * lab.per_epoch
+    arena = open_arena(lab, dense, lr=lr, momentum=momentum, weight_decay=weight_decay)
     for share in flops:
         whole = _energy(lab, dense.params, dense.stats, share)
         energy = whole ** (every / steps)
@@ -203,8 +209,9 @@ def arena_trp(
         done = fit(lab, program, run, epochs, start=begin)
         left = _energy(lab, done.params, done.stats, share)
         cut = compress.truncate(done.params, energy=left, scope=wide_convolutions)
+        before = lab.logits(done.params, done.stats)
         done = done._replace(params=cut.params, stats=refresh(cut.params, done.stats))
-        yield _split(lab, dense, done, cut.ranks, run.label, energy)
+        yield _split(arena, done, cut.ranks, before, run.label, energy)
 
 
 def _thin(lab: Lab, params: Any, stats: Any, ranks: Any) -> tuple[Any, Any]:
@@ -231,39 +238,23 @@ def _energy(lab: Lab, params: Any, stats: Any, share: float) -> float:
     return low
 
 
-def _split(lab: Lab, dense: Fit, done: Fit, ranks: Any, run: str, energy: float) -> Row:
+def _split(
+    arena: Arena, done: Fit, ranks: Any, before: Any, run: str, energy: float
+) -> Row:
     """The row of the network of thin kernels."""
-    network, thin = _thin(lab, done.params, done.stats, ranks)
-    test = lab.replicated(lab.dataset.test.astype(np.int32))
-    after = jax.jit(thin.fn)(thin.params, test)
-    found = row(
-        lab,
+    thin = _thin(arena.lab, done.params, done.stats, ranks)[1]
+    packed = structured.variables(thin.params, {})
+
+    def small(tree: Any, index: jax.Array) -> jax.Array:
+        return thin.fn(tree["params"], index)
+
+    after, numbers = measured(arena, small, packed)
+    return compact_row(
+        arena,
         thin.params,
         after=after,
         run=run,
-        method=lab.method,
-        kept=masks.size(thin.params),
+        before=before,
         seconds=done.seconds,
-    )
-    few, one = test[:200], test[:1]
-    times = analysis.latencies(
-        {
-            "dense": (network, dense.params, few),
-            "thin": (thin.fn, thin.params, few),
-        }
-    )
-    size = masks.size(dense.params)
-    whole = analysis.flops(network)(dense.params, one)
-    return found._replace(
-        asked=1 - found.kept / size,
-        got=1 - found.nonzero / size,
-        before=accuracy(lab, lab.logits(done.params, done.stats)),
-        extra={
-            "flops": float(analysis.flops(thin.fn)(thin.params, one) / whole),
-            "energy": energy,
-            "parameters": float(structured.parameter_count(thin.params)),
-            "ms": 1e3 * times["thin"].median,
-            "dense ms": 1e3 * times["dense"].median,
-            "dense over compact": times["dense"].median / times["thin"].median,
-        },
+        extra={**numbers, "energy": energy},
     )

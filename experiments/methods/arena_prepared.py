@@ -83,7 +83,7 @@ def arena_slimming(
       momentum: of heavy ball, in both.
       weight_decay: of all leaves before the cut, of the kernels after it.
     """
-    tuning = {"momentum": momentum, "weight_decay": weight_decay}
+    tuning: Tuning = {"momentum": momentum, "weight_decay": weight_decay}
     arena = open_arena(lab, dense, lr=tune_lr, **tuning)
     shared: Tuning = {**tuning, "strength": strength, "nesterov": False}
     rate = warmup_cosine(lr, epochs * lab.per_epoch)
@@ -134,7 +134,7 @@ def arena_csgd(
       momentum: of Nesterov before the cut, of heavy ball after it.
       weight_decay: of the kernels.
     """
-    tuning = {"momentum": momentum, "weight_decay": weight_decay}
+    tuning: Tuning = {"momentum": momentum, "weight_decay": weight_decay}
     arena = open_arena(lab, dense, lr=tune_lr, **tuning)
     rate = warmup_cosine(lr, epochs * lab.per_epoch)
 
@@ -198,7 +198,7 @@ def arena_tpp(
       momentum: of heavy ball, in both.
       weight_decay: of all leaves before the cut, of the kernels after it.
     """
-    tuning = {"momentum": momentum, "weight_decay": weight_decay}
+    tuning: Tuning = {"momentum": momentum, "weight_decay": weight_decay}
     arena = open_arena(lab, dense, lr=tune_lr, **tuning)
     steps = epochs * lab.per_epoch
 

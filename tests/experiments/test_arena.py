@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, config
+from experiments import build, config, costs
 from experiments.configs import cifar_arena
 from experiments.data import images
-from experiments.data.dataset import Dataset
 from experiments.loop import Fit
 from experiments.methods import arena, invariant, structured
 from experiments.methods.dense import train_dense
+from experiments.results import Row
 from jprune import analysis
 
 ARENA = config.load("cifar_arena")
@@ -77,26 +77,40 @@ def test_folded_kernels_are_those_of_the_network_without_norms(trained):
     np.testing.assert_array_equal(head, tree["params"]["Dense_0"]["kernel"])
 
 
-def test_small_cifar_is_the_mean_of_two_by_two_pixels(monkeypatch):
+def test_halved_images_are_means_of_two_by_two_pixels():
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (12, 32, 32, 3), np.uint8)
-    whole = Dataset(
-        name="cifar10",
-        inputs=pixels,
-        labels=np.arange(12, dtype=np.int32) % 10,
-        train=np.arange(8, dtype=np.int32),
-        test=np.arange(8, 12, dtype=np.int32),
-        classes=10,
-        mean=np.zeros(3, np.float32),
-        std=np.ones(3, np.float32),
+    pixels = rng.integers(0, 256, (3, 8, 6, 3), np.uint8)
+    small = images.halved(pixels)
+    assert small.shape == (3, 4, 3, 3) and small.dtype == np.uint8
+    assert abs(small[2, 1, 2, 1] - pixels[2, 2:4, 4:6, 1].astype(float).mean()) <= 0.5
+    flat = np.full((1, 4, 4, 3), 200, np.uint8)
+    np.testing.assert_array_equal(images.halved(flat), flat[:, :2, :2])
+
+
+@pytest.mark.data
+def test_small_cifar_is_the_beginning_of_cifar(data_dir):
+    small, whole = (
+        load(str(data_dir)) for load in (images.load_cifar10_small, images.load_cifar10)
     )
-    monkeypatch.setattr(images, "load_cifar10", lambda folder: whole)
-    small = images.load_cifar10_small(train=5, test=3)
-    assert small.inputs.shape == (8, 16, 16, 3) and small.inputs.dtype == np.uint8
-    corner = pixels[9, 2:4, 4:6, 1].astype(float).mean()
-    assert abs(small.inputs[small.test[1], 1, 2, 1] - corner) <= 0.5
-    assert small.labels[small.test].tolist() == [8, 9, 0]
-    assert small.labels[small.train].tolist() == [0, 1, 2, 3, 4]
+    assert len(small.train) == 10_000 and len(small.test) == 2_000
+    np.testing.assert_array_equal(small.labels[small.train], whole.labels[:10_000])
+    first = whole.test[:2_000]
+    np.testing.assert_array_equal(small.labels[small.test], whole.labels[first])
+    halved = images.halved(whole.inputs[first[:5]])
+    np.testing.assert_array_equal(small.inputs[small.test[:5]], halved)
+
+
+def test_the_figure_is_of_the_rows_that_have_a_cost(tmp_path):
+    cost = {"flops": 0.5, "ms": 2.0, "dense ms": 8.0, "at the cut": 0.1}
+    made = Row("l1, 50% FLOPs", "m", 0.5, 0.5, 1, 1, 0.9, extra=cost)
+    other = made._replace(run="dense", extra=None)
+    gates = made._replace(run="gates", extra={"flops": 0.5, "ms": 2.0, "dense ms": 3.0})
+    found = costs.costed([(row, 0.9, 0.01) for row in (made, other, gates)])
+    assert [row.run for row, _, _ in found] == ["l1, 50% FLOPs"]
+    assert costs.flops_left(made) == 0.5 and costs.time_left(made) == 0.25
+    pytest.importorskip("matplotlib", reason="figures need matplotlib")
+    costs.draw(tmp_path / "a.png", found, 0.95, title="t", label="accuracy, %")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.slow
