@@ -15,6 +15,14 @@ def wide(x: jax.Array) -> jax.Array:
     return jnp.asarray(x, dtype if is_wide else jnp.float32)
 
 
+def is_weight(x: Any) -> bool:
+    """Whether a leaf is floating point: no counter, flag, key, function or string."""
+    try:
+        return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    except (TypeError, ValueError):
+        return False
+
+
 def not_zero(x: Any) -> Any:
     """`x != 0`, true of subnormal numbers too, on every device.
 

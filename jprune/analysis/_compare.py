@@ -41,7 +41,8 @@ class Measures(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The measures of both models; `str()` is a table with the ratios.
+    """The measures of both models; `str()` is a table with the ratios, and a line where
+    smaller is not faster.
 
     Attributes:
       dense: of the dense model.
@@ -60,7 +61,26 @@ class Comparison(NamedTuple):
             _row("FLOPs (2 per MAC)", a.flops, b.flops, "{:.4g}".format),
             _row("latency (ms)", 1e3 * a.latency.median, 1e3 * b.latency.median, _ms),
         ]
-        return text_table(("", "dense", "compact", "dense/compact"), [rows])
+        table = text_table(("", "dense", "compact", "dense/compact"), [rows])
+        return "\n".join(filter(None, (table, self.warning)))
+
+    @property
+    def warning(self) -> str:
+        """What the smaller model does not save; empty if it is the faster one.
+
+        The interquartile ranges decide: times that overlap tell nothing.
+        """
+        a, b = self.dense, self.compact
+        fewer = b.parameters < a.parameters or b.stored_bytes < a.stored_bytes
+        if not (fewer or b.sparsity > a.sparsity) or b.latency.high < a.latency.low:
+            return ""
+        ratio = b.latency.median / a.latency.median
+        if b.latency.low > a.latency.high:
+            return (
+                f"The compact form is {ratio:.2g} times SLOWER here: it saves storage, "
+                "not time (see docs/sparse.md)."
+            )
+        return "No speed-up can be told from these times: what is saved is storage."
 
 
 def _row(title: str, dense: float, compact: float, show: Callable) -> tuple:

@@ -14,6 +14,7 @@ than dense, not 50 times, because positions are not free. Neither size says anyt
 speed; see `jprune.analysis.compare` for that.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -101,7 +102,8 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
     Args:
       params: parameters, or a mask (a tree whose leaves are all bool). When `mask` is
         given too, only shapes and dtypes are read, so `jax.ShapeDtypeStruct`s will do.
-        Random keys are listed and count as kept whole.
+        Random keys are listed and count as kept whole. Leaves that are no arrays
+        (functions, names, Python numbers of an Equinox module) have no row.
       mask: the mask of `params`. A leaf out of scope is a 0-d True. Without it, the
         non-zero entries of `params` count as kept.
       scope: which leaves take part: a tree of Python bools, a regular expression
@@ -114,7 +116,7 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
       mask the leaves out of scope have unknown size: they have no row.
 
     Raises:
-      TypeError: if a leaf is not a numeric array; names its path.
+      TypeError: if an array is not numeric, or abstract without a mask; names its path.
       ValueError: if there is no leaf or none takes part, or `mask` or `scope` does not
         fit `params`.
 
@@ -134,12 +136,17 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
       in scope                     4  16       75.00   64 B    18 B
       total                        8  20       60.00   80 B    34 B
     """
-    leaves = named_leaves(params)
+    every = named_leaves(params)
+    there = [hasattr(leaf, "dtype") for _, leaf in every]
+    leaves = list(itertools.compress(every, there))
     _require_arrays(leaves, counted=mask is None)
     bare = mask is None and all(_is_bool(leaf) for _, leaf in leaves)
-    marks = [leaf for _, leaf in leaves] if mask is None else _marks(mask, params)
+    marks = [leaf for _, leaf in leaves]
+    if mask is not None:
+        marks = _marks(mask, params, there)
     marked = scope is None and (bare or mask is not None)
-    flags = [True] * len(leaves) if marked else _flags(scope, params)
+    flags = [True] * len(every) if marked else _flags(scope, params)
+    flags = list(itertools.compress(flags, there))
     counts = jax.device_get([_nonzero(mark) for mark in marks])
     rows = tuple(
         # A 0-d mark on a larger leaf says "out of scope".
@@ -155,7 +162,7 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
 
 def _require_arrays(leaves: list[tuple[str, Any]], counted: bool) -> None:
     if not leaves:
-        raise value_error("`params` must have at least one leaf, got an empty tree.")
+        raise value_error("`params` must have at least one array, got none.")
     bad = [
         f"{path}: {type(leaf).__name__}"
         for path, leaf in leaves
@@ -164,8 +171,7 @@ def _require_arrays(leaves: list[tuple[str, Any]], counted: bool) -> None:
     if bad:
         raise type_error(
             "`params` must be a tree of numeric or bool arrays (abstract ones only "
-            "with `mask`): take out other leaves first, in Equinox with "
-            f"`eqx.filter(model, eqx.is_array)`.{listing(bad)}"
+            f"with `mask`).{listing(bad)}"
         )
 
 
@@ -187,10 +193,11 @@ def _is_bool(leaf: Any) -> bool:
     return getattr(leaf, "dtype", None) == np.dtype(bool)
 
 
-def _marks(mask: Mask, params: Params) -> list[Any]:
-    """The leaves of `mask`, checked against those of `params`."""
+def _marks(mask: Mask, params: Params, there: list[bool]) -> list[Any]:
+    """The leaves of `mask` for the arrays of `params`, checked against them."""
     require_same_structure("mask", mask, params)
-    pairs = zip(named_leaves(mask), named_leaves(params), strict=True)
+    every = zip(named_leaves(mask), named_leaves(params), strict=True)
+    pairs = list(itertools.compress(every, there))
     bad = [
         f"{path}: {getattr(mark, 'dtype', type(mark).__name__)}"
         f"{list(np.shape(mark))} for a leaf of shape {list(leaf.shape)}"
@@ -202,7 +209,7 @@ def _marks(mask: Mask, params: Params) -> list[Any]:
             "`mask` must hold bool arrays of the parameters' shapes, or a 0-d True "
             f"where a leaf is out of scope.{listing(bad)}"
         )
-    return jax.tree.leaves(mask)
+    return [mark for (_, mark), _ in pairs]
 
 
 def _flags(scope: Any, params: Params) -> list[bool]:

@@ -12,13 +12,15 @@ from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
 from jprune._stacks import stacked_axes
 from jprune._typing import PyTree
 
+Reduce = Literal["product", "sum", "mean", "max"]
+
 
 def over_groups(
     tree: PyTree,
     groups: Sequence[Group],
     *,
     norm: Literal["l1", "l2"] = "l2",
-    reduce: Literal["sum", "mean", "max"] = "sum",
+    reduce: Reduce | None = None,
     roles: Sequence[Role] | None = None,
     raw: bool = False,
     signed: bool = False,
@@ -27,14 +29,23 @@ def over_groups(
 ) -> dict[str, Any]:
     r"""One vector of scores for each group, by its id.
 
-    Everything that lives at coordinate c is gathered,
+    With $e_{m,c} = \sum_{x \in m_c} |x|^p$, the entries of member m at coordinate c,
 
-    $$ s_c = \Big( \operatorname{reduce}_m \sum_{x \in m_c} |x|^p \Big)^{1/p} , $$
+    $$ s_c = \Big( \sum_{m \in out} e_{m,c} \cdot
+       \operatorname{mean}_{m \in scale} \frac{e_{m,c}}{\bar e_m} \cdot
+       \operatorname{mean}_{m \in in} \frac{e_{m,c}}{\bar e_m} \Big)^{1/p} , $$
 
-    m the members of the group and $m_c$ the entries of a member at c. Groups differ in
-    how many and how large members they have, so each vector is then divided by its
-    mean: the scores of all groups can be ranked together. Norm and reduction were
-    chosen by measurement (`docs/first_call.md`).
+    what a coordinate passes on ("product"): it is written, scaled and read, and what
+    any of these stops is not missed. A factor without members, or that is 0 for all
+    coordinates, is left out. The other reductions take all members alike,
+    $s_c = (\operatorname{reduce}_m e_{m,c})^{1/p}$.
+
+    Groups differ in how many and how large members they have, so each vector is then
+    divided by its mean: the scores of all groups can be ranked together. Norm and
+    reduction were chosen by measurement (`docs/first_call.md`).
+
+    With `raw=True` and the norm "l2" the sum of all scores is a group lasso, a penalty
+    for the loss; its gradient at a coordinate of zeros is 0.
 
     Only trained weights count: members with the role "stat" (running statistics) and
     leaves that are not floating point (counters, keys) are passed over.
@@ -45,7 +56,8 @@ def over_groups(
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of
         its groups.
       norm: p = 1 or 2.
-      reduce: over the members of a group.
+      reduce: "product" (above), or over all members "sum", "mean" or "max", as suits
+        what adds up: saliencies. None: the product, but the sum if `raw` or `signed`.
       roles: count only members in these roles, e.g. `("scale",)` for norm scales or
         `("out",)` for the producing kernels; None for all but "stat".
       raw: True leaves out the division by the mean.
@@ -74,13 +86,17 @@ def over_groups(
       >>> {name: vector.tolist() for name, vector in found.items()}
       {'a:1': [5.0, 1.0]}
     """
-    if reduce not in ("sum", "mean", "max") or norm not in ("l1", "l2"):
+    if reduce is None:
+        reduce = "sum" if raw or signed else "product"
+    if reduce not in ("sum", "mean", "max", "product") or norm not in ("l1", "l2"):
         raise value_error(
-            f"`reduce` must be sum, mean or max and `norm` l1 or l2; got {reduce!r}, "
-            f"{norm!r}."
+            "`reduce` must be sum, mean, max or product and `norm` l1 or l2; got "
+            f"{reduce!r}, {norm!r}."
         )
     if signed and norm != "l1":
         raise value_error(f'Signed scores need `norm="l1"`, got {norm!r}.')
+    if signed and reduce == "product":
+        raise value_error('Signed scores add up: give reduce="sum", no product.')
     found = [
         (group, [m for m in members if _counts(m[0], m[2], roles)])
         for group, members in member_leaves(tree, groups, at)
@@ -95,13 +111,13 @@ def over_groups(
     vectors = {}
     for group, members in found:
         rows = [
-            ref.collect(layer, group.size)
+            (ref.role, ref.collect(layer, group.size))
             for ref, i, _ in members
             for layer in sums[i, ref.axis]
         ]
         if rows:
-            total = _reduced(rows, reduce)
-            total = total**0.5 if norm == "l2" else total
+            total = _passed(rows) if reduce == "product" else _reduced(rows, reduce)
+            total = _root(total) if norm == "l2" else total
             vectors[group.id] = total if raw else _relative(total)
     if groups and not vectors:
         raise no_member(groups, roles)
@@ -114,10 +130,33 @@ def _counts(ref: AxisRef, leaf: Any, roles: Sequence[Role] | None) -> bool:
     return wanted and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _reduced(rows: list[Any], reduce: str) -> Any:
+def _reduced(rows: list[tuple[Role, Any]], reduce: str) -> Any:
     """The members of a group as one vector."""
-    xp = np if all(isinstance(row, np.ndarray) for row in rows) else jnp
-    return getattr(xp, reduce)(xp.stack(rows), axis=0)
+    vectors = [row for _, row in rows]
+    xp = np if all(isinstance(row, np.ndarray) for row in vectors) else jnp
+    return getattr(xp, reduce)(xp.stack(vectors), axis=0)
+
+
+def _passed(rows: list[tuple[Role, Any]]) -> Any:
+    """What is written, times what scales it and what reads it, over their means."""
+    wrote = [(role, row) for role, row in rows if role in ("out", "table")]
+    total = _reduced(wrote, "sum") if wrote else None
+    for factor in ("scale", "in"):
+        some = [(role, _relative(row)) for role, row in rows if role == factor]
+        if some:
+            mean = _reduced(some, "mean")
+            xp: Any = np if isinstance(mean, np.ndarray) else jnp
+            mean = xp.where((mean > 0).any(), mean, xp.ones_like(mean))
+            total = mean if total is None else total * mean
+    return _reduced(rows, "sum") if total is None else total
+
+
+def _root(vector: Any) -> Any:
+    """The square root, with derivative 0 at 0."""
+    xp = np if isinstance(vector, np.ndarray) else jnp
+    some = vector != 0  # NaN stays
+    safe = xp.where(some, vector, xp.ones_like(vector))
+    return xp.where(some, xp.sqrt(safe), xp.zeros_like(vector))
 
 
 def _relative(vector: Any) -> Any:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune._axes import Axes, whole_along
-from jprune._dtypes import wide
+from jprune._dtypes import is_weight, wide
 from jprune._stacks import stacked_axes
 from jprune._typing import Params, Scores
 
@@ -43,7 +43,8 @@ def lamp(params: Params, *, stacked: Any = None) -> Scores:
     """
     leaves, treedef = jax.tree.flatten(params)
     pairs = zip(leaves, stacked_axes(params, stacked), strict=True)
-    return jax.tree.unflatten(treedef, [_lamp_leaf(w, stack) for w, stack in pairs])
+    scored = [_lamp_leaf(w, stack) if is_weight(w) else w for w, stack in pairs]
+    return jax.tree.unflatten(treedef, scored)
 
 
 def _lamp_leaf(w: jax.Array, stack: Axes) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._axes import Axes, axes_list, contraction_axis
-from jprune._dtypes import wide
+from jprune._dtypes import is_weight, wide
 from jprune._errors import value_error
 from jprune._stacks import stacked_axes
 from jprune._tiles import block_shape, tiles, untiled, within_tiles
@@ -26,7 +26,7 @@ def magnitude(params: Params) -> Scores:
     r"""$|w|$, the score of magnitude pruning.
 
     Args:
-      params: any pytree of float arrays.
+      params: any pytree of arrays.
 
     Returns:
       Scores, same structure and dtypes as `params`.
@@ -35,7 +35,7 @@ def magnitude(params: Params) -> Scores:
       Han et al., "Learning both Weights and Connections for Efficient Neural
       Networks", NeurIPS 2015.
     """
-    return jax.tree.map(jnp.abs, params)
+    return _of_weights(jnp.abs, params)
 
 
 def saliency(params: Params, grads: Params) -> Scores:
@@ -58,7 +58,42 @@ def saliency(params: Params, grads: Params) -> Scores:
       ICLR 2019, eq. (6) without its normalization by the sum, which no ranking sees.
     """
     require_same_structure("grads", grads, params)
-    return jax.tree.map(lambda w, g: jnp.abs(wide(w) * wide(g)), params, grads)
+    return _of_weights(lambda w, g: jnp.abs(wide(w) * wide(g)), params, grads)
+
+
+def second_order(params: Params, curvature: PyTree) -> Scores:
+    r"""$h w^2 / 2$: what removing a weight adds to the loss, at a minimum.
+
+    `deps.scores(scores.second_order(params, h), norm="l1")` adds it up by channel. The
+    usual h is the empirical Fisher, the mean over examples of the squared gradient:
+    `jax.tree.map(lambda g: jnp.mean(g**2, 0), grads)` of per-example gradients.
+
+    Args:
+      params: parameters $w$.
+      curvature: $h$, the diagonal of the Hessian of the loss or what stands for it;
+        same structure, non-negative.
+
+    Returns:
+      Scores, float32 or wider.
+
+    Raises:
+      ValueError: `curvature` of another structure.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import scores
+      >>> scores.second_order(jnp.array([2.0, 3.0]), jnp.array([1.0, 4.0]))
+      Array([ 2., 18.], dtype=float32)
+
+    References:
+      LeCun, Denker and Solla, "Optimal Brain Damage", NIPS 1989, eq. (5).
+    """
+    require_same_structure("curvature", curvature, params)
+
+    def score(w: jax.Array, h: jax.Array) -> jax.Array:
+        return wide(h) * jnp.square(wide(w)) / 2
+
+    return _of_weights(score, params, curvature)
 
 
 def movement(params: Params, grads: Params) -> Scores:
@@ -81,7 +116,7 @@ def movement(params: Params, grads: Params) -> Scores:
       Sanh et al., "Movement Pruning: Adaptive Sparsity by Fine-Tuning", NeurIPS 2020.
     """
     require_same_structure("grads", grads, params)
-    return jax.tree.map(lambda w, g: -wide(w) * wide(g), params, grads)
+    return _of_weights(lambda w, g: -wide(w) * wide(g), params, grads)
 
 
 def random(key: jax.Array, params: Params) -> Scores:
@@ -89,20 +124,21 @@ def random(key: jax.Array, params: Params) -> Scores:
 
     Args:
       key: a PRNG key; the leaf's position in the flattened tree is folded into it.
-      params: gives structure and shapes.
+      params: gives structure and shapes; a mask does, too.
 
     Returns:
       Scores, float32 whatever the parameters (half precision has too few numbers).
     """
     leaves, treedef = jax.tree.flatten(params)
-    if not leaves:
+    weights = [i for i, w in enumerate(leaves) if is_weight(w) or _is_mask(w)]
+    if not weights:
         return params
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(leaves)))
     # Leaves of one size are drawn together, flat: a generator takes long to compile.
     alike: dict[int, list[int]] = {}
-    for i, w in enumerate(leaves):
-        alike.setdefault(prod(jnp.shape(w)), []).append(i)
-    drawn: list[Any] = [None] * len(leaves)
+    for i in weights:
+        alike.setdefault(prod(jnp.shape(leaves[i])), []).append(i)
+    drawn = list(leaves)
     for size, places in alike.items():
         draw = partial(jax.random.uniform, shape=(size,), dtype=jnp.float32)
         for i, lots in zip(places, jax.vmap(draw)(keys[np.array(places)]), strict=True):
@@ -173,6 +209,8 @@ def block_norm(params: Params, block: Sequence[int], order: int = 2) -> Scores:
     _require_order(order)
 
     def norm(path: str, w: jax.Array) -> jax.Array:
+        if not is_weight(w):
+            return w
         size = jnp.abs(wide(w))
         if size.ndim < len(block):
             return size
@@ -218,14 +256,14 @@ def relative_change(
       abstract ("remain within a fraction of their initial value").
     """
     require_same_structure("initial", initial, params)
-    changed = jax.tree.map(lambda w, w0: wide(w) - wide(w0), params, initial)
+    changed = _of_weights(lambda w, w0: wide(w) - wide(w0), params, initial)
 
     def ratio(change: jax.Array, size: jax.Array) -> jax.Array:
         change, size = wide(change), wide(size)
         limits = jnp.finfo(change.dtype)
         return jnp.minimum(change / (size + limits.tiny), limits.max)
 
-    return jax.tree.map(ratio, unit(changed), unit(initial))
+    return _of_weights(ratio, unit(changed), unit(initial))
 
 
 def normalized(scores: Scores, *, stacked: Any = None) -> Scores:
@@ -254,13 +292,29 @@ def normalized(scores: Scores, *, stacked: Any = None) -> Scores:
     return _by_stack(divide, scores, stacked)
 
 
+def _is_mask(x: Any) -> bool:
+    return getattr(x, "dtype", None) == np.dtype(bool)
+
+
+def _of_weights(fn: Callable[..., jax.Array], *trees: PyTree) -> PyTree:
+    """`fn` of the leaves that are weights; others stay as the first tree has them."""
+
+    def leaf(w: Any, *rest: Any) -> Any:
+        return fn(w, *rest) if is_weight(w) else w
+
+    return jax.tree.map(leaf, *trees)
+
+
 def _by_stack(
     fn: Callable[[str, jax.Array, Axes], jax.Array], tree: PyTree, stacked: Any
 ) -> PyTree:
     """`fn` of each leaf's path, the leaf, and the axes along which it is a stack."""
     stacks = stacked_axes(tree, stacked)
     rows = zip(named_leaves(tree), stacks, strict=True)
-    mapped = [fn(path, leaf, stack) for (path, leaf), stack in rows]
+    mapped = [
+        fn(path, leaf, stack) if is_weight(leaf) else leaf
+        for (path, leaf), stack in rows
+    ]
     return jax.tree.unflatten(jax.tree.structure(tree), mapped)
 
 
@@ -306,6 +360,8 @@ def wanda(
     require_same_structure("norms", norms, params)
 
     def score(path: str, w: jax.Array, norm: Any, given: Any, stack: Axes) -> jax.Array:
+        if not is_weight(w):
+            return w
         size = jnp.abs(wide(w))
         if jnp.ndim(norm) == 0:
             return size * wide(norm)

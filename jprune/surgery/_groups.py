@@ -20,9 +20,10 @@ from jprune._errors import type_error, value_error
 from jprune._groups import AxisRef, Group, Kind, Role
 from jprune._jaxpr._trace import trace
 from jprune._stacks import stacked_axes
-from jprune._tree import KeyTuple, keys_text, path_keys
+from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
 from jprune.scores import over_groups
+from jprune.scores._groups import Reduce
 from jprune.surgery import _certificate, _numbering
 from jprune.surgery._axes import (
     Atom,
@@ -176,7 +177,7 @@ class Groups(Sequence[Group]):
         tree: PyTree,
         *,
         norm: Literal["l1", "l2"] = "l2",
-        reduce: Literal["sum", "mean", "max"] = "sum",
+        reduce: Reduce | None = None,
         roles: Sequence[Role] | None = None,
         raw: bool = False,
         signed: bool = False,
@@ -192,7 +193,7 @@ class Groups(Sequence[Group]):
         Args:
           tree: the parameters, gradients x parameters, a Fisher estimate, ...
           norm: see `scores.over_groups`, also for what follows.
-          reduce: over the members of a group.
+          reduce: of the members of a group; "sum" for what adds up, as saliencies do.
           roles: only members of these roles, e.g. `("scale",)` for norm scales.
           raw: not divided by the mean of the group.
           signed: added up with their signs.
@@ -278,9 +279,11 @@ def groups(
         key path, None for an argument that is only read.
       lookups: axes of parameters that the function looks up by number and that may
         shrink all the same: the rows of an embedding ("embedding:0", a leaf's path and
-        an axis), experts. Several that are one axis, as a vocabulary that an untied
-        head writes, are given together: `[("embedding:0", "head:1")]`. The compact
-        function takes the dense numbers (see `Plan.numbering`); outputs along such an
+        an axis), the experts that a router ranks. Several that are one axis, as a
+        vocabulary that an untied head writes, are given together: `[("embedding:0",
+        "head:1")]`. Regular expressions find one axis for each value of their groups:
+        `("(.*)/router:1", "(.*)/up:0", "(.*)/down:0")`. The compact function
+        takes and makes the dense numbers (see `Plan.numbering`); outputs along such an
         axis (logits) come back shortened.
 
     Returns:
@@ -306,35 +309,48 @@ def groups(
 
     def deps(params: PyTree, *args: Any, **kwargs: Any) -> Groups:
         traced = trace(fn)(params, *args, **kwargs)
+        avals = zip(traced.params, traced.input_avals, strict=False)
+        shapes = {path: tuple(aval.shape) for path, aval in avals}
+        ranks = {path: len(shape) for path, shape in shapes.items()}
         program = analyze(
             traced,
             reduce_max="allow" if reduce_max == "drop" else reduce_max,
             state_outputs=state_outputs,
             free_outputs=free_outputs,
             state=roots,
-            lookups=_numbering.lookups_of(lookups, traced.params),
+            lookups=_numbering.lookups_of(lookups, ranks),
         )
         _certificate.settle_rounds(program)
         _certificate.settle_reductions(program)
-        shapes = {
-            p: tuple(a.shape)
-            for p, a in zip(traced.params, traced.input_avals, strict=False)
-        }
         return Groups(program, shapes, params)
 
     return deps
 
 
-def contraction_axes(deps: Groups) -> PyTree:
+def contraction_axes(deps: Groups, at: Any = ()) -> PyTree:
     """The axis of each parameter that a product sums over, for `masks.n_of_m`.
 
     Args:
       deps: the groups of a function.
+      at: the part of what the groups were found on that is wanted, a key or a tuple of
+        keys: "params" of Flax variables, 0 of a pair (params, state).
 
     Returns:
-      A tree with the structure of the parameters: an axis, counted from 0, or None for
-      a leaf that no product sums over. Of several (attention output kernels sum over
-      heads and head dimension) the last.
+      A tree with the structure of the parameters, or of that part: an axis, counted
+      from 0, or None for a leaf that no product sums over. Of several (attention output
+      kernels sum over heads and head dimension) the last.
+
+    Raises:
+      ValueError: nothing lies at `at`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jprune import surgery
+      >>> fn = lambda p, x: jnp.tanh(x @ p["w"].T) @ p["v"]
+      >>> params = {"v": jnp.ones((3, 1)), "w": jnp.ones((3, 2))}
+      >>> deps = surgery.groups(fn)(params, jnp.ones((1, 2)))
+      >>> surgery.contraction_axes(deps)
+      {'v': 0, 'w': 1}
     """
     axes = {}
     for index, (path, terms) in enumerate(deps.params.items()):
@@ -345,7 +361,21 @@ def contraction_axes(deps: Groups) -> PyTree:
         ]
         axes[path] = found[-1] if found else None
     leaves_in_order = [axes.get(path) for path in deps.paths]
-    return jax.tree.unflatten(deps.tree, leaves_in_order)
+    return _part(jax.tree.unflatten(deps.tree, leaves_in_order), prefix_of(at))
+
+
+def _part(tree: PyTree, at: KeyTuple) -> PyTree:
+    """The sub-tree under some keys."""
+    for i, key in enumerate(at):
+        is_part = functools.partial(lambda whole, x: x is not whole, tree)
+        pairs, _ = jtu.tree_flatten_with_path(tree, is_leaf=is_part)
+        parts = {path_keys(path): part for path, part in pairs}
+        if (key,) not in parts:
+            raise value_error(
+                f"`at` {at[: i + 1]} is not there: {sorted(map(str, parts))} are."
+            )
+        tree = parts[(key,)]
+    return tree
 
 
 def _collect(program: Program) -> list[tuple[Group, Atom]]:
@@ -393,7 +423,9 @@ def _roles(program: Program) -> Mapping[tuple[int, int], Role]:
     kernels, too), and so is what lies in a collection of that name (see `_STATISTICS`).
     What a product contracts or a look-up reads is a weight whatever its name.
     """
-    roles = dict(cast("Mapping[tuple[int, int], Role]", program.ctx.roles))
+    found = cast("Mapping[tuple[int, int], Role]", program.ctx.roles)
+    axes_of = list(program.params.values())
+    roles = {(i, a): r for (i, a), r in found.items() if axes_of[i][a].size != 1}
     weights = {i for (i, _), role in roles.items() if role in ("in", "out", "table")}
     state = {param for _, param in program.ties}
     paths = list(program.params)

@@ -5,6 +5,7 @@ function still takes the dense numbers: a removed one finds the row of zeros tha
 zeroed dense model has. A `Numbering` is the map for the user's side, the tokenizer.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, require_regex, value_error
 from jprune._tree import KeyTuple, keys_text
 from jprune.surgery._axes import Axes, Term, unify
 
@@ -78,29 +79,47 @@ def _looked(table: np.ndarray, ids: Any, why: str) -> Any:
 
 
 def lookups_of(
-    given: Sequence[str | Sequence[str]], paths: Sequence[KeyTuple]
+    given: Sequence[str | Sequence[str]], ranks: Mapping[KeyTuple, int]
 ) -> Lookups:
-    """The axes that texts `path:axis` name.
+    """The axes that texts `path:axis`, or regular expressions of them, name.
+
+    Args:
+      given: as in `surgery.groups`.
+      ranks: the rank of each parameter.
 
     Raises:
-      ValueError: for a text that names no leaf, or is no such text.
+      ValueError: for a text that names no axis.
     """
     if isinstance(given, str):
         raise value_error(f"`lookups` must be a list, got a text: [{given!r}].")
-    known = {keys_text(path): path for path in paths}
-    out = []
+    known = {
+        f"{keys_text(path)}:{axis}": (path, axis)
+        for path, rank in ranks.items()
+        for axis in range(rank)
+    }
+    out: list[tuple[tuple[KeyTuple, int], ...]] = []
     for entry in given:
-        axes = []
+        together: dict[Any, list[tuple[KeyTuple, int]]] = {}
         for text in [entry] if isinstance(entry, str) else entry:
-            name, _, axis = text.rpartition(":")
-            if name not in known or not axis.isdigit():
-                raise value_error(
-                    f"`lookups` {text!r} must be a parameter's path, a colon and an "
-                    f"axis, such as 'embedding:0'. The paths:{listing(list(known))}"
-                )
-            axes.append((known[name], int(axis)))
-        out.append(tuple(axes))
+            for key, axis in _named(text, known):
+                together.setdefault(key, []).append(axis)
+        out += map(tuple, together.values())
     return tuple(out)
+
+
+def _named(text: str, known: Mapping[str, tuple[KeyTuple, int]]) -> list:
+    """The axes that a text finds, each with the groups of the expression there."""
+    if text in known:
+        return [((), known[text])]
+    require_regex("lookups", text)
+    hits = ((re.fullmatch(text, name), axis) for name, axis in known.items())
+    found = [(hit.groups(), axis) for hit, axis in hits if hit]
+    if not found:
+        raise value_error(
+            f"`lookups` {text!r} must be a parameter's path, a colon and an axis, such "
+            f"as 'embedding:0', or a pattern of these:{listing(list(known))}"
+        )
+    return found
 
 
 def texts(lookups: Lookups) -> list[tuple[str, ...]]:
@@ -112,16 +131,10 @@ def terms(lookups: Lookups, params: Mapping[KeyTuple, Axes]) -> list[Term]:
     """The terms of declared axes; those that are one axis become one.
 
     Raises:
-      ValueError: for an axis that does not exist, or axes of different sizes.
+      ValueError: for axes of different sizes.
     """
     found = []
     for axes in lookups:
-        for path, axis in axes:
-            if axis >= len(params[path]):
-                raise value_error(
-                    f"`lookups`: {keys_text(path)} has no axis {axis}, its rank is "
-                    f"{len(params[path])}."
-                )
         group = [params[path][axis] for path, axis in axes]
         sizes = [term.size for term in group]
         if len(set(sizes)) > 1:
@@ -144,9 +157,8 @@ def numbering_of(plan: Any, axis: str | None) -> Numbering:
             )
         path, number = plan.lookups[0][0]
     else:
-        (((path, number),),) = lookups_of([axis], list(plan.keep))
-        if number >= len(plan.keep[path]):
-            raise value_error(f"`axis` {axis!r}: the leaf has no such axis.")
+        ranks = {path: len(masks) for path, masks in plan.keep.items()}
+        (path, number), *_ = lookups_of([axis], ranks)[0]
     keep = plan.keep[path][number]
     new = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)
     return Numbering(new, np.flatnonzero(keep).astype(np.int32))

@@ -118,17 +118,17 @@ def _by_rank(xp: Any, key: Any, order: Any, removed: np.ndarray, sets: Sequence)
     for steps, size in sets:
         inside = xp.asarray(steps)[xp.argsort(key[steps], stable=True)]
         gone = xp.cumsum(xp.asarray(removed)[inside]) / size
-        rank = _put(xp, rank, inside, gone)
+        rank = put(xp, rank, inside, gone)
     return xp.lexsort((_inverse(xp, order), rank))
 
 
 def _inverse(xp: Any, order: Any) -> Any:
     """The place of each step in the order."""
     place = xp.arange(order.size)
-    return _put(xp, xp.zeros_like(place), order, place)
+    return put(xp, xp.zeros_like(place), order, place)
 
 
-def _put(xp: Any, x: Any, where: Any, values: Any) -> Any:
+def put(xp: Any, x: Any, where: Any, values: Any) -> Any:
     """`x` with these values at these places."""
     if xp is jnp:
         return x.at[where].set(values)
@@ -149,7 +149,7 @@ def within(steps: Steps, targets: Sequence[int]) -> Any:
         order = xp.argsort(steps.position[some])
         fits = xp.cumsum(xp.asarray(steps.removed[some])[order]) <= target
         inside = xp.asarray(some)[order]
-        taken = _put(xp, taken, inside, fits)
+        taken = put(xp, taken, inside, fits)
     return taken
 
 

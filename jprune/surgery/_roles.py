@@ -62,9 +62,12 @@ def sources(
 
 
 def _assign(roles: Roles, info: Info, shown: dict[int, Role]) -> None:
-    """Records the role of each axis of a parameter that is read there."""
+    """Records the role of each axis of a parameter that is read there.
+
+    An axis of size 1 may be there for a broadcast: it has a role in a product alone.
+    """
     for dim, axis in enumerate(info.dims or ()):
-        if axis is not None and info.axes[dim].size != 1:
+        if axis is not None and (info.axes[dim].size != 1 or shown.get(dim) == "in"):
             roles.setdefault((info.source, axis), shown.get(dim, "other"))
 
 

@@ -70,10 +70,11 @@ def select(
         called at most 12 times.
       at_most: the budget for `cost`, in its unit. A plan within 2 % of it ends the
         search.
-      ranking: what competes with what. "balanced": every group loses the same fraction,
-        but one that k layers write (`deps.writers`; a residual stream) a k-th of it:
-        the default, chosen by measurement (`docs/first_call.md`); "group": every group
-        loses the same fraction;
+      ranking: what competes with what. "balanced": every group loses the same share,
+        half of it counted in coordinates and half in their squared scores, but one that
+        k layers write (`deps.writers`; a residual stream) a k-th of it: the default,
+        chosen by measurement (`docs/first_call.md`); "group": every group loses the
+        same fraction of its coordinates;
         "isomorphic": layers of one kind compete with each other; "global": all
         coordinates compete, for which scores must be comparable between groups, as
         those of `deps.scores` are.
@@ -203,7 +204,7 @@ def choose(
     kept |= fixed
     rest = {name: score for name, score in pool.items() if name not in fixed}
     if ranking == "balanced":
-        rest = {n: _fractions(score) * deps.writers[n] for n, score in rest.items()}
+        rest = {n: _shares(score) * deps.writers[n] for n, score in rest.items()}
     if given and rest:
         allowed = {
             name: _allowed(score.shape[0], round_to, min_keep, most, allow_empty)
@@ -342,11 +343,20 @@ def _allowed(
     return _order.levels(size, round_to, least, allow_empty and most == 1)
 
 
-def _fractions(score: Any) -> Any:
-    """For each coordinate the fraction that is gone when it goes, worst first."""
-    xp = np if isinstance(score, np.ndarray) else jnp
-    place = xp.argsort(xp.argsort(-score, stable=True))  # 0 for the best
-    return (score.shape[0] - place) / score.shape[0]
+def _shares(score: Any) -> Any:
+    """For each coordinate the share that is gone when it goes, worst first.
+
+    The mean of two shares: of the coordinates, so that a few large scores let no group
+    empty, and of the squared scores, so that what is worth little goes cheaply.
+    """
+    xp: Any = np if isinstance(score, np.ndarray) else jnp
+    size = score.shape[0]
+    order = xp.argsort(-score, stable=True)[::-1]  # as `best` removes them
+    worth = xp.square(xp.maximum(score, 0) / xp.maximum(xp.abs(score).max(), 1e-30))
+    gone = xp.cumsum(worth[order])
+    count = xp.arange(1, size + 1) / size
+    energy = xp.where(gone[-1] > 0, gone / xp.where(gone[-1] > 0, gone[-1], 1), count)
+    return _order.put(xp, xp.zeros(size), order, (count + energy) / 2)
 
 
 def _sets(deps: Groups, pool: Scores, ranking: Ranking) -> dict[str, Any]:

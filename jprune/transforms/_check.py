@@ -35,6 +35,10 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
     gradients are applied to a copy, and the removed weights are looked at. While no
     weight has moved (`optax.MultiSteps` holds updates back) it goes on, up to 256.
 
+    How long the run will be is not known here: a schedule whose `end` lies behind the
+    last step passes, and the run then stops at a lower sparsity. Look at
+    `analysis.report(params)` after it, or use a recipe, which takes `total_steps`.
+
     Args:
       tx: the whole chain, as it will be used.
       params: the parameters.

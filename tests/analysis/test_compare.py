@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import sparse
 
-from jprune import analysis
+from jprune import analysis, compress
 from jprune.analysis._compare import Comparison, Measures
 from jprune.analysis._latency import Latency
 
@@ -51,6 +52,33 @@ def test_text_shows_every_measure_with_its_ratio():
     assert lines[4].split()[-5:] == ["4.0", "MB", "2.0", "MB", "2.00x"]
     assert cells[5][-3:] == ["1e+09", "2.5e+08", "4.00x"]
     assert cells[6][-3:] == ["4", "1", "4.00x"]
+
+
+@pytest.mark.parametrize(
+    "low, high, smaller, line",
+    [
+        (0.0001, 0.0002, True, ""),
+        (0.0010, 0.0030, True, "No speed-up can be told"),
+        (0.0060, 0.0100, True, "is 2 times SLOWER here: it saves storage, not time"),
+        (0.0060, 0.0100, False, ""),
+    ],
+)
+def test_smaller_and_slower_is_said(low, high, smaller, line):
+    dense = Measures(100, 0.5, 400, 10, Latency(0.004, 0.002, 0.005, 9))
+    time = Latency((low + high) / 2, low, high, 9)
+    parameters = 50 if smaller else 100
+    both = Comparison(dense, dense._replace(parameters=parameters, latency=time))
+    assert (line in both.warning) and (bool(both.warning) == bool(line))
+    assert str(both).endswith(both.warning)
+
+
+def test_sparse_rows_cost_what_they_hold():
+    """2 operations for each stored value and each row of the input."""
+    kernel = jnp.zeros((8, 6)).at[jnp.arange(5), jnp.arange(5)].set(2.0)
+    rows = compress.to_bcsr(kernel)
+    assert analysis.flops(compress.sparse_dot)(jnp.ones((3, 8)), rows) == 2 * 3 * 5
+    listed = sparse.BCOO.fromdense(kernel.T)
+    assert analysis.flops(lambda m, x: m @ x)(listed, jnp.ones((8, 4))) == 2 * 4 * 5
 
 
 def test_errors():

@@ -142,9 +142,7 @@ def test_byte_sizes():
     ]
 
 
-def test_leaves_that_are_not_arrays_are_named():
-    with pytest.raises(TypeError, match=r"eqx\.filter(.|\n)*layer/act: function"):
-        report({"layer": {"act": lambda x: x, "w": np.ones(2)}})
+def test_keys_pass_and_abstract_leaves_are_named():
     # A random key is no weight: it passes, uncounted.
     with_key = report({"rng": jax.random.key(0), "w": np.ones((2, 2))})
     assert with_key.in_scope == report({"w": np.ones((2, 2))}).in_scope
@@ -153,7 +151,7 @@ def test_leaves_that_are_not_arrays_are_named():
 
 
 def test_empty_tree_is_an_error():
-    with pytest.raises(ValueError, match=r"at least one leaf, got an empty tree"):
+    with pytest.raises(ValueError, match=r"at least one array, got none"):
         report({})
 
 
@@ -193,3 +191,18 @@ def test_random_keys_are_listed_and_kept_whole(params):
     row = next(row for row in keyed.rows if row.path == "rng")
     assert row.size == row.kept == 1 and row.bytes_dense == row.bytes_stored == 8
     assert keyed.in_scope == plain.in_scope and "key<fry>" in str(keyed)
+
+
+def test_leaves_that_are_no_arrays_have_no_row():
+    """Functions, names and Python numbers, as in a module of Equinox."""
+    params = {"w": jnp.eye(4), "act": jax.nn.relu, "eps": 1e-5, "name": "layer"}
+    alone = report({"w": params["w"]})
+    assert report(params) == alone
+    assert report(params, scope="w") == alone
+    mask = {"w": params["w"] != 0, "act": True, "eps": jnp.array(True), "name": None}
+    mask["name"] = jnp.array(True)
+    assert report(params, mask).rows == alone.rows
+    with pytest.raises(ValueError, match="at least one array, got none"):
+        report({"eps": 1e-5, "act": jax.nn.relu})
+    with pytest.raises(TypeError, match="names: <U1|numeric or bool"):
+        report({"w": params["w"], "names": np.array(["a"])})

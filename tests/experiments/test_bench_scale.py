@@ -47,8 +47,8 @@ def test_both_forms_are_one_function():
         lambda s: s.shape, all_at_once
     )
     ids = np.arange(6)[None]
-    a = scale.network(TOY, "unrolled")(params, ids)
-    b = scale.network(TOY, "scanned")(stacked, ids)
+    a = jax.jit(scale.network(TOY, "unrolled"))(params, ids)
+    b = jax.jit(scale.network(TOY, "scanned"))(stacked, ids)
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 

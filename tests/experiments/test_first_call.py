@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import first_call, first_call_page
-from experiments.bench.first_nets import NETS
+from experiments.bench.first_nets import HELD_OUT, NETS
 from jprune import surgery
 
 RESULT = json.loads(first_call.RESULT.read_text())
@@ -22,6 +22,7 @@ def test_the_default_loses_to_no_reference_line():
     """By more than a point on the mean; over all networks and targets there are."""
     table = first_call_page.losses(RESULT)
     assert set(RESULT["networks"]) == set(NETS)
+    assert set(RESULT["held_out"]) == set(HELD_OUT)
     for target in first_call.TARGETS:
         ours = first_call_page.mean(table["default"], target)
         for label in first_call_page.REFERENCES:
@@ -33,7 +34,7 @@ def test_the_default_loses_to_no_reference_line():
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_the_score_of_the_table_is_the_score_of_the_library(power):
-    """Candidates are scored by code of their own; `sum` is `deps.scores`."""
+    """Candidates are scored by code of their own; by default it is the product."""
 
     def net(v, x):
         p = v["params"]
@@ -47,9 +48,12 @@ def test_the_score_of_the_table_is_the_score_of_the_library(power):
     rows = first_call.members(deps, variables, power)
     norm = {1: "l1", 2: "l2"}[power]
     raw = deps.scores(variables, norm=norm, raw=True)
-    relative = deps.scores(variables, norm=norm)
+    sums = deps.scores(variables, norm=norm, reduce="sum")
+    products = deps.scores(variables, norm=norm)
     for name, members in rows.items():
         vector = first_call.scored(members, power, "sum")
         np.testing.assert_allclose(vector, raw[name], rtol=1e-6)
         mean = first_call.over_mean(vector)
-        np.testing.assert_allclose(mean, relative[name], rtol=1e-6)
+        np.testing.assert_allclose(mean, sums[name], rtol=1e-6)
+        mean = first_call.over_mean(first_call.scored(members, power, "product"))
+        np.testing.assert_allclose(mean, products[name], rtol=1e-5)

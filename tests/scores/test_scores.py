@@ -220,3 +220,20 @@ def test_relative_change():
     np.testing.assert_allclose(columns, [[0.5, 1e9], [0.5, 1e9]])
     with pytest.raises(ValueError, match="`initial` must have exactly the structure"):
         scores.relative_change(w, {"v": w0["w"]})
+
+
+def test_what_is_no_weight_comes_back_as_it_is():
+    """Dropout keys, counters, flags; and masks of such scores leave them whole."""
+    keys = jax.random.split(jax.random.key(0), 4).reshape(2, 2)
+    p = {"w": jnp.ones((4, 4)), "keys": keys, "n": jnp.int32([[-3]]), "f": jax.nn.relu}
+    block = partial(scores.block_norm, block=(2, 2))
+    one = jax.tree.map(lambda _: jnp.ones(()), p)
+    found = [f(p) for f in (scores.magnitude, scores.lamp, scores.channel_norm, block)]
+    found += [scores.normalized(p), scores.random(jax.random.key(1), p)]
+    found += [f(p, p) for f in (scores.saliency, scores.movement, scores.second_order)]
+    found += [scores.relative_change(p, p), scores.wanda(p, one)]
+    for tree in found:
+        assert tree["w"].shape == (4, 4)
+        assert all(tree[name] is p[name] for name in ("keys", "n", "f"))
+    mask = masks.unstructured({k: v for k, v in found[0].items() if k != "f"}, 0.5)
+    assert [m.shape for m in jax.tree.leaves(mask)] == [(), (), (4, 4)]

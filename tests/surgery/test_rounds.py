@@ -111,7 +111,19 @@ BLOCKS: dict[str, tuple[Body, str]] = {
 """Bodies, and the primitive that changes the carry, or "" where the round may go."""
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+LONG = (
+    "custom activation",
+    "gated",
+    "one of two branches",
+    "kept where positive",
+    "twice",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in BLOCKS],
+)
 def test_a_round_may_go_where_it_hands_its_carry_on(name: str):
     body, culprit = BLOCKS[name]
     with jax.enable_x64(True):
@@ -376,6 +388,7 @@ def test_a_first_layer_outside_the_scan_stays():
         assert report.ok and report.error < 1e-12
 
 
+@pytest.mark.slow
 def test_depth_and_width_go_together():
     with jax.enable_x64(True):
         p, x = parameters(), batch()
@@ -401,3 +414,40 @@ def test_a_plan_of_another_function_is_refused():
     other = scanned(lambda h, q: norm(block(h, q), 1.0))
     with pytest.raises(ValueError, match="removes rounds of a scan, but a round"):
         surgery.shrink(other, plan)(plan.pack(p), x)
+
+
+def cached(p: Any, x: Any, cache: Any, start: Any) -> Any:
+    """Attention over a cache for each layer, stacked beside the layers."""
+
+    def layer(h: Any, given: Any) -> Any:
+        q, cache = given
+        keys = lax.dynamic_update_slice(cache, h @ q["up"], (0, start, 0))
+        late = (
+            jnp.arange(cache.shape[1])[None] > start + jnp.arange(h.shape[1])[:, None]
+        )
+        a = jnp.einsum("btk,bsk->bts", h @ q["up"], keys)
+        a = jax.nn.softmax(jnp.where(late[None], -1e9, a))
+        return h + jnp.einsum("bts,bsk->btk", a, keys) @ q["down"] + q["bias"][
+            None
+        ], keys
+
+    return lax.scan(layer, x, (p, cache))
+
+
+def test_caches_declared_as_state_lose_the_layers_too():
+    """Prefill and decode, against the zeroed dense model."""
+    with jax.enable_x64(True):
+        p, rng = parameters(), np.random.default_rng(4)
+        x = jnp.asarray(rng.standard_normal((2, 5, WIDTH)))
+        cache = jnp.zeros((LAYERS, 2, 7, INNER))
+        deps = surgery.groups(cached, state={2: 1})(p, x[:, :3], cache, 0)
+        (rounds,) = depth(deps)
+        assert deps.exactness[rounds.id].exact
+        plan = surgery.plan_from_keep(deps, {rounds.id: [0, 2, 3]})
+        small, packed, zeroed = surgery.shrink(cached, plan), plan.pack(p), plan.zero(p)
+        state = plan.pack(cache, argument=2)
+        assert state.shape == (3, 2, 7, INNER)
+        for start, stop in ((0, 3), (3, 4), (4, 5)):
+            y, state = small(packed, x[:, start:stop], state, start)
+            want, cache = cached(zeroed, x[:, start:stop], cache, start)
+            close((y, state), (want, plan.pack(cache, argument=2)))

@@ -18,8 +18,12 @@ def test_scores_by_hand():
         (params["up"] ** 2).sum(0) + params["bias"] ** 2 + (params["down"] ** 2).sum(1)
     )
     np.testing.assert_allclose(l2, np.sqrt(want))
-    found = DEPS.scores(params)
+    found = DEPS.scores(params, reduce="sum")
     np.testing.assert_allclose(found["up:1"], l2 / l2.mean())
+    found = DEPS.scores(params)  # what is written times what is read
+    passed = (params["up"] ** 2).sum(0) * (params["down"] ** 2).sum(1)
+    want = np.sqrt(passed) / np.sqrt(passed).mean()
+    np.testing.assert_allclose(found["up:1"], want)
     np.testing.assert_allclose([v.mean() for v in found.values()], 1)
     l1 = DEPS.scores(params, norm="l1", reduce="max", roles=("out", "in"), raw=True)
     l1 = l1["up:1"]
@@ -77,3 +81,13 @@ def test_scores_on_a_flattened_axis():
     (name,) = scores
     want = params["o"].sum(1).reshape(5, 8).sum(0)
     np.testing.assert_allclose(scores[name], want)
+
+
+@pytest.mark.parametrize("options", [{}, {"raw": True}, {"norm": "l1"}], ids=str)
+def test_scores_of_weights_that_are_not_finite_are_refused(options):
+    params = {k: np.ones(s) for k, s in SHAPES.items()}
+    params["up"][0, 3] = np.nan
+    found = DEPS.scores(params, **options)
+    assert np.isnan(found["up:1"][3])
+    with pytest.raises(ValueError, match="up:1.*must be finite"):
+        surgery.select(DEPS, found, flops=0.5)

@@ -153,7 +153,7 @@ def test_flops_target_is_met_within_one_coordinate(
     scores = random_scores(seed)
     plan = surgery.select(DEPS, scores, flops=target, ranking=scope)  # type: ignore
     dense, kept = DEPS.flops(), kept_counts(plan)
-    assert DEPS.flops(kept) <= target * dense
+    assert DEPS.flops(kept) <= target * dense * (1 + 1e-12)  # as `select` rounds
     if kept != SIZES:  # giving the best removed coordinate of some group back exceeds
         back = [DEPS.flops({**kept, g: n + 1}) for g, n in kept.items() if n < SIZES[g]]
         assert max(back) > target * dense

@@ -80,7 +80,7 @@ class _CustomCall(GraphCall):
             outer = self.boundary.outer.items()
             leaves = {leaf: by_cell[c] for leaf, c in outer if c in by_cell}
             cells = [self._cell(frame, k) for k in keys]
-            return tuple(map(jnp.asarray, frame.compute(cells, leaves)))
+            return tuple(map(_array, frame.compute(cells, leaves)))
 
         if self.reverse:
             call: Any = jax.custom_vjp(primal)
@@ -91,7 +91,7 @@ class _CustomCall(GraphCall):
         else:
             call = jax.custom_jvp(primal)
             call.defjvp(lambda p, t: (call(*p), self._jvp(keys, p, t)))
-        return dict(zip(keys, call(*map(jnp.asarray, arrays)), strict=True))
+        return dict(zip(keys, call(*map(_array, arrays)), strict=True))
 
     def want(self, key: Any) -> list[Cell]:
         """Marks the result, and what its rule may reach where the primal does not."""
@@ -371,6 +371,10 @@ class _Program:
             f"compact shapes: {why}. Keep the groups that pass through it whole, or "
             "differentiate the dense function."
         )
+
+
+def _array(x: Any) -> jax.Array:
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
 def _abstract(avals: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:

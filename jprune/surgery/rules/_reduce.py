@@ -8,7 +8,7 @@ are ignored on purpose, and the sum remembers its counts so that a mean can divi
 the kept one.
 
 Order matters along a sorted, cumulative or windowed axis: it is frozen, and the other
-axes pass. An arg-max returns positions, so its axis is frozen too.
+axes pass. What returns positions is in `_ranked`.
 """
 
 import functools
@@ -30,6 +30,7 @@ from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._layout import Layout
 from jprune.surgery._registry import Rule
 from jprune.surgery._scope import Info
+from jprune.surgery.rules._ranked import ranked_axes, ranked_cells
 
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "reduce_sum": jnp.add,
@@ -373,7 +374,7 @@ RULES: dict[str, Rule] = {
     },
     **{
         name: Rule(axes=frozen_sum_axes, cells=frozen_reduce_cells)
-        for name in ("reduce_xor", "argmax", "argmin", "reduce")
+        for name in ("reduce_xor", "reduce")
     },
     **{
         name: Rule(axes=psum_axes, cells=psum_cells)
@@ -382,6 +383,9 @@ RULES: dict[str, Rule] = {
     **{name: _passing(_axis) for name in _CUMULATIVE},
     **{name: _passing(_window_dims) for name in _WINDOWS},
     "sort": _passing(lambda eqn, ins: [eqn.params["dimension"]]),
-    "top_k": _passing(lambda eqn, ins: [len(ins[0].axes) - 1]),
+    **{
+        name: Rule(axes=ranked_axes, cells=ranked_cells)
+        for name in ("top_k", "argmax", "argmin")
+    },
     "rev": _passing(lambda eqn, ins: eqn.params["dimensions"]),
 }
