@@ -329,7 +329,8 @@ def _chosen(arena: Arena, rule: str, share: float, images: int, samples: int) ->
     apply, ids = structured.network(lab), [g.id for g in arena.groups]
     norms = arena.filters(tree)
     if rule == "uniform":
-        keeps = surgery.choose(deps, deps.scores(tree), flops=share, ranking="group")
+        found = deps.scores(tree, reduce="mean")
+        keeps = surgery.choose(deps, found, flops=share, ranking="group")
         return Ready(tree, arena.plan(keeps), arena.uncut)
     if rule == "similarity":
         found = compress.similar_channels(deps, tree, flops=share, groups=ids)
