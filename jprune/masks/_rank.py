@@ -71,7 +71,7 @@ def rank(
         stacks = [a if np.ndim(k) else () for a, k in zip(stacks, keep, strict=True)]
     floors, units = _floors(scores, min_keep, stacks)
     _require_room(keep, floors, units)
-    if ranking == "leaf":
+    if ranking == "leaf" and any(floors):
         keep = _raise_to_floors(keep, floors)
     floored = not own and sum(units) > 1 and any(floors)
     return _rank(
@@ -105,8 +105,8 @@ def _rank(
     if own:
         return _rank_leaves(leaves, keep, stacks, init, how)
     if floors is None:
-        found = selection.kth_magnitude(leaves, keep, init=init, **how)
-        return selection.keep_mask(leaves, found, keep, **how), found
+        best = selection.largest(leaves, keep, init=init, **how)
+        return best.masks, best.found
     return _rank_floored(leaves, keep, floors, stacks, init, how)
 
 
@@ -119,11 +119,8 @@ def _rank_leaves(
 ) -> tuple[list[jax.Array], selection.Threshold]:
     """Every leaf by itself: plain ones in one search, stacks by rows."""
     if not any(stacks):
-        counts = jnp.stack(keep)
-        found = selection.kth_magnitude(
-            leaves, counts, ranking="leaf", init=init, **how
-        )
-        return selection.keep_mask(leaves, found, counts, **how), found
+        best = selection.largest(leaves, jnp.stack(keep), init=init, **how)
+        return best.masks, best.found
     masks = [
         largest_of_rows(_images(leaves, i, how), keep[i], a) if a else None
         for i, a in enumerate(stacks)
@@ -133,8 +130,11 @@ def _rank_leaves(
     of, counts = _some(leaves, plain), jnp.asarray(_some(keep, plain), jnp.int32)
     if init is not None:
         init = jax.tree.map(lambda x: x[plain] if x.ndim else x, init)
-    found = selection.kth_magnitude(of, counts, ranking="leaf", init=init, **few)
-    kept = iter(selection.keep_mask(of, found, counts, **few) if of else [])
+    if not of:
+        none = jnp.zeros(len(leaves), jnp.int32)
+        return masks, selection.Threshold(none, none, none)
+    best = selection.largest(of, counts, init=init, **few)
+    kept, found = iter(best.masks), best.found
     whole = [next(kept) if m is None else m for m in masks]
     # The threshold of a stack is not kept: its entry of the warm start stays 0.
     at = jax.tree.map(lambda x: jnp.zeros(len(leaves), x.dtype), found)
@@ -165,10 +165,9 @@ def _rank_floored(
         taken = [jnp.sum(f, dtype=jnp.int32) for f in first if f is not None]
         keep = jnp.maximum(keep - sum(taken, jnp.int32(0)), 0)
     own = [0 if a else f for f, a in zip(floors, stacks, strict=True)]
-    shares = selection.kth_with_floors(leaves, keep, own, init=init, **how)
-    kept = selection.keep_mask(leaves, shares.leaf, shares.counts, **how)
-    both = [k if f is None else k | f for k, f in zip(kept, first, strict=True)]
-    return both, shares.common
+    best = selection.largest(leaves, keep, floors=own, init=init, **how)
+    both = [k if f is None else k | f for k, f in zip(best.masks, first, strict=True)]
+    return both, best.found
 
 
 def _images(leaves: list[jax.Array], i: int, how: dict[str, Any]) -> jax.Array:

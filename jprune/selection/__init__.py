@@ -8,9 +8,12 @@ may change. The only place in jprune where order statistics are computed.
 
 from jprune.selection._count import counts_above as counts_above
 from jprune.selection._count import image_of as image_of
+from jprune.selection._count_true import count_true as count_true
 from jprune.selection._floors import Shares as Shares
 from jprune.selection._floors import kth_with_floors as kth_with_floors
 from jprune.selection._image import ImageKind as ImageKind
+from jprune.selection._largest import Largest as Largest
+from jprune.selection._largest import largest as largest
 from jprune.selection._select import keep_mask as keep_mask
 from jprune.selection._select import kth_magnitude as kth_magnitude
 from jprune.selection._threshold import Ranking as Ranking

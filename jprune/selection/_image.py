@@ -91,7 +91,8 @@ class Image(NamedTuple):
         if times is not None:
             number *= self._widen(times)
         bits = lax.bitcast_convert_type(number, self.dtype)
-        size = (bits & np.iinfo(self.dtype).max) >> self.shift
+        size = bits & np.iinfo(self.dtype).max
+        size = size >> self.shift if self.shift else size
         finite = size < self.of_float(np.inf)
         if self.signed:
             size = jnp.where(bits < 0, -size, size)

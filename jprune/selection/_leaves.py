@@ -126,6 +126,7 @@ def read(
     axis_name: str | Sequence[str] | None,
     specs: PyTree | None,
     times: PyTree | None = None,
+    apart: bool = False,
 ) -> Table:
     """Checks a tree and lays it out.
 
@@ -136,6 +137,7 @@ def read(
       axis_name: mesh axes of the enclosing `shard_map`, or None.
       specs: pytree prefix of `PartitionSpec`, or None.
       times: pytree like `tree` that it is multiplied by, or None.
+      apart: whether each leaf is counted by itself.
 
     Returns:
       The table.
@@ -157,10 +159,13 @@ def read(
         fixed = lax.stop_gradient((value, factor))
         leaves.append(_leaf(*fixed, mask, spec, axes, total))
         total += leaves[-1].size
+    if apart:
+        total = max((leaf.size for leaf in leaves), default=0)
     if total >= LIMIT:
+        which = " in one leaf" if apart else ""
         raise value_error(
-            f"`tree` has {total} entries; counts are int32, so one selection takes "
-            f"fewer than {LIMIT}. Rank leaves (or parts of the tree) separately."
+            f"`tree` has {total} entries{which}; counts are int32, so one selection "
+            f"takes fewer than {LIMIT}. Rank leaves (or parts of the tree) separately."
         )
     if times is not None:
         dtypes = dtypes + float_dtypes(times, "times")

@@ -35,6 +35,31 @@ def unsharded(table: Table) -> bool:
     return all(mesh.empty or mesh.size == 1 for mesh in meshes)
 
 
+def flat(table: Table) -> Table:
+    """The same leaves along one axis, where nothing has to move for that.
+
+    A row-major leaf has the same bytes either way, and the place of an entry is then
+    one index: kernels of half the size, and one for all leaves of a length. Not where a
+    leaf may be sharded, unknown to tracing, nor on a TPU, which tiles the last axes.
+    """
+    if jax.device_count() > 1 or jax.default_backend() == "tpu" or table.axis_names:
+        return table
+
+    def ravel(x: jax.Array | None) -> jax.Array | None:
+        return x.reshape(-1) if x is not None and x.ndim > 1 else x
+
+    leaves = [
+        dataclasses.replace(
+            leaf,
+            value=ravel(leaf.value),
+            within=ravel(leaf.within),
+            times=ravel(leaf.times),
+        )
+        for leaf in table.leaves
+    ]
+    return dataclasses.replace(table, leaves=tuple(leaves))
+
+
 def pack(table: Table) -> Table:
     """The same entries at the same positions in fewer leaves, for a global ranking."""
     if not unsharded(table):

@@ -12,13 +12,17 @@ Two integers are swept over: the image of each entry, and, to break a tie, its p
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jprune.selection._bracket import Bracket, Counts, Pivots
+from jprune.selection._count_true import count_true
 from jprune.selection._leaves import Leaf, Table
 
 
@@ -32,7 +36,7 @@ def available(table: Table, per_leaf: bool) -> jax.Array:
         if leaf.within.ndim == 0:
             total = jnp.where(leaf.within, jnp.int32(leaf.size), 0)
         else:
-            total = _count_true(leaf.within)
+            total = count_true(leaf.within)
             if table.axis_names:
                 total = lax.psum(_once(leaf, total), table.axis_names)
         totals.append(total)
@@ -78,6 +82,107 @@ def sweep_positions(
         return _count(table, places, pivots, [], per_leaf)
 
     return count
+
+
+class Cut(NamedTuple):
+    """Thresholds of each leaf. [leaves] of the image's dtype
+
+    Attributes:
+      above: an image larger than this is kept.
+      least: one at least this large is kept, or ties with others.
+    """
+
+    above: jax.Array
+    least: jax.Array
+
+
+def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
+    """The counting function of a search through all its stages.
+
+    Args:
+      table: the leaves.
+      ties: whether places are ever counted.
+
+    Returns:
+      `count(pivots, places, cut)`: in each leaf the images that reach its pivots, or
+      where `places` is true the places from the end, given the `cut`: an entry above it
+      has the place n, one that ties its distance n - 1 - position from the last, and
+      one below -1.
+    """
+    positions = _positions(table)
+
+    def count(pivots: Pivots, places: jax.Array, cut: Cut) -> Counts:
+        swept, where, pivots, cut, places = lax.optimization_barrier(
+            ([leaf.swept for leaf in table.leaves], positions, pivots, cut, places)
+        )
+        seen = []
+        for leaf, arrays, position in zip(table.leaves, swept, where, strict=True):
+            image = table.image.of(*arrays)
+            if ties:
+                above, least = _row(cut, position)
+                place = _place(position, image.shape).astype(image.dtype)
+                place = jnp.where(image >= least, place, -1)
+                place = jnp.where(image > above, leaf.size, place)
+                image = jnp.where(places, place, image)
+            seen.append(_reduce(image, _row(pivots, position), []))
+        return Counts([jnp.stack(column) for column in zip(*seen, strict=True)])
+
+    return count
+
+
+def keep_cut(
+    table: Table, cut: Cut, last: jax.Array, flat: bool = False
+) -> list[jax.Array]:
+    """The mask of each leaf: above the cut, or tied with it and up to the last place.
+
+    Args:
+      table: the leaves, as they are: what is made of the mask and the leaf can then
+        take the place of the leaf in memory.
+      cut: the thresholds.
+      last: the place from the end of the last tie that is kept. [leaves]
+      flat: whether a leaf may be laid along one axis; only its places are.
+
+    Returns:
+      Bool arrays of the leaves' shapes.
+    """
+    masks = []
+    for leaf, position in zip(table.leaves, _positions(table, flat), strict=True):
+        image = table.image.of(*leaf.swept)
+        above, least, end = _row((*cut, last.astype(jnp.int32)), position)
+        shape = (leaf.size,) if flat else image.shape
+        first = (_place(position, shape) >= end).reshape(image.shape)
+        masks.append((image > above) | ((image >= least) & first))
+    return masks
+
+
+def _positions(table: Table, flat: bool = False) -> list[jax.Array]:
+    """For each leaf its number, the place from the end of its first entry, and steps.
+
+    Behind a barrier, so that the kernels of two leaves of one shape are one.
+    """
+    rows = []
+    for i, leaf in enumerate(table.leaves):
+        shape = (leaf.size,) if flat else leaf.value.shape
+        steps = [math.prod(shape[d + 1 :]) for d in range(len(shape)) if shape[d] > 1]
+        row = np.array([i, leaf.size - 1, *steps], np.int32)
+        rows.append(lax.optimization_barrier(jnp.asarray(row)))
+    return rows
+
+
+def _row(columns: Sequence[jax.Array], position: jax.Array) -> list[jax.Array]:
+    """The entries of one leaf, of arrays with one for each."""
+    # Unsigned, or JAX would ask whether it is negative.
+    i = position[0].astype(jnp.uint32)
+    return [lax.dynamic_slice(x, (i,), (1,)).reshape(()) for x in columns]
+
+
+def _place(position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The place from the end of each entry, row-major: the first has the largest."""
+    place = jnp.broadcast_to(position[1], shape)
+    axes = [axis for axis, length in enumerate(shape) if length > 1]
+    for step, axis in enumerate(axes, start=2):
+        place -= lax.broadcasted_iota(jnp.int32, shape, axis) * position[step]
+    return place
 
 
 def all_strides(table: Table, per_leaf: bool) -> list[jax.Array]:
@@ -154,23 +259,6 @@ def _reduce(b: jax.Array, pivots: Pivots, ends: list[jax.Array]) -> list[jax.Arr
 
     axes = tuple(range(b.ndim))
     return list(lax.reduce(tuple(operands), tuple(starts), merge, axes))
-
-
-def _count_true(mask: jax.Array) -> jax.Array:
-    """How many are True, by a variadic reduction of both counts.
-
-    Each result is used, or XLA would go back to the plain reduction (some 20 times
-    slower on a CPU).
-    """
-    operands = (mask.astype(jnp.int32), (~mask).astype(jnp.int32))
-    starts = (jnp.int32(0), jnp.int32(0))
-    axes = tuple(range(mask.ndim))
-    true, false = lax.reduce(operands, starts, _add_pairs, axes)
-    return jnp.minimum(true, mask.size - false)
-
-
-def _add_pairs(x: tuple, y: tuple) -> tuple:
-    return x[0] + y[0], x[1] + y[1]
 
 
 def _once(leaf: Leaf, count: jax.Array) -> jax.Array:

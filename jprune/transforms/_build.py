@@ -123,16 +123,12 @@ def exactly_one(**given: Any) -> None:
         raise value_error(f"Give exactly one of {which}; got {came}.")
 
 
-def renewed(due: jax.Array, new: Callable[[], Any], old: Any) -> Any:
-    """What `new` makes if it is due, else `old` as it is."""
-    return jax.lax.cond(due, new, lambda: old)
+def renewed(due: jax.Array, new: Callable[[Any], Any], old: Any) -> Any:
+    """`new(old)` if it is due, else `old` as it is.
 
-
-def renewed_in_place(due: jax.Array, new: Callable[[Any], Any], old: Any) -> Any:
-    """`new(old)` if it is due, else `old`: for what has the size of the parameters.
-
-    A loop of one round or none. A `lax.cond` would copy `old` at every step; what a
-    loop carries stays where it is.
+    A loop of one round or none. A `lax.cond` would copy `old` at every step, and all
+    parameters that it reads where they are donated; what goes through a loop stays
+    where it is, if `new` reads it from its argument.
     """
 
     def once(carry: Any) -> Any:
@@ -148,6 +144,7 @@ def added(update: jax.Array, force: jax.Array) -> jax.Array:
 
 def decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
     """Coupled weight decay of the leaves of a scope; None for `masks.prunable`."""
+    require_strengths(weight_decay=weight_decay)
     return optax.add_decayed_weights(
         weight_decay, mask=lambda params: resolve_scope(scope, params)
     )
@@ -155,6 +152,7 @@ def decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
 
 def decay_all(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
     """Coupled weight decay of all leaves, or of those of a scope that is given."""
+    require_strengths(weight_decay=weight_decay)
     if scope is not None:
         return decay(weight_decay, scope)
     return optax.add_decayed_weights(weight_decay)
@@ -169,6 +167,14 @@ def is_finite(tree: PyTree) -> jax.Array:
     """Whether every number of a tree is finite, 0-d."""
     leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+
+
+def total(counts: Sequence[jax.Array]) -> jax.Array:
+    """The sum of non-negative int32 counts, 0-d, stopping at the largest int32."""
+    most, result = jnp.iinfo(jnp.int32).max, jnp.int32(0)
+    for count in counts:
+        result = result + jnp.minimum(count, most - result)
+    return result
 
 
 def next_step(count: jax.Array) -> jax.Array:

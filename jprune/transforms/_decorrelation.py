@@ -43,10 +43,12 @@ from jprune.masks._count import exact, require_sparsity
 from jprune.transforms._build import (
     added,
     by_group,
+    decay_all,
     end_within,
     keeps_of,
     next_step,
     require_rate,
+    require_strengths,
     transformation,
     value_at,
 )
@@ -145,6 +147,7 @@ def add_decorrelation(
       here it is a member of the group or absent.
     """
     keeps = keeps_of(keeps, groups)
+    require_strengths(strength=strength, gram=gram)
 
     def init(params: Params) -> AddDecorrelationState:
         if jax.tree.leaves(params):
@@ -255,6 +258,7 @@ def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Sch
       (0.0, 0.10000000149011612, 1.0)
     """
     require_static(grow=grow, every=every)
+    require_strengths(ceiling=ceiling)
     if grow < 1 or every < 1:
         raise value_error(f"`grow`, `every` must be at least 1: {grow}, {every}.")
 
@@ -364,7 +368,7 @@ def tpp(
         add_decorrelation(
             groups, keeps, strength, gram=gram, decay_kernels=decay_kernels
         ),
-        optax.add_decayed_weights(weight_decay),
+        decay_all(weight_decay, None),
         optax.sgd(learning_rate, momentum),
         prune_in_turn(groups, keeps, begin=end, every=interval),
     )

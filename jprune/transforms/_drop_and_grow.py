@@ -34,18 +34,19 @@ import numpy as np
 import optax
 
 from jprune import masks, scores, selection
+from jprune._axes import Axes
 from jprune._dtypes import wide
 from jprune._errors import require_static, value_error
+from jprune._stacks import stacked_axes
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.masks._count import is_traced
-from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._unstructured import ranked
 from jprune.transforms._build import (
     exactly_one,
     is_finite,
     next_step,
     renewed,
-    renewed_in_place,
     transformation,
     value_at,
 )
@@ -54,7 +55,7 @@ from jprune.transforms._keep_masked import keep_masked
 from jprune.transforms._projection import checkerboard, landing
 
 Grow = Literal["gradient", "random"]
-Allocation = Callable[[Params, float, Any], PyTree]
+Allocation = Callable[..., PyTree]
 _Select = Callable[..., jax.Array]
 
 
@@ -105,6 +106,7 @@ def drop_and_grow(
     end: int | None = None,
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Trains a sparse network whose mask moves (a wrapper around an optimizer).
@@ -130,7 +132,8 @@ def drop_and_grow(
         leaf whose mask is 0-d stays dense.
       allocation: how a number is spread over the leaves: `masks.erk`, `masks.uniform`,
         `masks.erdos_renyi`, or any function of parameters, sparsity and scope to the
-        sparsity of each leaf. It runs on the host.
+        sparsity of each leaf. It runs on the host; where `stacked` is given it is given
+        that too.
       drop_fraction: f, the share of the kept weights that moves; a number, or a
         schedule of the step such as `optax.cosine_decay_schedule(0.3, end)`. The number
         0 holds the first mask.
@@ -142,6 +145,8 @@ def drop_and_grow(
       end: no mask moves from this step on; None for never.
       scope: with `sparsity`, which leaves are sparse; see `masks.unstructured`.
       min_keep: with `sparsity`, the fewest weights any leaf keeps.
+      stacked: which leaves are stacks of layers: each layer drops and grows as a leaf
+        of its own. See `masks.unstructured`.
       key: a PRNG key or a seed, for the first mask and for growing at random. Resuming
         needs none: it is in the state.
 
@@ -178,8 +183,8 @@ def drop_and_grow(
     require_static(every=every, begin=begin, end=end, min_keep=min_keep)
     _require(sparsity, mask, drop_fraction, grow, every, begin, end)
     inner = optax.with_extra_args_support(inner)
-    first = _First(sparsity, allocation, mask, scope, min_keep)
-    moves = _Moves(drop_fraction, every, begin, end)
+    first = _First(sparsity, allocation, mask, scope, min_keep, stacked)
+    moves = _Moves(drop_fraction, every, begin, end, grow, stacked)
 
     def init(params: Params) -> DropAndGrowState:
         data = _data(key)
@@ -198,16 +203,15 @@ def drop_and_grow(
             mask, now = stays[0], params
             if also_step:
                 now = optax.apply_updates(params, step(_kept, mask)[0])
-            before = state._replace(mask=mask)
-            return _move(now, updates, moves.dropped(state), before, grow)
+            return _move(now, updates, moves, state._replace(mask=mask))
 
         moved, following = jnp.array(False), state
         if moves.ever() and jax.tree.leaves(params):
             moved = renewed(
-                moves.due(state.count), lambda: is_finite(updates), jnp.array(False)
+                moves.due(state.count), lambda _: is_finite(updates), jnp.array(False)
             )
             stays = (state.mask, state.grown, state.passes)
-            mask, grown, passes = renewed_in_place(moved, move, stays)
+            mask, grown, passes = renewed(moved, move, stays)
             following = state._replace(mask=mask, grown=grown, passes=passes)
         survives, marks = _survives(moved), (following.mask, following.grown)
         final, after = step(survives, *marks)
@@ -240,12 +244,14 @@ def _step(
 
 
 class _Moves(NamedTuple):
-    """When the mask moves and how much, as given."""
+    """When, where and how much the mask moves, as given."""
 
     fraction: Any
     every: int
     begin: int
     end: int | None
+    grow: Grow
+    stacked: Any
 
     def ever(self) -> bool:
         unknown = callable(self.fraction) or is_traced(self.fraction)
@@ -254,11 +260,6 @@ class _Moves(NamedTuple):
     def due(self, t: jax.Array) -> jax.Array:
         before_end = True if self.end is None else t < self.end
         return (t >= self.begin) & (t % self.every == 0) & before_end
-
-    def dropped(self, state: DropAndGrowState) -> jax.Array:
-        """How many of the kept weights of each leaf are dropped now."""
-        count = jnp.floor(wide(value_at(self.fraction, state.count)) * state.kept + 0.5)
-        return jnp.clip(count.astype(jnp.int32), 0, state.kept)
 
 
 def _kept(x: Any, y: Any, mask: jax.Array) -> jax.Array:
@@ -285,6 +286,12 @@ class _First(NamedTuple):
     given: Any
     scope: Any
     min_keep: int
+    stacked: Any
+
+    def _spread(self, params: Params) -> PyTree:
+        """The sparsity of each leaf, from one number."""
+        how = {} if self.stacked is None else {"stacked": self.stacked}
+        return self.allocation(params, self.sparsity, self.scope, **how)
 
     def mask(self, params: Params, key: jax.Array) -> Mask:
         if not jax.tree.leaves(params):
@@ -296,32 +303,36 @@ class _First(NamedTuple):
         if callable(target):
             target = target(params)
         elif jax.tree_util.all_leaves([target]):
-            target = self.allocation(params, target, self.scope)
+            target = self._spread(params)
         return masks.unstructured(
             scores.random(_wrapped(key), params),
             target,
             ranking="leaf",
             scope=resolve_scope(self.scope, params),
             min_keep=self.min_keep,
+            stacked=self.stacked,
         )
 
 
 def _move(
-    params: Params,
-    grads: PyTree,
-    dropped: jax.Array,
-    state: DropAndGrowState,
-    grow: Grow,
+    params: Params, grads: PyTree, moves: _Moves, state: DropAndGrowState
 ) -> tuple[Mask, Mask, jax.Array]:
     """The next mask of each leaf, what of it is new, and the passes this took."""
     mask = state.mask
     scope = jax.tree.map(lambda m: m.ndim > 0, mask)
     lots = grads  # magnitudes are taken by the ranking
-    if grow == "random":
+    if moves.grow == "random":
         key = jax.random.fold_in(_wrapped(state.key), state.count)
         lots = scores.random(key, params)
 
-    def largest(values: Scores, count: jax.Array, within: Mask) -> Any:
+    axes = in_scope_list(stacked_axes(mask, moves.stacked), scope)
+    pairs = zip(in_scope(mask, scope), axes, strict=True)
+    # A leaf's count never changes; those of its layers are counted anew.
+    kept = [_of_layers(m, a) if a else state.kept[i] for i, (m, a) in enumerate(pairs)]
+    fraction = value_at(moves.fraction, state.count)
+    dropped = [_share(fraction, n) for n in kept]
+
+    def largest(values: Scores, count: list[jax.Array], within: Mask) -> Any:
         return ranked(
             values,
             count,
@@ -330,14 +341,28 @@ def _move(
             min_keep=0,
             within=within,
             init=selection.cold(in_scope(values, scope), ranking="leaf"),
+            stacked=moves.stacked,
         )
 
-    a, _, one = largest(params, state.kept - dropped, mask)
+    stays = [n - k for n, k in zip(kept, dropped, strict=True)]
+    a, _, one = largest(params, stays, mask)
     b, _, two = largest(lots, dropped, jax.tree.map(jnp.logical_not, a))
     union = jax.tree.map(jnp.logical_or, a, b)
     # What was dropped and grown again is not new.
     new = jax.tree.map(lambda now, before: now & ~before, union, mask)
     return union, new, jnp.maximum(one, two)
+
+
+def _share(fraction: Any, kept: jax.Array) -> jax.Array:
+    """How many of so many kept weights are dropped."""
+    count = jnp.floor(wide(fraction) * kept + 0.5)
+    return jnp.clip(count.astype(jnp.int32), 0, kept)
+
+
+def _of_layers(mask: jax.Array, axes: Axes) -> jax.Array:
+    """How many weights each layer of a stack keeps. [stack] int32"""
+    others = tuple(i for i in range(mask.ndim) if i not in axes)
+    return jnp.sum(mask, axis=others, dtype=jnp.int32)
 
 
 def _counts(mask: Mask) -> jax.Array:

@@ -13,8 +13,9 @@ import jax
 import optax
 
 from jprune import masks
-from jprune._errors import require_static
+from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, ScalarOrSchedule
+from jprune.masks._count import is_traced
 from jprune.transforms._build import (
     decay,
     end_within,
@@ -32,7 +33,7 @@ def rigl(
     total_steps: int | None = None,
     mask: Mask | Callable[[Params], Mask] | None = None,
     drop_fraction: float = 0.3,
-    every: int = 100,
+    every: int | None = None,
     begin: int = 1,
     end: int | None = None,
     allocation: Allocation = masks.erk,
@@ -41,6 +42,7 @@ def rigl(
     weight_decay: float = 1e-4,
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""RigL: the smallest weights go, those with the largest gradients come.
@@ -55,7 +57,8 @@ def rigl(
       total_steps: length of the run.
       mask: the first mask in place of `sparsity`, or a function of the parameters.
       drop_fraction: $\alpha$, the fraction at step 0.
-      every: $\Delta T$, steps between two moves.
+      every: $\Delta T$, steps between two moves; 100 as in the paper, or in a run too
+        short for one a quarter of `end`.
       begin: see `drop_and_grow`.
       end: $T_{end}$, the step from which the mask stands still; by default three
         quarters of `total_steps`, as in the paper.
@@ -66,14 +69,15 @@ def rigl(
       scope: which leaves are sparse; see `masks.unstructured`. With `masks.uniform` the
         paper leaves the first layer out.
       min_keep: the fewest weights any leaf keeps.
+      stacked: see `drop_and_grow`.
       key: a PRNG key or a seed, for the first mask.
 
     Returns:
       A `GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: neither `total_steps` nor `end`, or an `end` outside the run; as
-        `drop_and_grow` and the allocation.
+      ValueError: neither `total_steps` nor `end`, an `end` outside the run, or an
+        `every` with which no mask ever moves; as `drop_and_grow` and the allocation.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -93,6 +97,8 @@ def rigl(
     )
     require_fraction(drop_fraction)  # before the schedule hides it
     end = end_within(total_steps, end, Fraction(3, 4))
+    every = _period(every, begin, end)
+    _require_a_move(drop_fraction, every, begin, end)
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
         sparsity,
@@ -104,6 +110,7 @@ def rigl(
         end=end,
         scope=scope,
         min_keep=min_keep,
+        stacked=stacked,
         key=key,
     )
 
@@ -124,6 +131,7 @@ def sparse_evolutionary(
     weight_decay: float = 0.0,
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SET, sparse evolutionary training: the smallest weights go, any others come.
@@ -146,6 +154,7 @@ def sparse_evolutionary(
       weight_decay: of the scope.
       scope: which leaves are sparse; see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps.
+      stacked: see `drop_and_grow`.
       key: a PRNG key or a seed.
 
     Returns:
@@ -166,6 +175,7 @@ def sparse_evolutionary(
     )
     if total_steps is not None:
         end = end_within(total_steps, end, Fraction(1))
+    _require_a_move(drop_fraction, every, begin, end)
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
         sparsity,
@@ -179,6 +189,7 @@ def sparse_evolutionary(
         end=end,
         scope=scope,
         min_keep=min_keep,
+        stacked=stacked,
         key=key,
     )
 
@@ -194,6 +205,7 @@ def static_sparse(
     weight_decay: float = 1e-4,
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """A random mask, drawn once and held: what RigL and SET must beat.
@@ -208,6 +220,7 @@ def static_sparse(
       weight_decay: of the scope.
       scope: which leaves are sparse; see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps.
+      stacked: see `drop_and_grow`.
       key: a PRNG key or a seed, for the mask.
 
     Returns:
@@ -232,8 +245,28 @@ def static_sparse(
         drop_fraction=0.0,
         scope=scope,
         min_keep=min_keep,
+        stacked=stacked,
         key=key,
     )
+
+
+def _period(every: int | None, begin: int, end: int) -> int:
+    """Steps between two moves: as given, the paper's, or a quarter of a short run."""
+    if every is not None:
+        return every
+    return 100 if -(-begin // 100) * 100 < end else max(end // 4, 1)
+
+
+def _require_a_move(fraction: Any, every: int, begin: int, end: int | None) -> None:
+    """Raises if the mask would never move in the run, though weights are to drop."""
+    if every < 1 or begin < 0 or end is None or is_traced(fraction) or fraction == 0:
+        return
+    if begin <= end and -(-begin // every) * every >= end:
+        raise value_error(
+            f"No mask would move: from step `begin`={begin} to before `end`={end} no "
+            f"step is a multiple of `every`={every}. Lower `every`, lengthen the run, "
+            "or use `static_sparse` to hold the mask."
+        )
 
 
 def _sgd(

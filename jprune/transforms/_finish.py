@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import masks
+from jprune import masks, selection
 from jprune._errors import require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
-from jprune.transforms._build import renewed, transformation
+from jprune.transforms._build import renewed, total, transformation
 from jprune.transforms._projection import project
 
 Select = Callable[[Params], Mask]
@@ -65,27 +65,43 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
     def update(
         updates: PyTree, state: PruneOnceState, params: Params
     ) -> tuple[PyTree, PruneOnceState]:
-        left = jnp.maximum(state.left - 1, -1)
-        # 1. Only the parameters enter the `cond`: an update that did would have to be
-        #    written to memory at every step.
-        # 2. Afterwards a removed weight is known by its zero. A leaf `select` never
-        #    touches (0-d True) is left alone: a bias may well be 0 and still train.
+        # Only the parameters enter the `cond`: an update that did would have to be
+        # written to memory at every step.
         touched = jax.eval_shape(select, params)
 
-        def remove() -> tuple[Mask, jax.Array]:
+        def remove(_: Any) -> tuple[Mask, jax.Array]:
             mask = select(params)
-            return mask, _count(mask, params)
+            return mask, removed_count(mask, params)
 
         all_kept = jax.tree.map(_all_kept, touched, params)
         kept, removed = renewed(state.left == 0, remove, (all_kept, state.removed))
-        kept = jax.tree.map(
-            lambda k, p: k & ((state.left >= 0) | (p != 0)) if k.ndim else k,
-            kept,
-            params,
-        )
-        return project(updates, params, kept), PruneOnceState(left, removed)
+        return remove_at_end(updates, state, params, kept, removed)
 
     return transformation(init, update, "prune_once")
+
+
+def remove_at_end(
+    updates: PyTree,
+    state: PruneOnceState,
+    params: Params,
+    kept: Mask,
+    removed: jax.Array,
+) -> tuple[PyTree, PruneOnceState]:
+    """The step of `prune_once`, given what it keeps at its step.
+
+    Afterwards a removed weight is known by its zero. A leaf that the mask never touches
+    (0-d True) is left alone: a bias may well be 0 and still train.
+    """
+    # Never negative: so that nothing is written before all is counted, for which XLA
+    # would first copy the parameters.
+    counted = removed >= 0
+    now, before = (state.left == 0) & counted, (state.left > 0) & counted
+
+    def keeps(k: jax.Array, p: jax.Array) -> jax.Array:
+        return jnp.where(now, k, before | (p != 0)) if k.ndim else k
+
+    following = PruneOnceState(jnp.maximum(state.left - 1, -1), removed)
+    return project(updates, params, jax.tree.map(keeps, kept, params)), following
 
 
 def _require_function(select: Any) -> None:
@@ -102,10 +118,13 @@ def _all_kept(mask: jax.ShapeDtypeStruct, p: jax.Array) -> jax.Array:
     return ~jnp.zeros_like(p, bool) if mask.ndim else jnp.array(True)
 
 
-def _count(mask: Mask, params: Params) -> jax.Array:
+def removed_count(mask: Mask, params: Params) -> jax.Array:
     """Weights that were not 0 and are dropped. 0-d int32"""
-    drops = jax.tree.map(lambda m, p: jnp.sum((p != 0) > m), mask, params)
-    return jnp.asarray(optax.tree.sum(drops), jnp.int32)
+
+    def dropped(m: jax.Array, p: jax.Array) -> jax.Array:
+        return selection.count_true((p != 0) > m)
+
+    return total(jax.tree.leaves(jax.tree.map(dropped, mask, params)))
 
 
 def finish(params: Params, select: Select) -> tuple[Params, Mask]:

@@ -34,9 +34,9 @@ from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
 from jprune.transforms._build import (
+    decay_all,
     next_step,
     renewed,
-    renewed_in_place,
     require_rate,
     transformation,
     value_at,
@@ -175,12 +175,12 @@ def grow_and_prune(
 
         def change(stays: tuple[Mask, jax.Array]) -> tuple[Mask, jax.Array]:
             kept, passes = renewed(
-                hands_over, lambda: plan.pruned(params, stays[0]), stays
+                hands_over, lambda now: plan.pruned(params, now[0]), stays
             )
             return plan.grown(kept, step % plan.parts, begins & (step < steps)), passes
 
         stays = (state.mask, state.passes)
-        now, passes = renewed_in_place(hands_over | begins, change, stays)
+        now, passes = renewed(hands_over | begins, change, stays)
         began = _begun(inner, state, params, begins, restart)
         final, after = inner.update(masks.apply(now, updates), began, params, **extra)
         final = _scaled(final, rate, state.count)
@@ -247,7 +247,7 @@ def gap(
             f"steps={steps}."
         )
     inner = optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(1.0, momentum, nesterov)
+        decay_all(weight_decay, None), optax.sgd(1.0, momentum, nesterov)
     )
     return grow_and_prune(
         inner,

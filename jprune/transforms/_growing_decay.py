@@ -98,6 +98,7 @@ def add_growing_decay(
     limit: float | jax.Array = 0.5,
     scope: Any = None,
     ranking: RankingName = "leaf",
+    stacked: Any = None,
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds $r \odot w$ to the updates, r growing where w is low (a penalty).
@@ -114,6 +115,7 @@ def add_growing_decay(
         low set.
       scope: see `shrink_softly`.
       ranking: see `shrink_softly`.
+      stacked: see `shrink_softly`.
       select: see `shrink_softly`.
 
     Returns:
@@ -137,7 +139,7 @@ def add_growing_decay(
     References:
       Wang et al., arXiv 2303.09650; the authors' code.
     """
-    low = LowSet(sparsity, select, scope, ranking)
+    low = LowSet(sparsity, select, scope, ranking, stacked)
     exactly_one(sparsity=sparsity, select=select)
     require_static(every=every, begin=begin)
     require_strengths(increment=increment, limit=limit)
@@ -175,7 +177,7 @@ def add_growing_decay(
     ) -> tuple[PyTree, AddGrowingDecayState]:
         since = state.count - begin
         due = (since >= 0) & (since % every == 0)
-        state = renewed(due, lambda: grow(state, params), state)
+        state = renewed(due, lambda now: grow(now, params), state)
         moved = _decayed(updates, params, state.hits, increment)
         return moved, state._replace(count=next_step(state.count))
 
@@ -209,6 +211,7 @@ def issr(
     b2: float = 0.99,
     scope: Any = None,
     ranking: RankingName = "leaf",
+    stacked: Any = None,
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with growing decays (ISS-R): from the initialization to sparse.
@@ -234,6 +237,7 @@ def issr(
       b2: decay of Adam's second moment.
       scope: see `shrink_softly`.
       ranking: see `shrink_softly`.
+      stacked: see `shrink_softly`.
       select: see `shrink_softly`.
 
     Returns:
@@ -255,6 +259,7 @@ def issr(
         limit=limit,
         scope=scope,
         ranking=ranking,
+        stacked=stacked,
         select=select,
     )
     make = optimizer or partial(optax.adam, b1=b1, b2=b2)

@@ -20,6 +20,9 @@ from jprune._typing import Mask, Params, Scores
 from jprune.masks._unstructured import ranked
 from jprune.transforms._ranking import Ranking
 
+Selected = tuple[Mask, selection.WarmStart, jax.Array]
+"""The mask in force, the next warm start, and the passes the threshold took."""
+
 
 class GrowingSparsity(NamedTuple):
     """The target at every step: a schedule, and the exact numbers at its end.
@@ -98,6 +101,7 @@ class GrowingSparsity(NamedTuple):
             min_keep=self.final.min_keep,
             within=within,
             init=init,
+            stacked=self.final.stacked,
         )
 
 

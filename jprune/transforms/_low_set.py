@@ -1,7 +1,8 @@
 r"""The low set of iterative soft shrinkage: what ISS-P shrinks and ISS-R decays.
 
 In each leaf of n weights the $k = \min(\lceil s n \rceil, \lfloor 0.995 n \rfloor)$
-smallest magnitudes, exactly k of them: no leaf is ever emptied.
+smallest magnitudes, exactly k of them: no leaf is ever emptied. A layer of a stack is a
+leaf here.
 """
 
 from collections.abc import Callable
@@ -32,12 +33,14 @@ class LowSet(NamedTuple):
       select: a function of the parameters to a mask instead; or None.
       scope: which leaves, see `masks.unstructured`.
       ranking: "leaf" or "global".
+      stacked: which leaves are stacks of layers, see `masks.unstructured`.
     """
 
     sparsity: Any
     select: Callable[[Params], Mask] | None
     scope: Any
     ranking: RankingName
+    stacked: Any = None
 
     def cold(self, params: Params) -> selection.WarmStart:
         """The warm start before the first search, of the right shape and dtype."""
@@ -52,7 +55,14 @@ class LowSet(NamedTuple):
         if self.select is not None:
             return self.select(params), warm, jnp.int32(0)
         counts, ranking = self.counts(params)
-        return ranked(params, counts, ranking=ranking, scope=self.scope, init=warm)
+        return ranked(
+            params,
+            counts,
+            ranking=ranking,
+            scope=self.scope,
+            init=warm,
+            stacked=self.stacked,
+        )
 
     def everything(self, params: Params) -> Mask:
         """The mask before the first choice: all kept, 0-d where none is made."""
@@ -63,9 +73,14 @@ class LowSet(NamedTuple):
 
     def counts(self, params: Params) -> tuple[Any, RankingName]:
         """How many are kept, in all or of each leaf, and the ranking that means."""
-        # The counts of every other method; here they only check what was given.
+        # The counts of every other method; here they check what was given, and tell
+        # whether a leaf has one count or one for each layer.
         found, ranking = keep_counts(
-            params, self.sparsity, scope=self.scope, ranking=self.ranking
+            params,
+            self.sparsity,
+            scope=self.scope,
+            ranking=self.ranking,
+            stacked=self.stacked,
         )
         scope = resolve_scope(self.scope, params)
         sizes = [prod(np.shape(x)) for x in in_scope(params, scope)]
@@ -74,7 +89,19 @@ class LowSet(NamedTuple):
         shares = [self.sparsity] * len(found)
         if not jax.tree_util.all_leaves([self.sparsity]):
             shares = in_scope(self.sparsity, scope)
-        return [_kept(n, s) for n, s in zip(sizes, shares, strict=True)], ranking
+        rows = zip(sizes, shares, map(np.shape, found), strict=True)
+        return [_each(n, s, stack) for n, s, stack in rows], ranking
+
+
+def _each(n: int, share: Any, stack: tuple[int, ...]) -> Any:
+    """What a leaf keeps; an array of what its layers keep, where it is a stack."""
+    if not stack:
+        return _kept(n, share)
+    layer = n // prod(stack) if prod(stack) else 0
+    if is_traced(share):
+        return jnp.broadcast_to(_kept(layer, share), stack)
+    shares = np.ravel(np.broadcast_to(share, stack))
+    return np.reshape([_kept(layer, s) for s in shares], stack)
 
 
 def _kept(n: int, sparsity: Any) -> Any:

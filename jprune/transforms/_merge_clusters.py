@@ -207,6 +207,7 @@ def csgd(
     References:
       Ding et al., arXiv 1904.03837; defaults of the authors' code.
     """
+    require_strengths(weight_decay=weight_decay)
     require_rate(learning_rate, "csgd", "chain `merge_clusters` and it")
     chosen = _validated(groups, clusters)
     _require_constant(strength=strength, weight_decay=weight_decay)

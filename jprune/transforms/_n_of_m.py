@@ -36,6 +36,7 @@ from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.transforms._build import (
     added,
+    decay_all,
     next_step,
     renewed,
     require_rate,
@@ -189,7 +190,7 @@ def sr_ste(
     require_static(n=n, m=m, total_steps=total_steps)
     steps = [
         add_pruned_decay(strength, n, m, axis, scope=scope),
-        optax.add_decayed_weights(weight_decay),
+        decay_all(weight_decay, None),
         optax.sgd(learning_rate, momentum),
     ]
     if total_steps is not None:
@@ -282,7 +283,7 @@ def prune_to_n_of_m(
         gone = jnp.sum(t >= moments, dtype=jnp.int32)
         mask = renewed(
             jnp.any(t == moments),
-            lambda: select(params, m - gone, state.mask),
+            lambda now: select(params, m - gone, now),
             state.mask,
         )
         following = PruneToNOfMState(next_step(t), mask)

@@ -24,7 +24,7 @@ from jprune.transforms._build import (
     renewed,
     transformation,
 )
-from jprune.transforms._growing_sparsity import GrowingSparsity
+from jprune.transforms._growing_sparsity import GrowingSparsity, Selected
 from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
 
@@ -59,6 +59,7 @@ def prune_gradually(
     scope: Any = None,
     ranking: RankingName = "global",
     min_keep: int = 1,
+    stacked: Any = None,
     score: Callable[[Params, PyTree], Scores] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Removes the smallest weights step by step (a projection: place it last).
@@ -81,6 +82,8 @@ def prune_gradually(
       ranking: "global" or "leaf".
       min_keep: the fewest weights any leaf keeps; 0 for the masks of codes that have no
         floor.
+      stacked: which leaves are stacks of layers, each ranked and floored as a leaf of
+        its own; see `masks.unstructured`.
       score: what is ranked in place of the magnitude: a function of the parameters and
         of the raw gradient, None unless it is handed over (`update(updates, state,
         params, grad=grads)`). Saliency is `scores.saliency`, random pruning `lambda p,
@@ -111,7 +114,7 @@ def prune_gradually(
     References:
       Zhu and Gupta, "To prune, or not to prune", arXiv 1710.01878, eq. (1).
     """
-    ranked = Ranking(None, None, scope, ranking, min_keep)
+    ranked = Ranking(None, None, scope, ranking, min_keep, stacked)
     target = GrowingSparsity.of(sparsity, begin, end, every, ranked)
 
     def init(params: Params) -> PruneGraduallyState:
@@ -134,9 +137,9 @@ def prune_gradually(
             return updates, state
         t = state.count
 
-        def select() -> tuple[Mask, selection.WarmStart, jax.Array]:
+        def select(now: Selected) -> Selected:
             ranked = params if score is None else finite(score(params, grad))
-            return target.scoped(params).select(ranked, t, state.mask, state.warm)
+            return target.scoped(params).select(ranked, t, *now[:2])
 
         stays = (state.mask, state.warm, state.passes)
         kept, warm, passes = renewed(target.due(t), select, stays)

@@ -140,7 +140,7 @@ def prune_unmoved(
         t = state.count
         kept = renewed(
             (t > 0) & (t <= end) & (t % every == 0),
-            lambda: select(params, state.initial, state.mask),
+            lambda now: select(params, state.initial, now),
             state.mask,
         )
         following = PruneUnmovedState(next_step(t), state.initial, kept)

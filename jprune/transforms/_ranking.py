@@ -7,6 +7,7 @@ The transformations that rank weights share the keywords `sparsity`, `keep`, `sc
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 
 from jprune import selection
 from jprune._typing import Mask, Params, PyTree, Scope
@@ -14,6 +15,7 @@ from jprune.masks._rank import RankingName
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
+from jprune.transforms._build import total
 
 
 class Ranking(NamedTuple):
@@ -25,6 +27,7 @@ class Ranking(NamedTuple):
       scope: which leaves are ranked, see `masks.unstructured`.
       ranking: "global" or "leaf".
       min_keep: the fewest any leaf keeps.
+      stacked: which leaves are stacks of layers, see `masks.unstructured`.
     """
 
     sparsity: Any
@@ -32,6 +35,7 @@ class Ranking(NamedTuple):
     scope: Any
     ranking: RankingName = "global"
     min_keep: int = 1
+    stacked: Any = None
 
     def leaves(self, params: Params) -> Scope:
         """The scope, as the `mask` argument of Optax's own transformations."""
@@ -48,7 +52,12 @@ class Ranking(NamedTuple):
     def counts(self, params: Params) -> tuple[Any, RankingName]:
         """How many are kept, in all or of each leaf, and the ranking that means."""
         return keep_counts(
-            params, self.sparsity, self.keep, scope=self.scope, ranking=self.ranking
+            params,
+            self.sparsity,
+            self.keep,
+            scope=self.scope,
+            ranking=self.ranking,
+            stacked=self.stacked,
         )
 
     def mask(self, params: Params) -> Mask:
@@ -67,4 +76,21 @@ class Ranking(NamedTuple):
             scope=self.scope,
             min_keep=self.min_keep,
             init=init,
+            stacked=self.stacked,
         )
+
+    def dropped(self, params: Params) -> jax.Array:
+        """How many weights that are not zero the target leaves no room for, 0-d int32.
+
+        That many `mask` drops, but for zeros that a floor makes it keep.
+        """
+        counts, _ = self.counts(params)
+        scoped = in_scope(params, self.leaves(params))
+        there = [selection.count_true(p != 0) for p in scoped]
+        if not isinstance(counts, list):
+            there, counts = [total(there)], [counts]
+        over = [
+            jnp.maximum(n - jnp.sum(jnp.asarray(k, jnp.int32), dtype=jnp.int32), 0)
+            for n, k in zip(there, counts, strict=True)
+        ]
+        return total(over)

@@ -37,7 +37,7 @@ from jprune.transforms._build import (
     transformation,
     value_at,
 )
-from jprune.transforms._finish import prune_once
+from jprune.transforms._finish import PruneOnceState, remove_at_end, removed_count
 from jprune.transforms._ranking import Ranking
 
 
@@ -67,6 +67,7 @@ def add_selective_decay(
     ranking: RankingName = "global",
     every: int = 1,
     min_keep: int = 1,
+    stacked: Any = None,
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds $\mu\, a_t\, w$ to the updates of the weights now targeted (a penalty).
@@ -92,6 +93,8 @@ def add_selective_decay(
       every: refresh the set every so many steps (1 in the paper's own code); the mask
         is then part of the state.
       min_keep: the fewest weights of a leaf that are never targeted.
+      stacked: which leaves are stacks of layers, each ranked and floored as a leaf of
+        its own; see `masks.unstructured`.
       select: any other choice of the set, a pure function of the parameters to a mask,
         in place of all the keywords above. For channels:
         `lambda p: masks.from_groups(p, groups, keeps(p), roles=("scale", "bias"))`.
@@ -119,47 +122,91 @@ def add_selective_decay(
       `n - floor(tau n + 1/2)`, ties by position. Their code also decays batch-norm
       leaves and biases; here only the scope is.
     """
-    chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
+    chosen = Ranking(sparsity, keep, scope, ranking, min_keep, stacked)
     exactly_one(sparsity=sparsity, keep=keep, select=select)
     require_static(every=every, min_keep=min_keep)
     require_strengths(mu=mu, strength=strength)
     if every < 1:
         raise value_error(f"`every` must be at least 1, got {every}.")
-
-    def refresh(
-        params: Params, warm: selection.WarmStart
-    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
-        if select is not None:
-            return select(params), warm, jnp.int32(0)
-        return chosen.select(params, warm)
-
-    def init(params: Params) -> AddSelectiveDecayState:
-        warm = selection.cold() if select is not None else chosen.cold(params)
-        kept = params if every > 1 else ()
-        if jax.tree.leaves(params):
-            shapes = jax.eval_shape(refresh, params, warm)[0]
-            if every > 1:
-                kept = jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
-        return AddSelectiveDecayState(jnp.int32(0), warm, kept, jnp.int32(0))
+    penalty = _Penalty(mu, strength, chosen, select, every)
 
     def update(
         updates: PyTree, state: AddSelectiveDecayState, params: Params
     ) -> tuple[PyTree, AddSelectiveDecayState]:
-        if every == 1:
-            kept, warm, passes = refresh(params, state.warm)
+        return penalty.update(updates, state, params)[:2]
+
+    return transformation(penalty.init, update, "add_selective_decay")
+
+
+class _Penalty(NamedTuple):
+    """The arguments of `add_selective_decay`, and what it does with them."""
+
+    mu: Any
+    strength: ScalarOrSchedule
+    ranking: Ranking
+    select: Callable[[Params], Mask] | None
+    every: int
+
+    def init(self, params: Params) -> AddSelectiveDecayState:
+        """No step taken; with `every` above 1 everything is kept."""
+        by_rank = self.select is None
+        warm = self.ranking.cold(params) if by_rank else selection.cold()
+        kept = params if self.every > 1 else ()
+        if jax.tree.leaves(params):
+            shapes = jax.eval_shape(self.refresh, params, warm)[0]
+            if self.every > 1:
+                kept = jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
+        return AddSelectiveDecayState(jnp.int32(0), warm, kept, jnp.int32(0))
+
+    def update(
+        self,
+        updates: PyTree,
+        state: AddSelectiveDecayState,
+        params: Params,
+        last: jax.Array | None = None,
+    ) -> tuple[PyTree, AddSelectiveDecayState, Mask]:
+        """The step, and the mask of the parameters as they are now.
+
+        Args:
+          updates: of the chain before.
+          state: of the last step.
+          params: before the update.
+          last: whether the mask must be of now in any case; without it the mask that
+            comes back may be as old as `every` allows.
+        """
+        if self.every == 1:
+            now, warm, passes = self.refresh(params, state.warm)
+            kept, stored = now, ()
         else:
-            kept, warm, passes = renewed(
-                state.count % every == 0,
-                lambda: refresh(params, state.warm),
+            due = state.count % self.every == 0
+            now, warm, passes = renewed(
+                due if last is None else due | last,
+                lambda old: self.refresh(params, old[1]),
                 (state.mask, state.warm, state.passes),
             )
-        a = value_at(strength, state.count)
-        moved = _decayed(updates, params, kept, jnp.asarray(mu * a))
-        stored = kept if every > 1 else ()
-        count = next_step(state.count)
-        return moved, AddSelectiveDecayState(count, warm, stored, passes)
+            kept = stored = now
+            if last is not None:
+                old = state.mask
+                kept = stored = jax.tree.map(
+                    lambda a, b: jnp.where(due, a, b), now, old
+                )
+        rate = jnp.asarray(self.mu * value_at(self.strength, state.count))
+        following = AddSelectiveDecayState(next_step(state.count), warm, stored, passes)
+        return _decayed(updates, params, kept, rate), following, now
 
-    return transformation(init, update, "add_selective_decay")
+    def refresh(
+        self, params: Params, warm: selection.WarmStart
+    ) -> tuple[Mask, selection.WarmStart, jax.Array]:
+        """The mask now, the next warm start, and the passes the threshold took."""
+        if self.select is not None:
+            return self.select(params), warm, jnp.int32(0)
+        return self.ranking.select(params, warm)
+
+    def dropped(self, params: Params) -> jax.Array:
+        """How many weights that are not zero the mask of now drops. 0-d int32"""
+        if self.select is not None:
+            return removed_count(self.select(params), params)
+        return self.ranking.dropped(params)
 
 
 def _decayed(updates: PyTree, params: Params, keep: Mask, rate: jax.Array) -> PyTree:
@@ -186,6 +233,7 @@ def swd(
     ranking: RankingName = "global",
     every: int = 1,
     min_keep: int = 1,
+    stacked: Any = None,
     select: Callable[[Params], Mask] | None = None,
     remove: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -210,6 +258,7 @@ def swd(
       ranking: see `add_selective_decay`.
       every: see `add_selective_decay`.
       min_keep: see `add_selective_decay`.
+      stacked: see `add_selective_decay`.
       select: see `add_selective_decay`.
       remove: end with `prune_once` at step `total_steps - 1`, so that
         `masks.from_zeros(params)` reads the result. Without it use `finish`.
@@ -245,26 +294,54 @@ def swd(
 
     if bounds_known:
         _warn_if_unstable(learning_rate, mu, strength, momentum, total_steps)
-    chosen = Ranking(sparsity, keep, scope, ranking, min_keep)
-    steps = [
-        decay(mu, scope),
-        add_selective_decay(
-            mu,
-            strength,
-            sparsity=sparsity,
-            keep=keep,
-            scope=scope,
-            ranking=ranking,
-            every=every,
-            min_keep=min_keep,
-            select=select,
-        ),
-        optax.sgd(learning_rate, momentum, nesterov),
-    ]
+    exactly_one(sparsity=sparsity, keep=keep, select=select)
+    chosen = Ranking(sparsity, keep, scope, ranking, min_keep, stacked)
+    before, after = decay(mu, scope), optax.sgd(learning_rate, momentum, nesterov)
     if remove:
-        final = select if select is not None else chosen.mask
-        steps.append(prune_once(final, step=total_steps - 1))
-    return optax.chain(*steps)
+        penalty = _Penalty(mu, strength, chosen, select, every)
+        return _with_removal(before, penalty, after, total_steps - 1)
+    penalty = add_selective_decay(
+        mu,
+        strength,
+        sparsity=sparsity,
+        keep=keep,
+        scope=scope,
+        ranking=ranking,
+        every=every,
+        min_keep=min_keep,
+        stacked=stacked,
+        select=select,
+    )
+    return optax.chain(before, penalty, after)
+
+
+def _with_removal(
+    before: optax.GradientTransformation,
+    penalty: _Penalty,
+    after: optax.GradientTransformation,
+    step: int,
+) -> optax.GradientTransformationExtraArgs:
+    """`chain(before, penalty, after, prune_once(...))`, which ranks once a step.
+
+    The set that decays and the set that goes are one: those low before the update.
+    """
+
+    def init(params: Params) -> tuple[PyTree, ...]:
+        parts = (before.init(params), penalty.init(params), after.init(params))
+        return *parts, PruneOnceState(jnp.int32(step), jnp.int32(0))
+
+    def update(
+        updates: PyTree, state: tuple[PyTree, ...], params: Params
+    ) -> tuple[PyTree, tuple[PyTree, ...]]:
+        one, two, three, end = state
+        updates, one = before.update(updates, one, params)
+        updates, two, kept = penalty.update(updates, two, params, end.left == 0)
+        updates, three = after.update(updates, three, params)
+        removed = renewed(end.left == 0, lambda _: penalty.dropped(params), end.removed)
+        updates, end = remove_at_end(updates, end, params, kept, removed)
+        return updates, (one, two, three, end)
+
+    return transformation(init, update, "swd")
 
 
 def _warn_if_unstable(

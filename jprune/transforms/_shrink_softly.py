@@ -72,6 +72,7 @@ def shrink_softly(
     factor: ScalarOrSchedule = 0.95,
     scope: Any = None,
     ranking: RankingName = "leaf",
+    stacked: Any = None,
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shrinks the smallest weights, later removes them (a projection: place it last).
@@ -90,6 +91,8 @@ def shrink_softly(
       factor: $\alpha$ in [0, 1], a number or a schedule; 0.95 in the paper.
       scope: which leaves; see `masks.unstructured`.
       ranking: "leaf", as in the paper; or "global", one low set over all leaves.
+      stacked: which leaves are stacks of layers, each with a low set of its own; see
+        `masks.unstructured`.
       select: any other choice of what is kept, in place of `sparsity`, `scope` and
         `ranking`. For N:M: `lambda p: masks.n_of_m(p, 2, 4)`, groups along the
         contracted axis. (The authors cut the flattened OIHW kernel, so that their
@@ -121,7 +124,7 @@ def shrink_softly(
     References:
       Wang et al., arXiv 2303.09650, section 3.
     """
-    low = LowSet(sparsity, select, scope, ranking)
+    low = LowSet(sparsity, select, scope, ranking, stacked)
     exactly_one(sparsity=sparsity, select=select)
     require_static(end=end)
     if end < 1:
@@ -139,7 +142,7 @@ def shrink_softly(
         moved = optax.apply_updates(params, updates)
         kept, warm, passes = renewed(
             shrinks,
-            lambda: low.refresh(moved, state.warm),
+            lambda now: low.refresh(moved, now[1]),
             (state.mask, state.warm, state.passes),
         )
         a = value_at(factor, state.count)
@@ -178,6 +181,7 @@ def issp(
     b2: float = 0.99,
     scope: Any = None,
     ranking: RankingName = "leaf",
+    stacked: Any = None,
     select: Callable[[Params], Mask] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with iterative soft shrinkage (ISS-P): from the initialization to sparse.
@@ -197,6 +201,7 @@ def issp(
       b2: decay of Adam's second moment.
       scope: see `shrink_softly`.
       ranking: see `shrink_softly`.
+      stacked: see `shrink_softly`.
       select: see `shrink_softly`.
 
     Returns:
@@ -212,7 +217,13 @@ def issp(
     require_rate(learning_rate, "issp", "chain it and `shrink_softly`")
     end = end_within(total_steps, end, Fraction(1, 3))
     last = shrink_softly(
-        sparsity, end=end, factor=factor, scope=scope, ranking=ranking, select=select
+        sparsity,
+        end=end,
+        factor=factor,
+        scope=scope,
+        ranking=ranking,
+        stacked=stacked,
+        select=select,
     )
     return optax.chain(optax.adam(learning_rate, b1, b2), last)
 

@@ -224,7 +224,8 @@ def _projected(
         moved = jnp.where(found.lossy, found.kernel.astype(u.dtype) - w, u)
         return moved, found.rank, found.direction
 
-    def truncated() -> tuple[list[jax.Array], ...]:
+    def truncated(now: tuple[list[jax.Array], ...]) -> tuple[list[jax.Array], ...]:
+        us, ranks, _ = now
         each = map(one, us, ws, ranks, leaves.unfoldings)
         moved, reached, directions = map(list, zip(*each, strict=True))
         return moved, reached, directions if known else []

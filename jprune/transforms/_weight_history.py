@@ -37,7 +37,7 @@ from jprune.transforms._build import (
     renewed,
     transformation,
 )
-from jprune.transforms._growing_sparsity import GrowingSparsity
+from jprune.transforms._growing_sparsity import GrowingSparsity, Selected
 from jprune.transforms._projection import checkerboard, project
 from jprune.transforms._ranking import Ranking
 
@@ -106,6 +106,7 @@ def prune_by_weight_history(
     regrow: bool = False,
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Removes what has been small for long, step by step (a projection: last).
 
@@ -133,6 +134,8 @@ def prune_by_weight_history(
       scope: which leaves are pruned; see `masks.unstructured`. Leave the first and the
         last layer out here, if they are to stay (the paper's choice is not known).
       min_keep: the fewest weights any leaf keeps.
+      stacked: which leaves are stacks of layers, each with a floor of its own; see
+        `masks.unstructured`.
 
     Returns:
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.
@@ -160,7 +163,7 @@ def prune_by_weight_history(
       the update, as every jprune transformation does.
     """
     _require(beta, gamma, signal)
-    ranked = Ranking(None, None, scope, "global", min_keep)
+    ranked = Ranking(None, None, scope, "global", min_keep, stacked)
     target = GrowingSparsity.of(sparsity, begin, end, every, ranked)
 
     def init(params: Params) -> PruneByWeightHistoryState:
@@ -186,11 +189,12 @@ def prune_by_weight_history(
         seen = _seen(signal, updates, params, grad, state.mask if regrow else None)
         history = _averages(state.history, seen, beta, target.final.leaves(params))
 
-        def select() -> tuple[Mask, selection.WarmStart, jax.Array]:
+        def select(now: Selected) -> Selected:
+            mask, warm, _ = now
             sizes = finite(_sizes(signal, history, params))
-            scores = _weighted(sizes, state.mask, gamma, layer_norm)
-            within = None if regrow else state.mask
-            return target.scoped(params).select(scores, state.count, within, state.warm)
+            scores = _weighted(sizes, mask, gamma, layer_norm)
+            within = None if regrow else mask
+            return target.scoped(params).select(scores, state.count, within, warm)
 
         kept, warm, passes = renewed(
             target.due(state.count), select, (state.mask, state.warm, state.passes)
