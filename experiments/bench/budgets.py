@@ -12,8 +12,8 @@ MobileNetV3, ResNet-50 and ViT-B/16 with random weights, one image. Three plans 
 
 Afterwards the dense network and the three plans run in turns: their latency over the
 dense one's (medians) says how well the budget was met on a second measurement. *kept*
-is the share of the summed scores (L2, summed over members) that stays, so the last two plans compare what is left
-at one latency.
+is the share of the summed scores (L2, summed over members) that stays, so the last two
+plans compare what is left at one latency.
 """
 
 import argparse
