@@ -257,3 +257,30 @@ def test_errors_of_declared_state():
         surgery.shrink(stacked, plan, state={1: "cache"})(
             plan.pack(params), x, cache, 0
         )
+
+
+@pytest.mark.slow
+def test_every_sequence_at_a_position_of_its_own():
+    """`vmap` writes into a cache by a scatter that covers the widths whole."""
+    params, x, cache = stacked_case()
+
+    def decode(p: Any, x: Any, cache: Any, starts: Any) -> Any:
+        def one(x: Any, cache: Any, start: Any) -> Any:
+            out = stacked(p, x[None], cache[:, None], start)
+            return out["out"][0], out["cache"][:, 0]
+
+        return jax.vmap(one, (0, 1, 0), (0, 1))(x, cache, starts)
+
+    starts = np.asarray([1, 9])  # the second is clamped
+    deps = surgery.groups(decode, state={2: 1})(params, x, cache, starts)
+    (inner,) = deps.find("layers/k:2")
+    assert inner.size == 8 and deps.exactness[inner.id].exact
+    plan, cache = random_plan(deps), 0.1 + cache
+    report = surgery.verify(decode, plan, params, x, cache, starts, gradient=True)
+    assert report.ok and report.error < 1e-10, report
+    held = plan.pack(cache, argument=2)
+    got = surgery.shrink(decode, plan)(plan.pack(params), x, held, starts)
+    cache = plan.zero(cache, argument=2)
+    want = decode(plan.zero(params), x, cache, starts)
+    assert largest(got[0], want[0]) <= 1e-10
+    assert largest(got[1], plan.pack(want[1], argument=2)) <= 1e-10

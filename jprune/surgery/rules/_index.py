@@ -129,7 +129,11 @@ def _in_range(eqn: Equation, where: Cell) -> bool:
 
 
 def scatter_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
-    """Axes that the update covers whole pass; scattered ones freeze."""
+    """Axes that the update covers whole pass; scattered ones freeze.
+
+    A position along an axis that is covered whole is 0, clamped to 0 or out of range,
+    whatever the axis' length: `vmap` of a dynamic update has such positions.
+    """
     operand, indices, updates = (i.axes for i in ins)
     numbers = eqn.params["dimension_numbers"]
     inserted = set(numbers.inserted_window_dims)
@@ -151,9 +155,6 @@ def scatter_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axe
         site.unify(updates[d], indices[i])
         if i not in numbers.scatter_indices_batching_dims:
             site.freeze(indices[i], "scattered rows")
-    scattered = set(numbers.scatter_dims_to_operand_dims)
-    for d in scattered - inserted:
-        site.freeze(operand[d], "scattered into")
     return [operand]
 
 
