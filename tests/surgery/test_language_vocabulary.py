@@ -170,6 +170,7 @@ def test_errors_of_the_request(lookups: Any, match: str):
         )
 
 
+@pytest.mark.slow
 def test_a_model_object_loses_tokens():
     """Flax NNX: an embedding that also makes the logits."""
     from flax import nnx
