@@ -69,6 +69,6 @@ def flops_left(row: Row) -> float:
 
 
 def time_left(row: Row) -> float:
-    """Median time over the dense network's, both measured in turns."""
+    """Time over the dense network's, both measured in turns."""
     extra = row.extra or {}
     return float(extra["ms"] or 0) / float(extra["dense ms"] or 1)

@@ -230,6 +230,8 @@ def fit(
     with lanes.checkpoints(run) as keeper:
         found = keeper.restore(state, zero) or Saved(0, state, zero, 0.0)
         done, state, _, earlier = found
+        if done < epochs and stopping.wanted():
+            raise stopping.Stopped(f"asked to leave before run `{run}`")
         lanes.journal.begin(run, epochs * lanes.per_epoch, done * lanes.per_epoch)
         for epoch in range(done + 1, epochs + 1):
             order = lanes.order(epoch - 1)

@@ -311,6 +311,8 @@ def _train(
     """The epochs that are left, from what was saved."""
     step, state, totals, earlier = begin
     last, key, data = epochs * lab.per_epoch, lab.key(run), (lab.inputs, lab.labels)
+    if step < last and stopping.wanted():
+        raise stopping.Stopped(f"asked to leave before run `{run.label}`")
     lab.journal.begin(run.label, last, step)
     mask, _ = program.watch(state.params, state.opt, hyper, None)
     waiting: list[Any] = []

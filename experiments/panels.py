@@ -14,7 +14,7 @@ from experiments import files
 from experiments.results import Row
 
 _SHARE = re.compile(r",? *\b([\d.]+) ?%")
-MANY = 6
+MANY = 5
 """From this many methods on."""
 
 Point = tuple[Row, float, float]

@@ -12,8 +12,8 @@ MobileNetV3, ResNet-50 and ViT-B/16 with random weights, one image. Three plans 
 
 Afterwards the dense network and the three plans run in turns: their latency over the
 dense one's (medians) says how well the budget was met on a second measurement. *kept*
-is the share of the summed scores that stays, so the last two plans compare what is left
-at one latency.
+is the share of the summed scores (L2, summed over members) that stays, so the last two
+plans compare what is left at one latency.
 """
 
 import argparse
@@ -70,7 +70,8 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
     x = jnp.asarray(rng.normal(size=image.shape), image.dtype)
     deps = surgery.groups(model.apply)(params, x)
     coupled = {g.id for g in deps if g.kind == "coupled"}
-    scores = {i: s for i, s in deps.scores(params).items() if i in coupled}
+    found = deps.scores(params, reduce="sum")
+    scores = {i: s for i, s in found.items() if i in coupled}
     price = analysis.savings(deps, "flops")
     per_flop = {i: np.asarray(s) / price[i] for i, s in scores.items()}
     asked = []

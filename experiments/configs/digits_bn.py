@@ -21,7 +21,8 @@ of the network as trained -> of the same function with rescaled filters:
 Rescaling changes 39 to 52 % of what plain magnitude keeps, nothing of the other two.
 Whether that prunes better depends on the unit. At length 1 the score is level with
 plain magnitude on the network as trained and far ahead after a rescaling; per root mean
-square it gives every layer one sparsity and is much worse. The third claim fails.
+square it gives every layer one sparsity and is much worse: its claim fails. The folded
+score came later and has not been run on the digits; `cifar_bn` has it.
 
 Command: `python -m experiments.train digits_bn`.
 """

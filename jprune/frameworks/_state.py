@@ -8,7 +8,7 @@ are outputs declared to be updated parameters, so they come back compact.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -58,7 +58,10 @@ def nested(leaves: Mapping[KeyTuple, Any]) -> dict[Any, Any]:
 
 
 def found(
-    fn: Stateful, free_outputs: Any = (), within: KeyTuple = ()
+    fn: Stateful,
+    free_outputs: Any = (),
+    within: KeyTuple = (),
+    lookups: Sequence[str | Sequence[str]] = (),
 ) -> Callable[..., Groups]:
     """`surgery.groups` of a model.
 
@@ -66,6 +69,7 @@ def found(
       fn: the model as a function.
       free_outputs: as the user of the model names them.
       within: where the user's result lies in the first result of `fn`.
+      lookups: as in `surgery.groups`.
     """
     at = ("out", *within)
 
@@ -74,7 +78,9 @@ def found(
             return path[: len(at)] == at and bool(free_outputs(path[len(at) :]))
         return any(path[: len(at) + len(p)] == (*at, *p) for p in free_outputs)
 
-    analyzed = groups(_tied(fn), state_outputs=_is_state, free_outputs=free)
+    analyzed = groups(
+        _tied(fn), state_outputs=_is_state, free_outputs=free, lookups=lookups
+    )
 
     def deps(*args: Any) -> Groups:
         result = analyzed(*args)

@@ -65,6 +65,7 @@ def groups(
     *args: Any,
     method: str = "__call__",
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    lookups: Sequence[str | Sequence[str]] = (),
     **kwargs: Any,
 ) -> Groups:
     """What may be removed from a model, found on one call of it.
@@ -77,6 +78,7 @@ def groups(
         `jeqx.groups(eqx.nn.inference_mode(model), x, state)`.
       method: the method to look at, the one that uses all parameters.
       free_outputs: as in `surgery.groups`.
+      lookups: as in `surgery.groups`.
       **kwargs: its keyword arguments.
 
     Returns:
@@ -85,7 +87,7 @@ def groups(
     call, state, args, kwargs = _split(method, args, kwargs)
 
     params = model if state is None else (model, state)
-    return found(call, free_outputs)(params, args, kwargs)
+    return found(call, free_outputs, lookups=lookups)(params, args, kwargs)
 
 
 def shrink(

@@ -57,6 +57,7 @@ def groups(
     params: Any,
     *args: Any,
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    lookups: Sequence[str | Sequence[str]] = (),
     **kwargs: Any,
 ) -> Groups:
     """What may be removed from a transformed function, found on one `apply` of it.
@@ -67,6 +68,7 @@ def groups(
       *args: the other arguments of `apply`: the state if there is one, the key, the
         inputs.
       free_outputs: as in `surgery.groups`.
+      lookups: as in `surgery.groups`.
       **kwargs: its keyword arguments.
 
     Returns:
@@ -81,9 +83,11 @@ def groups(
             f"got {type(model).__name__}."
         )
     if not isinstance(model, _STATEFUL):
-        return found(_stateless(model.apply), free_outputs)(params, args, kwargs)
+        stateless = _stateless(model.apply)
+        return found(stateless, free_outputs, (), lookups)(params, args, kwargs)
     state, *rest = args
-    return found(_stateful(model.apply), free_outputs)((params, state), rest, kwargs)
+    stateful = _stateful(model.apply)
+    return found(stateful, free_outputs, (), lookups)((params, state), rest, kwargs)
 
 
 def shrink(model: T, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> T:

@@ -100,6 +100,7 @@ def groups(
     model: keras.Model,
     *args: Any,
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    lookups: Sequence[str | Sequence[str]] = (),
     **kwargs: Any,
 ) -> Groups:
     """What may be removed from a model, found on one call of it.
@@ -108,13 +109,14 @@ def groups(
       model: the model, built.
       *args: example arguments of the call; shapes are enough.
       free_outputs: as in `surgery.groups`.
+      lookups: as in `surgery.groups`.
       **kwargs: its keyword arguments (`training=True`).
 
     Returns:
       The groups, over `named(model)`.
     """
     call = _Call(model)
-    return found(call, free_outputs, within=(0,))(named(model), args, kwargs)
+    return found(call, free_outputs, (0,), lookups)(named(model), args, kwargs)
 
 
 def shrink(

@@ -53,6 +53,7 @@ def groups(
     method: Any = None,
     mutable: Any = False,
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    lookups: Sequence[str | Sequence[str]] = (),
     **kwargs: Any,
 ) -> Groups:
     """What may be removed from a module, found on one `apply` of it.
@@ -66,13 +67,16 @@ def groups(
       method: as in `apply`.
       mutable: as in `apply`: collections that the call updates.
       free_outputs: as in `surgery.groups`.
+      lookups: as in `surgery.groups`.
       **kwargs: its keyword arguments.
 
     Returns:
       The groups, over the paths of `variables`.
     """
     call = _Call(model, method, mutable, frozenset(variables))
-    return found(call, free_outputs, within=(0,))(_plain(variables), rngs, args, kwargs)
+    return found(call, free_outputs, (0,), lookups)(
+        _plain(variables), rngs, args, kwargs
+    )
 
 
 def shrink(

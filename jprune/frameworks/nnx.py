@@ -68,6 +68,7 @@ def groups(
     *args: Any,
     method: str = "__call__",
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
+    lookups: Sequence[str | Sequence[str]] = (),
     **kwargs: Any,
 ) -> Groups:
     """What may be removed from a module, found on one call of it.
@@ -77,6 +78,7 @@ def groups(
       *args: example arguments of the call; shapes are enough.
       method: the method to look at, the one that uses all parameters.
       free_outputs: as in `surgery.groups`.
+      lookups: as in `surgery.groups`.
       **kwargs: its keyword arguments.
 
     Returns:
@@ -85,7 +87,7 @@ def groups(
     graphdef, state = nnx.split(model)
     inputs, arrays = nnx.split((args, kwargs))
     fn = functools.partial(_dense, graphdef, inputs, method)
-    return found(fn, free_outputs, within=(0,))(state, arrays)
+    return found(fn, free_outputs, (0,), lookups)(state, arrays)
 
 
 def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> M:

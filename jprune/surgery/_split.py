@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 

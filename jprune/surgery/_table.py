@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jprune._tree import keys_text
+from jprune.surgery._axes import leaves
 
 
 def table(deps: Any) -> str:
@@ -31,7 +32,7 @@ def table(deps: Any) -> str:
         lines.append(_row(_times(name, n), size, kind, way, first.get(name, members)))
     if len(deps) == 0:
         lines.append("no group can be removed")
-    lines += _frozen(deps) + _chunks(deps) + _ties(deps)
+    lines += _frozen(deps) + _chunks(deps) + _ties(deps) + _state(deps)
     return "\n".join(lines)
 
 
@@ -152,3 +153,16 @@ def _ties(deps: Any) -> list[str]:
     rows = [(f"{keys_text(a)} = {keys_text(b)}", "") for a, b in deps.program.ties]
     lines = [f"  {_times(text, n)}" for text, _, n in fold(rows)]
     return ["", "outputs tied to parameters (state):", *lines] if lines else []
+
+
+def _state(deps: Any) -> list[str]:
+    """The axes of declared arguments that shrink, and with what."""
+    name = {atom: group for group, atom in deps.atoms.items()}
+    rows = []
+    for path, axes in deps.program.inputs.items():
+        for axis, term in enumerate(axes):
+            found = dict.fromkeys(name[a] for a in leaves(term) if a in name)
+            if found:
+                rows.append((f"{keys_text(path)}:{axis} with {', '.join(found)}", ""))
+    lines = [f"  {_times(text, n)}" for text, _, n in fold(rows)]
+    return ["", "arguments that shrink (state):", *lines] if lines else []

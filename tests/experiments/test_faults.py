@@ -250,6 +250,15 @@ def test_a_signal_saves_within_an_epoch_and_the_rest_is_the_same(tmp_path, open_
     assert losses[0] == losses[1]
 
 
+def test_a_job_of_runs_of_one_call_each_leaves_too(open_tiny, tmp_path):
+    lab = open_tiny(tmp_path)
+    program = compile_program(lab, sgd)
+    with stopping.listening():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(stopping.Stopped, match="before run `second`"):
+            fit(lab, program, lab.run("second"), 1)
+
+
 def test_sigterm_has_an_exit_status_of_its_own(tmp_path, monkeypatch, capsys):
     def asked(lab, **settings):
         raise stopping.Stopped("asked to leave in run `dense`")

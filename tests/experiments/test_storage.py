@@ -3,7 +3,6 @@
 import json
 import math
 
-import numpy as np
 import pytest
 
 from experiments.bench import storage
@@ -29,8 +28,11 @@ def test_the_sizes_by_hand():
 
 
 def test_the_sizes_are_measured_anew():
-    """All but the archive, whose compression is the library's own, to the byte."""
+    """To the byte; the archive and the text of the plan may change a little."""
     found, want = storage.sizes(0.98), RESULT["bytes"]["0.98"]
-    archive = storage.COMPRESSED
-    assert np.isclose(found.pop(archive), want[archive], rtol=0.05)
-    assert found == {k: v for k, v in want.items() if k != archive}
+    assert found.keys() == want.keys()
+    for form, size in found.items():
+        loose = form == storage.COMPRESSED or "save_packed" in form
+        if loose:
+            size = pytest.approx(size, rel=0.05)
+        assert want[form] == size, form

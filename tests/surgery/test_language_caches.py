@@ -136,6 +136,7 @@ def test_stacked_caches_in_a_scan_and_verify():
     )
     (inner,) = deps.find("layers/k:2")
     assert inner.size == 8
+    assert f"  cache:3 with {inner.id}" in deps.table().splitlines()
     plan = random_plan(deps)
     report = surgery.verify(
         stacked, plan, params, x, cache=0.1 + cache, start=2, gradient=True

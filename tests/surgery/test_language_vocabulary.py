@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jprune import surgery
+from jprune._tree import named_leaves
 from tests.surgery.language_nets import VOCABULARY, Form, decoder, parameters
 from tests.surgery.nets import tokens
 from tests.surgery.proof import QUICK, random_plan
@@ -167,3 +168,29 @@ def test_errors_of_the_request(lookups: Any, match: str):
         surgery.groups(partial(decoder, form=form), lookups=lookups)(
             parameters(form), TEXT
         )
+
+
+@pytest.mark.slow
+def test_a_model_object_loses_tokens():
+    """Flax NNX: an embedding that also makes the logits."""
+    from flax import nnx
+
+    from jprune.frameworks import nnx as jnnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.embed = nnx.Embed(11, 6, rngs=rngs)
+            self.inner = nnx.Linear(6, 6, rngs=rngs)
+
+        def __call__(self, ids: Any) -> Any:
+            return self.embed.attend(jnp.tanh(self.inner(self.embed(ids))))
+
+    model = Net(nnx.Rngs(0))
+    (path,) = [p for p, _ in named_leaves(nnx.state(model)) if "embed" in p]
+    deps = jnnx.groups(model, TEXT, lookups=[f"{path}:0"])
+    (group,) = deps.find(f"{path}:0$")
+    plan = surgery.plan_from_keep(deps, {group.id: KEPT})
+    small = jnnx.shrink(model, plan)
+    assert small.embed.embedding.shape == (7, 6)
+    text = np.asarray(KEPT)[TEXT % len(KEPT)]
+    np.testing.assert_allclose(small(text), model(text)[..., KEPT], atol=1e-5)
