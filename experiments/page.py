@@ -247,7 +247,8 @@ def figure(section: Section, folder: Path) -> str | None:
         return name
     if cut := costs.costed(merged(section)):
         dense = [mean for row, mean, _ in merged(section) if row.method == "dense"]
-        title, label = f"{section.name}: {_bars(section)}", _measure(section)
+        title = f"{section.name}: {_bars(section)}"
+        label = _measure(section).rstrip(",")
         first = dense[0] if dense else None
         costs.draw(folder / name, cut, first, title=title, label=label)
         return name

@@ -115,7 +115,7 @@ def test_the_figure_is_of_the_rows_that_have_a_cost(tmp_path):
 
 @pytest.mark.slow
 def test_every_entrant_of_the_arena(tmp_path, open_tiny):
-    lab = open_tiny(tmp_path, model="cifar_resnet14", batch=25)
+    lab = open_tiny(tmp_path, model="cifar_resnet14", batch=24)
     dense = train_dense(lab, epochs=1, lr=0.05, momentum=0.9, weight_decay=5e-4)
     short = {
         "csgd": {"strength": 4.0, "momentum": 0.5, "epochs": 3},
@@ -137,7 +137,7 @@ def test_every_entrant_of_the_arena(tmp_path, open_tiny):
 def test_what_is_cut_at_once_runs_on_the_small_network(name, tmp_path, open_tiny):
     chosen = config.load(name)
     assert chosen.dense == ARENA.dense and chosen.model == ARENA.model
-    lab = open_tiny(tmp_path, model="cifar_resnet14", batch=25)
+    lab = open_tiny(tmp_path, model="cifar_resnet14", batch=24)
     dense = train_dense(lab, epochs=1, lr=0.05, momentum=0.9, weight_decay=5e-4)
     (run,) = chosen.runs.values()
     rows = {row.run: row for row in build.rows(lab, dense, run)}
