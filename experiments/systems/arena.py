@@ -223,7 +223,7 @@ def tune(
     found: list[float] = []
     for group in groups:
         shared = trial.shared._replace(seeds=(seed,) * len(group))
-        knob = group[0] if static else np.float32(group)
+        knob = group[0] if static else np.array(group, np.float32)
         name = f"{label} tuning" + (f" {group[0]:g}" if static else "")
         task = Task(trial, shared, share, knob, name, tuning=True)
         params = cut(train(task), task.kept)
