@@ -142,7 +142,7 @@ def verdicts(section: Section) -> list[Verdict]:
         all_ = [dict(_told(facts)).get(text) for facts in section.facts]
         known = [holds for holds in all_ if holds is not None]
         found[text] = Verdict(text, float(np.mean(known)), False)
-    return [found[text] for text in [*told, *(found.keys() - told.keys())]]
+    return [found[text] for text in [*told, *(t for t in found if t not in told)]]
 
 
 def _told(facts: dict[str, Any]) -> list[tuple[str, bool]]:

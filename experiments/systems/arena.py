@@ -219,7 +219,9 @@ def tune(
     The tries are lanes of one program, all of the tuning seed.
     """
     seed = trial.shared.seeds[0] + TUNING_SEED
-    groups = [(x,) for x in tries] if static else [tuple(tries)]
+    groups: list[tuple[float, ...]] = (
+        [(x,) for x in tries] if static else [tuple(tries)]
+    )
     found: list[float] = []
     for group in groups:
         shared = trial.shared._replace(seeds=(seed,) * len(group))
