@@ -12,12 +12,14 @@ Point = tuple[Row, float, float]
 
 def costed(points: Sequence[Point]) -> list[Point]:
     """The rows that a cut to a budget left, with their FLOPs and latency."""
-    return [
-        found
-        for found in points
-        if {"flops", "ms", "dense ms"} <= set(found[0].extra or {})
-        and ("at the cut" in found[0].extra or "energy" in found[0].extra)
-    ]
+
+    def cut(row: Row) -> bool:
+        named = set(row.extra or {})
+        return {"flops", "ms", "dense ms"} <= named and bool(
+            named & {"at the cut", "energy"}
+        )
+
+    return [found for found in points if cut(found[0])]
 
 
 def draw(

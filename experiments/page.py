@@ -142,7 +142,7 @@ def verdicts(section: Section) -> list[Verdict]:
         all_ = [dict(_told(facts)).get(text) for facts in section.facts]
         known = [holds for holds in all_ if holds is not None]
         found[text] = Verdict(text, float(np.mean(known)), False)
-    return [found[text] for text in [*told, *(found.keys() - told.keys())]]
+    return [found[text] for text in [*told, *(t for t in found if t not in told)]]
 
 
 def _told(facts: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -247,7 +247,8 @@ def figure(section: Section, folder: Path) -> str | None:
         return name
     if cut := costs.costed(merged(section)):
         dense = [mean for row, mean, _ in merged(section) if row.method == "dense"]
-        title, label = f"{section.name}: {_bars(section)}", _measure(section)
+        title = f"{section.name}: {_bars(section)}"
+        label = _measure(section).rstrip(",")
         first = dense[0] if dense else None
         costs.draw(folder / name, cut, first, title=title, label=label)
         return name

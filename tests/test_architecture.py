@@ -57,6 +57,7 @@ EXCEPTIONS: dict[str, str] = {
     "import matplotlib in analysis/_plots.py": "inside the functions that draw",
     "import matplotlib in analysis/_plot_structure.py": "for type checkers only",
     "lines jprune/_cite.py": "a list of references, one block a paper",
+    "lines tests/transforms/table.py": "a table, one row a transformation",
     "late import jprune.surgery.rules in surgery/_registry.py": "rules register here",
     "late import jprune.surgery._state in surgery/_plan.py": "packs states",
 }

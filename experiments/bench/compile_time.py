@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import optax
 
@@ -93,14 +94,15 @@ def row(tx: optax.GradientTransformation, shapes: Shapes) -> dict[str, Any]:
     compiled = lowered.compile()
     total, waited = time.process_time() - cpu, time.perf_counter() - wall
     size = 4 * sum(int(np.prod(s)) for s in shapes.values())
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
+    text = compiled.as_text() or ""
     return {
         "init, CPU seconds": round(init, 2),
         "lowering, CPU seconds": round(traced, 2),
         "CPU seconds": round(total, 2),
         "wall seconds": round(waited, 2),
         "instructions given": lowered.as_text().count("\n"),
-        "instructions compiled": len(INSTRUCTION.findall(compiled.as_text())),
+        "instructions compiled": len(INSTRUCTION.findall(text)),
         "temporaries / parameters": round(memory.temp_size_in_bytes / size, 3),
     }
 
@@ -115,7 +117,7 @@ def run(names: list[str] | None, llama: bool, out: Path | None) -> dict[str, Any
     if out and out.exists():
         result = json.loads(out.read_text())
     result |= {"command": "python -m experiments.bench.compile_time"}
-    result |= {"machine": {**machine(), "jaxlib": jax.lib.__version__}}
+    result |= {"machine": {**machine(), "jaxlib": jaxlib.__version__}}
     result["machine"]["optax"] = optax.__version__
     part = result["networks"].setdefault(network, {"leaves": len(shapes), "rows": {}})
     jax.jit(lambda x: x + 1)(1.0)  # the first compilation of all is slower

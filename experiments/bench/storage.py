@@ -46,7 +46,8 @@ def sizes(sparsity: float) -> dict[str, int | None]:
     dense = kernel()
     params = pruned(dense, sparsity)
     file = io.BytesIO()
-    np.savez_compressed(file, **{k: np.asarray(v) for k, v in params.items()})
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in params.items()}
+    np.savez_compressed(file, **arrays)
     rows = compress.to_bcsr(params["kernel"])
     found: dict[str, int | None] = {
         "dense, or zeros in place": dense["kernel"].nbytes,

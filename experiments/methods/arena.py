@@ -334,7 +334,7 @@ def _chosen(arena: Arena, rule: str, share: float, images: int, samples: int) ->
         return Ready(tree, arena.plan(keeps), arena.uncut)
     if rule == "similarity":
         found = compress.similar_channels(deps, tree, flops=share, groups=ids)
-        index = structured.examples(lab, 2)
+        index = structured.examples(lab, 2 * lab.mesh.size)
         plan, values = compress.remove_similar(
             apply, deps, tree, found, index, how="remove"
         )

@@ -40,7 +40,7 @@ def similarity(
     tree = structured.variables(dense.params, dense.stats)
     groups = structured.inner(deps)
     ids = [g.id for g in groups]
-    index = structured.examples(lab, 2)
+    index = structured.examples(lab, 2 * lab.mesh.size)
     refresh = recalibration(lab, stats_momentum)
     before = lab.logits(dense.params, dense.stats)
 

@@ -219,11 +219,13 @@ def tune(
     The tries are lanes of one program, all of the tuning seed.
     """
     seed = trial.shared.seeds[0] + TUNING_SEED
-    groups = [(x,) for x in tries] if static else [tuple(tries)]
+    groups: list[tuple[float, ...]] = (
+        [(x,) for x in tries] if static else [tuple(tries)]
+    )
     found: list[float] = []
     for group in groups:
         shared = trial.shared._replace(seeds=(seed,) * len(group))
-        knob = group[0] if static else np.float32(group)
+        knob = group[0] if static else np.array(group, np.float32)
         name = f"{label} tuning" + (f" {group[0]:g}" if static else "")
         task = Task(trial, shared, share, knob, name, tuning=True)
         params = cut(train(task), task.kept)

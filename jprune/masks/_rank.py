@@ -121,7 +121,7 @@ def _rank_leaves(
     if not any(stacks):
         best = selection.largest(leaves, jnp.stack(keep), init=init, **how)
         return best.masks, best.found
-    masks = [
+    masks: list[Any] = [
         largest_of_rows(_images(leaves, i, how), keep[i], a) if a else None
         for i, a in enumerate(stacks)
     ]

@@ -110,7 +110,7 @@ def over_groups(
     sums = _axis_sums([m for _, ms in found for m in ms], layers, norm, signed)
     vectors = {}
     for group, members in found:
-        rows = [
+        rows: list[tuple[Role, Any]] = [
             (ref.role, ref.collect(layer, group.size))
             for ref, i, _ in members
             for layer in sums[i, ref.axis]
@@ -130,14 +130,14 @@ def _counts(ref: AxisRef, leaf: Any, roles: Sequence[Role] | None) -> bool:
     return wanted and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def _reduced(rows: list[tuple[Role, Any]], reduce: str) -> Any:
+def _reduced(rows: Sequence[tuple[str, Any]], reduce: str) -> Any:
     """The members of a group as one vector."""
     vectors = [row for _, row in rows]
     xp = np if all(isinstance(row, np.ndarray) for row in vectors) else jnp
     return getattr(xp, reduce)(xp.stack(vectors), axis=0)
 
 
-def _passed(rows: list[tuple[Role, Any]]) -> Any:
+def _passed(rows: Sequence[tuple[str, Any]]) -> Any:
     """What is written, times what scales it and what reads it, over their means."""
     wrote = [(role, row) for role, row in rows if role in ("out", "table")]
     total = _reduced(wrote, "sum") if wrote else None

@@ -425,7 +425,9 @@ def _roles(program: Program) -> Mapping[tuple[int, int], Role]:
     """
     found = cast("Mapping[tuple[int, int], Role]", program.ctx.roles)
     axes_of = list(program.params.values())
-    roles = {(i, a): r for (i, a), r in found.items() if axes_of[i][a].size != 1}
+    roles: dict[tuple[int, int], Role] = {
+        (i, a): r for (i, a), r in found.items() if axes_of[i][a].size != 1
+    }
     weights = {i for (i, _), role in roles.items() if role in ("in", "out", "table")}
     state = {param for _, param in program.ties}
     paths = list(program.params)

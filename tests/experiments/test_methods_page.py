@@ -24,7 +24,9 @@ def test_a_row_is_true(method):
         assert callable(getattr(module, function))
     assert (ROOT / "experiments" / "configs" / f"{method.config}.py").exists()
     assert not method.cite or method.cite in cited_names()
-    dense, *mine = methods_page.ours(method)
+    rows = methods_page.ours(method)
+    assert rows, f"no experiments/results/{method.config}_seed0.json: run the config"
+    dense, *mine = rows
     assert dense.startswith("dense ") and mine, "no run of the file is this method's"
 
 

@@ -17,6 +17,8 @@ from jprune import surgery
 
 WINDOW = lambda h: lax.reduce_window(h, 0.0, lax.add, (1, 2), (1, 2), "VALID")  # noqa: E731
 LOWER = np.tril(np.ones((4, 4))) + np.eye(4)
+DIAGONALS = np.asarray([[0, 1, 0, 1], [4, 5, 6, 7], [1, 0, 2, 0]], float)
+UNITS = np.asarray([[0, 1, 1, 1, 1, 1], [4] * 6, [1, 1, 1, 1, 1, 0]], float)
 ROWS = lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (2, 1), (1, 1), "SAME")  # noqa: E731
 
 
@@ -106,6 +108,27 @@ CASES = {
         ),
         0,
         "triangular_solve",
+    ),
+    "tridiagonal systems": (
+        lambda h: lax.linalg.tridiagonal_solve(
+            *(d.reshape(2, 2) for d in DIAGONALS), jnp.cos(h).reshape(2, 2, 6)
+        ).reshape(4, 6),
+        6,
+        "",
+    ),
+    "tridiagonal system of units": (
+        lambda h: lax.linalg.tridiagonal_solve(*UNITS, h.T).T,
+        0,
+        "tridiagonal_solve",
+    ),
+    "diagonals of units": (
+        lambda h: (
+            lax.linalg.tridiagonal_solve(
+                0 * h[0], 2 + h[0] ** 2, 0 * h[0], np.ones((6, 4))
+            ).T
+        ),
+        0,
+        "tridiagonal_solve",
     ),
     "solve": (lambda h: jnp.linalg.solve(LOWER, h), 0, "custom_linear_solve"),
     "unstack along": (lambda h: jnp.stack(jnp.unstack(h, axis=1), 1), 0, "unstack"),

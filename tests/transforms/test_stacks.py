@@ -55,18 +55,23 @@ MAKE = {
 }
 
 
-@pytest.mark.parametrize("method", MAKE)
-def test_a_stack_moves_as_its_layers_do(method):
-    # Under a name of the rule the stack is found; another one is given.
-    names = {"layers": None, "decoder": "decoder/"}
-    for name, said in (
-        names.items() if method == "drop_and_grow" else [("layers", None)]
-    ):
-        got = apart(run(MAKE[method](said), partial(stacked, name=name)), name)
-        want = run(MAKE[method]({}), lambda i, name=name: apart(stacked(i, name), name))
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), got, want)
-        zeros = [jax.tree.map(lambda x: x == 0, tree) for tree in (got, want)]
-        jax.tree.map(np.testing.assert_array_equal, *zeros)
+SLOW = ("prune_gradually", "swd")
+CASES = [
+    *(pytest.param(m, "layers", None) for m in MAKE if m not in SLOW),
+    *(pytest.param(m, "layers", None, marks=pytest.mark.slow) for m in SLOW),
+    pytest.param("drop_and_grow", "decoder", "decoder/", marks=pytest.mark.slow),
+    pytest.param("shrink_softly", "decoder", "decoder/", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "said"), CASES)
+def test_a_stack_moves_as_its_layers_do(method, name, said):
+    """Under a name of the rule the stack is found; another one is given."""
+    got = apart(run(MAKE[method](said), lambda i: stacked(i, name)), name)
+    want = run(MAKE[method]({}), lambda i: apart(stacked(i, name), name))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), got, want)
+    zeros = [jax.tree.map(lambda x: x == 0, tree) for tree in (got, want)]
+    jax.tree.map(np.testing.assert_array_equal, *zeros)
 
 
 def run(tx, tree):

@@ -50,6 +50,34 @@ def solve_cells(site: CellSite, eqn: Equation, ins: list[Value], outs: Outs) -> 
     return [cell]
 
 
+def tridiagonal_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
+    """The diagonals and their batch axes stay, the right-hand sides pass."""
+    *diagonals, sides = (x.axes for x in ins)
+    for diagonal in diagonals:
+        for s, t in zip(diagonal, sides[:-1], strict=True):
+            site.unify(s, t)
+    for term in sides[:-1]:
+        site.freeze(term, _SINGULAR)
+    return [sides]
+
+
+def tridiagonal_cells(
+    site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
+) -> Results:
+    """The solution for each cell of the right-hand sides; 0 for sides that are 0."""
+    *diagonals, sides = ins
+
+    def cell(bits: Bits) -> Cell:
+        right = sides.cell(bits)
+        if any(bits) and right.zero:
+            return ce.known(np.zeros((1,) * len(bits), sides.dtype))
+        run = lambda *a: _compat.bind(eqn, eqn.params, a)[0]  # noqa: E731
+        kept = (d.kept for d in diagonals)
+        return ce.compute(run, *kept, right, name=eqn.primitive.name)
+
+    return [cell]
+
+
 def _refused(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     raise NoRule(_SINGULAR)
 
@@ -72,10 +100,10 @@ _FACTORIZATIONS = (
     "schur",
     "svd",
     "tridiagonal",
-    "tridiagonal_solve",
 )
 
 RULES: dict[str, Rule] = {
     "triangular_solve": Rule(axes=solve_axes, cells=solve_cells),
+    "tridiagonal_solve": Rule(axes=tridiagonal_axes, cells=tridiagonal_cells),
     **{name: Rule(axes=_refused, cells=_no_cells) for name in _FACTORIZATIONS},
 }
