@@ -47,12 +47,14 @@ class Options:
       last: no derivative is taken of what is built; it only says what is known.
       zero: the parameters that are zero at removed coordinates; None: all. Of others
         nothing is known there. For questions only, not for a compact function.
+      loose: the state that need not be zero at removed coordinates. For questions only.
     """
 
     removed: bool = False
     compact_random: bool = False
     last: bool = False
     zero: AbstractSet[KeyTuple] | None = None
+    loose: AbstractSet[KeyTuple] = frozenset()
 
 
 @dataclasses.dataclass

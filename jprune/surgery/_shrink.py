@@ -6,6 +6,7 @@ shapes, so a plan that does not fit raises instead of corrupting; and the shape 
 result is compared with the shape predicted from the axes.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -199,20 +200,20 @@ class Graph:
     ) -> None:
         self.program, self.options = program, options
         self.keep = Choice(keep).keep
+        self.refined: frozenset[Atom] = frozenset()
         self._build(Choice(keep), options)
         if refine:
             self._refine(keep, options)
 
     def _refine(self, keep: dict[Atom, np.ndarray], options: Options) -> None:
         """Gives the atoms that leak one class for each removed coordinate."""
-        refined: frozenset[Atom] = frozenset()
         while True:
             self.status()
-            more = frozenset().union(*(atoms for atoms, _ in self.log.leaks)) - refined
-            if not more:
+            found = frozenset().union(*(atoms for atoms, _ in self.log.leaks))
+            if found <= self.refined:
                 return
-            refined |= more
-            self._build(Choice(keep, refined), options)
+            self.refined |= found
+            self._build(Choice(keep, self.refined), options)
 
     def _build(self, choice: Choice, options: Options) -> None:
         self.log = Log()
@@ -220,6 +221,7 @@ class Graph:
         builder = Builder(choice, options, self.log, self.program.memo)
         traced, known = self.program.traced, options.zero
         zero = [known is None or path in known for path in traced.params]
+        zero += [path not in options.loose for path in traced.others]
         zero += [True] * (len(traced.input_avals) - len(zero))
         ins = [
             self._input(builder, *each)
@@ -256,16 +258,48 @@ class Graph:
         return roots
 
     def _returning(self) -> None:
-        """Notes state that would not come back as 0 at removed coordinates."""
+        """Notes state that comes back other than 0 at removed coordinates, and counts.
+
+        It does not count where the program is as exact with anything in its place: a
+        counter for each round of a scan, a scale that multiplies zeros.
+        """
+        loose = self._other_than_zero()
+        if not loose:
+            return
+        loose = self._counting(loose)
+        for path, back in self.program.carried:
+            if path in loose:
+                every = (a for t in self.program.inputs[path] for a in leaves(t))
+                atoms = frozenset(a for a in every if a in self.keep)
+                why = (
+                    f"the state {keys_text(back)} comes back other than 0 where removed"
+                )
+                self.log.leaks.append((atoms, why))
+
+    def _other_than_zero(self) -> frozenset[KeyTuple]:
+        """The inputs of state that comes back other than 0 at removed coordinates."""
         places = {path: i for i, path in enumerate(self.program.traced.outputs)}
+        found = set()
         for path, back in self.program.carried:
             value = self.outs[places[back]]
-            if all(value.cell(b).zero for b in ce.patterns(value.layouts)[1:]):
-                continue
-            every = (a for t in self.program.inputs[path] for a in leaves(t))
-            atoms = frozenset(a for a in every if a in self.keep)
-            why = f"the state {keys_text(back)} comes back other than 0 where removed"
-            self.log.leaks.append((atoms, why))
+            if not all(value.cell(b).zero for b in ce.patterns(value.layouts)[1:]):
+                found.add(path)
+        return frozenset(found)
+
+    def _counting(self, loose: frozenset[KeyTuple]) -> frozenset[KeyTuple]:
+        """This state and what follows from it, if more leaks when nothing is known."""
+        while True:
+            options = dataclasses.replace(self.options, loose=loose)
+            graph = Graph(self.program, self.keep, options)
+            if self.refined:
+                graph._build(Choice(self.keep, self.refined), options)
+            roots = graph._roots()
+            if ce.first_bad(roots) or not set(graph.log.leaks) <= set(self.log.leaks):
+                return loose
+            more = graph._other_than_zero() - loose
+            if not more:
+                return frozenset()
+            loose |= more
 
     def emit(self, arrays: Sequence[Any]) -> list[Any]:
         """The outputs, given the arrays of the inputs."""

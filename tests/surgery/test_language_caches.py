@@ -24,7 +24,7 @@ from tests.surgery.language_nets import (
     parameters,
 )
 from tests.surgery.nets import tokens
-from tests.surgery.proof import random_plan
+from tests.surgery.proof import coupled, random_plan
 
 LENGTH, PREFIX = 9, 4
 FORMS = {
@@ -219,10 +219,10 @@ def test_one_plan_after_another():
     )
 
 
-def test_state_that_does_not_come_back_as_zero_is_not_exact():
+def test_state_that_comes_back_other_than_zero_and_is_summed_is_not_exact():
     def leaky(p: Any, x: Any, h: Any) -> Any:
         h = jax.nn.sigmoid(x @ p["w"] + h)
-        return h @ p["v"], h
+        return h @ p["v"] + h.mean(-1, keepdims=True), h
 
     params = {"w": np.ones((4, 6)), "v": np.ones((6, 2))}
     deps = surgery.groups(leaky, state={2: 1})(
@@ -236,6 +236,42 @@ def test_state_that_does_not_come_back_as_zero_is_not_exact():
         params, np.ones((3, 4)), np.zeros((3, 6))
     )
     assert deps.exactness["w:1"].exact
+
+
+def counted(p: Any, x: Any, state: Any) -> Any:
+    """A counter for each layer, as Flax has; a gate that zeros leave at 0.5."""
+
+    def layer(x: Any, given: Any) -> Any:
+        p, at, gate = given
+        gate = jax.nn.sigmoid(x @ p["q"] + gate)
+        y = jnp.tanh(x @ p["k"]) * gate * jnp.cos(at)
+        return x + y @ p["o"], (at + 1, gate)
+
+    x, state = jax.lax.scan(layer, x @ p["in"], (p["layers"], *state))
+    return x @ p["out"], state
+
+
+def test_state_that_counts_for_nothing_may_come_back_other_than_zero():
+    params, x, _ = stacked_case()
+    state = (np.zeros(3, int), np.zeros((3, 2, 8)))
+    deps = surgery.groups(counted, state={2: 1})(params, x[:, 0], state)
+    assert sorted((g.kind, g.size) for g in deps if g.size in (3, 8)) == [
+        ("coupled", 8),
+        ("depth", 3),
+    ]
+    assert all(deps.exactness[g.id].exact for g in deps)
+    (depth,) = [g for g in deps if g.kind == "depth"]
+    keep = {g.id: np.arange(g.size) % 3 > 0 for g in coupled(deps)}
+    plan = surgery.plan_from_keep(deps, {**keep, depth.id: [0, 2]})
+    small, kept = jax.jit(surgery.shrink(counted, plan)), plan.pack(params)
+    held, zeroed, dense = plan.pack(state, argument=2), plan.zero(params), state
+    for t in range(3):
+        want, dense = jax.jit(counted)(zeroed, x[:, t], dense)
+        got, held = small(kept, x[:, t], held)
+        assert largest(got, want) <= 1e-10
+    assert dense[0].tolist() == [3, 3, 3] and held[0].tolist() == [3, 3]
+    assert np.abs(dense[1][1]).min() > 0.1  # a removed layer's
+    assert largest(held, plan.pack(dense, argument=2)) <= 1e-10
 
 
 def test_errors_of_declared_state():
