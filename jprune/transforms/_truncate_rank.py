@@ -107,7 +107,9 @@ def truncate_rank(
         norm at its steps.
 
     Returns:
-      A `GradientTransformationExtraArgs`. With `energy` 1 it is the identity.
+      A `GradientTransformationExtraArgs`. With `energy` 1 nothing is truncated: with
+      `nuclear` what remains is the nuclear norm's sub-gradient at steps 0, m, 2m, ...,
+      without it the inner optimizer alone.
 
     Raises:
       ValueError: numbers out of range, `nuclear` without `inner`, an end before the

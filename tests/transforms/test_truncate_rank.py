@@ -137,6 +137,19 @@ def test_trp_g10_the_direction_is_the_gradient_of_the_nuclear_norm():
         np.testing.assert_allclose(direction, want, atol=5e-7)
 
 
+def test_energy_one_leaves_the_nuclear_term_alone():
+    """Against NumPy's SVD: a step along -U V^T at steps 0, 2, 4, none between."""
+    params = {"kernel": np.random.default_rng(0).normal(size=(6, 4)).astype("f")}
+    tx = transforms.truncate_rank(1.0, every=2, nuclear=0.1, inner=optax.sgd(1.0))
+    state, zero = tx.init(params), jax.tree.map(jnp.zeros_like, params)
+    for t in range(5):
+        updates, state = tx.update(zero, state, params)
+        u, _, vt = np.linalg.svd(params["kernel"], full_matrices=False)
+        want = -0.1 * u @ vt if t % 2 == 0 else np.zeros((6, 4))
+        np.testing.assert_allclose(updates["kernel"], want, atol=1e-6)
+        params = optax.apply_updates(params, updates)
+
+
 # -- the twin: written from the specification, in float64 ------------------------------
 
 
