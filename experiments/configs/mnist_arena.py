@@ -30,8 +30,8 @@ on): gradual pruning leads at every sparsity, by 1.6 points at 99 % and by 2.7 a
 history is second there. Cutting a dense network in two rounds is better than in one,
 from 98 % on. GSM keeps most of its accuracy to 99.5 % but begins 3 points lower, and
 RigL, SET and static masks, sparse from the first step, begin 1 to 3 points lower: four
-epochs are few for them. SWD is behind all that train on from 98 % on: in 856 steps none
-of its three strengths empties what it targets, and its removal costs 28 points at
+epochs are few for them. SWD and SET are last of all that train on from 98 % on: in 856
+steps none of SWD's three strengths empties what it targets, and its removal costs 28 points at
 99.5 %; on digits, with strengths that fit, it costs none. Several methods took the
 largest value of their knob, the edge of what was tried, so that wider tries may move
 them; and the tuning seed was an unlucky one (89 % where the job's seeds have 95 % for
