@@ -32,10 +32,10 @@ from 98 % on. GSM keeps most of its accuracy to 99.5 % but begins 3 points lower
 RigL, SET and static masks, sparse from the first step, begin 1 to 3 points lower: four
 epochs are few for them. SWD and SET are last of all that train on from 98 % on: in 856
 steps none of SWD's three strengths empties what it targets, and its removal costs 28
-points at 99.5 %; on digits, with strengths that fit, it costs none. Several methods took
-the largest value of their knob, the edge of what was tried, so that wider tries may move
-them; and the tuning seed was an unlucky one (89 % where the job's seeds have 95 % for
-one-shot).
+points at 99.5 %; on digits, with strengths that fit, it costs none. Several methods
+took the largest value of their knob, the edge of what was tried, so that wider tries
+may move them; and the tuning seed was an unlucky one (89 % where the job's seeds have
+95 % for one-shot).
 
 Cost: about 45 minutes of one core, by the time of the first 17.
 
