@@ -13,8 +13,8 @@ surgery, depthwise kernels and squeeze-excitation with them; weights are masked,
 stem and depthwise kernels spared. "per FLOP": importance for each multiply-add saved.
 
 Data: `cifar10_small`, the first 10,000 training and 2,000 test images of CIFAR-10 at 16
-x 16, and 8 epochs. Not run to its end: an epoch of the larger network took 3.6 minutes of
-CPU time, the whole is about an hour of one core. `fbnetv3` is the comparison of the
+x 16, and 8 epochs. Not run to its end: an epoch of the larger network took 3.6 minutes
+of CPU time, the whole is about an hour of one core. `fbnetv3` is the comparison of the
 published members at 32 x 32, for an accelerator.
 
 Command: `python -m experiments.train fbnetv3_tiny --data-dir FOLDER`.
