@@ -16,12 +16,12 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import optax
 
@@ -117,7 +117,7 @@ def run(names: list[str] | None, llama: bool, out: Path | None) -> dict[str, Any
     if out and out.exists():
         result = json.loads(out.read_text())
     result |= {"command": "python -m experiments.bench.compile_time"}
-    result |= {"machine": {**machine(), "jaxlib": jaxlib.__version__}}
+    result |= {"machine": {**machine(), "jaxlib": version("jaxlib")}}
     result["machine"]["optax"] = optax.__version__
     part = result["networks"].setdefault(network, {"leaves": len(shapes), "rows": {}})
     jax.jit(lambda x: x + 1)(1.0)  # the first compilation of all is slower
