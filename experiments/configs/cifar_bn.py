@@ -16,7 +16,8 @@ As on the digits: rescaling changes 20 to 48 % of what plain magnitude keeps and
 of the other three. On the network as trained the canonical and the folded score are
 level with plain magnitude, one standard error being 1.1 points; after a rescaling they
 are far ahead at 80 and 90 %. Per root mean square the score is much worse than either.
-One seed.
+Three seeds (`cifar_bn_seed{0,1,2}.json`) agree: as trained, mean at 90 %, magnitude
+42.0, invariant 26.4, canonical 41.2, folded 35.9.
 
 Command: `python -m experiments.train cifar_bn --data-dir FOLDER`.
 """
