@@ -33,7 +33,7 @@ accuracy to 99.5 % but begins 3 points lower.
 the learning rate all took 0.3, the edge of what was tried; SWD, RigL, SET, weight
 history, powerpropagation, ISS-P, ISS-R, K-starts, ASL and ASWL have another knob and
 train at 0.1, a rate that cost the others accuracy. And eight took the edge of their
-knob. RigL, SET, SWD and ISS-P would gain from 0.3, by how much was not measured. ASWL
+knob. What RigL, SET, SWD and ISS-P would do at 0.3 was not measured. ASWL
 collapsed in its tuning at 98 % with every penalty tried: its three attentions scale
 the output, and near 0.02 each leave nothing of it. ASL does not reach 98 % and more
 within 856 steps, and pays when the rest is cut. In 856 steps none of SWD's strengths
