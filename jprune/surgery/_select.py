@@ -10,7 +10,7 @@ the host and a choice that training makes anew at every step, traced.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
@@ -103,8 +103,8 @@ def select(
         reasons).
 
     Warns:
-      UserWarning: a group loses more than nine tenths while the others keep more than
-        half; a group that is cut is not exact.
+      UserWarning: a group that `ratios` does not name loses more than nine tenths; a
+        group that is cut is not exact.
     """
     keep = choose(
         deps,
@@ -124,7 +124,8 @@ def select(
         allow_empty=allow_empty,
         kinds=kinds,
     )
-    _warn_of(deps, keep)
+    asked = {name for p in ratios or () for name in _named(deps, "ratios", p)}
+    _warn_of(deps, keep, asked)
     return plan_from_keep(deps, keep)
 
 
@@ -401,20 +402,22 @@ def _without_cuts(
     return allowed
 
 
-def _warn_of(deps: Groups, keep: Mapping[str, np.ndarray]) -> None:
-    """Warns of groups that are cut to almost nothing, and of those not exact."""
+def _warn_of(
+    deps: Groups, keep: Mapping[str, np.ndarray], asked: Collection[str]
+) -> None:
+    """Warns of groups that are cut to almost nothing unasked, and of those not exact."""
     kept = {name: int(mask.sum()) for name, mask in keep.items()}
-    left, size = sum(kept.values()), sum(mask.size for mask in keep.values())
     thin = [
         f"{name}: {n} of {keep[name].size} left"
         for name, n in kept.items()
-        if 0 < 10 * n < keep[name].size and 2 * (left - n) > size - keep[name].size
+        if 0 < 10 * n < keep[name].size and name not in asked
     ]
     if thin:
         warnings.warn(
-            "[jprune] these groups lose more than nine tenths while the others keep "
-            "more than half, which rarely leaves a network that works: give "
-            f'`most=0.9`, or ranking="balanced".{listing(thin)}',
+            "[jprune] these groups lose more than nine tenths, which rarely leaves a "
+            "network that works: give a floor (`min_keep=8`, or `most=0.9` of each "
+            "group), or ask for less. If it is meant, `ratios` says it group by group."
+            f"{listing(thin)}",
             stacklevel=3,
         )
     cut = [name for name, n in kept.items() if n < keep[name].size]

@@ -1,5 +1,6 @@
 """Selection: exact counts, targets met within one coordinate, never growing again."""
 
+import math
 from typing import Any
 
 import jax
@@ -61,6 +62,7 @@ def test_groups():
     assert {g.id: g.size for g in DEPS} == SIZES
 
 
+@pytest.mark.filterwarnings("ignore:.*nine tenths:UserWarning")
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0, 0.8))
 def test_global_sparsity_is_the_brute_force_choice(seed: int, sparsity: float):
@@ -339,6 +341,21 @@ def test_a_gutted_group_is_a_warning():
     scores = {g.id: np.full(g.size, 2.0) for g in DEPS} | {"c:1": np.ones(12)}
     with pytest.warns(UserWarning, match="(?s)nine tenths.*c:1: 1 of 12 left"):
         surgery.select(DEPS, scores, sparsity=11 / 38, ranking="global")
+
+
+def test_gutted_groups_are_a_warning_whatever_the_rest_keeps():
+    """A dear budget takes nearly all of every group; a floor or `ratios` is meant."""
+    scores = {g.id: np.full(g.size, 2.0) for g in DEPS} | {"c:1": np.ones(12)}
+    dear: Any = {"cost": _stored, "at_most": 35, "ranking": "global"}
+    with pytest.warns(UserWarning, match="(?s)nine tenths.*min_keep.*c:1: 1 of 12"):
+        kept = kept_counts(surgery.select(DEPS, scores, **dear))
+    assert 2 * (sum(kept.values()) - kept["c:1"]) < TOTAL - 12
+    surgery.select(DEPS, scores, min_keep=2, **dear)
+    surgery.select(DEPS, scores, ratios={"^c": 11 / 12})
+
+
+def _stored(plan: surgery.Plan) -> float:
+    return sum(math.prod(shape) for shape in plan.compact_shapes.values())
 
 
 def test_min_keep_moves_the_budget():
