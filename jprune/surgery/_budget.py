@@ -24,6 +24,7 @@ def cut_by_measure(
     share: Callable[[int], float],
     head: Callable[[float], int],
     last: int,
+    excluded: str = "",
 ) -> int:
     """The number of steps to take so that the measured cost is at most the budget.
 
@@ -33,6 +34,7 @@ def cut_by_measure(
       share: the fraction of the dense FLOPs left with the first k steps taken.
       head: the fewest steps that leave at most this fraction.
       last: the number of all steps.
+      excluded: a sentence for the error, on what was kept out.
 
     Returns:
       k, of those tried the smallest within the budget.
@@ -69,6 +71,7 @@ def cut_by_measure(
             f"`at_most` {at_most:.6g} cannot be met: with every candidate group at its "
             f"minimum the `cost` is {cost(within):.6g}, of the dense network "
             f"{cost(0):.6g}. Lower `min_keep` or `round_to`, or raise `most`."
+            f"{excluded}"
         )
     return within
 

@@ -24,8 +24,12 @@ def by_count(
     steps: _order.Steps,
     sparsity: float,
     round_to: int,
+    excluded: str = "",
 ) -> Any:
-    """The head of each set that removes the asked number of coordinates."""
+    """The head of each set that removes the asked number of coordinates.
+
+    `excluded`: a sentence for errors, on what was kept out; also below.
+    """
     require_sparsity(sparsity)
     sizes: dict[Any, int] = {}
     for name, score in pool.items():
@@ -39,7 +43,7 @@ def by_count(
             raise value_error(
                 f"`sparsity` {sparsity} asks for {target} of {size} coordinates, but "
                 f"`min_keep`, `most` and `round_to` let at most {most[key]} go. Lower "
-                'the sparsity, or use ranking="global".'
+                f'the sparsity, or use ranking="global".{excluded}'
             )
     targets = [removed_count(size, sparsity) for _, size in steps.sets]
     taken = _order.within(steps, targets)
@@ -57,6 +61,7 @@ def by_cost(
     name: str,
     target: Any,
     fixed: Mapping[str, int],
+    excluded: str = "",
 ) -> Any:
     """The shortest head whose cost is at most the target."""
     costs = deps.program.ctx.costs if name == "flops" else deps.parameter_costs
@@ -77,7 +82,7 @@ def by_cost(
         raise value_error(
             f"`{name}` {target} cannot be met: with every candidate group at its "
             f"minimum {least} of {dense} remain. Lower `min_keep` or `round_to`, raise "
-            "`most`, or give scores for more groups."
+            f"`most`, or give scores for more groups.{excluded}"
         )
     return _order.head(steps, _first(lambda k: cost(k) <= limit, every, steps.position))
 
@@ -89,6 +94,7 @@ def by_measure(
     cost: Callable[[Plan], float],
     at_most: float,
     fixed: Mapping[str, int],
+    excluded: str = "",
 ) -> Any:
     """The head whose measured cost is at most the budget."""
     if not isinstance(steps.position, np.ndarray):
@@ -112,7 +118,7 @@ def by_measure(
     def head(left: float) -> int:
         return _first(lambda k: share(k) <= left, last, steps.position)
 
-    many = _budget.cut_by_measure(measure, at_most, share, head, last)
+    many = _budget.cut_by_measure(measure, at_most, share, head, last, excluded)
     return _order.head(steps, many)
 
 

@@ -78,7 +78,10 @@ def select(
         "isomorphic": layers of one kind compete with each other; "global": all
         coordinates compete, for which scores must be comparable between groups, as
         those of `deps.scores` are.
-      exclude: regular expressions; groups that `deps.find` finds by them stay whole.
+      exclude: regular expressions; groups that `deps.find` finds by them stay whole: a
+        pattern is searched in `path:axis` of every member. "fc/" so keeps what the
+        layer writes and what it reads (the stream before it); "fc/kernel:1" what it
+        writes alone.
       ratios: by regular expression, the fraction that the groups found lose whatever
         their scores, floor(s n + 1/2) of n; a target is met by the others. Of several
         patterns that find a group the last counts.
@@ -199,7 +202,9 @@ def choose(
     if (cost is None) != (at_most is None):
         raise value_error("`cost` and `at_most` belong together: give both or neither.")
     _check_options(ranking, round_to, min_keep, most)
-    pool = _candidates(deps, scores, exact, exclude, kinds)
+    whole = _named(deps, "exclude", exclude)
+    pool = _candidates(deps, scores, exact, whole, kinds)
+    excluded = _excluded(deps, whole)
     fixed = _fixed(deps, pool, ratios or {}, round_to, min_keep)
     kept: dict[str, Any] = {name: score.shape[0] for name, score in pool.items()}
     kept |= fixed
@@ -216,11 +221,12 @@ def choose(
             allowed = _without_cuts(deps, rest, allowed, sets, ranking)
         steps = _order.ordered(rest, allowed, sets, ranking in _BY_RANK)
         if sparsity is not None:
-            taken = _cut.by_count(rest, sets, steps, sparsity, round_to)
+            taken = _cut.by_count(rest, sets, steps, sparsity, round_to, excluded)
         elif cost is not None and at_most is not None:
-            taken = _cut.by_measure(deps, pool, steps, cost, at_most, fixed)
+            taken = _cut.by_measure(deps, pool, steps, cost, at_most, fixed, excluded)
         else:
-            taken = _cut.by_cost(deps, steps, given[0], targets[given[0]], fixed)
+            name, target = given[0], targets[given[0]]
+            taken = _cut.by_cost(deps, steps, name, target, fixed, excluded)
         kept |= steps.kept(taken)
     return {name: _order.best(pool[name], kept[name]) for name in pool}
 
@@ -244,7 +250,7 @@ def _candidates(
     deps: Groups,
     scores: Scores,
     exact: bool,
-    exclude: Patterns,
+    whole: Collection[str],
     kinds: Sequence[Kind],
 ) -> dict[str, Any]:
     """The scores of the groups that take part, checked, in the groups' order."""
@@ -260,11 +266,10 @@ def _candidates(
         )
     for name in scores:
         deps[name]  # an unknown id is an error
-    out = _named(deps, "exclude", exclude)
     traced = any(map(is_traced, scores.values()))
     pool = {}
     for group in deps:
-        if group.id not in scores or group.kind not in kinds or group.id in out:
+        if group.id not in scores or group.kind not in kinds or group.id in whole:
             continue
         pool[group.id] = _checked(group, scores[group.id], traced)
     if exact:
@@ -274,7 +279,8 @@ def _candidates(
             f"nothing can be removed: no group with a score is of kind "
             f"{' or '.join(map(repr, kinds))}"
             f"{' and proved exact' if exact else ''} (coupled: produced and read by "
-            f"parameters).{_why_nothing(deps)}"
+            f"parameters){' and not kept whole by `exclude`' if whole else ''}."
+            f"{_why_nothing(deps, whole)}"
         )
     return pool
 
@@ -291,9 +297,10 @@ def _checked(group: Group, given: Any, traced: bool) -> Any:
     return score
 
 
-def _why_nothing(deps: Groups) -> str:
+def _why_nothing(deps: Groups, whole: Collection[str]) -> str:
     lines = [
         f"{g.id}: {g.kind}"
+        + (", kept whole by `exclude`" if g.id in whole else "")
         + ("" if deps.exactness[g.id].exact else f", {deps.exactness[g.id].why}")
         for g in deps
     ]
@@ -301,6 +308,17 @@ def _why_nothing(deps: Groups) -> str:
         where = f"{keys_text(item.path)}:{item.axis}"
         lines.append(f"{where} is frozen: {item.why} {item.primitive}".rstrip())
     return listing(lines)
+
+
+def _excluded(deps: Groups, whole: Collection[str]) -> str:
+    """What an error says of the groups that `exclude` found."""
+    if not whole:
+        return ""
+    ids = [g.id for g in deps if g.id in whole]
+    return (
+        " `exclude` keeps these groups whole, in each of which a pattern finds some "
+        f"member, written or read ('fc/kernel:1' finds one axis):{listing(ids)}"
+    )
 
 
 def _named(deps: Groups, argument: str, patterns: Patterns) -> set[str]:
@@ -405,7 +423,7 @@ def _without_cuts(
 def _warn_of(
     deps: Groups, keep: Mapping[str, np.ndarray], asked: Collection[str]
 ) -> None:
-    """Warns of groups that are cut to almost nothing unasked, and of those not exact."""
+    """Warns of groups cut to almost nothing unasked, and of those not exact."""
     kept = {name: int(mask.sum()) for name, mask in keep.items()}
     thin = [
         f"{name}: {n} of {keep[name].size} left"

@@ -57,6 +57,7 @@ def test_blocks_are_removed(name: str, words: tuple[str, ...]):
         assert flops < deps.flops()
 
 
+@pytest.mark.filterwarnings("ignore:.*nine tenths:UserWarning")
 def test_the_stream_is_never_emptied():
     """Everything scores 0: the stem and the stream still keep a coordinate."""
     case = NETS["ResNet bottleneck"].make()

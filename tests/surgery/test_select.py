@@ -306,6 +306,22 @@ def test_excluded_groups_and_fixed_ratios():
             surgery.select(DEPS, scores, sparsity=0.1, **argument)
 
 
+def test_errors_name_what_exclude_keeps_whole():
+    scores = random_scores(0)
+    whole = r"(?s)cannot be met.*`exclude` keeps these groups whole.*a:1\n  b:1\n  c:1$"
+    for target in ({"flops": 0.2}, {"cost": _stored, "at_most": 100}):
+        with pytest.raises(ValueError, match=whole):
+            surgery.select(DEPS, scores, exclude="^[abc]:1", **target)
+    with pytest.raises(ValueError, match="(?s)let at most 14 go.*`exclude` keeps"):
+        surgery.select(DEPS, scores, sparsity=0.99, exclude="up")
+    nothing = r"(?s)and not kept whole by `exclude`.*a:1: coupled, kept whole by"
+    with pytest.raises(ValueError, match=nothing):
+        surgery.select(DEPS, scores, sparsity=0.5, exclude=".")
+    with pytest.raises(ValueError, match="cannot be met") as error:
+        surgery.select(DEPS, scores, flops=0.01)
+    assert "exclude" not in str(error.value)
+
+
 def test_no_group_loses_more_than_the_most():
     scores = {g.id: np.full(g.size, float(i)) for i, g in enumerate(DEPS)}
     plan = surgery.select(DEPS, scores, sparsity=0.5, most=0.6, ranking="global")
