@@ -9,7 +9,7 @@ are outputs declared to be updated parameters, so they come back compact.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 
@@ -101,6 +101,38 @@ def shrunk(fn: Stateful, plan: Plan, mean: Mean, rng: Mean) -> Stateful:
         return result["out"], dict(keyed_leaves(result["state"]))
 
     return compact
+
+
+class Setting(Protocol):
+    """How a compact model was made."""
+
+    @property
+    def plan(self) -> Plan: ...  # noqa: D102
+    @property
+    def mean(self) -> Mean: ...  # noqa: D102
+    @property
+    def rng(self) -> Mean: ...  # noqa: D102
+
+
+def joined(first: Setting, plan: Plan, mean: Mean, rng: Mean) -> Plan:
+    """The plan from the dense model to what a second cut leaves.
+
+    Args:
+      first: how the compact model was made.
+      plan: a plan over its packed leaves.
+      mean: what the second cut was asked with.
+      rng: the same.
+
+    Raises:
+      ValueError: if removal meant something else at the first cut.
+    """
+    for name, had, got in (("mean", first.mean, mean), ("rng", first.rng, rng)):
+        if had != got:
+            raise value_error(
+                f"`{name}` must be {had!r}, as it was when `model` was first shrunk, "
+                f"got {got!r}: all that is removed has one meaning."
+            )
+    return first.plan.then(plan)
 
 
 def copied(tree: Any) -> Any:

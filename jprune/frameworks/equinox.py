@@ -53,6 +53,7 @@ from jprune.frameworks._state import (
     Mean,
     copied,
     found,
+    joined,
     plan_at,
     require_paths,
     shrunk,
@@ -101,7 +102,8 @@ def shrink(
     """The compact module of a module and a plan.
 
     Args:
-      model: the dense module, with the weights to keep.
+      model: the module, with the weights to keep. A compact one is cut once more, with
+        the weights that it has (`first_plan.then(plan)`: see `load`).
       plan: a plan over the paths of `model`, or of `(model, state)`.
       state: its `eqx.nn.State`, if it has one.
       mean: as in `surgery.shrink`.
@@ -122,11 +124,6 @@ def shrink(
     """
     if not isinstance(model, eqx.Module):
         raise type_error(f"`model` must be an eqx.Module, got {type(model).__name__}.")
-    if isinstance(model, CompactModule):
-        raise value_error(
-            "`model` is compact already: shrink the dense model with "
-            "`first_plan.then(plan)`."
-        )
     params = model if state is None else (model, state)
     arrays = {p: x for p, x in keyed_leaves(params) if is_array(x)}
     require_paths(
@@ -136,10 +133,26 @@ def shrink(
         "model with state needs `shrink(model, plan, state)`.",
     )
     packed = copied(plan.pack(params))
-    setting = _Setting(plan, mean, rng)
-    if state is None:
-        return CompactModule(packed, setting)
-    return CompactModule(packed[0], setting), packed[1]
+    small, after = (packed, None) if state is None else packed
+    if isinstance(model, CompactModule):
+        whole = joined(model.setting, _of_packed(plan), mean, rng)
+        small = CompactModule(small.packed, _Setting(whole, mean, rng))
+    else:
+        small = CompactModule(small, _Setting(plan, mean, rng))
+    return small if state is None else (small, after)
+
+
+def _of_packed(plan: Plan) -> Plan:
+    """A plan over a compact module as one over the arrays in it."""
+    keep = {
+        path[1:]
+        if path[:1] == ("packed",)
+        else (path[0], *path[2:])
+        if path[:2] == (0, "packed")
+        else path: masks
+        for path, masks in plan.keep.items()
+    }
+    return dataclasses.replace(plan, keep=keep)
 
 
 def load(

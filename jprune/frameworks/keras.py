@@ -50,6 +50,7 @@ from jprune.frameworks._state import (
     Mean,
     copied,
     found,
+    joined,
     plan_at,
     require_paths,
     shrunk,
@@ -125,8 +126,9 @@ def shrink(
     """The compact model of a model and a plan.
 
     Args:
-      model: the dense model, with the weights to keep. The compact model holds on to
-        it: its layers are the program.
+      model: the model, with the weights to keep. The compact model holds on to the
+        dense one: its layers are the program. A compact one is cut once more, with the
+        weights that it has (`first_plan.then(plan)` is the plan from the dense model).
       plan: a plan over `named(model)`. Numbers that Keras appends to the names of
         layers (`dense_3`) may differ.
       mean: as in `surgery.shrink`.
@@ -148,13 +150,12 @@ def shrink(
     """
     if not isinstance(model, keras.Model):
         raise type_error(f"`model` must be a keras.Model, got {type(model).__name__}.")
-    if isinstance(model, CompactModel):
-        raise value_error(
-            "`model` is compact already: shrink the dense model with "
-            "`first_plan.then(plan)`."
-        )
     plan = _renumbered(plan, named(model))
-    small = CompactModel(_Setting(model, plan, mean, rng))
+    setting = _Setting(model, plan, mean, rng)
+    if isinstance(model, CompactModel):
+        first = model._setting
+        setting = _Setting(first.model, joined(first, plan, mean, rng), mean, rng)
+    small = CompactModel(setting)
     packed = copied(plan.pack(named(model)))  # `fit` donates its arrays
     for path, variable in _by_path(small.variables).items():
         variable.assign(packed[path])

@@ -39,9 +39,9 @@ from typing import Any
 from flax import linen as nn
 from flax.core import unfreeze
 
-from jprune._errors import type_error, value_error
+from jprune._errors import type_error
 from jprune._tree import KeyTuple, keyed_leaves
-from jprune.frameworks._state import Mean, found, nested, plan_at, shrunk
+from jprune.frameworks._state import Mean, found, joined, nested, plan_at, shrunk
 from jprune.surgery import Groups, Plan
 
 
@@ -85,7 +85,8 @@ def shrink(
     """The compact module of a module and a plan.
 
     Args:
-      model: the dense module, not bound.
+      model: the module, not bound. A compact one is cut once more; its plan is over its
+        packed variables (`first_plan.then(plan)` is the one from the dense module).
       plan: a plan over its variables, or over its parameters if it has no others.
       mean: as in `surgery.shrink`.
       rng: as in `surgery.shrink`.
@@ -107,14 +108,12 @@ def shrink(
         raise type_error(f"`model` must be a linen.Module, got {type(model).__name__}.")
     if not isinstance(plan, Plan):
         raise type_error(f"`plan` must be a `surgery.Plan`, got {type(plan).__name__}.")
-    if isinstance(model, CompactModule):
-        raise value_error(
-            "`model` is compact already: shrink the dense model with "
-            "`first_plan.then(plan)`."
-        )
     if not any(path[0] == "params" for path in plan.keep):
         keep = {("params", *path): masks for path, masks in plan.keep.items()}
         plan = dataclasses.replace(plan, keep=keep, ties=(), free=())
+    if isinstance(model, CompactModule):
+        first = model.setting
+        model, plan = first.model, joined(first, plan, mean, rng)
     return CompactModule(_Setting(model, plan, mean, rng))
 
 

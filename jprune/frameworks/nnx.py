@@ -48,6 +48,7 @@ from jprune.frameworks._state import (
     Mean,
     copied,
     found,
+    joined,
     nested,
     plan_at,
     require_paths,
@@ -74,7 +75,7 @@ def groups(
     """What may be removed from a module, found on one call of it.
 
     Args:
-      model: the module; it is not changed.
+      model: the module, dense or compact; it is not changed.
       *args: example arguments of the call; shapes are enough.
       method: the method to look at, the one that uses all parameters.
       free_outputs: as in `surgery.groups`.
@@ -86,7 +87,9 @@ def groups(
     """
     graphdef, state = nnx.split(model)
     inputs, arrays = nnx.split((args, kwargs))
-    fn = functools.partial(_dense, graphdef, inputs, method)
+    fn: Any = functools.partial(_dense, graphdef, inputs, method)
+    if (first := _setting(model)) is not None:
+        fn = shrunk(fn, first.plan, first.mean, first.rng)
     return found(fn, free_outputs, (0,), lookups)(state, arrays)
 
 
@@ -94,7 +97,9 @@ def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
     """The compact module of a module and a plan.
 
     Args:
-      model: the dense module, with the weights to keep; it is not changed.
+      model: the module, with the weights to keep; it is not changed. A compact one is
+        cut once more, with the weights that it has (`first_plan.then(plan)` is then the
+        plan from the dense module, for `load`).
       plan: a plan over the paths of `nnx.state(model)`, as `groups` finds them.
       mean: as in `surgery.shrink`.
       rng: as in `surgery.shrink`.
@@ -104,7 +109,8 @@ def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
 
     Raises:
       TypeError: if `model` is no module.
-      ValueError: if the plan is for other leaves than the model's.
+      ValueError: if the plan is for other leaves than the model's, or `mean` or `rng`
+        is not what it was at the first cut.
 
     Examples:
       ::
@@ -115,11 +121,6 @@ def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
     """
     if not isinstance(model, nnx.Module):
         raise type_error(f"`model` must be an nnx.Module, got {type(model).__name__}.")
-    if _dense_class(type(model)) is not type(model):
-        raise value_error(
-            "`model` is compact already: shrink the dense model with "
-            "`first_plan.then(plan)`."
-        )
     graphdef, state = nnx.split(model)
     require_paths(
         plan,
@@ -127,12 +128,15 @@ def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
         "Find the groups with `jprune.frameworks.nnx.groups(model, *inputs)`, or on "
         "the whole of `nnx.split(model)[1]`.",
     )
+    first = _setting(model)
+    whole = plan if first is None else joined(first, plan, mean, rng)
     small = nnx.merge(graphdef, copied(plan.pack(state)))
     for path, module in list(nnx.iter_modules(small)):
         if type(module) in (nnx.List, nnx.Dict):  # they compute nothing
             continue
-        object.__setattr__(module, "__class__", _compact_class(type(module), not path))
-    setattr(small, "_jprune", _Setting(plan, mean, rng))  # noqa: B010  a static one
+        dense = _dense_class(type(module))
+        object.__setattr__(module, "__class__", _compact_class(dense, not path))
+    setattr(small, "_jprune", _Setting(whole, mean, rng))  # noqa: B010  a static one
     return small
 
 
@@ -210,6 +214,11 @@ def _update(node: Any, new: Any) -> None:
     }
     if changed:
         nnx.update(node, nnx.from_flat_state(changed))
+
+
+def _setting(model: Any) -> _Setting | None:
+    """How a compact module was made; None for a dense one."""
+    return getattr(model, "_jprune", None)
 
 
 def _dense_class(cls: type) -> type:

@@ -158,11 +158,37 @@ def test_without_state_and_with_functions_among_the_leaves():
     assert [g.id for g in whole] == [g.id for g in deps]  # either way is good
 
 
+def test_a_second_cut_keeps_the_weights_of_the_compact_module():
+    plan, (dense, dense_state), (small, state) = setup()
+    tuned = jax.tree.map(lambda x: x * 1.25 if eqx.is_inexact_array(x) else x, small)
+    deps = jeqx.groups(eqx.nn.inference_mode(tuned), X[0], state)
+    keep = {g.id: range(0, g.size, 2) for g in deps if g.size > 1}
+    again = surgery.plan_from_keep(deps, keep)
+    less, left = jeqx.shrink(tuned, again, state)
+    assert less.packed.conv.weight.shape == (2, 3, 3, 3)
+    both = less.setting.plan
+    filled = both.unpack((less.packed, left))
+    arrays, _ = eqx.partition(filled, eqx.is_array)
+    _, rest = eqx.partition((dense, dense_state), eqx.is_array)
+    want, want_state = eqx.nn.inference_mode(eqx.combine(arrays, rest))
+    got = forward(eqx.nn.inference_mode(less), left, X)[0]
+    close(got, forward(want, want_state, X)[0])
+    mlp = MLP(jax.random.key(0))
+    mlp_width = mlp.layers[0].weight.shape[0]
+    for _ in range(2):  # without state
+        deps = jeqx.groups(mlp, V[0])
+        keep = {g.id: range(0, g.size, 2) for g in deps}
+        mlp = jeqx.shrink(mlp, surgery.plan_from_keep(deps, keep))
+    assert mlp.packed.layers[0].weight.shape[0] == mlp_width // 4
+    dense_mlp = mlp.setting.plan.unpack(mlp.packed)
+    close(jax.vmap(mlp)(V), jax.vmap(dense_mlp)(V))
+
+
 def test_what_is_refused():
-    plan, (dense, state), (small, _) = setup()
+    plan, (dense, state), (small, packed) = setup()
     model = MLP(jax.random.key(0))
-    with pytest.raises(ValueError, match="compact already"):
-        jeqx.shrink(small, plan)
+    with pytest.raises(ValueError, match="`plan` was not made for this model"):
+        jeqx.shrink(small, plan, packed)
     with pytest.raises(ValueError, match=r"needs `shrink\(model, plan, state\)`"):
         jeqx.shrink(dense, plan)
     with pytest.raises(TypeError, match=r"`model` must be an eqx\.Module"):

@@ -56,6 +56,19 @@ def test_difference():
     jax.tree.map(close, state, packed[1])  # evaluation changes nothing
 
 
+def test_a_second_cut_is_over_the_packed_trees():
+    plan, _, small, packed = setup()
+    tuned = jax.tree.map(lambda x: x * 1.25, packed)
+    deps = jhk.groups(small, *tuned, KEY, X, is_training=True)
+    keep = {g.id: range(0, g.size, 2) for g in deps if g.size > 1}
+    again = surgery.plan_from_keep(deps, keep)
+    less, left = jhk.shrink(small, again), again.pack(tuned)
+    assert left[0]["conv2_d"]["w"].shape == (3, 3, 3, 2)
+    got, _ = less.apply(*left, None, X)
+    want, _ = conv_net.apply(*plan.then(again).unpack(left), None, X)
+    close(got, want)
+
+
 def test_call():
     _, zeroed, small, packed = setup()
     want, _ = conv_net.apply(*zeroed, KEY, X[:3], is_training=True, scale=3.0)

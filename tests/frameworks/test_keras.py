@@ -223,9 +223,21 @@ def test_pruning_in_fit(name):
     )
 
 
+def test_a_second_cut_keeps_the_weights_of_the_compact_model():
+    plan, dense, small = setup()
+    for v in small.trainable_variables:
+        v.assign(v.value * 1.25)
+    again = halves(small, X)
+    less = jkeras.shrink(small, again)
+    assert jkeras.named(less)["conv/kernel"].shape == (3, 3, 3, 2)
+    filled = plan.then(again).unpack(jkeras.named(less))
+    want = give(dense, made()[0], filled)
+    close(less.predict(X, verbose=0), want.predict(X, verbose=0))
+
+
 def test_what_is_refused():
     model, plan = made()
-    with pytest.raises(ValueError, match="compact already"):
+    with pytest.raises(ValueError, match="`plan` was not made for this model"):
         jkeras.shrink(jkeras.shrink(model, plan), plan)
     with pytest.raises(ValueError, match="`plan` was not made for this model"):
         jkeras.shrink(text_net(), plan)

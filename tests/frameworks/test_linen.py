@@ -187,9 +187,26 @@ def test_groups_found_in_training_and_plans_of_parameters_alone():
     close(jlinen.shrink(model, plan).apply(packed, x), want)
 
 
+def test_a_second_cut_is_over_the_packed_variables():
+    _, plan, _, small, packed = setup()
+    tuned = jax.tree.map(lambda x: x * 1.25, packed)
+    deps = jlinen.groups(small, tuned, X)
+    keep = {g.id: range(0, g.size, 2) for g in deps if g.size > 1}
+    again = surgery.plan_from_keep(deps, keep)
+    less, left = jlinen.shrink(small, again), again.pack(tuned)
+    assert left["params"]["conv"]["kernel"].shape == (3, 3, 3, 2)
+    both = plan.then(again)
+    close(less.apply(left, X), MODEL.apply(both.unpack(left), X))
+    jax.tree.map(
+        functools.partial(close, tolerance=0),
+        less.init(jax.random.key(3), X),
+        both.pack(MODEL.init(jax.random.key(3), X)),
+    )
+
+
 def test_what_is_refused():
     variables, plan, _, small, _ = setup()
-    with pytest.raises(ValueError, match="compact already"):
+    with pytest.raises(ValueError, match="for the compact parameters"):
         jlinen.shrink(small, plan)
     with pytest.raises(TypeError, match=r"`model` must be a linen\.Module"):
         jlinen.shrink(MODEL.apply, plan)

@@ -242,16 +242,17 @@ def test_rngs_given_as_an_argument_are_used_up():
     assert int(ours.dropout.count[...]) == 2
 
 
+class Normed(nnx.Module):
+    def __init__(self, width, rngs):
+        self.a = nnx.Linear(8, width, rngs=rngs)
+        self.norm = nnx.RMSNorm(width, rngs=rngs)
+        self.b = nnx.Linear(width, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.b(self.norm(self.a(x)))
+
+
 def test_the_meaning_of_a_mean_can_be_chosen():
-    class Normed(nnx.Module):
-        def __init__(self, width, rngs):
-            self.a = nnx.Linear(8, width, rngs=rngs)
-            self.norm = nnx.RMSNorm(width, rngs=rngs)
-            self.b = nnx.Linear(width, 4, rngs=rngs)
-
-        def __call__(self, x):
-            return self.b(self.norm(self.a(x)))
-
     model = Normed(16, nnx.Rngs(0))
     x = np.random.default_rng(3).standard_normal((4, 8)).astype(np.float32)
     plan = halves(model, x)
@@ -262,14 +263,46 @@ def test_the_meaning_of_a_mean_can_be_chosen():
     assert float(jnp.abs(jnnx.shrink(model, plan)(x) - narrow(x)).max()) > 0.01
 
 
+@pytest.mark.parametrize("make", [ConvNet, lambda rngs: Normed(16, rngs)])
+def test_a_second_cut_keeps_the_weights_of_the_compact_module(make):
+    """Of a tuned compact module: the dense class on its weights, zeros elsewhere."""
+    model = make(nnx.Rngs(0))
+    x = X if isinstance(model, ConvNet) else np.resize(X, (4, 8))
+    model.eval()
+    first = halves(model, x)
+    small = jnnx.shrink(model, first)
+    nnx.update(small, jax.tree.map(lambda w: w * 1.25, nnx.state(small, nnx.Param)))
+    second = halves(small, x)
+    less = jnnx.shrink(small, second)
+    both = first.then(second)
+    shapes = {p: w.shape for p, w in nnx.to_flat_state(nnx.state(less))}
+    assert shapes == {p[:-1]: s for p, s in both.compact_shapes.items()}
+    assert both.compact_shapes != first.compact_shapes
+    dense = make(nnx.Rngs(1))
+    nnx.update(dense, both.unpack(nnx.state(less)))
+    dense.eval()
+    close(less(x), dense(x))
+    again = jnnx.load(make(nnx.Rngs(2)), both)
+    nnx.update(again, nnx.state(less))
+    again.eval()
+    close(again(x), less(x), 0)
+
+
+def test_a_second_cut_means_what_the_first_meant():
+    model = ConvNet(nnx.Rngs(0))
+    small = jnnx.shrink(model, halves(model, X), mean="compact")
+    with pytest.raises(ValueError, match="`mean` must be 'compact', as it was"):
+        jnnx.shrink(small, halves(small, X))
+
+
 def test_parts_and_wrong_plans_are_refused():
     model = ConvNet(nnx.Rngs(0))
     plan = halves(model, X)
     small = jnnx.shrink(model, plan)
     with pytest.raises(ValueError, match="`Conv.__call__` belongs to a part"):
         small.conv(X)
-    with pytest.raises(ValueError, match="compact already"):
-        jnnx.shrink(small, plan)
+    with pytest.raises(ValueError, match="(?s)not made for this model.*conv/kernel"):
+        jnnx.shrink(small, plan)  # the plan of the dense model
     with pytest.raises(ValueError, match="not in the plan: down/bias/value"):
         jnnx.shrink(ConvNeXt(nnx.Rngs(0)), plan)
     with pytest.raises(TypeError, match="`model` must be an nnx.Module"):
