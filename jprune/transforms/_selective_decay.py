@@ -83,7 +83,10 @@ def add_selective_decay(
 
     Args:
       mu: $\mu$, the base weight decay it multiplies (give one even without base decay).
-      strength: $a$, a number or a schedule of the step.
+      strength: $a$, a number or a schedule of the step. At the end learning rate * mu
+        * a should be about 1. Far below, Adam's steps hold the targeted weights near
+        1 / (mu a) and the removal hurts; from 2 on (2 (1 + momentum) with momentum
+        behind it) the decay is unstable. `diagnostics` shows the largest that is left.
       sparsity: target fraction of zeros over the scope; a number, possibly traced, or a
         tree from `masks.erk` and the like.
       keep: number of scalars kept instead, an int or a traced int32.
@@ -248,7 +251,8 @@ def swd(
       mu: base weight decay; 5e-4 in the authors' code.
       total_steps: T, the steps of the run.
       a_min: strength at step 0.
-      a_max: strength the exponential reaches at step T.
+      a_max: strength the exponential reaches at step T. Learning rate * mu * a_max
+        should be about 1 there, see `add_selective_decay`.
       sparsity: target fraction of zeros over the scope.
       keep: number kept instead.
       momentum: heavy-ball coefficient.
