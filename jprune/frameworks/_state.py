@@ -13,9 +13,10 @@ from typing import Any, Literal, Protocol
 
 import jax
 
-from jprune._errors import listing, type_error, value_error
+from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
+from jprune.surgery._plan import require_plan
 
 Stateful = Callable[..., tuple[Any, Mapping[KeyTuple, Any]]]
 Mean = Literal["dense", "compact"]
@@ -157,8 +158,7 @@ def require_paths(plan: Plan, paths: Mapping[KeyTuple, Any], advice: str) -> Non
       TypeError: if `plan` is not a plan.
       ValueError: naming the leaves that only one of the two has, or another shape.
     """
-    if not isinstance(plan, Plan):
-        raise type_error(f"`plan` must be a `surgery.Plan`, got {type(plan).__name__}.")
+    require_plan(plan)
     shapes = plan.dense_shapes
     lines = [f"not in the plan: {_text(p)}" for p in paths if p not in shapes]
     lines += [f"not in the model: {_text(p)}" for p in shapes if p not in paths]

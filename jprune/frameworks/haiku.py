@@ -39,6 +39,7 @@ from jprune._errors import type_error, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import Mean, found, nested, plan_at, shrunk
 from jprune.surgery import Groups, Plan
+from jprune.surgery._plan import require_plan
 
 T = TypeVar(
     "T",
@@ -118,8 +119,7 @@ def shrink(model: T, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
         raise type_error(
             f"`model` must be what `hk.transform` returns, got {type(model).__name__}."
         )
-    if not isinstance(plan, Plan):
-        raise type_error(f"`plan` must be a `surgery.Plan`, got {type(plan).__name__}.")
+    require_plan(plan)
     stateful = isinstance(model, _STATEFUL)
     if stateful and not {path[0] for path in plan.keep} <= {0, 1}:
         raise value_error(

@@ -43,6 +43,7 @@ from jprune._errors import type_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import Mean, found, joined, nested, plan_at, shrunk
 from jprune.surgery import Groups, Plan
+from jprune.surgery._plan import require_plan
 
 
 def groups(
@@ -106,8 +107,7 @@ def shrink(
     """
     if not isinstance(model, nn.Module):
         raise type_error(f"`model` must be a linen.Module, got {type(model).__name__}.")
-    if not isinstance(plan, Plan):
-        raise type_error(f"`plan` must be a `surgery.Plan`, got {type(plan).__name__}.")
+    require_plan(plan)
     if not any(path[0] == "params" for path in plan.keep):
         keep = {("params", *path): masks for path, masks in plan.keep.items()}
         plan = dataclasses.replace(plan, keep=keep, ties=(), free=())

@@ -109,10 +109,16 @@ def require_sparsity(sparsity: Any) -> None:
       sparsity: what a caller gave.
 
     Raises:
+      TypeError: a text, or None.
       ValueError: not one number, or out of range.
     """
     if is_traced(sparsity):
         return
+    if isinstance(sparsity, str | bytes) or sparsity is None:
+        raise type_error(
+            f"`sparsity` must be a number, got {sparsity!r}, a "
+            f"{type(sparsity).__name__}."
+        )
     if np.ndim(sparsity) != 0:
         raise value_error(
             f"`sparsity` must be one number, got shape {np.shape(sparsity)}."

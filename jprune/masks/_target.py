@@ -15,6 +15,7 @@ from jprune._typing import PyTree, Scope, Scores
 from jprune.masks._count import (
     is_traced,
     require_one,
+    require_sparsity,
     resolve_keep,
     share_kept,
 )
@@ -89,6 +90,8 @@ def unit_counts(
         (prod(layer_shape(s, a)), stack_shape(s, a))
         for s, a in zip(shapes, stacks, strict=True)
     ]
+    if isinstance(sparsity, str | bytes):
+        require_sparsity(sparsity)
     if sparsity is not None and not _is_number(sparsity):
         shares = _tree_shares(sparsity, scope)
         own = "leaf" if ranking == "global" else ranking

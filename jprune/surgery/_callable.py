@@ -1,5 +1,6 @@
-"""A model object in place of a function is an error that says where to go."""
+"""What is no function where one is asked for, and a function not yet called."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,23 @@ def require_function(fn: Any, call: str) -> None:
         f"{type(fn).__name__}. Use `jprune.frameworks.{name}`, whose `groups` and "
         f"`shrink` take a model, or pass `surgery.{call}` {_PURE[name]}."
     )
+
+
+class Finder:
+    """What `groups(fn)` returns: a function, which says so where it is not called."""
+
+    def __init__(self, find: Callable[..., Any]) -> None:
+        self._find = find
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        """The groups of the function on these arguments."""
+        return self._find(params, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"[jprune] `surgery.groups(fn)` is a function and has no {name!r}: the "
+            "groups are `surgery.groups(fn)(params, *args)`."
+        )
 
 
 _PURE = {

@@ -79,10 +79,12 @@ def by_cost(
         smallest[group] -= int(steps.removed[span].sum())
     least = total(costs, counts | {deps.atoms[g]: n for g, n in smallest.items()})
     if least > limit:
+        whole = not isinstance(target, float | np.floating)
+        count = " (An int is a count; 0.5 would keep half.)" if whole else ""
         raise value_error(
             f"`{name}` {target} cannot be met: with every candidate group at its "
-            f"minimum {least} of {dense} remain. Lower `min_keep` or `round_to`, raise "
-            f"`most`, or give scores for more groups.{excluded}"
+            f"minimum {least} of {dense} remain.{count} Lower `min_keep` or "
+            f"`round_to`, raise `most`, or give scores for more groups.{excluded}"
         )
     return _order.head(steps, _first(lambda k: cost(k) <= limit, every, steps.position))
 

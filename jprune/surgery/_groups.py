@@ -34,7 +34,7 @@ from jprune.surgery._axes import (
     resolve,
     why_frozen,
 )
-from jprune.surgery._callable import require_function
+from jprune.surgery._callable import Finder, require_function
 from jprune.surgery._carried import State, roots_of
 from jprune.surgery._cost import Contraction, Cost, total
 from jprune.surgery._layout import every_label, structure
@@ -253,7 +253,7 @@ class Groups(Sequence[Group]):
 
 def groups(
     fn: Callable[..., Any],
-    *,
+    *misplaced: Any,
     reduce_max: Literal["known", "drop", "freeze"] = "known",
     state_outputs: StateOutputs = None,
     free_outputs: Callable[[KeyTuple], bool] | Sequence[KeyTuple] = (),
@@ -264,6 +264,7 @@ def groups(
 
     Args:
       fn: `fn(params, *args, **kwargs)`: any apply function over any pytree.
+      *misplaced: nothing; parameters and inputs go to what is returned.
       reduce_max: what to do with an axis that a maximum (or minimum, product, and/or)
         runs over. "known": it may shrink where the removed coordinates hold a constant
         there; "freeze": never; "drop": always, the maximum then takes the removed
@@ -290,6 +291,10 @@ def groups(
       `deps(params, *args, **kwargs) -> Groups`. Arrays may be abstract
       (`jax.ShapeDtypeStruct`).
 
+    Raises:
+      TypeError: `fn` is no function, or came with its arguments.
+      ValueError: another `reduce_max`.
+
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> from jprune import surgery
@@ -299,6 +304,10 @@ def groups(
       >>> [g.id for g in surgery.groups(mlp)(p, jnp.ones((1, 4)))]
       ['w1:1']
     """
+    if misplaced:
+        raise type_error(
+            "`groups` takes the function alone: call `groups(fn)(params, *args)`."
+        )
     require_function(fn, "groups")
     if reduce_max not in ("known", "drop", "freeze"):
         raise value_error(
@@ -324,7 +333,7 @@ def groups(
         _certificate.settle_reductions(program)
         return Groups(program, shapes, params)
 
-    return deps
+    return Finder(deps)
 
 
 def contraction_axes(deps: Groups, at: Any = ()) -> PyTree:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, type_error, value_error
 from jprune._groups import AxisRef, Group
 from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
 from jprune._typing import Mask
@@ -29,8 +29,10 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
       The plan.
 
     Raises:
+      TypeError: `deps` are no groups.
       ValueError: for an unknown id, a wrong length or an index out of range.
     """
+    require_groups(deps)
     chosen = {}
     for name, kept in keep.items():
         chosen[deps.atoms[deps[name].id]] = _as_mask(deps[name], kept)
@@ -73,6 +75,22 @@ def _as_mask(group: Group, kept: Any) -> np.ndarray:
     return mask
 
 
+def require_groups(deps: Any) -> None:
+    """Raises unless `deps` are groups.
+
+    Args:
+      deps: what was given; a function, often.
+
+    Raises:
+      TypeError: anything else.
+    """
+    if not isinstance(deps, Groups):
+        raise type_error(
+            "`deps` must be the groups of a function, `surgery.groups(fn)(params, "
+            f"*args)`, got {type(deps).__name__}."
+        )
+
+
 def plan_from_masks(
     deps: Groups, masks: Mask, at: Any = None, *, allow_empty: bool = False
 ) -> Plan:
@@ -99,10 +117,12 @@ def plan_from_masks(
       The plan.
 
     Raises:
-      ValueError: if the masks fit nowhere, would empty a group that must not be
-        emptied, or mask entries without masking any coordinate altogether
+      TypeError: `deps` are no groups.
+      ValueError: if the masks fit nowhere or lack a leaf, would empty a group that
+        must not be emptied, or mask entries without masking any coordinate altogether
         (element-wise sparsity removes nothing).
     """
+    require_groups(deps)
     arrays = _located(deps, masks, at)
     keep = {}
     for group in deps:
@@ -159,6 +179,7 @@ def _located(deps: Groups, masks: Mask, at: Any) -> dict[KeyTuple, np.ndarray]:
             "`masks` must have the paths of the parameters or of one sub-tree; "
             f"{len(fits)} places fit: give `at=`."
         )
+    _require_all(deps, fits[0], {(*fits[0], *path) for path, _ in leaves})
     arrays = {}
     for path, mask in leaves:
         full = (*fits[0], *path)
@@ -171,6 +192,22 @@ def _located(deps: Groups, masks: Mask, at: Any) -> dict[KeyTuple, np.ndarray]:
             )
         arrays[full] = mask.astype(bool)
     return arrays
+
+
+def _require_all(deps: Groups, prefix: KeyTuple, given: set[KeyTuple]) -> None:
+    """Raises if a leaf that belongs to a group has no mask; statistics need none."""
+    under = {
+        m.path: None
+        for group in deps
+        for m in group.members
+        if m.role != "stat" and m.path[: len(prefix)] == prefix
+    }
+    missing = [keys_text(path) for path in under if path not in given]
+    if missing:
+        raise value_error(
+            "`masks` must have every leaf of the parameters, or of one sub-tree; a "
+            f"leaf that is not masked is a 0-d True. Missing:{listing(missing)}"
+        )
 
 
 def _dead(deps: Groups, group: Group, arrays: dict[KeyTuple, np.ndarray]) -> np.ndarray:

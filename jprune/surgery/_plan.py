@@ -18,7 +18,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jprune._dtypes import in_host_memory
-from jprune._errors import listing, value_error
+from jprune._errors import listing, type_error, value_error
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
 from jprune.surgery import _carried, _numbering, _saved
@@ -270,6 +270,22 @@ class Plan:
                 f"sub-tree is given as `at={self._root(tree)!r}`).{listing(wrong)}"
             )
         return out
+
+
+def require_plan(plan: Any) -> None:
+    """Raises unless `plan` is a plan.
+
+    Args:
+      plan: what was given; groups, often.
+
+    Raises:
+      TypeError: anything else.
+    """
+    if not isinstance(plan, Plan):
+        raise type_error(
+            f"`plan` must be a `surgery.Plan`, got {type(plan).__name__}: "
+            "`surgery.select(deps, deps.scores(params), ...)` makes one."
+        )
 
 
 def pack_leaf(x: Any, masks: tuple[np.ndarray, ...]) -> Any:

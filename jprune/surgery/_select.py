@@ -22,7 +22,7 @@ from jprune._tree import keys_text
 from jprune.masks._count import is_traced, removed_count, require_sparsity
 from jprune.surgery import _cut, _order
 from jprune.surgery._groups import Groups
-from jprune.surgery._make import plan_from_keep
+from jprune.surgery._make import plan_from_keep, require_groups
 from jprune.surgery._plan import Plan
 from jprune.surgery._reach import still_connected
 
@@ -101,6 +101,7 @@ def select(
       The plan.
 
     Raises:
+      TypeError: `deps` are no groups.
       ValueError: not exactly one target, scores that do not fit, a pattern that finds
         nothing, a target that cannot be met, or nothing that can be removed (with the
         reasons).
@@ -192,6 +193,7 @@ def choose(
       >>> surgery.choose(deps, deps.scores(params), flops=0.7)
       {'w:1': array([False,  True,  True])}
     """
+    require_groups(deps)
     targets = {"sparsity": sparsity, "flops": flops, "params": params, "cost": cost}
     given = [name for name, value in targets.items() if value is not None]
     if len(given) > 1 or not (given or ratios):

@@ -24,7 +24,7 @@ from jprune.surgery._callable import require_function
 from jprune.surgery._carried import Kept, Roots, State, dense_shapes, located
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Solver, Unsolvable
-from jprune.surgery._plan import Plan
+from jprune.surgery._plan import Plan, require_plan
 from jprune.surgery._program import Program, StateOutputs, analyze
 
 
@@ -74,6 +74,7 @@ def shrink(
       `small(compact_params, *args, **kwargs)`.
 
     Raises:
+      TypeError: `fn` is no function, or `plan` no plan.
       ValueError: at trace time, if the parameters do not have the compact shapes, the
         plan removes what may not go, or members of a group disagree.
 
@@ -86,6 +87,7 @@ def shrink(
         y = jax.jit(small)(plan.pack(params), x)
     """
     require_function(fn, "shrink")
+    require_plan(plan)
     for name, given in (("mean", mean), ("rng", rng)):
         if given not in ("dense", "compact"):
             raise value_error(f'`{name}` must be "dense" or "compact", got {given!r}.')

@@ -38,7 +38,7 @@ from jprune.surgery._measure import (
     projected_output,
 )
 from jprune.surgery._numbering import texts
-from jprune.surgery._plan import Plan, pack_leaf, zero_leaf
+from jprune.surgery._plan import Plan, pack_leaf, require_plan, zero_leaf
 from jprune.surgery._program import Program
 from jprune.surgery._shrink import Graph, analyzed, shrink, solve
 
@@ -159,6 +159,7 @@ def verify(
         narrow = Net(width=plan.compact_shapes["dense", "kernel"][1])
         print(surgery.verify(apply, plan, params, x, compact=narrow.apply))
     """
+    require_plan(plan)
     require_function(fn, "verify")
     traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
     avals = traced.input_avals[len(traced.params) :]
