@@ -10,9 +10,12 @@ updates remove, and the mask they enforce. It is None where only the projection 
 it; then the state counts what it `removed`.
 
 Where a penalty or a gradient map stands is not looked at: before or after the learning
-rate, it moves weights, and no dry step knows which way its author meant.
+rate, it moves weights, and no dry step knows which way its author meant. Which way the
+gradient goes it does: a recipe behind an optimizer turns its sign twice and climbs.
 """
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +26,9 @@ import optax
 from jprune._errors import listing, value_error
 from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import Params, PyTree
+
+_MEAN_OF = 16
+"""The most gradients whose mean is taken for a gradient that was handed on."""
 
 _LONGEST = 256
 """Dry steps after which a chain that moves no weight is given up."""
@@ -50,6 +56,9 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         the chain has no projection, so that nothing in it ends at zero; or no update
         has come through.
 
+    Warns:
+      UserWarning: the updates follow the gradient instead of going against it.
+
     Examples:
       >>> import jax.numpy as jnp, optax
       >>> from jprune import transforms
@@ -68,11 +77,12 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
     # From a random point: a weight that is 0 already shows nothing.
     key = jax.random.key(0)
     start = now = optax.apply_updates(params, _noise(key, params))
-    moved = False
+    moved = climbs = False
     for t in range(max(steps, _LONGEST)):
         if t >= steps and moved:
             break
         grads = _noise(jax.random.fold_in(key, t), now)
+        climbs = climbs or (not moved and _climbs(update, state, now, grads))
         updates, state = update(grads, state, now, grad=grads)
         moved = moved or any(bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates))
         now = optax.apply_updates(now, updates)
@@ -93,6 +103,40 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             "wrapper that averages or rescales updates. (Where a wrapper holds updates "
             f"back pass more `steps`, now {steps}.){listing(wrong)}"
         )
+    if climbs:
+        warnings.warn(_UPHILL, stacklevel=2)
+
+
+_UPHILL = (
+    "[jprune] the updates of this chain follow the gradient: the loss will climb. A "
+    "recipe such as `swd` is a whole optimizer and stands in place of `optax.adam`, "
+    "not behind it; behind `scale_by_adam` and its like goes `scale_by_learning_rate`."
+)
+
+
+def _climbs(
+    update: Callable[..., Any], state: PyTree, params: Params, grads: PyTree
+) -> bool:
+    """Whether turning the gradient round moves some leaf's update against it.
+
+    What does not depend on the gradient's sign (decay, removal) cancels. A projection
+    alone hands the gradient on as it is and has no direction.
+    """
+    turned = jax.tree.map(jnp.negative, grads)
+    there = update(grads, state, params, grad=grads)[0]
+    back = update(turned, state, params, grad=turned)[0]
+    both = jax.tree.map(lambda a, b: (a - b) / 2, there, back)
+    pairs = zip(jax.tree.leaves(both), jax.tree.leaves(grads), strict=True)
+    return any(_uphill(np.asarray(d, float), np.asarray(g, float)) for d, g in pairs)
+
+
+def _uphill(moved: np.ndarray, grad: np.ndarray) -> bool:
+    """Whether a leaf follows its gradient, but is not it, or its mean over k steps."""
+    if (moved * grad).sum() <= 0:
+        return False
+    shares = moved[moved != 0] / grad[moved != 0]
+    k = np.round(1 / shares.mean())
+    return not (1 <= k <= _MEAN_OF and np.allclose(shares * k, 1, rtol=0.05))
 
 
 def _is_projection(x: Any) -> bool:

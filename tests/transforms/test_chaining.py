@@ -1,6 +1,7 @@
 """Methods chained: a few hundred steps on digits, and the sparsity stays exact."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -112,3 +113,20 @@ def test_a_moving_mask_under_multisteps(method):
     stayed = jax.tree.map(lambda a, b: a & b, first, mask)
     assert 0 < int(masks.count(stayed)) < want
     assert int(state.inner_opt_state.count) == 150 and accuracy(params) > 0.85
+
+
+def test_check_warns_of_a_chain_that_climbs():
+    """A recipe behind an optimizer turns the sign twice; so does no learning rate."""
+    params = {"kernel": jnp.arange(1.0, 65.0).reshape(8, 8)}
+    recipe = transforms.swd(0.1, mu=1e-4, total_steps=5, sparsity=0.5)
+    prune = transforms.prune_gradually(0.5, end=3)
+    for wrong in (
+        optax.chain(optax.adam(1e-3), recipe),
+        optax.chain(optax.scale_by_adam(), prune),
+        optax.chain(optax.sgd(0.1), recipe),
+        optax.MultiSteps(optax.chain(optax.adam(1e-3), recipe), 3),
+    ):
+        with pytest.warns(UserWarning, match="the loss will climb.*in place of"):
+            transforms.check(wrong, params, steps=6)
+    for right in (recipe, prune, optax.chain(optax.adam(1e-3), prune)):
+        transforms.check(right, params, steps=6)  # a warning is an error here
