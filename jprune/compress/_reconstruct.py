@@ -17,6 +17,7 @@ He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", IC
 (arXiv 1707.06168).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -121,7 +122,8 @@ def reconstruct(
         (`compress.sample_inputs`): the paper's sampler before a residual branch.
       samples: of a convolution, how many output positions of each batch, drawn at
         random and shared by its examples (the paper: 10); None for all. There should be
-        several times more rows than inputs of a layer.
+        several times more rows (examples times positions) than inputs of a layer (taps
+        times channels); with fewer than are kept the fit follows the sample's noise.
       ridge: of the least squares, towards the trained weights, relative to the mean
         square of the inputs.
       key: for the positions; `jax.random.key(0)` by default.
@@ -132,6 +134,9 @@ def reconstruct(
     Raises:
       ValueError: an unknown name or count in `keep`; a group that no contraction reads
         alone (branches and unbounded loops, tied weights); batches of unlike shapes.
+
+    Warns:
+      UserWarning: a layer was fitted to fewer rows than it keeps inputs.
 
     Examples:
       Two channels say the same; one of them is enough:
@@ -175,10 +180,26 @@ def reconstruct(
             stages, form, here, chosen, layers, changes, samples, ridge,
             jax.random.fold_in(key, number),
         )  # fmt: skip
+    _warn_of_few_rows(layers)
     groups = {name: k for name, k in chosen.items() if name in deps}
     sampled = {name: k for name, k in chosen.items() if name not in deps}
     plan = surgery.plan_from_keep(deps, groups)
     return Reconstructed(plan, stages.variables(changes), groups, sampled, layers)
+
+
+def _warn_of_few_rows(layers: Mapping[str, LayerFit]) -> None:
+    few = [
+        f"{name}: {fit.rows} rows for {fit.kept} inputs"
+        for name, fit in layers.items()
+        if fit.rows < fit.kept < fit.of
+    ]
+    if few:
+        warnings.warn(
+            "[jprune] these layers were refitted to fewer rows than they keep inputs, "
+            "which fits the sample and little else: give more or larger `batches`, "
+            f"or more `samples`.{listing(few)}",
+            stacklevel=3,
+        )
 
 
 def _fit(

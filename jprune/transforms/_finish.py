@@ -41,6 +41,10 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
     exactly zero and lets the kept ones take their update. After it, weights that are
     zero stay zero; no mask has to be stored.
 
+    A loop that ends before `step`, or does not hand the state on, removes nothing, and
+    nothing can be raised inside a jitted step: look at `analysis.report(params)` after
+    the run, or at `removed` in the state. `finish` removes then.
+
     Args:
       select: pure function of the parameters to a mask; the same as for `finish`.
       step: the 0-based step whose update removes; `total_steps - 1` for the last.

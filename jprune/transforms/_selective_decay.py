@@ -249,7 +249,8 @@ def swd(
     Args:
       learning_rate: a number or a schedule.
       mu: base weight decay; 5e-4 in the authors' code.
-      total_steps: T, the steps of the run.
+      total_steps: T, the steps of the run; a shorter one never reaches the removal
+        (`analysis.report(params)` shows it, `finish` removes).
       a_min: strength at step 0.
       a_max: strength the exponential reaches at step T. Learning rate * mu * a_max
         should be about 1 there, see `add_selective_decay`.

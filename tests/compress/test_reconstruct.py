@@ -385,3 +385,17 @@ def test_what_cannot_be_reconstructed_is_an_error():
     for group in found:
         with pytest.raises(ValueError, match="several places"):
             compress.reconstruct(tied, found, q, [normal(2, 5, 3)], {group.id: 2})
+
+
+def test_a_fit_to_fewer_rows_than_inputs_is_a_warning():
+    def net(p, x):
+        return (x @ p["a"]) @ p["b"]
+
+    rng = np.random.default_rng(0)
+    p = {"a": rng.standard_normal((6, 12)), "b": rng.standard_normal((12, 3))}
+    p = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), p)
+    x = rng.standard_normal((8, 6)).astype(np.float32)
+    deps = surgery.groups(net)(p, x)
+    with pytest.warns(UserWarning, match="(?s)fewer rows.*b: 8 rows for 9 inputs"):
+        compress.reconstruct(net, deps, p, [x], {"a:1": 9})
+    compress.reconstruct(net, deps, p, [x], {"a:1": 8})  # a warning is an error here
