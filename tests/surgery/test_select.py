@@ -147,6 +147,7 @@ def test_isomorphic_scope_compares_equal_structures():
     assert shapes_left[("u1",)][1] == 2 and shapes_left[("a",)][1] == 6 - 2
 
 
+@pytest.mark.filterwarnings("ignore:.*nine tenths:UserWarning")
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.1, 1.0), st.sampled_from(["global", "group"]))
 def test_flops_target_is_met_within_one_coordinate(
