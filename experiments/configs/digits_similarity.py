@@ -22,7 +22,8 @@ and with recalibrated statistics:
 At half of the FLOPs similarity by filters or by data is ahead of plain removal, by 13
 to 21 points as removed; at 70 % merging by the filters is behind it, by 4 images of
 360. Giving the readers the mean of a removed channel does better than giving its slices
-to a similar one. At seed 1 (`digits_similarity_seed1.json`) both claims hold.
+to a similar one. At seeds 1 and 2 (`digits_similarity_seed{1,2}.json`) both claims
+hold.
 
 Command: `python -m experiments.train digits_similarity`.
 """
