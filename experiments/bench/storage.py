@@ -79,7 +79,7 @@ def _packed(sparsity: float) -> int:
 
     params = {**kernel(), "scale": jnp.ones(SIDE)}
     deps = surgery.groups(net)(params, jax.ShapeDtypeStruct((1, SIDE), jnp.float32))
-    plan = surgery.select(deps, deps.scores(params), sparsity=sparsity)
+    plan = surgery.select(deps, deps.scores(params), ratios={"kernel:1": sparsity})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.safetensors"
         surgery.save_packed(path, plan, plan.pack(params))
