@@ -7,23 +7,18 @@ list, and the list can be cut and run in pieces.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import lax
 
-from jprune._jaxpr import _compat
+from jprune._jaxpr import _compat, _walk
 from jprune._jaxpr._moves import Dims, moved_dims
 from jprune._jaxpr._trace import Traced
 from jprune._tree import KeyTuple
 
-CALLS = {
-    *("jit", "pjit", "closed_call", "core_call"),
-    *("remat", "remat2", "checkpoint"),
-}
-CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
 MAX_ROUNDS = 128
 """Loops of more rounds stay loops: opened, the program would be too long."""
@@ -99,7 +94,7 @@ def flatten(traced: Traced, custom_rules: bool = False) -> Flat:
         program can be differentiated.
     """
     closed = traced.jaxpr
-    opens = CALLS if custom_rules else CALLS | CUSTOM
+    opens = _walk.CALLS if custom_rules else _walk.CALLS | _walk.CUSTOM
 
     def run(*values: Any) -> list[Any]:
         return _run(closed, values, opens)
@@ -128,31 +123,17 @@ def value(env: dict[Any, Any], var: Any) -> Any:
     return var.val if isinstance(var, _compat.Literal) else env[var]
 
 
-def _run(jaxpr: Any, values: Sequence[Any], opens: set[str]) -> list[Any]:
+def _run(jaxpr: Any, values: Sequence[Any], opens: Set[str]) -> list[Any]:
     """Evaluates a jaxpr, open or closed, with its calls opened."""
-    consts: Sequence[Any] = ()
-    if isinstance(jaxpr, _compat.ClosedJaxpr):
-        jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
-    env = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, values, strict=True))
-    for eqn in jaxpr.eqns:
-        ins = [value(env, v) for v in eqn.invars]
+
+    def equation(_: int, eqn: Any, ins: list[Any]) -> list[Any]:
         if eqn.primitive.name in opens:
-            results = _run(body_of(eqn), ins, opens)
-        elif eqn.primitive.name == "scan" and _opens(eqn):
-            results = _unrolled(eqn, ins, opens)
-        else:
-            results = _compat.bind(eqn, eqn.params, ins)
-        env.update(zip(eqn.outvars, results, strict=True))
-    return [value(env, v) for v in jaxpr.outvars]
+            return _run(_walk.body_of(eqn), ins, opens)
+        if eqn.primitive.name == "scan" and _opens(eqn):
+            return _unrolled(eqn, ins, opens)
+        return _compat.bind(eqn, eqn.params, ins)
 
-
-def body_of(eqn: Any) -> Any:
-    """The sub-jaxpr of a call."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if name in eqn.params:
-            return eqn.params[name]
-    return _compat.sub_jaxprs(eqn.params)[0]
+    return _walk.run(jaxpr, values, equation)
 
 
 def _opens(eqn: Any) -> bool:
@@ -167,17 +148,15 @@ def _contracts(jaxpr: Any) -> bool:
     )
 
 
-def _unrolled(eqn: Any, ins: list[Any], opens: set[str]) -> list[Any]:
+def _unrolled(eqn: Any, ins: list[Any], opens: Set[str]) -> list[Any]:
     """A scan, one round after the other."""
-    params = eqn.params
-    a = params["num_consts"]
-    b = a + params["num_carry"]
-    carry, rounds = ins[a:b], range(params["length"])
+    body, consts, carry, stacks, _ = _walk.loop(eqn, ins)
+    params, n, rounds = eqn.params, len(carry), range(eqn.params["length"])
     rows: list[Any] = [None] * len(rounds)
     for i in reversed(rounds) if params["reverse"] else rounds:
-        xs = [lax.index_in_dim(x, i, 0, keepdims=False) for x in ins[b:]]
-        outs = _run(params["jaxpr"], [*ins[:a], *carry, *xs], opens)
-        carry, rows[i] = outs[: b - a], outs[b - a :]
+        xs = [lax.index_in_dim(x, i, 0, keepdims=False) for x in stacks]
+        outs = _run(body, [*consts, *carry, *xs], opens)
+        carry, rows[i] = outs[:n], outs[n:]
     if not rounds:
         return _compat.bind(eqn, params, ins)
     stacked = [

@@ -22,7 +22,7 @@ from jax import lax
 
 from jprune import surgery
 from jprune._errors import value_error
-from jprune._jaxpr import _compat, _flat
+from jprune._jaxpr import _compat, _flat, _walk
 from jprune._jaxpr._trace import flatten_call, trace
 from jprune._tree import KeyTuple
 from jprune._typing import PyTree
@@ -165,47 +165,42 @@ class _Rounds:
         self, jaxpr: Any, scope: Scope, values: Sequence[Any]
     ) -> tuple[list[Any], Sums]:
         """The results of a jaxpr, and what was measured in it."""
-        consts: Sequence[Any] = ()
-        if isinstance(jaxpr, _compat.ClosedJaxpr):
-            jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
-        env = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, values, strict=True))
         sums: Sums = {}
-        for index, eqn in enumerate(jaxpr.eqns):
-            ins = [_flat.value(env, v) for v in eqn.invars]
+
+        def equation(index: int, eqn: Any, ins: list[Any]) -> list[Any]:
+            nonlocal sums
             inner, name = scope.inner.get(index), eqn.primitive.name
-            if inner and name in _flat.CALLS | _flat.CUSTOM:
-                outs, found = self.evaluate(_flat.body_of(eqn), inner[0], ins)
+            if inner and name in _walk.CALLS | _walk.CUSTOM:
+                outs, found = self.evaluate(_walk.body_of(eqn), inner[0], ins)
             elif inner and name == "scan":
                 outs, found = self._scan(eqn, scope, inner[0], ins)
             else:
-                outs, found = _compat.bind(eqn, eqn.params, ins), {}
+                return _compat.bind(eqn, eqn.params, ins)
             sums = _added(sums, found)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [_flat.value(env, v) for v in jaxpr.outvars], sums
+            return outs
+
+        return _walk.run(jaxpr, values, equation), sums
 
     def _scan(
         self, eqn: Any, scope: Scope, inner: Scope, ins: list[Any]
     ) -> tuple[list[Any], Sums]:
-        p = eqn.params
-        a, b = p["num_consts"], p["num_consts"] + p["num_carry"]
-        floats = [
-            i for i in range(b - a) if jnp.issubdtype(ins[a + i].dtype, jnp.inexact)
-        ]
-        stream = max(floats, key=lambda i: ins[a + i].size, default=None)
+        p, loop = eqn.params, _walk.loop(eqn, ins)
+        start, n = loop.carry, len(loop.carry)
+        floats = [i for i in range(n) if jnp.issubdtype(start[i].dtype, jnp.inexact)]
+        stream = max(floats, key=lambda i: start[i].size, default=None)
 
         def body(carry: Any, row: Any) -> Any:
-            outs, found = self.evaluate(p["jaxpr"], inner, [*ins[:a], *carry, *row])
+            outs, found = self.evaluate(loop.body, inner, [*loop.consts, *carry, *row])
             change = jnp.zeros(())
             if stream is not None:
                 change = influence(carry[stream], outs[stream])
-            return outs[: b - a], (outs[b - a :], change, found)
+            return outs[:n], (outs[n:], change, found)
 
         carry, (ys, changes, found) = lax.scan(
-            body, ins[a:b], ins[b:], length=p["length"], reverse=p["reverse"]
+            body, start, loop.rows, length=p["length"], reverse=p["reverse"]
         )
         sums = {k: v.mean(0) for k, v in found.items()}
-        terms = [scope.info(v).axes[0] for v in eqn.invars[b:]]
+        terms = [scope.info(v).axes[0] for v in _walk.loop(eqn, eqn.invars).rows]
         atoms = {x: t for t in terms for x in leaves(t) if x in self.names}
         for atom, term in atoms.items():
             where = labels(term, atom)

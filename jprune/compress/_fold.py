@@ -117,8 +117,7 @@ def _measure(
 
     def collect(arrays: list[Any]) -> list[Reading]:
         walk = Walk(lambda path, axis: _removed(plan, path, axis))
-        _, ends = walk.run(traced.jaxpr, arrays, tags)
-        walk.close(ends)
+        walk.close(walk.run(traced.jaxpr, list(zip(arrays, tags, strict=True))))
         walks.append(walk)
         return walk.readings
 

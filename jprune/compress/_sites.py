@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._jaxpr import _compat
+from jprune._jaxpr import _compat, _walk
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune._jaxpr._moves import Dims, moved_dims
 from jprune._tree import KeyTuple
 
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint"}
-_CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+Pair = tuple[Any, Any]
+"""A value and what is known of it: an `Origin`, a `Pending` or None."""
 
 
 class Origin(NamedTuple):
@@ -92,43 +92,25 @@ class Walk:
         self.readings: list[Reading] = []
         self.sinks: dict[int, Sink] = {}
 
-    def run(
-        self, jaxpr: Jaxpr | ClosedJaxpr, values: Sequence[Any], tags: Sequence[Any]
-    ) -> tuple:
+    def run(self, jaxpr: Jaxpr | ClosedJaxpr, pairs: Sequence[Pair]) -> list[Pair]:
         """Evaluates an open or closed jaxpr; gives its results and their tags."""
-        consts = []
-        if isinstance(jaxpr, ClosedJaxpr):
-            jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
-        env: dict[Any, tuple[Any, Any]] = {}
-        for var, value in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = (value, None)
-        for var, value, tag in zip(jaxpr.invars, values, tags, strict=True):
-            env[var] = (value, tag)
-
-        def read(v: Any) -> tuple[Any, Any]:
-            return (v.val, None) if isinstance(v, _compat.Literal) else env[v]
-
-        reads = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
+        program, _ = _walk.opened(jaxpr)
+        reads = [v for eqn in program.eqns for v in eqn.invars] + list(program.outvars)
         uses = Counter(v for v in reads if not isinstance(v, _compat.Literal))
-        for eqn in jaxpr.eqns:
-            pairs = [read(v) for v in eqn.invars]
-            for v, (_, tag) in zip(eqn.invars, pairs, strict=True):
-                if isinstance(tag, Pending) and uses[v] > 1:
-                    self._refuse(tag, "its result is read in several places")
-            for var, pair in zip(eqn.outvars, self._equation(eqn, pairs), strict=True):
-                env[var] = pair
-        out = [read(v) for v in jaxpr.outvars]
-        return [value for value, _ in out], [tag for _, tag in out]
 
-    def _equation(
-        self, eqn: Equation, pairs: list[tuple[Any, Any]]
-    ) -> list[tuple[Any, Any]]:
+        def equation(_: int, eqn: Equation, ins: list[Pair]) -> list[Pair]:
+            for var, (_, tag) in zip(eqn.invars, ins, strict=True):
+                if isinstance(tag, Pending) and uses[var] > 1:
+                    self._refuse(tag, "its result is read in several places")
+            return self._equation(eqn, ins)
+
+        return _walk.run(jaxpr, pairs, equation, lambda array, _: (array, None))
+
+    def _equation(self, eqn: Equation, pairs: list[Pair]) -> list[Pair]:
         name = eqn.primitive.name
         values, tags = [v for v, _ in pairs], [t for _, t in pairs]
-        if name in _CALLS or name in _CUSTOM:
-            inner = _compat.sub_jaxprs(eqn.params)
-            closed = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr", inner[0]))
-            return list(zip(*self.run(closed, values, tags), strict=True))
+        if name in _walk.CALLS | _walk.CUSTOM:
+            return self.run(_walk.body_of(eqn), pairs)
         results = _compat.bind(eqn, eqn.params, values)
         if name in ("dot_general", "conv_general_dilated"):
             self._refuse_all(tags, "it goes into another contraction")
@@ -195,8 +177,9 @@ class Walk:
         sink = Sink(into.path, tuple(d for d in dims if d is not None), into.ndim, sign)
         self.sinks.setdefault(tag.site, sink)
 
-    def close(self, tags: Sequence[Any]) -> None:
+    def close(self, outs: Sequence[Pair]) -> None:
         """Refuses the sites that are still open at the outputs."""
+        tags = [tag for _, tag in outs]
         self._refuse_all(tags, "it reaches the output before any bias or running mean")
 
     def _refuse(self, tag: Any, why: str) -> None:

@@ -17,7 +17,7 @@ from jax import lax
 
 from jprune._errors import listing, value_error
 from jprune._factors import Refused, Thin
-from jprune._jaxpr import _compat
+from jprune._jaxpr import _compat, _walk
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune._jaxpr._moves import moved_dims
 from jprune._tree import KeyTuple, keys_text
@@ -45,19 +45,7 @@ class Walk:
 
     def run(self, jaxpr: Jaxpr | ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
         """Evaluates an open or closed jaxpr; a result may be `Thin` as well."""
-        consts: Sequence[Any] = ()
-        if isinstance(jaxpr, ClosedJaxpr):
-            jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
-        env = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, values, strict=True))
-
-        def read(v: Any) -> Any:
-            return v.val if isinstance(v, _compat.Literal) else env[v]
-
-        for eqn in jaxpr.eqns:
-            results = self._equation(eqn, [read(v) for v in eqn.invars])
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(v) for v in jaxpr.outvars]
+        return _walk.run(jaxpr, values, lambda _, eqn, ins: self._equation(eqn, ins))
 
     def whole(self, values: Sequence[Any], avals: Sequence[Any], why: str) -> list[Any]:
         """The values as arrays; one that is `Thin` is refused, its place filled."""
@@ -134,8 +122,7 @@ class Walk:
 
 
 def _call(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
-    params = eqn.params
-    body = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
+    params, body = eqn.params, _walk.body_of(eqn)
 
     def run(*values: Any) -> list[Any]:
         return walk.run(body, values)
@@ -158,23 +145,21 @@ def _cond(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
 
 
 def _scan(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
-    params = eqn.params
-    body, a = params["jaxpr"], params["num_consts"]
-    b = a + params["num_carry"]
-    avals = [v.aval for v in eqn.invars]
-    start = walk.whole(ins[a:b], avals[a:b], "it is the state of a loop")
+    params, loop = eqn.params, _walk.loop(eqn, ins)
+    avals, n = _walk.loop(eqn, [v.aval for v in eqn.invars]), len(loop.carry)
+    start = walk.whole(loop.carry, avals.carry, "it is the state of a loop")
     over = [
         x.for_loop()
         if isinstance(x, Thin) and x.loop_axis()
         else walk.whole([x], [aval], "a loop runs over an axis of its matrix")[0]
-        for x, aval in zip(ins[b:], avals[b:], strict=True)
+        for x, aval in zip(loop.rows, avals.rows, strict=True)
     ]
 
     def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
         row = [x.in_loop() if isinstance(x, Thin) else x for x in xs]
-        outs = walk.run(body, [*ins[:a], *carry, *row])
-        outs = walk.whole(outs, body.out_avals, "a loop returns it")
-        return outs[: b - a], outs[b - a :]
+        outs = walk.run(loop.body, [*loop.consts, *carry, *row])
+        outs = walk.whole(outs, loop.body.out_avals, "a loop returns it")
+        return outs[:n], outs[n:]
 
     carry, ys = lax.scan(
         step,
@@ -188,24 +173,21 @@ def _scan(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
 
 
 def _while(walk: Walk, eqn: Equation, ins: list[Any]) -> list[Any]:
-    params = eqn.params
-    a = params["cond_nconsts"]
-    b = a + params["body_nconsts"]
-    body, avals = params["body_jaxpr"], [v.aval for v in eqn.invars]
-    start = walk.whole(ins[b:], avals[b:], "it is the state of a loop")
+    loop, test = _walk.loop(eqn, ins), eqn.params["cond_jaxpr"]
+    avals = _walk.loop(eqn, [v.aval for v in eqn.invars])
+    start = walk.whole(loop.carry, avals.carry, "it is the state of a loop")
 
     def step(carry: list[Any]) -> list[Any]:
-        outs = walk.run(body, [*ins[a:b], *carry])
-        return walk.whole(outs, body.out_avals, "a loop returns it")
+        outs = walk.run(loop.body, [*loop.consts, *carry])
+        return walk.whole(outs, loop.body.out_avals, "a loop returns it")
 
     return lax.while_loop(
-        lambda carry: walk.run(params["cond_jaxpr"], [*ins[:a], *carry])[0], step, start
+        lambda carry: walk.run(test, [*loop.condition, *carry])[0], step, start
     )
 
 
 _AROUND: dict[str, Callable[[Walk, Equation, list[Any]], list[Any]]] = {
-    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call"), _call),
-    **dict.fromkeys(("remat", "remat2", "checkpoint"), _call),
+    **dict.fromkeys(_walk.CALLS, _call),
     "cond": _cond,
     "scan": _scan,
     "while": _while,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jprune._jaxpr import _compat
+from jprune._jaxpr import _compat, _walk
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune._tree import KeyTuple
 from jprune.surgery import _cells as ce
@@ -121,20 +121,22 @@ class Builder:
           scope: what the first pass found at this call site.
           ins: the values of its inputs.
         """
-        consts: Sequence[Any] = ()
-        if isinstance(jaxpr, ClosedJaxpr):
-            jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
-        env = dict(zip(jaxpr.invars, ins, strict=True))
-        for var, const in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = self.constant(const, self.layouts(scope.infos[var].axes))
-        for index, eqn in enumerate(jaxpr.eqns):
-            site = CellSite(self, scope, eqn, index)
-            operands = [self._read(env, scope, v) for v in eqn.invars]
-            results = self._equation(site, operands)
+
+        def equation(index: int, eqn: Equation, operands: list[Value]) -> list[Value]:
+            results = self._equation(CellSite(self, scope, eqn, index), operands)
             for value in results:
                 _touch(value)
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [self._read(env, scope, v) for v in jaxpr.outvars]
+            return results
+
+        def constant(array: Any, var: Any) -> Value:
+            layouts = self.layouts(scope.info(var).axes)
+            if not isinstance(var, _compat.Literal):
+                return self.constant(array, layouts)
+            value = self.constant(_compat.literal_value(var), layouts)
+            value.kept.fn = None
+            return value
+
+        return _walk.run(jaxpr, ins, equation, constant)
 
     def sub(self) -> "Builder":
         """A builder for a sub-jaxpr that keeps its own effects."""
@@ -159,15 +161,6 @@ class Builder:
         return value
 
     # -- equations -------------------------------------------------------------------
-
-    def _read(self, env: dict[Any, Value], scope: Scope, var: Any) -> Value:
-        if isinstance(var, _compat.Literal):
-            array = _compat.literal_value(var)
-            axes = scope.info(var).axes
-            value = self.constant(array, self.layouts(axes))
-            value.kept.fn = None
-            return value
-        return env[var]
 
     def _equation(self, site: "CellSite", ins: list[Value]) -> list[Value]:
         eqn = site.eqn

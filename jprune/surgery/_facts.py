@@ -19,21 +19,17 @@ unless all that enters it is known.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._jaxpr import _compat
+from jprune._jaxpr import _compat, _walk
 from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune.surgery import _cells as ce
 from jprune.surgery._registry import RULES
 
-_CALLS = frozenset(
-    "jit pjit closed_call core_call call core_closed_call remat remat2 checkpoint "
-    "custom_jvp_call custom_vjp_call".split()
-)
 _HANDED_ON = frozenset(
     "copy copy_p device_put name optimization_barrier pcast pvary reshard "
     "sharding_constraint".split()
@@ -77,40 +73,14 @@ class Same(NamedTuple):
 Fact = np.ndarray | Same | None
 
 
-def facts(
-    jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Fact]
-) -> tuple[list[Fact], list[str]]:
-    """What is known of the results of a jaxpr.
+def facts(jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Fact]) -> list[Fact]:
+    """What is known of the results of a jaxpr, from what is known of its inputs."""
+    return _walk.run(jaxpr, ins, lambda _, eqn, given: equation(eqn, given), _constant)
 
-    Args:
-      jaxpr: open or closed.
-      ins: what is known of its inputs.
 
-    Returns:
-      A fact for each result, and the name of the primitive that it comes out of.
-    """
-    consts: Sequence[Any] = ()
-    if isinstance(jaxpr, ClosedJaxpr):
-        jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
-    env: dict[Any, Fact] = dict(zip(jaxpr.invars, ins, strict=True))
-    makers: dict[Any, str] = {}
-    for var, const in zip(jaxpr.constvars, consts, strict=False):
-        env[var] = of_constant(const)
-
-    def read(var: Any) -> Fact:
-        if isinstance(var, _compat.Literal):
-            return of_constant(_compat.literal_value(var))
-        return env.get(var)
-
-    for eqn in jaxpr.eqns:
-        found = equation(eqn, [read(v) for v in eqn.invars])
-        env.update(zip(eqn.outvars, found, strict=True))
-        makers.update(dict.fromkeys(eqn.outvars, eqn.primitive.name))
-    names = [
-        "" if isinstance(v, _compat.Literal) else makers.get(v, "")
-        for v in jaxpr.outvars
-    ]
-    return [read(v) for v in jaxpr.outvars], names
+def _constant(array: Any, var: Any) -> Fact:
+    literal = isinstance(var, _compat.Literal)
+    return of_constant(_compat.literal_value(var) if literal else array)
 
 
 def of_constant(const: Any) -> Fact:
@@ -146,18 +116,16 @@ def agree(a: Fact, b: Fact) -> bool:
     return isinstance(a, Same) and isinstance(b, Same) and a == b
 
 
-def _join(several: Sequence[Fact]) -> Fact:
-    first = several[0]
-    return first if all(agree(first, other) for other in several[1:]) else None
+def _join(a: Fact, b: Fact) -> Fact:
+    return a if agree(a, b) else None
 
 
 def equation(eqn: Equation, ins: list[Fact]) -> list[Fact]:
     """What is known of the results of one equation."""
     name, n = eqn.primitive.name, len(eqn.outvars)
-    if name in _CALLS:
-        return _call(eqn, ins)
-    if name in _INNER:
-        return _INNER[name](eqn, ins)
+    inner = _inside(eqn, ins)
+    if inner is not None:
+        return inner
     if name in _HANDED_ON and n == len(ins):
         return list(ins)
     known = _untouched(eqn, ins)
@@ -221,7 +189,7 @@ def _chosen(ins: Sequence[Fact]) -> Fact:
     which, *cases = ins
     if single(which):
         return cases[int(which.item())]  # type: ignore[union-attr]
-    return _join(cases)
+    return functools.reduce(_join, cases)
 
 
 # -- a value that is known -------------------------------------------------------------
@@ -251,7 +219,7 @@ def _known(eqn: Equation, ins: list[Fact]) -> np.ndarray | None:
         return _nothing(eqn) if zero(first) else None
     if name in _JOINS:
         parts = ins[:2] if name == "dynamic_update_slice" else ins
-        one = _join([f if single(f) else None for f in _ranked(parts)])
+        one = functools.reduce(_join, _ranked(parts))
         return one if isinstance(one, np.ndarray) else None
     if name in _SCATTERS:
         return _nothing(eqn) if zero(first) and zero(ins[2]) else None
@@ -262,8 +230,8 @@ def _known(eqn: Equation, ins: list[Fact]) -> np.ndarray | None:
 
 
 def _ranked(parts: Sequence[Fact]) -> list[Fact]:
-    """Single numbers without a rank, so that they can be compared."""
-    return [f.reshape(()) if single(f) else f for f in parts]  # type: ignore[union-attr]
+    """Single numbers without a rank, so that they can be compared; None else."""
+    return [f.reshape(()) if single(f) else None for f in parts]  # type: ignore[union-attr]
 
 
 def _folded(eqn: Equation, arrays: list[np.ndarray]) -> np.ndarray | None:
@@ -296,78 +264,27 @@ def _nothing(eqn: Equation) -> np.ndarray | None:
 # -- programs inside -------------------------------------------------------------------
 
 
-def _call(eqn: Equation, ins: list[Fact]) -> list[Fact]:
-    """A call; of one with a derivative rule nothing unless all that moves is known."""
-    nothing: list[Fact] = [None] * len(eqn.outvars)
-    if eqn.primitive.name.startswith("custom_"):
-        moving = [
-            fact
-            for var, fact in zip(eqn.invars, ins, strict=True)
-            if jnp.issubdtype(var.aval.dtype, jnp.inexact)
-        ]
+def _inside(eqn: Equation, ins: list[Fact]) -> list[Fact] | None:
+    """What holds after a call, a branch, every round of a loop; None: no program.
+
+    Of a call with a derivative rule nothing is known unless all that moves is.
+    """
+    if eqn.primitive.name in _walk.CUSTOM:
+        pairs = zip(eqn.invars, ins, strict=True)
+        moving = [f for v, f in pairs if jnp.issubdtype(v.aval.dtype, jnp.inexact)]
         if not all(isinstance(fact, np.ndarray) for fact in moving):
-            return nothing
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    body = next((eqn.params[n] for n in names if n in eqn.params), None)
-    return nothing if body is None else facts(body, ins)[0]
-
-
-def _cond(eqn: Equation, ins: list[Fact]) -> list[Fact]:
-    which, operands = ins[0], ins[1:]
-    branches = eqn.params["branches"]
-    if single(which):
-        at = int(which.item())  # type: ignore[union-attr]
-        branches = [branches[min(max(at, 0), len(branches) - 1)]]
-    runs = [facts(branch, operands)[0] for branch in branches]
-    return [_join(column) for column in zip(*runs, strict=True)]
-
-
-def _scan(eqn: Equation, ins: list[Fact]) -> list[Fact]:
-    """What holds before the loop and after each round."""
-    p = eqn.params
-    n, m = p["num_consts"], p["num_consts"] + p["num_carry"]
-    rows = [
-        f.reshape((1,) * (f.ndim - 1))
-        if isinstance(f, np.ndarray) and f.size == 1
-        else None
-        for f in ins[m:]
-    ]
-    body: Callable[..., Any] = functools.partial(facts, p["jaxpr"])
-    carry, outs = _settled(
-        lambda now: body([*ins[:n], *now, *rows])[0], ins[n:m], m - n
+            return [None for _ in eqn.outvars]
+    if eqn.primitive.name == "cond" and single(ins[0]):
+        at, branches = int(ins[0].item()), eqn.params["branches"]  # type: ignore[union-attr]
+        return facts(branches[min(max(at, 0), len(branches) - 1)], ins[1:])
+    return _walk.inside(
+        eqn, ins, lambda _, jaxpr, given: facts(jaxpr, given), _join, _row, _stacked
     )
-    ys = [
-        f.reshape((1,) * (f.ndim + 1)) if single(f) else None  # type: ignore[union-attr]
-        for f in outs[m - n :]
-    ]
-    return [*carry, *ys]
 
 
-def _while(eqn: Equation, ins: list[Fact]) -> list[Fact]:
-    p = eqn.params
-    n = p["cond_nconsts"]
-    m = n + p["body_nconsts"]
-    body: Callable[..., Any] = functools.partial(facts, p["body_jaxpr"])
-    carry, _ = _settled(lambda now: body([*ins[n:m], *now])[0], ins[m:], len(ins) - m)
-    return carry
+def _row(fact: Fact) -> Fact:
+    return fact.reshape((1,) * (fact.ndim - 1)) if single(fact) else None  # type: ignore[union-attr]
 
 
-def _settled(
-    step: Callable[[list[Fact]], list[Fact]], init: Sequence[Fact], count: int
-) -> tuple[list[Fact], list[Fact]]:
-    """The facts of a carry that a round preserves, and what the round then gives."""
-    carry = list(init)
-    while True:
-        outs = step(carry)
-        new = [_join(pair) for pair in zip(carry, outs[:count], strict=True)]
-        lost = [a is not None and b is None for a, b in zip(carry, new, strict=True)]
-        if not any(lost):
-            return carry, outs
-        carry = new
-
-
-_INNER: dict[str, Callable[[Equation, list[Fact]], list[Fact]]] = {
-    "cond": _cond,
-    "scan": _scan,
-    "while": _while,
-}
+def _stacked(fact: Fact) -> Fact:
+    return fact.reshape((1,) * (fact.ndim + 1)) if single(fact) else None  # type: ignore[union-attr]

@@ -14,23 +14,16 @@ import jax
 from jax import lax
 
 from jprune._jaxpr._compat import Equation
+from jprune._jaxpr._walk import CALLS, body_of
 from jprune.surgery._analysis import AxisSite
 from jprune.surgery._build import CellSite, Outs
 from jprune.surgery._cells import Value
 from jprune.surgery._frames import Boundary, Frame, GraphCall, jitted, plain
-from jprune.surgery._registry import NoRule, Rule
+from jprune.surgery._registry import Rule
 from jprune.surgery._scope import CONST, MANY, Info
 
 FEW = 3
 """A jitted body of so few equations is put in place: the call costs more than it."""
-
-
-def body_of(eqn: Equation) -> Any:
-    """The sub-jaxpr of a call."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if name in eqn.params:
-            return eqn.params[name]
-    raise NoRule("a call without a jaxpr")
 
 
 def call_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
@@ -108,19 +101,7 @@ def _switch(bodies: Sequence[Any], extra: Any, arrays: Sequence[Any]) -> list[An
     return lax.switch(extra[0], list(bodies), *arrays)
 
 
-_CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "call",
-    "core_closed_call",
-    "remat",
-    "remat2",
-    "checkpoint",
-)
-
 RULES: dict[str, Rule] = {
     "cond": Rule(axes=cond_axes, cells=cond_cells),
-    **{name: Rule(axes=call_axes, cells=call_cells, constant=True) for name in _CALLS},
+    **{name: Rule(axes=call_axes, cells=call_cells, constant=True) for name in CALLS},
 }

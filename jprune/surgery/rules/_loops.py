@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from jprune._jaxpr import _walk
 from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
@@ -159,23 +160,17 @@ class _Loop(Call):
 
 def scan_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
     """Carries are the same before and after; stacked values share the rounds."""
-    p = eqn.params
-    n_const, n_carry = p["num_consts"], p["num_carry"]
-    consts, init, xs = (
-        ins[:n_const],
-        ins[n_const : n_const + n_carry],
-        ins[n_const + n_carry :],
-    )
+    body, consts, init, xs, _ = _walk.loop(eqn, ins)
     rounds = _rounds.axis(site, eqn, xs)
     init = [_rounds.carried(site, i) for i in init]
     inner = [*consts, *init, *(_sliced(i) for i in xs)]
-    outs = site.walk(p["jaxpr"], inner, over=rounds)
-    for before, after in zip(init, outs[:n_carry], strict=True):
+    outs = site.walk(body, inner, over=rounds)
+    for before, after in zip(init, outs[: len(init)], strict=True):
         for s, t in zip(before.axes, after.axes, strict=True):
             site.unify(s, t)
     return [
-        *(Info(i.axes) for i in outs[:n_carry]),
-        *(Info((rounds, *i.axes)) for i in outs[n_carry:]),
+        *(Info(i.axes) for i in outs[: len(init)]),
+        *(Info((rounds, *i.axes)) for i in outs[len(init) :]),
     ]
 
 
@@ -275,13 +270,8 @@ def scan_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
 ) -> list[Value]:
     """A fixpoint for the statuses, then one scan for whatever is asked for."""
-    p = eqn.params
-    n_const, n_carry = p["num_consts"], p["num_carry"]
-    consts, init, xs = (
-        ins[:n_const],
-        ins[n_const : n_const + n_carry],
-        ins[n_const + n_carry :],
-    )
+    body, consts, init, xs, _ = _walk.loop(eqn, ins)
+    n_carry, length, gone = len(init), eqn.params["length"], []
     boundary = Boundary()
     fixed = [boundary.value(v) for v in consts]
     sliced: dict[Cell, Cell] = {}
@@ -291,13 +281,11 @@ def scan_cells(
 
     def build(carry: _Carry, log: Log | None) -> Any:
         values = [carry.value(i) for i in range(n_carry)]
-        frame = Frame(
-            _builder(site.builder, log), p["jaxpr"], scope, [*fixed, *values, *rows]
-        )
+        inner = [*fixed, *values, *rows]
+        frame = Frame(_builder(site.builder, log), body, scope, inner)
         return frame, frame.outs[:n_carry]
 
     frame, carry = _fixpoint(build, init)
-    length, gone = p["length"], []
     if rounds is not None:
         length, gone = rounds.kept.size, _rounds.removed(site, eqn, consts, xs)
     loop = _Scan(eqn, boundary, carry, frame, sliced, length)
@@ -367,12 +355,10 @@ def _row(value: Value, sliced: dict[Cell, Cell], rounds: Layout | None) -> Value
 
 def while_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]:
     """Carries are the same before and after; the condition sees them too."""
-    p = eqn.params
-    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
-    cond_consts, body_consts = ins[:n_cond], ins[n_cond : n_cond + n_body]
-    init = [Info(i.axes) for i in ins[n_cond + n_body :]]
-    site.walk(p["cond_jaxpr"], [*cond_consts, *init])
-    outs = site.walk(p["body_jaxpr"], [*body_consts, *init])
+    loop = _walk.loop(eqn, ins)
+    init = [Info(i.axes) for i in loop.carry]
+    site.walk(eqn.params["cond_jaxpr"], [*loop.condition, *init])
+    outs = site.walk(loop.body, [*loop.consts, *init])
     for before, after in zip(init, outs, strict=True):
         for s, t in zip(before.axes, after.axes, strict=True):
             site.unify(s, t)
@@ -439,18 +425,19 @@ def while_cells(
     site: CellSite, eqn: Equation, ins: list[Value], outs: Outs
 ) -> list[Value]:
     """A fixpoint for the statuses, then one loop."""
-    p = eqn.params
-    n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
-    init = ins[n_cond + n_body :]
+    around = _walk.loop(eqn, ins)
+    init = around.carry
     boundary = Boundary()
-    consts = [boundary.value(v) for v in ins[: n_cond + n_body]]
+    condition = [boundary.value(v) for v in around.condition]
+    consts = [boundary.value(v) for v in around.consts]
     scopes = site.inner(0), site.inner(1)
 
     def build(carry: _Carry, log: Log | None) -> Any:
         values = [carry.value(i) for i in range(len(init))]
         sub = _builder(site.builder, log)
-        cond = Frame(sub, p["cond_jaxpr"], scopes[0], [*consts[:n_cond], *values])
-        body = Frame(sub, p["body_jaxpr"], scopes[1], [*consts[n_cond:], *values])
+        test = eqn.params["cond_jaxpr"]
+        cond = Frame(sub, test, scopes[0], [*condition, *values])
+        body = Frame(sub, around.body, scopes[1], [*consts, *values])
         return (cond, body), body.outs
 
     (cond, body), carry = _fixpoint(build, init)

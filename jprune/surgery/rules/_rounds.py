@@ -15,7 +15,8 @@ removed round would have stacked is known if the proof finds it (an auxiliary lo
 from collections.abc import Sequence
 from typing import Any
 
-from jprune._jaxpr._compat import Equation
+from jprune._jaxpr import _walk
+from jprune._jaxpr._compat import Equation, Jaxpr
 from jprune.surgery import _cells as ce
 from jprune.surgery import _facts
 from jprune.surgery._analysis import AxisSite
@@ -69,23 +70,28 @@ def removed(
     site: CellSite, eqn: Equation, consts: Sequence[Value], xs: Sequence[Value]
 ) -> list[Cell]:
     """Checks that the carry passes removed rounds; what these would have stacked."""
-    p = eqn.params
-    n_const, n_carry = p["num_consts"], p["num_carry"]
-    carries = p["jaxpr"].in_avals[n_const : n_const + n_carry]
-    before = [Same(i, aval.dtype) for i, aval in enumerate(carries)]
+    loop = _walk.loop(eqn, [v.aval for v in eqn.invars])
+    before = [Same(i, aval.dtype) for i, aval in enumerate(loop.carry)]
     ins = [*map(_whole, consts), *before, *map(_row, xs)]
-    outs, makers = _facts.facts(p["jaxpr"], ins)
+    outs = _facts.facts(loop.body, ins)
     changed = [i for i, b in enumerate(before) if not _facts.agree(outs[i], b)]
     if changed:
-        by = makers[changed[0]]
+        by = _maker(loop.body.jaxpr, changed[0])
         why = "a round whose parameters are zero changes the carry" + (
             f" (it comes out of `{by}`)" if by else ""
         )
-        for place, value in enumerate(xs, n_const + n_carry):
+        for place, value in enumerate(xs, len(consts) + len(before)):
             if value.layouts[0].pruned:
                 site.leak(place, (0,), why)
                 site.log.rounds.append((site.pruned_atoms(place, (0,)), why))
-    return list(map(_stacked, outs[n_carry:]))
+    return list(map(_stacked, outs[len(before) :]))
+
+
+def _maker(jaxpr: Jaxpr, place: int) -> str:
+    """The name of the primitive that a result comes out of."""
+    var = jaxpr.outvars[place]
+    names = (e.primitive.name for e in jaxpr.eqns if any(v is var for v in e.outvars))
+    return next(names, "")
 
 
 def _whole(value: Value) -> Fact:
