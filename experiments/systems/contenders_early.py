@@ -147,9 +147,11 @@ def _early(
 
     def window(early: Any, pixels: Any, labels: Any, order: Any) -> Any:
         batches = (pixels[order], labels[order])
-        return at_init.train_window(loss, tx, early, batches)
+        return at_init.train_early(loss, tx, early, [batches], [None])
 
-    begin = jax.jit(jax.vmap(lambda params: at_init.begin_early(tx, params)))
+    begin = jax.jit(
+        jax.vmap(lambda params: at_init.train_early(loss, tx, params, [], []))
+    )
     train_one = jax.jit(window)
 
     def train(task: Task) -> Any:
@@ -208,7 +210,7 @@ def dissipating(
     def rules(task: Task) -> list[Callable[..., Any]]:
         def after(part: float) -> Callable[..., Any]:
             share = masks.erk(trial.shapes, 1 - (1 - task.sparsity) ** part)
-            return lambda early, key, knob: at_init.dissipating_to(share)(early)
+            return lambda early, key, knob: at_init.dissipating(sparsity=share)(early)
 
         return [after(i / window) for i in range(1, window + 1)]
 
