@@ -1,8 +1,8 @@
-"""GSM on MNIST with LeNet-5 at 125x and 300x: the authors' recipe in a tenth of its length.
+"""GSM on MNIST with LeNet-5 at 125x and 300x: the authors' recipe, a tenth as long.
 
-Claim (Ding et al., Global Sparse Momentum SGD, NeurIPS 2019, table 1): LeNet-5 keeps its
-accuracy with 125 times fewer weights (99.21 -> 99.22 %) and loses 0.15 points with 300
-times fewer (99.06 %), without training afterwards.
+Claim (Ding et al., Global Sparse Momentum SGD, NeurIPS 2019, table 1): LeNet-5 keeps
+its accuracy with 125 times fewer weights (99.21 -> 99.22 %) and loses 0.15 points with
+300 times fewer (99.06 %), without training afterwards.
 
 3,444 and 1,435 of 430,500 weights are active in each step. The authors' batch 256,
 decay 5e-4 on the kernels, momentum 0.9 for the dense network and 0.99 with Nesterov for
