@@ -80,7 +80,7 @@ RUNS = {
     "set": _entry("set", (0.1, 0.3, 0.5), **MOVES),
     "straight_through": _entry("straight_through", RATES, **DECAY),
     "top_kast": _entry("top_kast", RATES, **DECAY, backward=3.0),
-    "powerprop": _entry("powerprop", (2.0, 3.0, 4.0), lr=0.3),
+    "powerprop": _entry("powerprop", (3.0, 4.0, 5.0), lr=0.2),
     "weightmom": _entry(
         "weightmom",
         (0.5, 0.9, 0.99),
