@@ -49,7 +49,7 @@ from typing import Any
 from experiments.config import Claim, Config
 
 SPARSITY = (0.9, 0.95, 0.98, 0.99, 0.995)
-RATES = (0.03, 0.1, 0.3)
+RATES = (0.1, 0.3, 1.0)
 
 
 def _entry(method: str, tries: tuple[float, ...], **own: Any) -> dict[str, Any]:
@@ -65,22 +65,22 @@ def _entry(method: str, tries: tuple[float, ...], **own: Any) -> dict[str, Any]:
 
 
 DECAY = {"weight_decay": 1e-4}
-USUAL = {"lr": 0.1, **DECAY}
+USUAL = {"lr": 0.3, **DECAY}
 MOVES = {**USUAL, "every": 25, "end": 0.75}
 
 
 RUNS = {
     "one_shot": _entry("one_shot", RATES, **DECAY),
-    "gsm": _entry("gsm", (2e-3, 5e-3, 1e-2), lr=0.03) | {"momentum": 0.98},
+    "gsm": _entry("gsm", (5e-3, 1e-2, 2e-2), lr=0.03) | {"momentum": 0.98},
     "iterative": _entry("iterative", RATES, **DECAY, rounds=2),
     "gradual": _entry("gradual", RATES, **DECAY, end=0.7, every=10),
-    "swd": _entry("swd", (1e3, 1e4, 1e5), lr=0.1, mu=5e-4, a_min=0.1),
-    "rigl": _entry("rigl", (0.1, 0.3, 0.5), **MOVES),
+    "swd": _entry("swd", (1e4, 1e5, 1e6), lr=0.3, mu=5e-4, a_min=0.1),
+    "rigl": _entry("rigl", (0.3, 0.5, 0.7), **MOVES),
     "static": _entry("static", RATES, **DECAY),
     "set": _entry("set", (0.1, 0.3, 0.5), **MOVES),
     "straight_through": _entry("straight_through", RATES, **DECAY),
     "top_kast": _entry("top_kast", RATES, **DECAY, backward=3.0),
-    "powerprop": _entry("powerprop", (1.5, 2.0, 3.0), lr=0.1),
+    "powerprop": _entry("powerprop", (3.0, 4.0, 5.0), lr=0.2),
     "weightmom": _entry(
         "weightmom",
         (0.5, 0.9, 0.99),
@@ -89,8 +89,8 @@ RUNS = {
         every=10,
         gamma=0.0,
     ),
-    "issp": _entry("issp", (0.8, 0.95, 0.99), **USUAL, end=0.6),
-    "issr": _entry("issr", (1e-3, 1e-2, 5e-2), **USUAL, end=0.6, every=10, limit=0.5),
+    "issp": _entry("issp", (0.2, 0.5, 0.8), **USUAL, end=0.6),
+    "issr": _entry("issr", (1e-3, 3e-3, 1e-2), **USUAL, end=0.6, every=10, limit=0.5),
     "snip": _entry("snip", RATES, **DECAY, per_class=10),
     "grasp": _entry("grasp", RATES, **DECAY, per_class=10, temperature=200.0),
     "synflow": _entry("synflow", RATES, **DECAY, rounds=100),
@@ -105,9 +105,16 @@ RUNS = {
         rounds=2,
     ),
     "asl": _entry(
-        "asl", (1.0, 10.0, 100.0), **USUAL, threshold_rate=0.1, min_size=1000
+        "asl", (30.0, 100.0, 300.0), **USUAL, threshold_rate=0.1, min_size=1000
     ),
-    "aswl": _entry("aswl", (1.0, 5.0, 20.0), lr=0.1, decay=1e-4, attention_rate=0.1),
+    "aswl": _entry(
+        "aswl",
+        (0.03, 0.0625, 0.125),
+        lr=0.3,
+        decay=1e-4,
+        gamma=100.0,
+        attention_rate=0.01,
+    ),
 }
 
 
