@@ -8,7 +8,7 @@ from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import largest, remove
 from experiments.results import Row
-from experiments.schedules import warmup_cosine
+from experiments.schedules import Rate, learning_rate
 from jprune import masks, transforms
 
 
@@ -18,7 +18,7 @@ def gsm(
     *,
     compression: int,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     nesterov: bool,
     weight_decay: float,
@@ -33,7 +33,7 @@ def gsm(
       dense: the dense run, from which it starts.
       compression: how many times fewer weights.
       epochs: length of the run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       nesterov: whether it looks ahead.
       weight_decay: of the kernels; what shrinks the passive weights.
@@ -44,7 +44,7 @@ def gsm(
 
     def transform(_: Any):
         return transforms.gsm(
-            warmup_cosine(lr, steps),
+            learning_rate(lr, steps),
             keep=active,
             weight_decay=weight_decay,
             momentum=momentum,

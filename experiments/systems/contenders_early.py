@@ -4,6 +4,7 @@ K-starts and dissipating gradients need to know their layers beforehand: they ha
 Erdos-Renyi-Kernel allocation. The others have one ranking over the whole network.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -157,7 +158,7 @@ def _early(
     def train(task: Task) -> Any:
         steps = rules(task)
         early = begin(task.shared.first())
-        hyper = task.given().tree
+        hyper, clock = task.given().tree, time.perf_counter()
         for epoch, rule in enumerate(steps):
             order = task.shared.order(epoch)
             early = stacked(
@@ -167,6 +168,8 @@ def _early(
             decide = jax.jit(jax.vmap(rule))
             mask = decide(early, hyper.key, hyper.knob)
             early = early._replace(params=lanes.apply(mask, early.params), mask=mask)
+        jax.block_until_ready(early)
+        task.spent.append(time.perf_counter() - clock)
         done = len(steps) * shared.per_epoch
         held = compile_program(
             trial,
