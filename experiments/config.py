@@ -3,7 +3,9 @@
 A configuration is `experiments/configs/<name>.py`. Its docstring is the document
 (paper, what is expected, what we got, cost, command) and `get_config()` returns a
 `Config` of literals, with every setting of every run written out: there are no hidden
-defaults.
+defaults. For the page of results a module may have `PAPER`, the paper's figure for rows
+that are in its setting, by the row's name, and `AGAIN`, the configurations that ask the
+same of more data.
 """
 
 import ast

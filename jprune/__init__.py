@@ -17,6 +17,7 @@ Contents, in the order in which most people need them:
 * `jprune.surgery`: from masks or scores to a smaller, faster function and parameters.
 * `jprune.compress`: what changes values at removal: merge, low rank, N:M storage.
 * `jprune.analysis`: what is left, what it costs, how a run went.
+* `jprune.frameworks`: models of NNX, Linen, Equinox, Haiku and Keras made compact.
 * `jprune.selection`: the k-th largest entry, exactly, for a method of your own.
 * `jprune.cite`: the paper behind a method. `python -m jprune`: the command line.
 """

@@ -27,6 +27,8 @@ Command: `python -m experiments.train digits_aswl`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("mnist_arena",)
+
 
 def get_config() -> Config:
     """The settings."""

@@ -82,6 +82,9 @@ CRITERIA = (
 )
 
 
+AGAIN = ("mnist_arena",)
+
+
 def get_config() -> Config:
     """The settings."""
     chain = Config(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.scipy.special import erfc
 
 from experiments.lab import Lab, Run
 from experiments.loop import compile_program, fit
@@ -431,8 +432,7 @@ def predicted(theta: Any) -> float:
         name: masks.size(theta.weights, scope=f"^{name}$") for name in theta.thresholds
     }
     left = sum(
-        float(reparam.predicted_density(x)) * sizes[name]
-        for name, x in theta.thresholds.items()
+        float(erfc(x / 2**0.5)) * sizes[name] for name, x in theta.thresholds.items()
     )
     return 1 - left / sum(sizes.values())
 

@@ -109,9 +109,10 @@ def register_rule(primitive: Any, rule: Rule) -> None:
       An element-wise primitive of your own::
 
         from jprune import surgery
+        from jprune.surgery import rules
         surgery.register_rule(
             my_gelu_p,
-            surgery.Rule(axes=surgery.elementwise_axes, cells=surgery.positionwise),
+            surgery.Rule(axes=rules.elementwise_axes, cells=rules.positionwise),
         )
     """
     name = getattr(primitive, "name", primitive)

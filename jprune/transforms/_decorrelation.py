@@ -252,8 +252,8 @@ def growing_strength(grow: int, *, every: int = 10, ceiling: float = 1.0) -> Sch
       ValueError: steps that are not positive.
 
     Examples:
-      >>> from jprune import transforms
-      >>> strength = transforms.growing_strength(100, every=10)
+      >>> from jprune.transforms._decorrelation import growing_strength
+      >>> strength = growing_strength(100, every=10)
       >>> float(strength(9)), float(strength(10)), float(strength(1000))
       (0.0, 0.10000000149011612, 1.0)
     """

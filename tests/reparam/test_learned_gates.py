@@ -21,7 +21,7 @@ from jprune.reparam._hard_concrete import (
     hard_concrete,
     open_probability,
 )
-from jprune.reparam._learned_gates import GateTheta
+from jprune.reparam._learned_gates import GateTheta, closed_shares, open_gates
 from tests.reparam import gate_twin
 from tests.reparam.gate_net import (
     BLOCKS,
@@ -166,14 +166,14 @@ def test_gates_g7_price_zero_and_price_alone():
     theta = r.init(start())
     run = jax.jit(lambda c: jax.lax.scan(step, c, length=60)[0])
     theta, _ = run((theta, tx.init(theta)))
-    channels, branches = reparam.open_gates(theta)
+    channels, branches = open_gates(theta)
     assert [int(k.sum()) for k in channels.values()] == [1, 1]
     assert not any(branches.values())
     params, mask = r.export(theta._replace(weights=start()))
     for name in ("stem", "head"):
         jax.tree.map(np.testing.assert_array_equal, params[name], start()[name])
     assert all(np.all(m) for m in jax.tree.leaves(mask["stem"]))
-    layers, depth = reparam.closed_shares(theta)
+    layers, depth = closed_shares(theta)
     assert all(0.5 < float(s) < 1 - 0.8 / INNER for s in layers.values())
     assert float(depth) > 0.9
 
@@ -241,7 +241,7 @@ def test_gates_g10_a_higher_price_keeps_no_more():
         theta = r.init(start())._replace(price=price)
         keys = jax.random.split(jax.random.key(3), 200)
         (theta, _), _ = jax.lax.scan(step, (theta, tx.init(theta)), keys)
-        return reparam.open_gates(theta)
+        return open_gates(theta)
 
     channels, blocks = jax.jit(jax.vmap(trained))(jnp.array([0.01, 0.3, 3.0]))
     counts = []
