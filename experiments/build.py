@@ -136,6 +136,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "gap": gap.gap,
     "gradual": swept.gradual,
     "gsm": gsm.gsm,
+    "gsm_tickets": gsm.gsm_tickets,
     "hard_n_of_m": n_of_m.hard_n_of_m,
     "issp": swept.issp,
     "iterative": iterative.iterative,

@@ -30,10 +30,10 @@ _RANGES: dict[str, Range] = {
         ("sparsity", "momentum", "stats_momentum", "smoothing", "ema"), _BELOW_1
     ),
     **dict.fromkeys(
-        ("begin", "end", "distill", "drops_at", "factors", "drop_fraction", "rise"),
+        ("begin", "end", "density", "distill", "drops_at", "factors", "rise"),
         _SHARE,
     ),
-    **dict.fromkeys(("density", "energy", "flops", "fraction", "target"), _PART),
+    **dict.fromkeys(("energy", "flops", "fraction", "target"), _PART),
     **dict.fromkeys(
         ("lr", "tune_lr", "peak", "alpha", "temperature", "distill_temperature"),
         _POSITIVE,
@@ -54,8 +54,8 @@ _RANGES: dict[str, Range] = {
         ),
         _AT_LEAST_1,
     ),
+    "drop_fraction": _SHARE,
     "grow": _SHARE,
-    "distill": _SHARE,
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "budget": ("global", "leaf"),
