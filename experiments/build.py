@@ -43,8 +43,17 @@ from experiments.methods import (
     tpp,
     trp,
 )
-from experiments.models import deep_tanh, digits_resnet, fbnetv3, lenet, resnet
+from experiments.models import (
+    deep_tanh,
+    densenet,
+    digits_resnet,
+    fbnetv3,
+    lenet,
+    resnet,
+    vgg,
+)
 from experiments.results import Row
+from experiments.schedules import Rate
 from experiments.systems import contenders, mnist, super_resolution
 from experiments.systems import graphs as graph_system
 from experiments.systems.runner import Runner
@@ -96,8 +105,9 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "lenet300": lenet.LeNet300,
     "lenet5": lenet.LeNet5,
     "resnet50": lambda classes: resnet.ResNet((3, 4, 6, 3), 64, classes),
-    "resnet20": lambda classes: _cifar_resnet(20, classes),
-    "resnet56": lambda classes: _cifar_resnet(56, classes),
+    **{f"resnet{n}": partial(_cifar_resnet, n) for n in (20, 32, 56, 110)},
+    "densenet40": densenet.densenet40,
+    "vgg16": vgg.VGG16,
     **{n: partial(fbnetv3.FBNetV3, member) for n, member in fbnetv3.MEMBERS.items()},
 }
 
@@ -126,6 +136,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "gap": gap.gap,
     "gradual": swept.gradual,
     "gsm": gsm.gsm,
+    "gsm_tickets": gsm.gsm_tickets,
     "hard_n_of_m": n_of_m.hard_n_of_m,
     "issp": swept.issp,
     "iterative": iterative.iterative,
@@ -302,14 +313,16 @@ def _check_keywords(
     beside: tuple[str, ...] = (),
     checked: dict[str, Any] | None = None,
 ) -> None:
-    wanted = [
-        parameter.name
+    wanted = {
+        parameter.name: parameter.annotation
         for parameter in inspect.signature(method).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in beside
-    ]
-    for key in given:
+    }
+    for key, value in given.items():
         if key not in wanted:
             raise unknown(f"setting of run `{label}`", key, wanted)
+        if isinstance(value, dict) and wanted[key] is not Rate:
+            raise ConfigError(f"`{label}.{key}` must be a number here, got {value!r}.")
     missing = [key for key in wanted if key not in given]
     if missing:
         raise ConfigError(f"run `{label}` lacks {', '.join(missing)}.")

@@ -3,7 +3,9 @@
 A configuration is `experiments/configs/<name>.py`. Its docstring is the document
 (paper, what is expected, what we got, cost, command) and `get_config()` returns a
 `Config` of literals, with every setting of every run written out: there are no hidden
-defaults.
+defaults. For the page of results a module may have `PAPER`, the paper's figure for rows
+that are in its setting, by the row's name, and `AGAIN`, the configurations that ask the
+same of more data.
 """
 
 import ast
@@ -11,6 +13,7 @@ import copy
 import dataclasses
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -28,13 +31,52 @@ class Claim:
 
     Attributes:
       text: the sentence.
-      runs: labels of the rows it speaks of; without one of them it is left out.
+      runs: labels of the rows it speaks of; without one of them it is left out. Claims
+        of the first part may speak of rows of those `beside` it, whose labels begin
+        with the name of their model ("fbnetv3_a dense").
       holds: from those rows to whether it is true.
     """
 
     text: str
     runs: tuple[str, ...]
     holds: Callable[..., bool]
+
+
+def loses(run: str, points: float, extra: str = "") -> Claim:
+    """The claim that a run loses no more accuracy than the paper says.
+
+    Args:
+      run: label of its row.
+      points: of a hundred, between the dense network and the row; negative for a gain.
+      extra: the accuracy that is meant, where it is one of the row's further numbers.
+    """
+    told = f"loses no more than the paper's {points:g}"
+    if points < 0:
+        told = f"gains no less than the paper's {-points:g}"
+
+    def holds(dense: Any, row: Any) -> bool:
+        found = row.extra[extra] if extra else row.after
+        return 100 * found >= 100 * dense.after - points - 1e-6
+
+    return Claim(f"{run}{extra and ', ' + extra}, {told} points", ("dense", run), holds)
+
+
+def exact(*runs: str) -> Claim:
+    """The claim that as many weights are left as were asked for."""
+    return Claim(
+        f"every count is exactly the one asked for ({runs[0]} and its like)",
+        runs,
+        lambda *rows: all(row.nonzero == row.kept for row in rows),
+    )
+
+
+def cheaper(run: str, times: float) -> Claim:
+    """The claim that a network has so many times fewer multiply-adds."""
+    return Claim(
+        f"{run} has no more than 1 / {times:g} of the dense network's FLOPs",
+        (run,),
+        lambda row: row.extra["flops"] <= 1 / times,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +151,63 @@ def names() -> list[str]:
     return sorted(module.name for module in found)
 
 
-def load(name: str) -> Config:
+def load(name: str, *, small: bool = False) -> Config:
     """The configuration called `name`.
 
+    Args:
+      name: a module of `experiments.configs`.
+      small: its small form, which ends in minutes on two cores and shows that the whole
+        can run, not what it is worth.
+
     Raises:
-      ConfigError: if there is none; lists the nearest names.
+      ConfigError: if there is none, or it has no small form; lists the nearest names.
     """
     if name not in names():
         raise unknown("configuration", name, names())
-    return importlib.import_module(f"experiments.configs.{name}").get_config()
+    found = importlib.import_module(f"experiments.configs.{name}").get_config
+    if not small:
+        return found()
+    if "small" not in inspect.signature(found).parameters:
+        raise ConfigError(f"`{name}` has no small form: leave `--small` out.")
+    return found(small=True)
+
+
+def shortened(config: Config, epochs: float, steps: float, **fields: Any) -> Config:
+    """The same experiment, every run of it shorter: for a small form.
+
+    Args:
+      config: the whole.
+      epochs: what all that is counted in epochs is multiplied by; at least 1 is left.
+      steps: likewise what is counted in steps.
+      **fields: of every part, in place of its own: `data`, `batch`.
+    """
+    parts = [
+        dataclasses.replace(
+            part,
+            dense=_scaled(part.dense, epochs, steps),
+            runs={name: _scaled(run, epochs, steps) for name, run in part.runs.items()},
+            **fields,
+        )
+        for part in config.parts()
+    ]
+    return dataclasses.replace(parts[0], beside=tuple(parts[1:]))
+
+
+def _scaled(settings: dict[str, Any], epochs: float, steps: float) -> dict[str, Any]:
+    times = {
+        **dict.fromkeys(("epochs", "tune_epochs", "drops"), epochs),
+        **dict.fromkeys(("every", "interval"), steps),
+    }
+
+    def one(value: Any, factor: float) -> Any:
+        if isinstance(value, tuple):
+            return tuple(sorted({one(item, factor) for item in value}))
+        return max(1, round(factor * value))
+
+    made = {k: one(v, times[k]) if k in times else v for k, v in settings.items()}
+    if "warmup" in settings:  # epochs too, but there may be none
+        made["warmup"] = round(epochs * settings["warmup"])
+    return made
 
 
 def override(config: Config, settings: Iterable[str]) -> Config:

@@ -168,8 +168,8 @@ def _share(
 ) -> float | None:
     """The share of draws in which a claim holds; None without its rows."""
     by_run = {row.run: row for row in rows}
-    named = [by_run.get(prefix + run) for run in claim.runs]
-    if None in named:
+    named = results.rows_of(claim, by_run, prefix)
+    if named is None:
         return None
     count = _DRAWS if size else 1
     draws = [_drawn(named, size, random) for _ in range(count)]
@@ -391,7 +391,26 @@ def _text(section: Section, claims: Sequence[Verdict], picture: str | None) -> s
         how = f" (in {claim.share:.0%} of the draws)" if claim.drawn else ""
         how = how if claim.word == "cannot be told here" else ""
         lines.append(f"- **{claim.word}{how}**: {claim.text}")
+    again = _again(section)
+    if again and any(claim.word != "holds" for claim in claims):
+        lines += [
+            "",
+            f"Asked again of more data, or in the authors' setting: {again}.",
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _again(section: Section) -> str:
+    """The configurations that ask the same of more data: `AGAIN` of a config."""
+    if section.chosen is None:
+        return ""
+    names = getattr(_module(section.facts[0]["config"]), "AGAIN", ())
+    run = {path.stem.partition("_seed")[0] for path in RESULTS.glob("*_seed*.json")}
+    told = [
+        f"[{name}](#{_anchor(name)})" if name in run else f"`{name}` (not run here)"
+        for name in names
+    ]
+    return ", ".join(told)
 
 
 def _module(name: str) -> Any:

@@ -30,11 +30,13 @@ _RANGES: dict[str, Range] = {
         ("sparsity", "momentum", "stats_momentum", "smoothing", "ema"), _BELOW_1
     ),
     **dict.fromkeys(
-        ("begin", "end", "distill", "drops_at", "factors", "drop_fraction"), _SHARE
+        ("begin", "end", "density", "distill", "drops_at", "factors", "rise"),
+        _SHARE,
     ),
-    **dict.fromkeys(("density", "energy", "flops", "fraction", "target"), _PART),
+    **dict.fromkeys(("energy", "flops", "fraction", "target"), _PART),
     **dict.fromkeys(
-        ("lr", "tune_lr", "alpha", "temperature", "distill_temperature"), _POSITIVE
+        ("lr", "tune_lr", "peak", "alpha", "temperature", "distill_temperature"),
+        _POSITIVE,
     ),
     **dict.fromkeys(
         (
@@ -52,8 +54,8 @@ _RANGES: dict[str, Range] = {
         ),
         _AT_LEAST_1,
     ),
+    "drop_fraction": _SHARE,
     "grow": _SHARE,
-    "distill": _SHARE,
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "budget": ("global", "leaf"),
@@ -62,6 +64,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "recipe": ("rigl", "set", "static"),
     "kinds": ("channel", "decoupled", "spatial"),
 }
+_RATE = ("peak", "rise", "drops_at", "factor")
+"""The parts of a rate that falls in steps: `schedules.in_steps`."""
 _REPEATS = {"draw", "drops_at", "partitions", "strengths"}
 """Tuples that are one setting, or are swept as pairs: their parts may be equal."""
 
@@ -77,6 +81,9 @@ def check(owner: str, settings: Mapping[str, Any]) -> None:
       ConfigError: naming the setting, what was expected and what came.
     """
     for name, value in settings.items():
+        if isinstance(value, Mapping):
+            _check_rate(f"{owner}.{name}", value)
+            continue
         for item in _flat(value):
             _check_one(f"{owner}.{name}" if owner else name, name, item)
         if isinstance(value, tuple) and name not in _REPEATS:
@@ -87,6 +94,17 @@ def check(owner: str, settings: Mapping[str, Any]) -> None:
                     f"`{owner}.{name}` names {', '.join(twice)} twice: two runs of one "
                     "job must differ."
                 )
+
+
+def _check_rate(place: str, value: Mapping[str, Any]) -> None:
+    """A dict is a rate that falls in steps: all of it, and nothing else."""
+    for key in value:
+        if key not in _RATE:
+            raise unknown(f"part of `{place}`", key, _RATE)
+    missing = [key for key in _RATE if key not in value]
+    if missing:
+        raise ConfigError(f"`{place}` lacks {', '.join(missing)}.")
+    check(place, value)
 
 
 def label(value: Any) -> str:

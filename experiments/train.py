@@ -86,11 +86,12 @@ def _leave(text: str, status: int) -> int:
 def _job(args: argparse.Namespace, command: str) -> dict[str, bool]:
     """Everything, from the settings to the files; the claims."""
     rules.check_seed(args.seed)
-    chosen = config.override(config.load(args.config), args.set)
+    chosen = config.override(config.load(args.config, small=args.small), args.set)
     chosen = config.only(chosen, args.only.split(",")) if args.only else chosen
     build.check(chosen)
     connect(os.environ, args.give_up)
-    out = args.out or RUNS / f"{args.config}_seed{args.seed}"
+    form = "_small" if args.small else ""
+    out = args.out or RUNS / f"{args.config}{form}_seed{args.seed}"
     with holding(out), listening():
         prepare(out, chosen, args.seed, resume=args.resume)
         return run(chosen, args, out, command)
@@ -174,12 +175,10 @@ def _train(
         for part, prefix in zip(parts, prefixes(parts), strict=True)
     ]
     for lab in labs:
-        found: list[Row] = []
         for row in _rows(lab):
-            found.append(row)
             rows.append(row._replace(run=lab.prefix + row.run))
-        for text, holds in results.verdicts(lab.config.claims, found).items():
-            claims[lab.prefix + text] = holds
+        for one in labs:
+            claims |= results.verdicts(one.config.claims, rows, one.prefix)
 
 
 def prefixes(parts: Sequence[Config]) -> list[str]:
@@ -405,6 +404,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("config", help="a file of experiments/configs, without .py")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="swd.epochs=2")
+    add("--small", action="store_true", help="its small form, minutes on two cores")
     add("--only", default="", metavar="RUN,...", help="these runs of it alone")
     add("--seed", type=int, default=0, help="of initialization, order and dropout")
     add("--data-dir", help="folder of the data sets; default TFDS_DATA_DIR")

@@ -17,6 +17,8 @@ Contents, in the order in which most people need them:
 * `jprune.surgery`: from masks or scores to a smaller, faster function and parameters.
 * `jprune.compress`: what changes values at removal: merge, low rank, N:M storage.
 * `jprune.analysis`: what is left, what it costs, how a run went.
+* `jprune.frameworks`: models of NNX, Linen, Equinox, Haiku and Keras made compact.
+* `jprune.selection`: the k-th largest entry, exactly, for a method of your own.
 * `jprune.cite`: the paper behind a method. `python -m jprune`: the command line.
 """
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from jprune import masks as masks
     from jprune import reparam as reparam
     from jprune import scores as scores
+    from jprune import selection as selection
     from jprune import surgery as surgery
     from jprune import transforms as transforms
 
@@ -45,6 +48,7 @@ __all__ = (
     "masks",
     "reparam",
     "scores",
+    "selection",
     "surgery",
     "transforms",
 )

@@ -651,7 +651,7 @@ REFERENCES: tuple[Reference, ...] = (
     ),
     Reference(
         key="tanaka2020pruning",
-        methods=("synflow", "synflow_mask", "iterate"),
+        methods=("synflow", "synflow_mask"),
         kind="inproceedings",
         title=(
             "Pruning neural networks without any data by iteratively conserving "
@@ -676,7 +676,6 @@ REFERENCES: tuple[Reference, ...] = (
             "robust pruning",
             "edge_of_chaos",
             "rescale",
-            "branch_scale",
             "stable resnet",
         ),
         kind="inproceedings",

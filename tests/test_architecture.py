@@ -45,10 +45,7 @@ THIRD_PARTY = {
 FRAMEWORKS = {"flax", "haiku", "equinox", "keras"}
 """What a file of `jprune/frameworks` may import in addition: one of them."""
 
-INTERNAL = {"selection"}
-"""Packages that no user looks for: importable by the layers, not counted as public."""
-
-MAX_PUBLIC_NAMES = 205
+MAX_PUBLIC_NAMES = 185
 """Names that a newcomer meets. A new one that helps is welcome, with a thought of which
 other has become needless; helpers, states and results stay in their modules."""
 
@@ -263,10 +260,7 @@ def test_no_file_of_mixed_helpers():
 PUBLIC = [
     name
     for name, file in MODULES.items()
-    if file.name == "__init__.py"
-    and name.count(".") < 2
-    and part(name)[:1] != "_"
-    and part(name) not in INTERNAL
+    if file.name == "__init__.py" and name.count(".") < 2 and part(name)[:1] != "_"
 ]
 
 
@@ -300,6 +294,64 @@ def test_public_names_resolve_and_are_documented(package: str):
         if inspect.isfunction(value) or inspect.isclass(value):
             bad += [f"{package}.{name}: {what}" for what in _undocumented(name, value)]
     assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize("package", [name for name in PUBLIC if name != "jprune"])
+def test_the_docstring_of_a_package_is_its_table_of_contents(package: str):
+    """It names all that is public, and nothing of the package that is not."""
+    doc = inspect.getdoc(importlib.import_module(package)) or ""
+    quoted = set(re.findall(r"`(\w+)`", doc))
+    quoted |= set(re.findall(rf"`(?:jprune\.)?{part(package)}\.(\w+)`", doc))
+    public = set(exported(package))
+    assert not public - set(re.findall(r"`(\w+)", doc)), "not in the docstring"
+    trees = [tree for name, tree in TREES.items() if name.startswith(f"{package}._")]
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    private = {n.name for t in trees for n in t.body if isinstance(n, kinds)} - public
+    assert not private & quoted, "in the docstring, but not public"
+
+
+@pytest.mark.parametrize("package", [name for name in PUBLIC if name != "jprune"])
+def test_docstrings_send_nobody_to_what_is_not_public(package: str):
+    """A public docstring names no function of its package that one cannot import."""
+    module, public = importlib.import_module(package), set(exported(package))
+    trees = [tree for name, tree in TREES.items() if name.startswith(f"{package}._")]
+    found = {n.name for t in trees for n in t.body if isinstance(n, ast.FunctionDef)}
+    bad = []
+    for name in exported(package):
+        value = getattr(module, name)
+        known = public | set(dir(value))
+        if inspect.isroutine(value):
+            known |= set(inspect.signature(value).parameters)
+        words = re.findall(r"`(\w+)`", inspect.getdoc(value) or "")
+        bad += [f"{name}: {word}" for word in words if word in found - known]
+    assert not bad, "\n".join(bad)
+
+
+def test_the_docstring_of_jprune_lists_its_packages():
+    doc = importlib.import_module("jprune").__doc__ or ""
+    listed = re.findall(r"^\* `jprune\.(\w+)`", doc, re.M)
+    public = set(exported("jprune")) - {"__version__"}
+    assert set(listed) == public | {"frameworks"}
+
+
+FRAMEWORK_FILES = sorted(f.stem for f in (LIBRARY / "frameworks").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", FRAMEWORK_FILES)
+def test_modules_of_frameworks_say_what_is_public(name: str):
+    """What `__all__` says is there, has a docstring, and is what the page teaches."""
+    tree = TREES[f"jprune.frameworks.{name}"]
+    (said,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    found = {n.name: ast.get_docstring(n) for n in tree.body if isinstance(n, kinds)}
+    assert all(found.get(public) for public in said), said
+    page = (ROOT / "docs" / "frameworks" / f"{name}.md").read_text()
+    (alias,) = re.findall(rf"from jprune\.frameworks import {name} as (\w+)", page)
+    assert {*re.findall(rf"\b{alias}\.(\w+)", page)} == set(said)
 
 
 @pytest.mark.parametrize("package", PUBLIC)

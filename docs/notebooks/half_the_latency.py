@@ -113,7 +113,7 @@ analysis.plot_groups(deps)
 # %% [markdown]
 # ## Ask for half the time
 #
-# `relative_latency` measures a plan's compact network and the dense one in turns. `select` tries few
+# `relative_cost` measures a plan's compact network and the dense one in turns. `select` tries few
 # plans along its order of removal until the measured time is at most half.
 
 # %%
@@ -125,7 +125,7 @@ def apply(state, x):
 
 
 started = time.time()
-cost = analysis.relative_latency(apply, state, test_x[:32], rounds=15)
+cost = analysis.relative_cost("latency", apply, state, test_x[:32], rounds=15)
 plan = surgery.select(deps, deps.scores(state), cost=cost, at_most=0.5, round_to=4)
 print(
     f"measured: {cost(plan):.2f} of the dense time, found in {time.time() - started:.0f} s"

@@ -75,7 +75,7 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
     price = analysis.savings(deps, "flops")
     per_flop = {i: np.asarray(s) / price[i] for i, s in scores.items()}
     asked = []
-    latency = analysis.relative_latency(model.apply, params, x, rounds=rounds)
+    latency = analysis.relative_cost("latency", model.apply, params, x, rounds=rounds)
 
     def cost(plan: surgery.Plan) -> float:
         asked.append(latency(plan))

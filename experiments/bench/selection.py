@@ -70,7 +70,7 @@ def sorted_times(tree: Any, k: int) -> dict[str, np.ndarray]:
     leaves = jax.tree.leaves(tree)
     joined = jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
     sizes = jnp.abs(joined)
-    images = selection.image_of(joined)
+    images = _images(joined)
     sort = jax.jit(jnp.sort)
     fns = {
         "warm": _call(kth, tree, near),
@@ -142,8 +142,14 @@ def _sum_abs(tree: Any) -> jax.Array:
     return sum((jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(tree)), jnp.float32(0))
 
 
+def _images(x: jax.Array) -> jax.Array:
+    """The integers by which float32 magnitudes compare; infinities and NaN lowest."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
+    return jnp.where(bits < 0x7F800000, bits, 0)
+
+
 def _one_count(tree: Any, bits: jax.Array) -> jax.Array:
-    images = [selection.image_of(x) for x in jax.tree.leaves(tree)]
+    images = [_images(x) for x in jax.tree.leaves(tree)]
     return sum((jnp.sum(b >= bits, dtype=jnp.int32) for b in images), jnp.int32(0))
 
 

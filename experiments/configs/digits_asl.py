@@ -35,6 +35,9 @@ _RUN = {
 }
 
 
+AGAIN = ("mnist_arena", "authors_lenet300")
+
+
 def get_config() -> Config:
     """The settings; weight, start and size limit are those of the authors' code."""
     return Config(

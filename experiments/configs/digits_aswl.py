@@ -27,6 +27,8 @@ Command: `python -m experiments.train digits_aswl`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("mnist_arena", "authors_lenet300", "authors_resnet56")
+
 
 def get_config() -> Config:
     """The settings."""

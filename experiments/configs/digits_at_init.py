@@ -82,6 +82,9 @@ CRITERIA = (
 )
 
 
+AGAIN = ("mnist_arena", "authors_lenet300", "authors_resnet32")
+
+
 def get_config() -> Config:
     """The settings."""
     chain = Config(

@@ -31,6 +31,8 @@ Command: `python -m experiments.train digits_bn`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("cifar_bn",)
+
 
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits`."""

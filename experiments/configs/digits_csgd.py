@@ -29,6 +29,8 @@ Command: `python -m experiments.train digits_csgd`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("cifar_arena", "authors_resnet56")
+
 
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits`."""

@@ -46,6 +46,8 @@ Command: `python -m experiments.train digits_gap`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("mnist_arena", "authors_resnet50")
+
 
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits`."""

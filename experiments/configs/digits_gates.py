@@ -31,6 +31,8 @@ Command: `python -m experiments.train digits_gates`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("cifar_arena",)
+
 
 def get_config() -> Config:
     """The settings; prices are relative to the dense FLOPs."""

@@ -31,6 +31,8 @@ Command: `python -m experiments.train digits_issp`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("mnist_arena", "edsr")
+
 
 def get_config() -> Config:
     """The settings."""

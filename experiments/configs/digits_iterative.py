@@ -20,6 +20,8 @@ Cost: a minute of CPU time. Command: `python -m experiments.train digits_iterati
 
 from experiments.config import Claim, Config
 
+AGAIN = ("mnist_arena",)
+
 
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits_aswl`."""

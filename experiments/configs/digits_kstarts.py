@@ -67,6 +67,8 @@ from itertools import product
 
 from experiments.config import Claim, Config
 
+AGAIN = ("mnist_arena", "authors_lenet300")
+
 
 def get_config() -> Config:
     """The settings; the first of `fraction` is also the combination's."""

@@ -29,6 +29,8 @@ Command: `python -m experiments.train digits_lasso`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("cifar_lasso", "cifar_arena")
+
 
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits`."""

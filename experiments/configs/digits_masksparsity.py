@@ -29,6 +29,8 @@ Command: `python -m experiments.train digits_masksparsity`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("cifar_arena", "authors_resnet110")
+
 
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits`."""

@@ -27,6 +27,8 @@ Command: `python -m experiments.train digits_nm`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("edsr",)
+
 
 def get_config() -> Config:
     """The settings."""

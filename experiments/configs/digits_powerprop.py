@@ -25,6 +25,8 @@ Cost: 200 s on two busy cores. Command: `python -m experiments.train digits_powe
 
 from experiments.config import Claim, Config
 
+AGAIN = ("mnist_powerprop_notebook", "mnist_arena")
+
 
 def get_config() -> Config:
     """The settings."""

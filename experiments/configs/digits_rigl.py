@@ -53,6 +53,9 @@ def _run(recipe: str, drop_fraction: float) -> dict[str, Any]:
     }
 
 
+AGAIN = ("mnist_arena", "authors_resnet50")
+
+
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits`."""
     return Config(

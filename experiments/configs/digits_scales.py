@@ -23,6 +23,8 @@ Command: `python -m experiments.train digits_scales`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("cifar_arena",)
+
 
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits_gates`."""

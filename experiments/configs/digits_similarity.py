@@ -30,6 +30,8 @@ Command: `python -m experiments.train digits_similarity`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("cifar_similarity", "cifar_arena")
+
 
 def get_config() -> Config:
     """The settings; data, network and dense run are those of `digits`."""

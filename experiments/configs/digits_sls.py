@@ -24,6 +24,8 @@ Cost: 570 s on two very busy cores. Command: `python -m experiments.train digits
 
 from experiments.config import Claim, Config
 
+AGAIN = ("edsr",)
+
 
 def get_config() -> Config:
     """The settings."""

@@ -16,6 +16,8 @@ Command: `python -m experiments.train digits_straight_through`.
 
 from experiments.config import Claim, Config
 
+AGAIN = ("mnist_arena",)
+
 
 def get_config() -> Config:
     """The settings."""

@@ -10,7 +10,7 @@ from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.results import Row
 from experiments.rules import percent
-from experiments.schedules import warmup_cosine
+from experiments.schedules import Rate, learning_rate
 from jprune import compress, surgery, transforms
 
 
@@ -24,7 +24,7 @@ def csgd(
     vector_multiplier: float,
     bias_rate: float,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -39,7 +39,7 @@ def csgd(
       vector_multiplier: of the pull, on biases and norm scales.
       bias_rate: of the learning rate, on biases.
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of Nesterov.
       weight_decay: of the kernels.
     """
@@ -56,7 +56,7 @@ def csgd(
 
         def transform(_: Any, found: Any = found):
             return transforms.csgd(
-                warmup_cosine(lr, steps),
+                learning_rate(lr, steps),
                 groups,
                 found,
                 strength=strength,

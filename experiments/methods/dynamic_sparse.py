@@ -11,7 +11,7 @@ from experiments.loop import compile_program, fit
 from experiments.methods.swept import kept_count, row_of
 from experiments.results import Row
 from experiments.rules import percent
-from experiments.schedules import warmup_cosine
+from experiments.schedules import Rate, learning_rate
 from jprune import masks, scores, transforms
 
 
@@ -24,7 +24,7 @@ def dynamic_sparse(
     every: int,
     end: float,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -40,7 +40,7 @@ def dynamic_sparse(
       every: steps between two moves; unused by "static".
       end: share of the run after which the mask stands still; unused by "static".
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
@@ -54,7 +54,7 @@ def dynamic_sparse(
 
     def transform(mask: Any) -> optax.GradientTransformation:
         return make(
-            warmup_cosine(lr, steps),
+            learning_rate(lr, steps),
             mask=mask,
             momentum=momentum,
             weight_decay=weight_decay,

@@ -104,8 +104,8 @@ def _arms(k: int, fraction: float, window: int, scope: str) -> dict[str, Arm]:
         return [at(i) for i in range(window + 1)]
 
     def move(part: float) -> Step:
-        return lambda e, key, s: at_init.dissipating_to(
-            1 - (1 - s) ** part, scope=scope
+        return lambda e, key, s: at_init.dissipating(
+            sparsity=1 - (1 - s) ** part, scope=scope
         )(e)
 
     def largest(e: Any, key: jax.Array, s: jax.Array) -> Any:
@@ -146,8 +146,7 @@ class _Trial:
                 f"`early_pruning` trains networks without batch statistics; "
                 f"`{lab.config.model}` has some."
             )
-        begin = jax.vmap(partial(at_init.begin_early, tx, scope=scope))
-        self.first = jax.jit(begin)(_stacked([params for params, _ in started]))
+        starts = _stacked([params for params, _ in started])
         self.keys = jnp.stack([one.key("early") for one in self.labs])
 
         def loss(params: Any, batch: Any) -> jax.Array:
@@ -158,7 +157,13 @@ class _Trial:
             losses = optax.softmax_cross_entropy_with_integer_labels(out, labels)
             return losses.mean()
 
-        train = partial(at_init.train_window, loss, tx)
+        def begin(params: Any) -> Any:
+            return at_init.train_early(loss, tx, params, [], [], scope=scope)
+
+        def train(early: Any, batches: Any) -> Any:
+            return at_init.train_early(loss, tx, early, [batches], [None])
+
+        self.first = jax.jit(jax.vmap(begin))(starts)
         self.train = jax.jit(jax.vmap(train))
 
     def batches(self, epoch: int) -> Any:

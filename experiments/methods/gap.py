@@ -52,8 +52,8 @@ def gap(
     worker, tuning = plan.held(plan.cosine(epochs)), plan.held(plan.cosine(tune_epochs))
     for share in sparsity:
         growing = {
-            "density while growing": transforms.average_density(
-                jax.eval_shape(lab.init)[0], share, partitions
+            "density while growing": average_density(
+                jax.eval_shape(lab.init)[0], share, len(partitions)
             )
         }
         for rounds in cyclic_rounds:
@@ -67,6 +67,13 @@ def gap(
         longest, own = max(cyclic_rounds), {"sparsity": share, "form": "static"}
         run = lab.run(f"static random {percent(share)}", **own)
         yield plan.row(share, plan.static(share, longest, run), run, longest, {})
+
+
+def average_density(params: Any, share: float, parts: int) -> float:
+    """The share of the kernels' weights that is there, on average over a round."""
+    sizes = [kernel.size for kernel in kernels(params)]
+    size, kept = sum(sizes), sum(masks.kept_count(n, share) for n in sizes)
+    return (size + (parts - 1) * kept) / (parts * size)
 
 
 class _Plan(NamedTuple):

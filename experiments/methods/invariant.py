@@ -42,7 +42,7 @@ def invariant(
     found = analysis.scale_invariance(structured.network(lab), tree, index)
     groups = found.groups
     rng = np.random.default_rng(lab.seed)
-    sizes = analysis.filter_sizes(tree, groups)
+    sizes = found.filter_sizes(tree)
     factors = [
         np.exp(rng.uniform(-spread, spread, sizes[g.name].shape)) for g in groups
     ]

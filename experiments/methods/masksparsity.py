@@ -11,7 +11,7 @@ from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
 from experiments.results import Row
-from experiments.schedules import warmup_cosine
+from experiments.schedules import Rate, learning_rate
 from jprune import masks, surgery, transforms
 
 
@@ -22,11 +22,11 @@ def masksparsity(
     strength: tuple[float, ...],
     threshold: float,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
     tune_epochs: int,
-    tune_lr: float,
+    tune_lr: Rate,
 ) -> Iterator[Row]:
     """Two rows for each strength: cut after slimming, cut after MaskSparsity.
 
@@ -40,15 +40,15 @@ def masksparsity(
       strength: of the L1 penalty, in both.
       threshold: of the scales.
       epochs: length of each of the two runs.
-      lr: where their cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of Nesterov there, of heavy ball in fine-tuning.
       weight_decay: of all leaves there, of the kernels in fine-tuning.
       tune_epochs: length of fine-tuning.
-      tune_lr: where its cosine starts.
+      tune_lr: see `schedules.learning_rate`.
     """
     deps = structured.find_groups(lab, dense)
     groups = structured.coupled(deps)
-    rate = warmup_cosine(lr, epochs * lab.per_epoch)
+    rate = learning_rate(lr, epochs * lab.per_epoch)
     shared: dict[str, Any] = {"weight_decay": weight_decay, "momentum": momentum}
     start = (dense.params, dense.stats)
 

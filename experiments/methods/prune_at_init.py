@@ -16,7 +16,7 @@ from experiments.methods.removal import row
 from experiments.methods.swept import sgd
 from experiments.results import Row
 from experiments.rules import percent
-from experiments.schedules import warmup_cosine
+from experiments.schedules import Rate, learning_rate
 from jprune import at_init, masks, scores, transforms
 
 CRITERIA = ("random", "magnitude", "snip", "grasp", "synflow")
@@ -35,7 +35,7 @@ def prune_at_init(
     temperature: float,
     rounds: int,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -59,7 +59,7 @@ def prune_at_init(
       temperature: of GraSP's logits.
       rounds: of SynFlow.
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
@@ -102,10 +102,10 @@ def prune_at_init(
 
 
 def _program(
-    lab: Lab, epochs: int, lr: float, momentum: float, weight_decay: float
+    lab: Lab, epochs: int, lr: Rate, momentum: float, weight_decay: float
 ) -> Program:
     """Ordinary training with a mask held, compiled once for all masks."""
-    rate = warmup_cosine(lr, epochs * lab.per_epoch)
+    rate = learning_rate(lr, epochs * lab.per_epoch)
     return compile_program(
         lab,
         lambda mask: sgd(rate, momentum, weight_decay, transforms.keep_masked(mask)),

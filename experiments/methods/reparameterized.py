@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.scipy.special import erfc
 
 from experiments.lab import Lab, Run
 from experiments.loop import compile_program, fit
@@ -16,7 +17,7 @@ from experiments.methods.removal import row
 from experiments.methods.swept import kept_count
 from experiments.results import Row
 from experiments.rules import percent
-from experiments.schedules import warmup_cosine
+from experiments.schedules import Rate, learning_rate
 from jprune import compress, masks, reparam, transforms
 
 
@@ -127,7 +128,7 @@ def straight_through(
     *,
     sparsity: tuple[float, ...],
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -137,11 +138,11 @@ def straight_through(
       lab: the shared part.
       sparsity: fractions to remove.
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of all dense weights, pruned now or not.
     """
-    rate = warmup_cosine(lr, epochs * lab.per_epoch)
+    rate = learning_rate(lr, epochs * lab.per_epoch)
 
     def variant(share: float) -> Variant:
         kept = kept_count(lab, share)
@@ -160,7 +161,7 @@ def top_kast(
     sparsity: tuple[float, ...],
     backward: float,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -171,11 +172,11 @@ def top_kast(
       sparsity: of the forward pass, in each layer.
       backward: how many times as many weights get a gradient.
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of the paper's penalty.
     """
-    tx = optax.sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum)
+    tx = optax.sgd(learning_rate(lr, epochs * lab.per_epoch), momentum)
 
     def variant(share: float) -> Variant:
         behind = max(1 - backward * (1 - share), 0.0)
@@ -193,7 +194,7 @@ def aswl(
     alpha: float,
     decay: float,
     epochs: int,
-    lr: float,
+    lr: Rate,
     attention_rate: float,
     momentum: float,
 ) -> Iterator[Row]:
@@ -206,14 +207,14 @@ def aswl(
       alpha: exponent from attention to sparsity.
       decay: of the squared pruned weights.
       epochs: length of each run.
-      lr: where the cosine of the weights starts.
+      lr: of the weights; see `schedules.learning_rate`.
       attention_rate: learning rate of the attentions over that of the weights.
       momentum: of heavy ball, for both.
     """
     steps = epochs * lab.per_epoch
-    rates = {"weights": lr, "attention": attention_rate * lr}
+    times = {"weights": 1.0, "attention": attention_rate}
     tx = optax.partition(
-        {k: optax.sgd(warmup_cosine(v, steps), momentum) for k, v in rates.items()},
+        {k: optax.sgd(learning_rate(lr, steps, v), momentum) for k, v in times.items()},
         lambda theta: theta._replace(weights="weights", attention="attention"),
     )
 
@@ -236,7 +237,7 @@ def asl(
     budget: Any,
     min_size: int,
     epochs: int,
-    lr: float,
+    lr: Rate,
     threshold_rate: float,
     momentum: float,
     weight_decay: float,
@@ -252,7 +253,7 @@ def asl(
       budget: "global" or "leaf".
       min_size: kernels with fewer weights stay dense.
       epochs: length of each run.
-      lr: where the cosine of the weights starts.
+      lr: of the weights; see `schedules.learning_rate`.
       threshold_rate: learning rate of the thresholds over that of the weights.
       momentum: of heavy ball, for both.
       weight_decay: of the weights.
@@ -260,9 +261,9 @@ def asl(
     steps = epochs * lab.per_epoch
     weights = optax.chain(
         optax.add_decayed_weights(weight_decay, mask=masks.prunable),
-        optax.sgd(warmup_cosine(lr, steps), momentum),
+        optax.sgd(learning_rate(lr, steps), momentum),
     )
-    thresholds = optax.sgd(warmup_cosine(threshold_rate * lr, steps), momentum)
+    thresholds = optax.sgd(learning_rate(lr, steps, threshold_rate), momentum)
     tx = optax.partition(
         {"weights": weights, "thresholds": thresholds},
         lambda theta: theta._replace(weights="weights", thresholds="thresholds"),
@@ -294,7 +295,7 @@ def sls(
     weight: float,
     scope: str,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -309,12 +310,12 @@ def sls(
       weight: of the relative cost.
       scope: regular expression of the kernels that take part.
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
     inside = masks.prunable(dense.params, include=scope)
-    rate = warmup_cosine(lr, epochs * lab.per_epoch)
+    rate = learning_rate(lr, epochs * lab.per_epoch)
     tx = optax.chain(decayed(weight_decay, _weights), optax.sgd(rate, momentum))
 
     def variants() -> Iterator[Variant]:
@@ -345,7 +346,7 @@ def sr_ste(
     pairs: tuple[tuple[int, int], ...],
     strengths: tuple[float, ...],
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -356,11 +357,11 @@ def sr_ste(
       pairs: of n and m.
       strengths: of the decay of pruned weights; 0 is the plain straight-through mask.
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of all leaves.
     """
-    rate = warmup_cosine(lr, epochs * lab.per_epoch)
+    rate = learning_rate(lr, epochs * lab.per_epoch)
     shapes, _ = jax.eval_shape(lab.init)
 
     def variants(n: int, m: int, scope: Any) -> Iterator[Variant]:
@@ -431,8 +432,7 @@ def predicted(theta: Any) -> float:
         name: masks.size(theta.weights, scope=f"^{name}$") for name in theta.thresholds
     }
     left = sum(
-        float(reparam.predicted_density(x)) * sizes[name]
-        for name, x in theta.thresholds.items()
+        float(erfc(x / 2**0.5)) * sizes[name] for name, x in theta.thresholds.items()
     )
     return 1 - left / sum(sizes.values())
 

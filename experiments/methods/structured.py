@@ -12,7 +12,7 @@ from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import row
 from experiments.methods.swept import sgd
 from experiments.results import Row
-from experiments.schedules import warmup_cosine
+from experiments.schedules import Rate, learning_rate
 from jprune import analysis, masks, surgery, transforms
 
 
@@ -145,7 +145,7 @@ def fine_tune(
     *,
     run: Run,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
     teacher: Fit | None = None,
@@ -162,7 +162,7 @@ def fine_tune(
       keeps: by group id what stays.
       run: label.
       epochs: length.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of the kernels.
       teacher: the dense run, for `config.distill`.
@@ -170,7 +170,7 @@ def fine_tune(
     mask = masks.from_groups(params, groups, keeps)
 
     def transform(_: Any) -> optax.GradientTransformation:
-        rate = warmup_cosine(lr, epochs * lab.per_epoch)
+        rate = learning_rate(lr, epochs * lab.per_epoch)
         return sgd(rate, momentum, weight_decay, transforms.keep_masked(mask))
 
     start = (masks.apply(mask, params), stats)

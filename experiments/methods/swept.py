@@ -14,7 +14,7 @@ from experiments.loop import Fit, compile_program, fit
 from experiments.methods.removal import kernels, largest, remove, row
 from experiments.results import Row
 from experiments.rules import percent
-from experiments.schedules import drops, warmup_cosine
+from experiments.schedules import Rate, drops, learning_rate
 from jprune import masks, transforms
 
 
@@ -92,7 +92,7 @@ def swd(
     sparsity: tuple[float, ...],
     batch: int,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     mu: float,
     a_min: float,
@@ -105,7 +105,7 @@ def swd(
       sparsity: fractions to remove.
       batch: examples in a step; small ones serve it better than more epochs.
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       mu: base weight decay of the kernels.
       a_min: first strength of the selective decay.
@@ -116,7 +116,7 @@ def swd(
 
     def transform(keep: Any) -> optax.GradientTransformation:
         return transforms.swd(
-            warmup_cosine(lr, steps),
+            learning_rate(lr, steps),
             mu=mu,
             a_min=a_min,
             a_max=a_max,
@@ -142,7 +142,7 @@ def gradual(
     epochs: int,
     end: float,
     every: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -156,7 +156,7 @@ def gradual(
       epochs: length of each run.
       end: share of the run after which nothing more is removed.
       every: steps between removals.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
@@ -165,7 +165,7 @@ def gradual(
 
     def transform(final: Any) -> optax.GradientTransformation:
         prune = transforms.prune_gradually(final, end=round(end * steps), every=every)
-        return sgd(warmup_cosine(lr, steps), momentum, weight_decay, prune)
+        return sgd(learning_rate(lr, steps), momentum, weight_decay, prune)
 
     points = [
         Point(lab.run(f"gradual {percent(s)}", sparsity=s), np.float32(s), kept)
@@ -185,7 +185,7 @@ def weightmom(
     begin: float,
     end: float,
     every: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
 ) -> Iterator[Row]:
@@ -202,7 +202,7 @@ def weightmom(
       begin: share of the run before which nothing is removed.
       end: share of the run after which nothing more is removed.
       every: steps between removals.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of the kernels.
     """
@@ -219,7 +219,7 @@ def weightmom(
             beta=beta,
             gamma=gamma,
         )
-        return sgd(warmup_cosine(lr, steps), momentum, weight_decay, prune)
+        return sgd(learning_rate(lr, steps), momentum, weight_decay, prune)
 
     points = [
         Point(

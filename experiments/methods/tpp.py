@@ -11,6 +11,7 @@ from experiments.methods import structured
 from experiments.methods.removal import accuracy
 from experiments.results import Row
 from experiments.rules import percent
+from experiments.schedules import Rate
 from jprune import analysis, masks, surgery, transforms
 
 
@@ -28,7 +29,7 @@ def tpp(
     momentum: float,
     weight_decay: float,
     tune_epochs: int,
-    tune_lr: float,
+    tune_lr: Rate,
     samples: int,
 ) -> Iterator[Row]:
     """Two rows for each sparsity: cut at once by L1 norm, and cut after TPP.
@@ -50,7 +51,7 @@ def tpp(
       momentum: of heavy ball, everywhere.
       weight_decay: of all leaves in the regularized run, of the kernels in fine-tuning.
       tune_epochs: length of fine-tuning.
-      tune_lr: where its cosine starts.
+      tune_lr: see `schedules.learning_rate`.
       samples: training images at which the Jacobian is taken.
     """
     deps = structured.find_groups(lab, dense)

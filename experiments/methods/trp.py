@@ -14,7 +14,7 @@ from experiments.methods import structured
 from experiments.methods.one_shot import recalibration
 from experiments.methods.removal import accuracy, row
 from experiments.results import Row
-from experiments.schedules import warmup_cosine
+from experiments.schedules import Rate, learning_rate
 from jprune import analysis, compress, masks, transforms
 
 
@@ -27,7 +27,7 @@ def trp(
     every: int,
     nuclear: float,
     epochs: int,
-    lr: float,
+    lr: Rate,
     momentum: float,
     weight_decay: float,
     stats_momentum: float,
@@ -48,7 +48,7 @@ def trp(
       every: steps from one truncation to the next.
       nuclear: weight of the nuclear norm.
       epochs: length of each run.
-      lr: where the cosine starts.
+      lr: see `schedules.learning_rate`.
       momentum: of heavy ball.
       weight_decay: of all leaves.
       stats_momentum: of the network's running averages.
@@ -60,7 +60,7 @@ def trp(
 
         def transform(_: Any, settings: Any = settings) -> Any:
             return transforms.trp(
-                warmup_cosine(lr, steps),
+                learning_rate(lr, steps),
                 energy=energy,
                 every=every,
                 nuclear=nuclear,

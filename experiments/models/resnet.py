@@ -28,7 +28,7 @@ class ResNet(nn.Module):
       shortcut: where the stream changes, "projection" (1x1 convolution) or "pad"
         (stride, zero channels on both sides, no parameters: option A).
       stem: "large" for 7x7 stride 2 and max pooling, "small" for one 3x3.
-      branch_scale: factor of every residual branch; `at_init.branch_scale(blocks)` for
+      branch_scale: factor of every residual branch; `blocks**-0.5` for
         a Stable ResNet.
     """
 

@@ -98,6 +98,7 @@ class Task(NamedTuple):
       knob: the value of each lane; one number where it decides the program.
       run: name in the log and of the checkpoints.
       tuning: whether this is a tuning run.
+      spent: wall seconds of its trainings so far, compilation included.
     """
 
     trial: Trial
@@ -106,6 +107,7 @@ class Task(NamedTuple):
     knob: Any
     run: str
     tuning: bool
+    spent: list[float]
 
     @property
     def kept(self) -> int:
@@ -153,6 +155,7 @@ class Task(NamedTuple):
             split="validation",
             may_diverge=self.tuning,
         )
+        self.spent.append(done.seconds)
         return done.params
 
 
@@ -227,7 +230,7 @@ def tune(
         shared = trial.shared._replace(seeds=(seed,) * len(group))
         knob = group[0] if static else np.array(group, np.float32)
         name = f"{label} tuning" + (f" {group[0]:g}" if static else "")
-        task = Task(trial, shared, share, knob, name, tuning=True)
+        task = Task(trial, shared, share, knob, name, tuning=True, spent=[])
         params = cut(train(task), task.kept)
         found += shared.accuracy(params, "validation").tolist()
     best = int(np.argmax(found))
@@ -244,7 +247,7 @@ def run_one(
 ) -> Row:
     """All seeds at one sparsity, and their row."""
     run = f"{label} {percent(share)}"
-    task = Task(trial, trial.shared, share, best[0], run, tuning=False)
+    task = Task(trial, trial.shared, share, best[0], run, tuning=False, spent=[])
     params = train(task)
     return lanes.row(
         trial.shared,
@@ -253,6 +256,7 @@ def run_one(
         method=label,
         kept=task.kept,
         before=params,
+        seconds=sum(task.spent),
         extra={knob: best[0], "validation when tuned": best[1]},
     )
 
@@ -318,12 +322,18 @@ def train_dense(
     program = compile_program(trial, lambda h: rule(trial.schedule(h.knob)))
     whole: Train = lambda task: task.fit(program, epochs)  # noqa: E731
     lr, told = tune(trial, whole, "dense", tries, 0.0, static=False)
-    task = Task(trial, shared, 0.0, lr, "dense", tuning=False)
+    task = Task(trial, shared, 0.0, lr, "dense", tuning=False, spent=[])
     params = whole(task)
     note = {"lr": lr, "validation when tuned": told}
     rows = [
         lanes.row(
-            shared, params, run="dense", method="dense", kept=trial.size, extra=note
+            shared,
+            params,
+            run="dense",
+            method="dense",
+            kept=trial.size,
+            seconds=sum(task.spent),
+            extra=note,
         )
     ]
     for share in sparsity:
@@ -349,6 +359,8 @@ def _halves(trial: Trial, rule: Callable[..., Any], lr: float) -> Start:
     found = []
     for name, seeds in (("", trial.shared.seeds), (" tuning", (seed,))):
         shared = trial.shared._replace(seeds=seeds)
-        task = Task(trial, shared, 0.0, lr, f"dense, half{name}", tuning=False)
+        task = Task(
+            trial, shared, 0.0, lr, f"dense, half{name}", tuning=False, spent=[]
+        )
         found.append(task.fit(program, trial.half))
     return Start(*found)

@@ -4,6 +4,7 @@ K-starts and dissipating gradients need to know their layers beforehand: they ha
 Erdos-Renyi-Kernel allocation. The others have one ranking over the whole network.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -147,15 +148,17 @@ def _early(
 
     def window(early: Any, pixels: Any, labels: Any, order: Any) -> Any:
         batches = (pixels[order], labels[order])
-        return at_init.train_window(loss, tx, early, batches)
+        return at_init.train_early(loss, tx, early, [batches], [None])
 
-    begin = jax.jit(jax.vmap(lambda params: at_init.begin_early(tx, params)))
+    begin = jax.jit(
+        jax.vmap(lambda params: at_init.train_early(loss, tx, params, [], []))
+    )
     train_one = jax.jit(window)
 
     def train(task: Task) -> Any:
         steps = rules(task)
         early = begin(task.shared.first())
-        hyper = task.given().tree
+        hyper, clock = task.given().tree, time.perf_counter()
         for epoch, rule in enumerate(steps):
             order = task.shared.order(epoch)
             early = stacked(
@@ -165,6 +168,8 @@ def _early(
             decide = jax.jit(jax.vmap(rule))
             mask = decide(early, hyper.key, hyper.knob)
             early = early._replace(params=lanes.apply(mask, early.params), mask=mask)
+        jax.block_until_ready(early)
+        task.spent.append(time.perf_counter() - clock)
         done = len(steps) * shared.per_epoch
         held = compile_program(
             trial,
@@ -208,7 +213,7 @@ def dissipating(
     def rules(task: Task) -> list[Callable[..., Any]]:
         def after(part: float) -> Callable[..., Any]:
             share = masks.erk(trial.shapes, 1 - (1 - task.sparsity) ** part)
-            return lambda early, key, knob: at_init.dissipating_to(share)(early)
+            return lambda early, key, knob: at_init.dissipating(sparsity=share)(early)
 
         return [after(i / window) for i in range(1, window + 1)]
 

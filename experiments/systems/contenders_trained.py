@@ -305,21 +305,22 @@ def top_kast(
     )
 
 
-@arena.contender("ASWL", "gamma", static=True)
+@arena.contender("ASWL", "alpha", static=True)
 def aswl(
     trial: Trial,
     *,
     lr: float,
     momentum: float,
     decay: float,
+    gamma: float,
     attention_rate: float,
 ) -> Train:
-    """Attentions learn the sparsity of each layer; the knob is their penalty."""
+    """Attentions learn the sparsity of each layer; the knob is how hard they prune."""
     rates = {"weights": lr, "attention": attention_rate * lr}
     return _of_theta(
         trial,
         lambda task: reparam.learned_attention(
-            gamma=task.knob, decay=decay, target=1 - task.sparsity
+            gamma=gamma, alpha=task.knob, decay=decay, target=1 - task.sparsity
         ),
         lambda h: optax.partition(
             {k: optax.sgd(trial.schedule(v), momentum) for k, v in rates.items()},

@@ -3,14 +3,14 @@
 * What is left, leaf by leaf: `report`.
 * What it costs: `flops`, `latency`, `latencies` (side by side); all of it for a dense
   and a compact function: `compare`.
-* A plan's cost as a fraction of the dense network, for `surgery.select(cost=)`:
-  `relative_latency`, `relative_flops`, `relative_memory`, `relative_bytes`.
+* For a budget: a plan's cost as a fraction of the dense network, for
+  `surgery.select(cost=)`: `relative_cost`; what one coordinate of a group saves:
+  `savings`.
 * Its residual branches, for gates and samplers: `residual_branches`; how much a block
   changes the stream: `block_influence`.
 * How it trains: `trainability`.
-* Filters whose scale a norm hides: `scale_invariance`; their `filter_sizes`, and where
-  these settle: `equilibrium` (`angular_update`, `effective_learning_rate`: in
-  `analysis._scale_invariance`; `transforms.log_filters` as they train).
+* Filters whose scale a norm hides: `scale_invariance` (their sizes and turns are its
+  methods), and where these settle: `equilibrium`.
 * Figures: `plot_groups`, `plot_widths`, `plot_front`, `plot_filters`, `plot_history`,
   `plot_sparsity`.
 """
@@ -27,13 +27,9 @@ from jprune.analysis._plot_structure import plot_groups as plot_groups
 from jprune.analysis._plot_structure import plot_widths as plot_widths
 from jprune.analysis._plots import plot_history as plot_history
 from jprune.analysis._plots import plot_sparsity as plot_sparsity
-from jprune.analysis._relative_cost import relative_bytes as relative_bytes
-from jprune.analysis._relative_cost import relative_flops as relative_flops
-from jprune.analysis._relative_cost import relative_latency as relative_latency
-from jprune.analysis._relative_cost import relative_memory as relative_memory
+from jprune.analysis._relative_cost import relative_cost as relative_cost
 from jprune.analysis._relative_cost import savings as savings
 from jprune.analysis._report import report as report
 from jprune.analysis._scale_invariance import equilibrium as equilibrium
-from jprune.analysis._scale_invariance import filter_sizes as filter_sizes
 from jprune.analysis._scale_invariance import scale_invariance as scale_invariance
 from jprune.analysis._trainability import trainability as trainability

@@ -1,12 +1,12 @@
 """What a plan costs, as a fraction of the dense network: for `surgery.select(cost=)`.
 
-Each function here makes a measure `plan -> fraction` of one network at one input. The
+`relative_cost` makes a measure `plan -> fraction` of one network at one input. The
 dense network measures 1.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,84 +19,50 @@ from jprune.surgery import Groups, Plan, plan_from_keep, shrink
 Measure = Callable[[Plan], float]
 
 
-def relative_latency(
-    fn: Callable[..., Any], params: PyTree, *args: Any, rounds: int = 20
+def relative_cost(
+    of: Literal["latency", "flops", "memory", "bytes"],
+    fn: Callable[..., Any],
+    params: PyTree,
+    *args: Any,
+    rounds: int = 20,
 ) -> Measure:
-    """Median time of the compact network over that of the dense one, on this device.
-
-    The two take turns, so that a drift of the machine's speed leaves the fraction.
+    """A measure of plans: the compact network's cost over that of the dense one.
 
     Args:
-      fn: `fn(params, *args)`, the dense function; it is jitted.
-      params: the dense parameters.
-      *args: the input at which time counts (batch size, length).
-      rounds: timed calls of each network, at least 1.
+      of: "latency": the median time on this device; the two networks take turns, so
+        that a drift of the machine's speed leaves the fraction. "flops": operations
+        that XLA counts in the compiled network, element-wise ones too (unlike
+        `select(flops=)`, which counts contractions alone). "memory": the peak of one
+        call, arguments, results and temporaries. "bytes": those of the parameters.
+      fn: `fn(params, *args)`, the dense function.
+      params: the dense parameters. Shapes are enough, but for "latency".
+      *args: the input at which it counts (batch size, length); shapes as for `params`.
+      rounds: timed calls of each network, at least 1; for "latency".
 
     Returns:
-      `plan -> fraction`; each call compiles the compact network.
+      `plan -> fraction`, for `surgery.select(cost=)`. Each call compiles the compact
+      network, but for "bytes".
+
+    Raises:
+      ValueError: another `of`.
 
     Examples:
       ::
 
-        cost = analysis.relative_latency(apply, params, x)
+        cost = analysis.relative_cost("latency", apply, params, x)
         plan = surgery.select(deps, scores, cost=cost, at_most=0.5, round_to=8)
     """
-    dense = functools.cache(lambda: prepared((fn, params, *args)))
-
-    def measure(plan: Plan) -> float:
-        compact = prepared((shrink(fn, plan), plan.pack(params), *args))
-        found = in_turns({"dense": dense(), "compact": compact}, rounds, 2)
-        return found["compact"].median / found["dense"].median
-
-    return measure
-
-
-def relative_flops(fn: Callable[..., Any], params: PyTree, *args: Any) -> Measure:
-    """Operations that XLA counts in the compiled compact network over the dense one's.
-
-    Unlike `select(flops=)`, which counts contractions alone, this counts what is left
-    after compilation, element-wise operations too.
-
-    Args:
-      fn: `fn(params, *args)`, the dense function.
-      params: the dense parameters; shapes are enough.
-      *args: its other arguments; shapes are enough.
-
-    Returns:
-      `plan -> fraction`; each call compiles the compact network.
-    """
-    return _relative(_compiled_flops, fn, params, args)
-
-
-def relative_memory(fn: Callable[..., Any], params: PyTree, *args: Any) -> Measure:
-    """Peak memory of one call over the dense one's: arguments, results, temporaries.
-
-    Args:
-      fn: `fn(params, *args)`, the dense function.
-      params: the dense parameters; shapes are enough.
-      *args: its other arguments; shapes are enough.
-
-    Returns:
-      `plan -> fraction`; each call compiles the compact network.
-    """
-    return _relative(_peak_bytes, fn, params, args)
-
-
-def relative_bytes(params: PyTree) -> Measure:
-    """Bytes of the compact parameters over those of the dense ones.
-
-    Args:
-      params: the dense parameters; shapes and dtypes are enough.
-
-    Returns:
-      `plan -> fraction`; nothing is compiled.
-    """
-    dense = _bytes(params)
-
-    def measure(plan: Plan) -> float:
-        return _bytes(jax.eval_shape(plan.pack, params)) / dense
-
-    return measure
+    if of == "latency":
+        return _relative_latency(fn, params, args, rounds)
+    if of == "bytes":
+        dense = _bytes(params)
+        return lambda plan: _bytes(jax.eval_shape(plan.pack, params)) / dense
+    counts = {"flops": _compiled_flops, "memory": _peak_bytes}
+    if of not in counts:
+        raise value_error(
+            f'`of` must be "latency", "flops", "memory" or "bytes", got {of!r}.'
+        )
+    return _relative(counts[of], fn, params, args)
 
 
 def savings(deps: Groups, cost: str | Measure = "flops") -> dict[str, float]:
@@ -152,6 +118,19 @@ def _halved(deps: Groups, name: str | None) -> Plan:
         g.id: np.arange(g.size) < g.size - g.size // 2 for g in deps if g.id == name
     }
     return plan_from_keep(deps, keep)
+
+
+def _relative_latency(
+    fn: Callable[..., Any], params: PyTree, args: Any, rounds: int
+) -> Measure:
+    dense = functools.cache(lambda: prepared((fn, params, *args)))
+
+    def measure(plan: Plan) -> float:
+        compact = prepared((shrink(fn, plan), plan.pack(params), *args))
+        found = in_turns({"dense": dense(), "compact": compact}, rounds, 2)
+        return found["compact"].median / found["dense"].median
+
+    return measure
 
 
 def _relative(

@@ -15,7 +15,7 @@ the abstract was read.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +54,47 @@ class ScaleInvariance(NamedTuple):
     groups: list[ScaleGroup]
     why: dict[str, str]
     radial: dict[str, np.ndarray]
+
+    def filter_sizes(self, params: PyTree) -> dict[str, jax.Array]:
+        """The lengths |w| of the filters.
+
+        Args:
+          params: the parameters, those analyzed or later ones.
+
+        Returns:
+          By path one length for each filter, [filters]; a number for a whole kernel.
+        """
+        found = group_leaves(params, self.groups)
+        return {g.name: flat_norms(w, g.kernel.axis) for g, _, w in found}
+
+    def effective_learning_rate(
+        self, learning_rate: float, params: PyTree
+    ) -> dict[str, jax.Array]:
+        r"""$\eta / |w|^2$ of each filter: the step of SGD seen on the unit sphere.
+
+        Args:
+          learning_rate: $\eta$.
+          params: the parameters.
+
+        Returns:
+          By path one rate for each filter, [filters].
+        """
+        sizes = self.filter_sizes(params)
+        return {name: learning_rate / size**2 for name, size in sizes.items()}
+
+    def angular_update(self, before: PyTree, after: PyTree) -> dict[str, jax.Array]:
+        """By how much each filter turned, in radians, [filters], by path.
+
+        Args:
+          before: the parameters.
+          after: the parameters some steps later.
+
+        Returns:
+          Angles from 0 to pi, exact for small ones; 0 for a filter of zeros.
+        """
+        old, new = group_leaves(before, self.groups), group_leaves(after, self.groups)
+        pairs = zip(old, new, strict=True)
+        return {g.name: turn(a, b, g.kernel.axis) for (g, _, a), (_, _, b) in pairs}
 
 
 def scale_invariance(
@@ -122,53 +163,6 @@ def scale_invariance(
     if check and groups:
         radial = _measured(fn, params, args, groups, tolerance)
     return ScaleInvariance(groups, why, radial)
-
-
-def filter_sizes(params: PyTree, groups: Sequence[ScaleGroup]) -> dict[str, jax.Array]:
-    """The lengths |w| of filters.
-
-    Args:
-      params: the parameters.
-      groups: see `scale_invariance`.
-
-    Returns:
-      By path one length for each filter, [filters]; a number for a whole kernel.
-    """
-    found = group_leaves(params, groups)
-    return {g.name: flat_norms(w, g.kernel.axis) for g, _, w in found}
-
-
-def effective_learning_rate(
-    learning_rate: float, params: PyTree, groups: Sequence[ScaleGroup]
-) -> dict[str, jax.Array]:
-    r"""$\eta / |w|^2$ of each filter: the step of SGD seen on the unit sphere.
-
-    Args:
-      learning_rate: $\eta$.
-      params: the parameters.
-      groups: see `scale_invariance`.
-
-    Returns:
-      By path one rate for each filter, [filters].
-    """
-    return {n: learning_rate / s**2 for n, s in filter_sizes(params, groups).items()}
-
-
-def angular_update(
-    before: PyTree, after: PyTree, groups: Sequence[ScaleGroup]
-) -> dict[str, jax.Array]:
-    """By how much each filter turned, in radians, [filters], by path.
-
-    Args:
-      before: the parameters.
-      after: the parameters some steps later.
-      groups: see `scale_invariance`.
-
-    Returns:
-      Angles from 0 to pi, exact for small ones; 0 for a filter of zeros.
-    """
-    pairs = zip(group_leaves(before, groups), group_leaves(after, groups), strict=True)
-    return {g.name: turn(a, b, g.kernel.axis) for (g, _, a), (_, _, b) in pairs}
 
 
 def equilibrium(

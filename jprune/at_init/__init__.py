@@ -5,16 +5,15 @@ Every function is pure and takes any pytree. Train on with `transforms.keep_mask
 * Scores of connections: `snip` and `grasp` (signed) by `loss_fn(params, batch)`, or
   `loss_fn(params, batch, key)` where a key is given; `synflow` without data, by the
   network alone. `jprune.masks` turns them into masks of weights, blocks or channels,
-  `scores.over_groups` into those of surgery's groups. In rounds: `iterate`,
+  `scores.over_groups` into those of surgery's groups. SynFlow in rounds:
   `synflow_mask`.
-* Robust pruning: start on the edge of chaos (`edge_of_chaos`, `initializers`,
-  `initialize`), prune by sensitivity and rescale what is left (`sbp`, `rescale`), scale
-  residual branches (`branch_scale`).
+* Robust pruning: start on the edge of chaos (`edge_of_chaos`, `initialize`), prune by
+  sensitivity and rescale what is left (`sbp`, `rescale`).
 * What a mask is worth: `emptied`, `critical_sparsity`, `flow` for `masks.effective`,
   `shuffle`.
 * In the first epochs: `train_early` decides after each window by a rule: `fittest` of
-  k random masks (`k_starts`), `dissipating`, `dissipating_to`, or the list that
-  `dissipating_k_starts` makes. By hand: `begin_early`, `train_window`.
+  k random masks (`k_starts`), `dissipating`, or the list that `dissipating_k_starts`
+  makes.
 """
 
 from jprune.at_init._collapse import critical_sparsity as critical_sparsity
@@ -23,18 +22,12 @@ from jprune.at_init._collapse import flow as flow
 from jprune.at_init._collapse import shuffle as shuffle
 from jprune.at_init._dissipating import dissipating as dissipating
 from jprune.at_init._dissipating import dissipating_k_starts as dissipating_k_starts
-from jprune.at_init._dissipating import dissipating_to as dissipating_to
 from jprune.at_init._dissipating import fittest as fittest
-from jprune.at_init._early import begin_early as begin_early
 from jprune.at_init._early import train_early as train_early
-from jprune.at_init._early import train_window as train_window
 from jprune.at_init._edge_of_chaos import edge_of_chaos as edge_of_chaos
 from jprune.at_init._edge_of_chaos import initialize as initialize
-from jprune.at_init._edge_of_chaos import initializers as initializers
 from jprune.at_init._grasp import grasp as grasp
-from jprune.at_init._iterate import iterate as iterate
 from jprune.at_init._k_starts import k_starts as k_starts
-from jprune.at_init._sbp import branch_scale as branch_scale
 from jprune.at_init._sbp import rescale as rescale
 from jprune.at_init._sbp import sbp as sbp
 from jprune.at_init._snip import snip as snip

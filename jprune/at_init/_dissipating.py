@@ -51,27 +51,35 @@ def fittest(key: jax.Array, sparsity: Any, **settings: Any) -> Rule:
 
 
 def dissipating(
-    fraction: Any = 0.1,
+    fraction: Any = None,
     *,
+    sparsity: Any = None,
     unit: Unit = scores.magnitude,
+    pattern: Pattern = ELEMENT,
     scope: Any = None,
     min_keep: int | None = None,
 ) -> Rule:
     """The rule that drops what stayed within a fraction of its initial value.
 
+    Or, with `sparsity`, what moved least, down to exact counts (`[inferred]`).
+
     Args:
-      fraction: f, at least 0. Use it with SGD: under Adam every weight moves equally
-        far at first, and the largest initial values would go.
+      fraction: f, at least 0; 0.1 by default. Use it with SGD: under Adam every weight
+        moves equally far at first, and the largest initial values would go.
+      sparsity: fraction of zeros in each leaf, or a tree of fractions, instead.
       unit: what is judged together; see `scores.relative_change`.
+      pattern: with `sparsity`, what is removed together, to go with `unit`:
+        `masks.channels` for `functools.partial(scores.channel_norm, order=1)`.
       scope: see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps, the ones that moved most; None for
-        one for each output.
+        one for each output with `fraction`, for one in a leaf with `sparsity`.
 
     Returns:
       A function from `Early` to a mask.
 
     Raises:
-      ValueError: a negative `fraction`.
+      ValueError: a negative `fraction`, both `fraction` and `sparsity`, a `pattern`
+        without `sparsity`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -85,48 +93,27 @@ def dissipating(
     References:
       Haroon, arXiv 2209.02201, abstract.
     """
-    if not is_traced(fraction) and not 0 <= float(fraction) < float("inf"):
+    if sparsity is not None and fraction is not None:
+        raise value_error(
+            "`dissipating` takes `fraction` or `sparsity`, not both: how far is near, "
+            "or how much goes."
+        )
+    if sparsity is None and pattern is not ELEMENT:
+        raise value_error(
+            "`pattern` goes with `sparsity`; with `fraction`, `unit` says what is "
+            "removed together."
+        )
+    least = 0.1 if fraction is None else fraction
+    if not is_traced(least) and not 0 <= float(least) < float("inf"):
         raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")
+    floor = {} if sparsity is not None and min_keep is None else {"min_keep": min_keep}
 
     def rule(early: Early) -> Mask:
-        return masks.above(
-            scores.relative_change(early.params, early.initial, unit),
-            fraction,
-            within=early.mask,
-            scope=scope,
-            min_keep=min_keep,
-        )
-
-    return rule
-
-
-def dissipating_to(
-    sparsity: Any,
-    *,
-    unit: Unit = scores.magnitude,
-    pattern: Pattern = ELEMENT,
-    scope: Any = None,
-) -> Rule:
-    """The rule that drops what moved least, down to a sparsity (`[inferred]`).
-
-    Args:
-      sparsity: fraction of zeros in each leaf, or a tree of fractions.
-      unit: what is judged together; see `scores.relative_change`.
-      pattern: what is removed together, to go with `unit`: `masks.channels` for
-        `functools.partial(scores.channel_norm, order=1)`.
-      scope: see `masks.unstructured`.
-
-    Returns:
-      A function from `Early` to a mask, with exact counts.
-    """
-
-    def rule(early: Early) -> Mask:
-        return pattern(
-            scores.relative_change(early.params, early.initial, unit),
-            sparsity=sparsity,
-            within=early.mask,
-            scope=scope,
-        )
+        moved = scores.relative_change(early.params, early.initial, unit)
+        where = {"within": early.mask, "scope": scope, **floor}
+        if sparsity is not None:
+            return pattern(moved, sparsity=sparsity, **where)
+        return masks.above(moved, least, **where)
 
     return rule
 
@@ -188,5 +175,5 @@ def dissipating_k_starts(
     ratio = (1 - sparsity) / (1 - begin)
     steps = [1 - (1 - begin) * ratio ** (i / epochs) for i in range(1, epochs)]
     how = {"unit": unit, "pattern": pattern, "scope": scope}
-    drops = [dissipating_to(s, **how) for s in [*steps, sparsity]]
+    drops = [dissipating(sparsity=s, **how) for s in [*steps, sparsity]]
     return [fittest(key, begin, **choose), *drops]

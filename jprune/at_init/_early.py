@@ -41,78 +41,12 @@ Rule = Callable[[Early], Mask]
 """What a window ends with: from the training so far to what is kept."""
 
 
-def begin_early(
-    tx: optax.GradientTransformation, params: Params, *, scope: Any = None
-) -> Early:
-    """The state before the first window: nothing removed.
-
-    Args:
-      tx: the optimizer.
-      params: the initial weights.
-      scope: what may be removed; see `masks.unstructured`.
-
-    Returns:
-      An `Early`.
-
-    Raises:
-      ValueError: a scope that matches nothing.
-    """
-    taken = resolve_scope(scope, params)
-    mask = jax.tree.map(
-        lambda p, t: jnp.ones(jnp.shape(p) if t else (), bool), params, taken
-    )
-    return Early(params, tx.init(params), params, _none(params), mask)
-
-
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="magnitudes")
-def train_window(
-    loss_fn: Callable[[Params, Any], jax.Array],
-    tx: optax.GradientTransformation,
-    early: Early,
-    batches: PyTree,
-    *,
-    magnitudes: bool = False,
-) -> Early:
-    """Trains over some batches with the mask held, and sums the gradient anew.
-
-    Gradients of removed weights are zeroed before the optimizer and its updates after
-    it, whatever it is. One compiled scan; compiled once for windows of one length.
-
-    Args:
-      loss_fn: `loss_fn(params, batch)` -> a scalar.
-      tx: the optimizer, the same object at each call.
-      early: where training stands.
-      batches: a tree of arrays `[steps, ...]`; one batch is one slice of each.
-      magnitudes: sum the magnitudes of the gradients instead of the gradients.
-
-    Returns:
-      Training at the end of the window.
-    """
-    mask = early.mask
-
-    def step(carry: tuple, batch: Any) -> tuple[tuple, None]:
-        params, opt_state, total = carry
-        grads = masks.apply(mask, jax.grad(loss_fn)(params, batch))
-        updates, opt_state = tx.update(grads, opt_state, params)
-        params = masks.apply(mask, optax.apply_updates(params, updates))
-        total = jax.tree.map(
-            lambda a, g: a + jnp.asarray(jnp.abs(g) if magnitudes else g, a.dtype),
-            total,
-            grads,
-        )
-        return (params, opt_state, total), None
-
-    start = (early.params, early.opt_state, _none(early.params))
-    (params, opt_state, total), _ = jax.lax.scan(step, start, batches)
-    return Early(params, opt_state, early.initial, total, mask)
-
-
 def train_early(
     loss_fn: Callable[[Params, Any], jax.Array],
     tx: optax.GradientTransformation,
-    params: Params,
+    start: Params | Early,
     windows: Sequence[PyTree],
-    rules: Sequence[Rule],
+    rules: Sequence[Rule | None],
     *,
     scope: Any = None,
     magnitudes: bool = False,
@@ -120,25 +54,34 @@ def train_early(
     """Trains window by window and decides after each; nothing is rewound.
 
     What comes back goes on with the mask held: `optax.chain(tx,
-    transforms.keep_masked(early.mask))` from `early.params`. Everything is pure and
-    traceable, so a whole early phase runs under `jit` or under `vmap` over seeds.
+    transforms.keep_masked(early.mask))` from `early.params`; or, for further windows,
+    as the `start` of another call. Everything is pure and traceable, so a whole early
+    phase runs under `jit` or under `vmap` over seeds.
+
+    Within a window gradients of removed weights are zeroed before the optimizer and its
+    updates after it, whatever it is. A window is one compiled scan; windows of one
+    length compile once.
 
     Args:
       loss_fn: `loss_fn(params, batch)` -> a scalar.
-      tx: the optimizer. Dissipating gradients want SGD, see `dissipating`.
-      params: the initial weights.
-      windows: batches of each window, `[steps, ...]`; usually an epoch each.
-      rules: what each window ends with: `fittest`, `dissipating`, `dissipating_to`, the
-        list that `dissipating_k_starts` makes, or any function from `Early` to a mask.
-        Nothing regrows: a rule's mask is intersected with the one before.
-      scope: what may be removed; the same as the rules'.
-      magnitudes: see `train_window`.
+      tx: the optimizer, the same object at each call. Dissipating gradients want SGD,
+        see `dissipating`.
+      start: the initial weights, or what an earlier call returned, to go on from there.
+      windows: batches of each window, a tree of arrays `[steps, ...]`; usually an epoch
+        each. None at all: what comes back is `start`, with nothing removed.
+      rules: what each window ends with: `fittest`, `dissipating`, the list that
+        `dissipating_k_starts` makes, any function from `Early` to a mask, or None for
+        no decision. Nothing regrows: a rule's mask is intersected with the one before.
+      scope: what may be removed; the same as the rules'. Only with initial weights.
+      magnitudes: sum the magnitudes of the gradients over a window instead of the
+        gradients.
 
     Returns:
-      Training at the end, removed weights at exactly 0.
+      Training at the end, an `Early`; removed weights are at exactly 0.
 
     Raises:
-      ValueError: as many rules as windows are needed; as the rules.
+      ValueError: as many rules as windows are needed; a `scope` that matches nothing,
+        or given with an `Early`; as the rules.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -157,12 +100,56 @@ def train_early(
             "`rules` must hold one rule for each window, got "
             f"{len(rules)} rules and {len(windows)} windows."
         )
-    early = begin_early(tx, params, scope=scope)
+    if not isinstance(start, Early):
+        early = _begin(tx, start, scope)
+    elif scope is None:
+        early = start
+    else:
+        raise value_error("`scope` is decided at the start: an `Early` has its mask.")
     for batches, rule in zip(windows, rules, strict=True):
-        early = train_window(loss_fn, tx, early, batches, magnitudes=magnitudes)
-        mask = masks.intersect(early.mask, rule(early))
-        early = early._replace(params=masks.apply(mask, early.params), mask=mask)
+        early = _train_window(loss_fn, tx, early, batches, magnitudes=magnitudes)
+        if rule is not None:
+            mask = masks.intersect(early.mask, rule(early))
+            early = early._replace(params=masks.apply(mask, early.params), mask=mask)
     return early
+
+
+def _begin(tx: optax.GradientTransformation, params: Params, scope: Any) -> Early:
+    """The state before the first window: nothing removed."""
+    taken = resolve_scope(scope, params)
+    mask = jax.tree.map(
+        lambda p, t: jnp.ones(jnp.shape(p) if t else (), bool), params, taken
+    )
+    return Early(params, tx.init(params), params, _none(params), mask)
+
+
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="magnitudes")
+def _train_window(
+    loss_fn: Callable[[Params, Any], jax.Array],
+    tx: optax.GradientTransformation,
+    early: Early,
+    batches: PyTree,
+    *,
+    magnitudes: bool,
+) -> Early:
+    """Trains over some batches with the mask held, and sums the gradient anew."""
+    mask = early.mask
+
+    def step(carry: tuple, batch: Any) -> tuple[tuple, None]:
+        params, opt_state, total = carry
+        grads = masks.apply(mask, jax.grad(loss_fn)(params, batch))
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = masks.apply(mask, optax.apply_updates(params, updates))
+        total = jax.tree.map(
+            lambda a, g: a + jnp.asarray(jnp.abs(g) if magnitudes else g, a.dtype),
+            total,
+            grads,
+        )
+        return (params, opt_state, total), None
+
+    start = (early.params, early.opt_state, _none(early.params))
+    (params, opt_state, total), _ = jax.lax.scan(step, start, batches)
+    return Early(params, opt_state, early.initial, total, mask)
 
 
 def _none(params: Params) -> PyTree:

@@ -100,6 +100,9 @@ def edge_of_chaos(
 ) -> MeanField:
     r"""The $\sigma_w^2$ at which $\chi = 1$, by quadrature and bisection on the host.
 
+    Draw weights there with `initialize`, or let a Flax layer do so:
+    `jax.nn.initializers.variance_scaling(edge.sigma_w2, "fan_in", "normal")`.
+
     Args:
       activation: an elementwise function of JAX.
       sigma_b2: $\sigma_b^2$. With 0 and $\varphi(0) = 0$ the signal's variance may be
@@ -143,27 +146,6 @@ def edge_of_chaos(
         middle = (low * high) ** 0.5
         low, high = (middle, high) if above(middle) else (low, middle)
     return MeanField(1 / _moments(activation, high)[1], float(sigma_b2), high, 1.0)
-
-
-def initializers(sigma_w2: float = 2.0, sigma_b2: float = 0.0) -> tuple[Any, Any]:
-    """Kernel and bias initializers `(key, shape, dtype)`, as Flax and Haiku take them.
-
-    Args:
-      sigma_w2: of `edge_of_chaos`; 2 is the edge of ReLU.
-      sigma_b2: of `edge_of_chaos`.
-
-    Returns:
-      `kernel_init`, normal with variance `sigma_w2` over the product of all axes but
-      the last, and `bias_init`, normal with variance `sigma_b2`.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from jprune import at_init
-      >>> edge = at_init.edge_of_chaos(jnp.tanh, 0.05)
-      >>> kernel_init, bias_init = at_init.initializers(edge.sigma_w2, edge.sigma_b2)
-    """
-    kernel = jax.nn.initializers.variance_scaling(sigma_w2, "fan_in", "normal")
-    return kernel, jax.nn.initializers.normal(sigma_b2**0.5)
 
 
 def initialize(

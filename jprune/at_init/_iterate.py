@@ -61,9 +61,10 @@ def iterate(
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> from jprune import at_init, scores
+      >>> from jprune import scores
+      >>> from jprune.at_init._iterate import iterate
       >>> w = jnp.array([[3.0, -1.0], [0.5, 2.0]])
-      >>> at_init.iterate(scores.magnitude, w, 0.5, rounds=2)
+      >>> iterate(scores.magnitude, w, 0.5, rounds=2)
       Array([[ True, False],
              [False,  True]], dtype=bool)
 

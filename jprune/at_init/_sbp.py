@@ -15,7 +15,7 @@ learning rate.
 
 A residual network stays trainable when pruned, but its gradients grow with depth; the
 stable one multiplies each branch by $1/\sqrt L$, L the number of its blocks, before it
-adds the shortcut: `branch_scale`. The second moment then grows by
+adds the shortcut (down-sampling blocks too). The second moment then grows by
 $(1 + \sigma_w^2/(2L))^L < e^{\sigma_w^2/2}$ in all instead of
 $(1 + \sigma_w^2/2)^L$. When blocks are removed later, keep the factor.
 
@@ -31,7 +31,6 @@ import jax.numpy as jnp
 
 from jprune import masks
 from jprune._dtypes import wide
-from jprune._errors import value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, Scope
 from jprune.at_init._fan_in import fan_ins
@@ -57,7 +56,7 @@ def sbp(
     r"""Sensitivity-based pruning with the rescaling trick: SNIP's mask, then $\rho_l$.
 
     The parameters should be on the edge of chaos: He's initialization for ReLU, else
-    `initialize` or `initializers` at `edge_of_chaos(...)`. Train on with
+    `initialize` at `edge_of_chaos(...)`. Train on with
     `transforms.keep_masked(mask)`.
 
     Args:
@@ -103,15 +102,18 @@ def rescale(
     Args:
       params: the parameters, as initialized.
       mask: the final mask.
-      sigma_w2: as for `rescaling`.
-      fan_in: as for `rescaling`.
-      scope: as for `rescaling`.
+      sigma_w2: the target $\sigma_w^2$, 2 for ReLU: a number, or a tree with one for
+        each leaf.
+      fan_in: a number, a tree of numbers, or None for all axes but the last of leaves
+        named `kernel` or `w` of rank 2 or 4.
+      scope: the leaves rescaled: None for all the mask covers, else as for
+        `masks.unstructured`. Leave out what a norm follows.
 
     Returns:
       Parameters with exact zeros. A second call changes nothing, up to rounding.
 
     Raises:
-      ValueError: as `rescaling`.
+      ValueError: no default fan-in for a leaf; `params` and `mask` that do not fit.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -150,19 +152,16 @@ def rescaling(
     Args:
       params: the parameters, as initialized.
       mask: the final mask.
-      sigma_w2: the target $\sigma_w^2$, 2 for ReLU: a number, or a tree with one for
-        each leaf.
-      fan_in: a number, a tree of numbers, or None for all axes but the last of leaves
-        named `kernel` or `w` of rank 2 or 4.
-      scope: the leaves rescaled: None for all the mask covers, else as for
-        `masks.unstructured`. Leave out what a norm follows.
+      sigma_w2: as for `rescale`.
+      fan_in: as for `rescale`.
+      scope: as for `rescale`.
 
     Returns:
       A tree like `params` of 0-d factors, float32 or wider; 1 for leaves out of scope
       and for emptied ones.
 
     Raises:
-      ValueError: no default fan-in for a leaf; `params` and `mask` that do not fit.
+      ValueError: as `rescale`.
     """
     kept = masks.apply(mask, params)
     taken = _taken(mask, params, scope)
@@ -177,33 +176,6 @@ def rescaling(
         return jnp.where(v > 0, rho, jnp.ones_like(rho))
 
     return jax.tree.map(factor, kept, taken)
-
-
-def branch_scale(blocks: int) -> float:
-    r"""$1/\sqrt L$: what a Stable ResNet multiplies each residual branch by.
-
-    Args:
-      blocks: L, the residual blocks of the whole network (8 in a ResNet-18), not its
-        layers.
-
-    Returns:
-      A Python float. Apply it after the branch's last norm and before the shortcut is
-      added, in down-sampling blocks too: `x = shortcut + branch_scale(8) * branch`.
-
-    Raises:
-      ValueError: less than one block.
-
-    Examples:
-      >>> from jprune import at_init
-      >>> round(at_init.branch_scale(8), 6)
-      0.353553
-
-    References:
-      Hayou et al., arXiv 2002.08797 (Stable ResNet).
-    """
-    if not blocks >= 1:
-        raise value_error(f"`blocks` must be at least 1, got {blocks}.")
-    return float(blocks) ** -0.5
 
 
 def _taken(mask: Mask, params: Params, scope: Any) -> Scope:

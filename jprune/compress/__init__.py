@@ -5,7 +5,8 @@ functions here change values so that removal costs less, or nothing.
 
 * Filters trained to be equal become one: `merge`; which ones: `find_clusters`.
 * A removed channel's constant goes into the next bias: `fold_constants`.
-* Kernels are cut to low rank: `truncate`; one contraction becomes two: `low_rank`.
+* Kernels are cut to low rank: `truncate` (`Unfolding` says how another kernel is read
+  as a matrix); one contraction becomes two: `low_rank`.
 * Batch statistics of the smaller network: `recalibrate`.
 * Inputs and outputs of any contraction, over batches: `capture`.
 * Channels chosen by LASSO, the layer that reads them refitted: `reconstruct`; a kernel
@@ -14,7 +15,7 @@ functions here change values so that removal costs less, or nothing.
   merged or removed: `remove_similar`.
 * Scale-invariant filters at length 1, the function unchanged: `canonicalize`.
 * Weights removed on calibration data, layer by layer: `wanda`, `sparse_gpt`.
-* N:M weights as values and indices: `pack_n_of_m`, `unpack_n_of_m`, `packed_bytes`.
+* N:M weights as values and indices: `pack_n_of_m`, `unpack_n_of_m`.
 * Single weights as compressed rows, which pay on a CPU: `to_bcsr`, `sparse_dot`.
 """
 
@@ -30,7 +31,6 @@ from jprune.compress._fold import fold_constants as fold_constants
 from jprune.compress._low_rank import low_rank as low_rank
 from jprune.compress._merge import merge as merge
 from jprune.compress._pack_n_of_m import pack_n_of_m as pack_n_of_m
-from jprune.compress._pack_n_of_m import packed_bytes as packed_bytes
 from jprune.compress._pack_n_of_m import unpack_n_of_m as unpack_n_of_m
 from jprune.compress._recalibrate import recalibrate as recalibrate
 from jprune.compress._reconstruct import reconstruct as reconstruct

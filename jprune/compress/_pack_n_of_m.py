@@ -95,8 +95,9 @@ def pack_n_of_m(
       scope: which leaves; see `masks.unstructured`.
 
     Returns:
-      The tree with a `PackedNOfM` in place of each leaf in scope. `unpack_n_of_m` gives
-      the parameters back exactly (a negative zero comes back as zero).
+      The tree with a `PackedNOfM` in place of each leaf in scope, which knows its
+      `nbytes` and `dense_nbytes`. `unpack_n_of_m` gives the parameters back exactly (a
+      negative zero comes back as zero).
 
     Raises:
       ValueError: a group with more than `n` weights that are not zero, with the leaf's
@@ -156,20 +157,6 @@ def unpack_n_of_m(packed: Params) -> Params:
     return jax.tree.map(
         lambda x: _dense(x) if _is_packed(x) else x, packed, is_leaf=_is_packed
     )
-
-
-def packed_bytes(packed: Params) -> tuple[int, int]:
-    """Bytes as packed, and of the same parameters dense.
-
-    Args:
-      packed: the tree that `pack_n_of_m` gave; leaves out of scope count in both.
-
-    Returns:
-      Two ints.
-    """
-    leaves = jax.tree.leaves(packed, is_leaf=_is_packed)
-    dense = sum(x.dense_nbytes if _is_packed(x) else x.nbytes for x in leaves)
-    return sum(x.nbytes for x in leaves), dense
 
 
 def _index_bits(m: int) -> int:

@@ -60,6 +60,8 @@ from jprune.frameworks._state import (
 )
 from jprune.surgery import Groups, Plan
 
+__all__ = ("groups", "load", "shrink")
+
 
 def groups(
     model: Any,

@@ -41,6 +41,8 @@ from jprune.frameworks._state import Mean, found, nested, plan_at, shrunk
 from jprune.surgery import Groups, Plan
 from jprune.surgery._plan import require_plan
 
+__all__ = ("groups", "load", "shrink")
+
 T = TypeVar(
     "T",
     hk.Transformed,

@@ -57,6 +57,8 @@ from jprune.frameworks._state import (
 )
 from jprune.surgery import Groups, Plan
 
+__all__ = ("Optimizer", "groups", "load", "named", "shrink")
+
 if keras.backend.backend() != "jax":
     raise ImportError(
         "[jprune] Keras must run on JAX: set the environment variable "

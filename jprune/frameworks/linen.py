@@ -45,6 +45,8 @@ from jprune.frameworks._state import Mean, found, joined, nested, plan_at, shrun
 from jprune.surgery import Groups, Plan
 from jprune.surgery._plan import require_plan
 
+__all__ = ("groups", "load", "shrink")
+
 
 def groups(
     model: nn.Module,

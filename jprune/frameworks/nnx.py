@@ -56,6 +56,8 @@ from jprune.frameworks._state import (
 )
 from jprune.surgery import Groups, Plan
 
+__all__ = ("groups", "load", "shrink")
+
 M = TypeVar("M", bound=nnx.Module)
 
 _REMEMBERED = 64

@@ -21,6 +21,7 @@ from jprune.masks._scope import (
     inside,
     resolve_scope,
 )
+from jprune.selection._count import image_of
 
 
 def above(
@@ -95,7 +96,7 @@ def _best_of_layers(
     leaf: jax.Array, floor: int, axes: Axes, within: jax.Array | None
 ) -> jax.Array:
     """The `floor` best of each layer, with all that equal the last of them."""
-    images = selection.image_of(leaf)
+    images = image_of(leaf)
     lowest, highest = jnp.iinfo(images.dtype).min, jnp.iinfo(images.dtype).max
     if within is not None:
         images = jnp.where(within, images, lowest)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import selection
 from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
 from jprune._errors import value_error
 from jprune._stacks import stacked_axes
@@ -28,6 +27,7 @@ from jprune.masks._scope import (
     resolve_scope,
     scoped_names,
 )
+from jprune.selection._count import image_of
 
 
 def n_of_m(
@@ -84,7 +84,7 @@ def n_of_m(
     ):
         at = contraction_axis(name, x, a, stack)
         # The integer image orders as the scores do and gives NaN a place (the lowest).
-        bits = selection.image_of(x, "signed" if signed else "magnitude")
+        bits = image_of(x, "signed" if signed else "magnitude")
         if allowed is not None:
             bits = jnp.where(allowed, bits, jnp.iinfo(bits.dtype).min)
         first = _first_n(_grouped(name, bits, m, at), n)

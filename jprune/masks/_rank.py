@@ -25,6 +25,8 @@ from jprune._errors import require_static, value_error
 from jprune._stacks import Axes, layer_shape, stack_shape
 from jprune.masks._count import is_traced
 from jprune.masks._rows import largest_of_rows
+from jprune.selection._count import image_of
+from jprune.selection._largest import largest
 
 RankingName = Literal["global", "leaf", "output"]
 
@@ -105,7 +107,7 @@ def _rank(
     if own:
         return _rank_leaves(leaves, keep, stacks, init, how)
     if floors is None:
-        best = selection.largest(leaves, keep, init=init, **how)
+        best = largest(leaves, keep, init=init, **how)
         return best.masks, best.found
     return _rank_floored(leaves, keep, floors, stacks, init, how)
 
@@ -119,7 +121,7 @@ def _rank_leaves(
 ) -> tuple[list[jax.Array], selection.Threshold]:
     """Every leaf by itself: plain ones in one search, stacks by rows."""
     if not any(stacks):
-        best = selection.largest(leaves, jnp.stack(keep), init=init, **how)
+        best = largest(leaves, jnp.stack(keep), init=init, **how)
         return best.masks, best.found
     masks: list[Any] = [
         largest_of_rows(_images(leaves, i, how), keep[i], a) if a else None
@@ -133,7 +135,7 @@ def _rank_leaves(
     if not of:
         none = jnp.zeros(len(leaves), jnp.int32)
         return masks, selection.Threshold(none, none, none)
-    best = selection.largest(of, counts, init=init, **few)
+    best = largest(of, counts, init=init, **few)
     kept, found = iter(best.masks), best.found
     whole = [next(kept) if m is None else m for m in masks]
     # The threshold of a stack is not kept: its entry of the warm start stays 0.
@@ -165,7 +167,7 @@ def _rank_floored(
         taken = [jnp.sum(f, dtype=jnp.int32) for f in first if f is not None]
         keep = jnp.maximum(keep - sum(taken, jnp.int32(0)), 0)
     own = [0 if a else f for f, a in zip(floors, stacks, strict=True)]
-    best = selection.largest(leaves, keep, floors=own, init=init, **how)
+    best = largest(leaves, keep, floors=own, init=init, **how)
     both = [k if f is None else k | f for k, f in zip(best.masks, first, strict=True)]
     return both, best.found
 
@@ -174,7 +176,7 @@ def _images(leaves: list[jax.Array], i: int, how: dict[str, Any]) -> jax.Array:
     """The integer images of one leaf, the lowest where it may not be kept."""
     x, times, within = leaves[i], how["times"], how["within"]
     product = x if times is None else wide(x) * wide(times[i])
-    images = selection.image_of(product, how["image"])
+    images = image_of(product, how["image"])
     if within is None:
         return images
     return jnp.where(within[i], images, jnp.iinfo(images.dtype).min)

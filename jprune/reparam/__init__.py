@@ -6,33 +6,26 @@ A `Reparam` is five pure functions: `init`, `apply`, `export`, and where needed
 
 * Under a loss, under an optimizer: `wrap`, `projection`; one behind another: `compose`;
   an optimizer of ordinary parameters that moves theta: `reparameterized`.
-* Weights that are easy to prune: `powerpropagation`, `change_power`.
+* Weights that are easy to prune: `powerpropagation`.
 * Dense weights trained through a mask: `straight_through`, `straight_through_n_of_m`,
   `top_kast`.
 * How much each layer keeps is learned: `learned_attention` (ASWL),
-  `learned_thresholds` (adaptive sparsity loss; `predicted_density`),
-  `learned_n_of_m` (SLS).
+  `learned_thresholds` (adaptive sparsity loss), `learned_n_of_m` (SLS).
 * Which channels and which residual branches stay is learned: `learned_gates` (with
-  noise), `shrinking_scales` (without), of a `Branch`; read by `open_gates`,
-  `closed_shares`, `freed_costs`.
+  noise), `shrinking_scales` (without), of a `Branch`.
 """
 
 from jprune.reparam._gated import Branch as Branch
 from jprune.reparam._learned_attention import learned_attention as learned_attention
-from jprune.reparam._learned_gates import closed_shares as closed_shares
 from jprune.reparam._learned_gates import learned_gates as learned_gates
-from jprune.reparam._learned_gates import open_gates as open_gates
 from jprune.reparam._learned_n_of_m import learned_n_of_m as learned_n_of_m
 from jprune.reparam._learned_thresholds import learned_thresholds as learned_thresholds
-from jprune.reparam._learned_thresholds import predicted_density as predicted_density
-from jprune.reparam._powerpropagation import change_power as change_power
 from jprune.reparam._powerpropagation import powerpropagation as powerpropagation
 from jprune.reparam._reparam import Reparam as Reparam
 from jprune.reparam._reparam import compose as compose
 from jprune.reparam._reparam import projection as projection
 from jprune.reparam._reparam import reparameterized as reparameterized
 from jprune.reparam._reparam import wrap as wrap
-from jprune.reparam._shrinking_scales import freed_costs as freed_costs
 from jprune.reparam._shrinking_scales import shrinking_scales as shrinking_scales
 from jprune.reparam._straight_through import straight_through as straight_through
 from jprune.reparam._straight_through import (

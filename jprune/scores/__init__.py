@@ -8,6 +8,7 @@ floating point (random keys, counters) come back as they are; masks leave them o
 * Of the weights alone: `magnitude`, `lamp`, `random`.
 * With gradients or activations: `saliency`, `second_order`, `movement`, `wanda`,
   `relative_change`.
+* Of filters whose scale a norm hides: `invariant_magnitude`.
 * Of what is removed together: `channel_norm`, `block_norm`, `over_groups`,
   `geometric_median`.
 * Made comparable between leaves: `normalized`.

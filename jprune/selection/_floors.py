@@ -54,8 +54,9 @@ def kth_with_floors(
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import selection
+      >>> from jprune.selection._floors import kth_with_floors
       >>> tree = [jnp.array([5.0, 4.0, 3.0]), jnp.array([0.1, 0.2])]
-      >>> shares = selection.kth_with_floors(tree, 3, [1, 1])
+      >>> shares = kth_with_floors(tree, 3, [1, 1])
       >>> shares.counts.tolist()
       [2, 1]
       >>> selection.keep_mask(tree, shares.leaf, shares.counts)[1].tolist()

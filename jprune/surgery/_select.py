@@ -66,7 +66,7 @@ def select(
         absolute count. The plan removes the fewest steps that meet it.
       params: the same for the number of parameters.
       cost: a measure of a plan, in any unit that falls as more is removed: seconds,
-        bytes, yours; `analysis.relative_latency` and its siblings make some. It is
+        bytes, yours; `analysis.relative_cost` makes some. It is
         called at most 12 times.
       at_most: the budget for `cost`, in its unit. A plan within 2 % of it ends the
         search.

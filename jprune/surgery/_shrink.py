@@ -6,8 +6,10 @@ shapes, so a plan that does not fit raises instead of corrupting; and the shape 
 result is compared with the shape predicted from the axes.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -185,6 +187,22 @@ def solve(
         ) from None
 
 
+@contextlib.contextmanager
+def _all_kept() -> Iterator[None]:
+    """Holds back Python's search for cyclic garbage while a graph is built.
+
+    The graph keeps whatever is made, so there is none, and the search would take a
+    third of the time at the size of a language model.
+    """
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.enable()
+
+
 class Graph:
     """The compact program of one trace, as cells.
 
@@ -225,11 +243,10 @@ class Graph:
         zero = [known is None or path in known for path in traced.params]
         zero += [path not in options.loose for path in traced.others]
         zero += [True] * (len(traced.input_avals) - len(zero))
-        ins = [
-            self._input(builder, *each)
-            for each in zip(self.program.ins, traced.input_avals, zero, strict=True)
-        ]
-        self.outs = builder.build(self.program.traced.jaxpr, self.program.scope, ins)
+        given = zip(self.program.ins, traced.input_avals, zero, strict=True)
+        with _all_kept():
+            ins = [self._input(builder, *each) for each in given]
+            self.outs = builder.build(traced.jaxpr, self.program.scope, ins)
         self.effects = builder.effects
 
     def _input(self, builder: Builder, info: Any, aval: Any, zero: bool) -> Value:

@@ -25,8 +25,7 @@ The parts that recipes are made of, told apart by where they stand in a chain:
 
 *Penalties* add the gradient of a regularizer, before momentum, or decoupled before the
 learning rate: `add_selective_decay`, `add_masked_l1`, `add_growing_decay`,
-`add_pruned_decay`, `add_decorrelation` (with `keep_large_filters`,
-`growing_strength`).
+`add_pruned_decay`, `add_decorrelation` (with `keep_large_filters`).
 
 *Projections* come last, after the learning rate, and land removed weights on exactly
 zero: `keep_masked`, `prune_once`, `prune_gradually`, `prune_by_weight_history`,
@@ -40,8 +39,7 @@ changes nothing and says how they move.
 
 *Around a run*: `check` tells whether the projections of a chain have the last word;
 `finish` removes after training; `diagnostics` gives what to log; `state_sharding`
-places the state on a mesh. `prune_iteratively` and `grow_in_parallel` drive whole runs;
-`average_density` says what grow-and-prune costs.
+places the state on a mesh. `prune_iteratively` and `grow_in_parallel` drive whole runs.
 
 Under `optax.inject_hyperparams` learning rates, strengths, decays and sparsities are
 injected. What decides the program is static: steps, periods and floors (`total_steps`,
@@ -59,7 +57,6 @@ from jprune.transforms._accumulate_gradient import (
 )
 from jprune.transforms._check import check as check
 from jprune.transforms._decorrelation import add_decorrelation as add_decorrelation
-from jprune.transforms._decorrelation import growing_strength as growing_strength
 from jprune.transforms._decorrelation import keep_large_filters as keep_large_filters
 from jprune.transforms._decorrelation import prune_in_turn as prune_in_turn
 from jprune.transforms._decorrelation import tpp as tpp
@@ -70,7 +67,6 @@ from jprune.transforms._dynamic_sparse import sparse_evolutionary as sparse_evol
 from jprune.transforms._dynamic_sparse import static_sparse as static_sparse
 from jprune.transforms._finish import finish as finish
 from jprune.transforms._finish import prune_once as prune_once
-from jprune.transforms._grow_and_prune import average_density as average_density
 from jprune.transforms._grow_and_prune import gap as gap
 from jprune.transforms._grow_and_prune import grow_and_prune as grow_and_prune
 from jprune.transforms._grow_in_parallel import grow_in_parallel as grow_in_parallel

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import masks, selection
+from jprune import masks
 from jprune._errors import require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
+from jprune.selection._count_true import count_true
 from jprune.transforms._build import renewed, total, transformation
 from jprune.transforms._projection import project
 
@@ -126,7 +127,7 @@ def removed_count(mask: Mask, params: Params) -> jax.Array:
     """Weights that were not 0 and are dropped. 0-d int32"""
 
     def dropped(m: jax.Array, p: jax.Array) -> jax.Array:
-        return selection.count_true((p != 0) > m)
+        return count_true((p != 0) > m)
 
     return total(jax.tree.leaves(jax.tree.map(dropped, mask, params)))
 

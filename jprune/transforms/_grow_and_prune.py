@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jprune import masks, scores, selection
@@ -260,36 +259,6 @@ def gap(
         min_keep=min_keep,
         key=key,
     )
-
-
-def average_density(
-    params: Params, sparsity: Any, partitions: Partitions, *, scope: Any = None
-) -> float:
-    r"""The share of the pruned leaves' weights that is there, on average over a round.
-
-    $\sum_l [ n_l / \kappa + (1 - 1/\kappa)\, k_l ] / \sum_l n_l$ with $k_l$ the number
-    kept when sparse.
-
-    Args:
-      params: the parameters, or their shapes.
-      sparsity: see `grow_and_prune`, concrete.
-      partitions: see `grow_and_prune`.
-      scope: see `masks.unstructured`.
-
-    Returns:
-      A float.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from jprune import transforms
-      >>> params = {name: jnp.ones((5, 5)) for name in "abcd"}
-      >>> round(transforms.average_density(params, 0.8, 4), 12)
-      0.4
-    """
-    plan = Growth.of(params, sparsity, partitions, scope, 0)
-    counts = plan.counts(params)
-    size, kept = masks.size(params, plan.scope), int(np.sum(counts))
-    return (size + (plan.parts - 1) * kept) / (plan.parts * size)
 
 
 class Growth(NamedTuple):

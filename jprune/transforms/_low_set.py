@@ -20,6 +20,7 @@ from jprune.masks._rank import RankingName
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
+from jprune.selection._threshold import Ranking
 
 Refreshed = tuple[Mask, selection.WarmStart, jax.Array]
 """The mask (False = in the low set), the next warm start, passes of the threshold."""
@@ -48,7 +49,7 @@ class LowSet(NamedTuple):
             return selection.cold()
         _, ranking = self.counts(params)
         taken = in_scope(params, resolve_scope(self.scope, params))
-        return selection.cold(taken, ranking=cast(selection.Ranking, ranking))
+        return selection.cold(taken, ranking=cast(Ranking, ranking))
 
     def refresh(self, params: Params, warm: selection.WarmStart) -> Refreshed:
         """The set now, a mask at full size for each leaf in scope."""

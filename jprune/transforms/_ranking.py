@@ -4,7 +4,7 @@ The transformations that rank weights share the keywords `sparsity`, `keep`, `sc
 `ranking` and `min_keep`; this is their one meaning.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jprune.masks._rank import RankingName
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
+from jprune.selection._count_true import count_true
 from jprune.transforms._build import total
 
 
@@ -47,7 +48,7 @@ class Ranking(NamedTuple):
             return selection.cold()
         _, ranking = self.counts(params)
         taken = in_scope(params, self.leaves(params))
-        return selection.cold(taken, ranking=cast(selection.Ranking, ranking))
+        return selection.cold(taken, ranking=cast(Literal["global", "leaf"], ranking))
 
     def counts(self, params: Params) -> tuple[Any, RankingName]:
         """How many are kept, in all or of each leaf, and the ranking that means."""
@@ -86,7 +87,7 @@ class Ranking(NamedTuple):
         """
         counts, _ = self.counts(params)
         scoped = in_scope(params, self.leaves(params))
-        there = [selection.count_true(p != 0) for p in scoped]
+        there = [count_true(p != 0) for p in scoped]
         if not isinstance(counts, list):
             there, counts = [total(there)], [counts]
         over = [

@@ -11,9 +11,10 @@ import pytest
 
 from jprune import analysis, compress, masks, scores, transforms
 from jprune._scale_groups import Scaled, ScaleGroup, rescaled
-from jprune.analysis._scale_invariance import angular_update, effective_learning_rate
+from jprune.analysis._scale_invariance import ScaleInvariance
 
 VECTOR = [ScaleGroup(Scaled(("w",), None, 1.0))]
+FOUND = ScaleInvariance(VECTOR, {}, {})
 W, V = jnp.array([3.0, 4.0]), jnp.array([1.0, 0.0])
 
 
@@ -33,11 +34,11 @@ def test_bn_g2_one_step():
     new = {"w": W - jax.grad(loss)(p)["w"]}
     np.testing.assert_allclose(new["w"], [3.128, 3.904], rtol=1e-6)
     assert float(new["w"] @ new["w"]) == pytest.approx(25.0256, rel=1e-6)
-    angle = angular_update(p, new, VECTOR)["w"]
+    angle = FOUND.angular_update(p, new)["w"]
     assert float(angle) == pytest.approx(0.0319891, abs=1e-7)
-    rate = effective_learning_rate(1.0, p, VECTOR)["w"]
+    rate = FOUND.effective_learning_rate(1.0, p)["w"]
     assert float(rate) == pytest.approx(0.04)
-    assert float(analysis.filter_sizes(p, VECTOR)["w"]) == pytest.approx(5.0)
+    assert float(FOUND.filter_sizes(p)["w"]) == pytest.approx(5.0)
 
 
 def test_bn_g3_equilibrium():
@@ -165,9 +166,9 @@ def test_bn_g6_canonical_networks_compute_the_same():
     model = Net()
     v = variables(model, X)
     fn = lambda v, x: model.apply(v, x, train=False)  # noqa: E731
-    groups = analysis.scale_invariance(fn, v, X).groups
-    new = compress.canonicalize(v, groups)
-    norms = analysis.filter_sizes(new, groups)["params/Conv_0/kernel"]
+    found = analysis.scale_invariance(fn, v, X)
+    new = compress.canonicalize(v, groups := found.groups)
+    norms = found.filter_sizes(new)["params/Conv_0/kernel"]
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
     np.testing.assert_allclose(fn(new, X), fn(v, X), atol=1e-4)
     kernel = new["params"]["Conv_0"]["kernel"]
@@ -233,7 +234,8 @@ def test_bn_g8_rescaled_filters_have_length_one():
     model = Net()
     v = variables(model, X)
     fn = train_mode(model, v)
-    groups = analysis.scale_invariance(fn, v["params"], X).groups
+    found = analysis.scale_invariance(fn, v["params"], X)
+    groups = found.groups
     grad = jax.jit(jax.grad(lambda p: (fn(p, X) ** 2).mean()))
     tx = optax.chain(optax.sgd(0.1, 0.9), transforms.rescale_filters(groups))
     params = v["params"]
@@ -243,7 +245,7 @@ def test_bn_g8_rescaled_filters_have_length_one():
         moved = optax.apply_updates(params, updates)
         plain, _ = optax.sgd(0.1, 0.9).update(grad(params), state[0], params)
         params = moved
-        sizes = analysis.filter_sizes(params, groups)["Conv_0/kernel"]
+        sizes = found.filter_sizes(params)["Conv_0/kernel"]
         np.testing.assert_allclose(sizes, 1, atol=1e-6)
     # the function is that of the step as it was, and other parameters are untouched
     alone = optax.sgd(0.1)
@@ -258,11 +260,11 @@ def test_bn_g8_rescaled_filters_have_length_one():
 
 def test_bn_g9_angles_of_equal_and_opposite_filters():
     p = {"w": W}
-    assert float(angular_update(p, p, VECTOR)["w"]) == 0
+    assert float(FOUND.angular_update(p, p)["w"]) == 0
     other = {"w": -W}
-    angle = float(angular_update(p, other, VECTOR)["w"])
+    angle = float(FOUND.angular_update(p, other)["w"])
     assert angle == pytest.approx(math.pi, rel=1e-6)
-    assert float(angular_update({"w": 0 * W}, p, VECTOR)["w"]) == 0
+    assert float(FOUND.angular_update({"w": 0 * W}, p)["w"]) == 0
 
 
 def test_the_log_says_how_filters_move():

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune import at_init
+from jprune.at_init._iterate import iterate
 
 SPARSITY = 0.5
 
@@ -53,7 +54,7 @@ def synflow_mask(loss_fn: Any, params: Any, batch: Any, key: Any, scope: Any) ->
 
 def iterated(loss_fn: Any, params: Any, batch: Any, key: Any, scope: Any) -> Any:
     score = partial(at_init.snip, loss_fn, batch=batch, key=key, scope=scope)
-    return at_init.iterate(score, params, SPARSITY, rounds=3, scope=scope)
+    return iterate(score, params, SPARSITY, rounds=3, scope=scope)
 
 
 def sbp(loss_fn: Any, params: Any, batch: Any, key: Any, scope: Any) -> Any:

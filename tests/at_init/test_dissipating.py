@@ -13,7 +13,6 @@ import optax
 import pytest
 
 from jprune import at_init, masks, scores
-from jprune.at_init._early import Early
 
 KEY = jax.random.key(7)
 combined = at_init.dissipating_k_starts
@@ -23,7 +22,8 @@ ALL = jnp.ones((1, 5), bool)
 
 
 def early(params, initial, mask):
-    return Early(params, None, initial, params, mask)
+    start = at_init.train_early(loss, optax.identity(), initial, [], [], scope=".*")
+    return start._replace(params=params, grads=params, mask=mask)
 
 
 def test_kstarts_dissipating_g4_what_is_still_goes():
@@ -53,7 +53,7 @@ def test_a_layer_keeps_one_weight_for_each_output():
 
 
 def test_rank_form_has_exact_counts():
-    rule = at_init.dissipating_to(0.6)  # relative moves 0.05, 0.25, 0.08, inf, 2
+    rule = at_init.dissipating(sparsity=0.6)  # relative moves 0.05, 0.25, 0.08, inf, 2
     assert rule(early(W, W0, ALL)).tolist() == [[False, False, False, True, True]]
 
 
@@ -74,7 +74,7 @@ def test_channels_and_blocks_are_judged_whole():
     params = {"kernel": w}
     state = early(params, {"kernel": w0}, masks.full(params))
     unit = partial(scores.channel_norm, order=1)
-    rule = at_init.dissipating_to(0.75, unit=unit, pattern=masks.channels)
+    rule = at_init.dissipating(sparsity=0.75, unit=unit, pattern=masks.channels)
     assert rule(state)["kernel"].tolist() == [[True, False, False, False]] * 2
 
 
@@ -130,6 +130,25 @@ def test_k_starts_first_may_ask_for_nothing():
         (
             lambda: at_init.train_early(loss, optax.sgd(1.0), {}, [0], []),
             "one rule for each window, got 0 rules and 1 windows",
+        ),
+        (
+            lambda: at_init.train_early(
+                loss,
+                optax.sgd(1.0),
+                at_init.train_early(loss, optax.sgd(1.0), {"w": W}, [], []),
+                [],
+                [],
+                scope="w",
+            ),
+            "`scope` is decided at the start",
+        ),
+        (
+            lambda: at_init.dissipating(0.1, sparsity=0.5),
+            "`fraction` or `sparsity`, not both",
+        ),
+        (
+            lambda: at_init.dissipating(pattern=masks.channels),
+            "`pattern` goes with `sparsity`",
         ),
         (
             lambda: at_init.dissipating(-1.0),
@@ -273,13 +292,12 @@ def test_twin(name, seed):
         flat, params, xs, ys = fresh(seed)
         rules, steps = RULES[name]
         tx = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.02, 0.9))
-        run = at_init.begin_early(tx, params)
+        run = at_init.train_early(loss, tx, params, [], [])
         twin = Twin(flat, 0.02, 0.9, 1e-2)
         same = [lambda e: e.mask] * (4 - len(rules))
         for i, rule in enumerate([*rules, *same]):
-            run = at_init.train_window(loss, tx, run, (xs[i], ys[i]), magnitudes=True)
-            run = run._replace(mask=rule(run))
-            run = run._replace(params=masks.apply(run.mask, run.params))
+            window = [(xs[i], ys[i])]
+            run = at_init.train_early(loss, tx, run, window, [rule], magnitudes=True)
             twin.window(xs[i], ys[i], magnitudes=True)
             if i < len(steps):
                 steps[i](twin)

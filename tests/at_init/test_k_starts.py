@@ -84,8 +84,9 @@ def test_kstarts_dissipating_g3_accumulation():
         np.testing.assert_array_equal(jnp.abs(state.total), [1, 1])
 
         sgd = optax.sgd(0.0)
-        early = at_init.begin_early(sgd, jnp.zeros(2), scope=lambda _: True)
-        early = at_init.train_window(dot, sgd, early, steps, magnitudes=magnitudes)
+        early = at_init.train_early(
+            dot, sgd, jnp.zeros(2), [steps], [None], scope=".*", magnitudes=magnitudes
+        )
         np.testing.assert_array_equal(jnp.abs(early.grads), want)
 
 
@@ -150,7 +151,7 @@ def test_kstarts_dissipating_g9_removed_weights_stay_zero():
 
     rule = at_init.fittest(KEY, 0.7, k=2)
     early = at_init.train_early(loss, tx, params, [data[:8]], [rule])
-    dense = at_init.train_window(loss, tx, at_init.begin_early(tx, params), data[:8])
+    dense = at_init.train_early(loss, tx, params, [data[:8]], [None])
     kept = np.asarray(early.mask["kernel"])
     assert kept.sum() == 9
     # Nothing is rewound: what is kept has its trained value.
@@ -163,7 +164,7 @@ def test_kstarts_dissipating_g9_removed_weights_stay_zero():
     for x in data[8:]:
         updates, state = step(jax.grad(loss)(later, x), state, later)
         later = optax.apply_updates(later, updates)
-    after = at_init.train_window(loss, tx, early, data[8:])
+    after = at_init.train_early(loss, tx, early, [data[8:]], [None])
     for end in (later, after.params):
         np.testing.assert_array_equal(np.asarray(end["kernel"])[~kept], 0.0)
         assert np.all(np.asarray(end["kernel"])[kept] != want[kept])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jprune import at_init, masks, scores
+from jprune.at_init._iterate import iterate
 from tests.at_init import twins
 
 
@@ -165,7 +166,7 @@ def test_iterate_removes_the_asked_number_in_each_round():
     w = jnp.linspace(1, 2, 40).reshape(5, 8)
     for schedule, want in (("exponential", [40, 20, 10]), ("linear", [40, 28, 17])):
         seen.clear()
-        prune = partial(at_init.iterate, watched, keep=5, rounds=3, schedule=schedule)
+        prune = partial(iterate, watched, keep=5, rounds=3, schedule=schedule)
         mask = jax.jit(prune)(w)
         jax.effects_barrier()
         assert seen == want
@@ -176,13 +177,13 @@ def test_iterate_never_regrows_what_has_the_largest_score_once_removed():
     """A score that favors zeros cannot bring them back."""
     w = jnp.linspace(1, 2, 16).reshape(4, 4)
     upside_down = lambda p: 1.0 / (p + 0.1)  # noqa: E731
-    mask = at_init.iterate(upside_down, w, 0.75, rounds=4)
+    mask = iterate(upside_down, w, 0.75, rounds=4)
     np.testing.assert_array_equal(mask, w <= w.ravel()[3])
 
 
 def test_iterate_errors():
     w = {"kernel": jnp.ones((4, 4)), "head": {"kernel": jnp.ones((2, 2))}}
-    run = partial(at_init.iterate, scores.magnitude, w)
+    run = partial(iterate, scores.magnitude, w)
     with pytest.raises(ValueError, match="`rounds` must be a positive integer, got 0"):
         run(0.5, rounds=0)
     with pytest.raises(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jprune import compress, masks
-from jprune.compress._pack_n_of_m import PackedNOfM
 
 
 def pruned(shape, n, m, axis, dtype=np.float32):
@@ -31,7 +30,7 @@ def test_nm_g10_round_trip(n, m, shape, axis, dtype):
     assert back.dtype == params["q"].dtype
     np.testing.assert_array_equal(back, params["q"])
     leaf, size = packed["q"], int(np.prod(shape))
-    assert isinstance(leaf, PackedNOfM) and leaf.shape == shape
+    assert leaf.shape == shape
     places = np.asarray(leaf.places())
     assert places.min() >= 0 and places.max() < m
     assert bool(np.all(np.diff(places, axis=-1) > 0))
@@ -67,7 +66,8 @@ def test_groups_with_fewer_and_leaves_out_of_scope():
     np.testing.assert_array_equal(packed["bias"], params["bias"])
     back = compress.unpack_n_of_m(packed)
     np.testing.assert_array_equal(back["kernel"], params["kernel"])
-    assert compress.packed_bytes(packed) == (4 * 4 + 1 + 12, 32 + 12)
+    kernel = packed["kernel"]
+    assert (kernel.nbytes, kernel.dense_nbytes) == (4 * 4 + 1, 32)
 
 
 def test_what_is_not_finite_comes_back():

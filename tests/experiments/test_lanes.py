@@ -68,6 +68,17 @@ def test_a_lane_is_the_seed_trained_alone(opened):
     tx = optax.sgd(0.01, 0.9)
     program = lanes.compile_program(opened, lambda _: tx)
     found = lanes.fit(opened, program, "both", 2)
+
+    def loss(params, index):
+        out = opened.network(params, opened.data, index, None)
+        picked = jax.nn.log_softmax(out)[jnp.arange(16), opened.labels[index]]
+        return -picked.mean()
+
+    @jax.jit
+    def step(params, opt, index):
+        updates, opt = tx.update(jax.grad(loss)(params, index), opt, params)
+        return optax.apply_updates(params, updates), opt
+
     assert opened.seeds == (3, 4) and opened.per_epoch == 3
     for at, seed in enumerate(opened.seeds):
         params = opened.init(jax.random.key(seed))
@@ -76,15 +87,7 @@ def test_a_lane_is_the_seed_trained_alone(opened):
             shuffle = np.random.default_rng([seed, epoch])
             order = shuffle.permutation(opened.splits["train"])[:48].reshape(3, 16)
             for index in order:
-
-                def loss(p, index=index):
-                    out = opened.network(p, opened.data, index, None)
-                    wanted = opened.labels[index]
-                    picked = jax.nn.log_softmax(out)[jnp.arange(16), wanted]
-                    return -picked.mean()
-
-                updates, opt = tx.update(jax.grad(loss)(params), opt, params)
-                params = optax.apply_updates(params, updates)
+                params, opt = step(params, opt, index)
         jax.tree.map(
             lambda a, b, at=at: np.testing.assert_allclose(a[at], b, atol=2e-5),
             found.params,

@@ -9,6 +9,7 @@ from experiments import build
 from experiments.loop import fit
 from experiments.methods import iterative
 from experiments.methods.dense import train_dense
+from experiments.methods.gap import average_density
 from experiments.methods.one_shot import recalibration
 from experiments.methods.removal import count_nonzero
 from jprune import masks
@@ -208,3 +209,9 @@ def test_trp_ends_factorised(open_tiny, tiny, tmp_path):
         assert row.changed == 0 and row.logit_change < 1e-3
         assert row.kept == row.nonzero < masks.size(dense.params)
         assert row.extra["flops"] < 1 and row.extra["kernels split"] == 6
+
+
+@pytest.mark.parametrize("sparsity, want", [(0.8, 0.4), (0.9, 0.325), (0.0, 1.0)])
+def test_gap_g9_average_density(sparsity, want):
+    params = {str(i): {"kernel": np.ones((4, 5))} for i in range(4)}
+    assert average_density(params, sparsity, 4) == pytest.approx(want)

@@ -89,7 +89,9 @@ def test_a_task_starts_from_networks_of_its_own_seeds(opened):
     trial = arena.Trial(opened, start, 6)
     assert trial.half == 3 and trial.steps == 18 and trial.size == 266_200
     three = opened._replace(seeds=(1000,) * 3)
-    task = arena.Task(trial, three, 0.98, np.float32([1, 2, 3]), "r", tuning=True)
+    task = arena.Task(
+        trial, three, 0.98, np.float32([1, 2, 3]), "r", tuning=True, spent=[]
+    )
     assert task.kept == 5324
     jax.tree.map(
         lambda many, one: np.testing.assert_array_equal(many[2], one[0]),

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import page, panels, report, results
+from experiments import config, page, panels, report, results
 from experiments.config import Claim
 from experiments.results import Row
 
@@ -121,3 +121,19 @@ def test_a_papers_figures_stand_beside_ours():
     assert " | 81.5 | " in dense and " |  | " in lines[-1]
     digits = next(s for s in page.sections(page.RESULTS) if s.name == "digits")
     assert not any("paper" in line for line in page._table(digits))
+
+
+def test_what_360_images_cannot_tell_is_asked_of_more():
+    """Each method of digits has a configuration on other data."""
+    names = [n for n in config.names() if n.startswith("digits_") and n != "digits_all"]
+    for name in names:
+        again = page._module(name).AGAIN
+        assert again and all(config.load(other).data != "digits" for other in again)
+
+
+def test_a_section_says_where_it_is_asked_again(tmp_path):
+    shutil.copy(page.RESULTS / "digits_aswl_seed0.json", tmp_path)
+    (section,) = page.sections(tmp_path)
+    again = "setting: [mnist_arena](#mnist_arena), `authors_lenet300` (not run here),"
+    assert again in page._text(section, page.verdicts(section), None)
+    assert again not in page._text(section, [page.Verdict("a", 1.0, drawn=True)], None)

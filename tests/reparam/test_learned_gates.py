@@ -14,14 +14,14 @@ import optax
 import pytest
 
 from jprune import reparam, surgery
-from jprune._groups import AxisRef, Group
 from jprune.reparam._hard_concrete import (
     dual_ascent,
     expected_cost,
     hard_concrete,
     open_probability,
 )
-from jprune.reparam._learned_gates import GateTheta
+from jprune.reparam._learned_gates import closed_shares, open_gates
+from jprune.surgery import AxisRef, Group
 from tests.reparam import gate_twin
 from tests.reparam.gate_net import (
     BLOCKS,
@@ -166,14 +166,14 @@ def test_gates_g7_price_zero_and_price_alone():
     theta = r.init(start())
     run = jax.jit(lambda c: jax.lax.scan(step, c, length=60)[0])
     theta, _ = run((theta, tx.init(theta)))
-    channels, branches = reparam.open_gates(theta)
+    channels, branches = open_gates(theta)
     assert [int(k.sum()) for k in channels.values()] == [1, 1]
     assert not any(branches.values())
     params, mask = r.export(theta._replace(weights=start()))
     for name in ("stem", "head"):
         jax.tree.map(np.testing.assert_array_equal, params[name], start()[name])
     assert all(np.all(m) for m in jax.tree.leaves(mask["stem"]))
-    layers, depth = reparam.closed_shares(theta)
+    layers, depth = closed_shares(theta)
     assert all(0.5 < float(s) < 1 - 0.8 / INNER for s in layers.values())
     assert float(depth) > 0.9
 
@@ -225,7 +225,9 @@ def test_gates_g10_a_higher_price_keeps_no_more():
     deps, groups, branches = found()
     r = made()
     rates = {"weights": optax.sgd(0.02, 0.9), "gates": optax.adam(0.05)}
-    labels = GateTheta("weights", "gates", "gates", "weights")
+    labels = r.init(start())._replace(
+        weights="weights", channels="gates", branches="gates", price="weights"
+    )
     tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
 
     def task(params):
@@ -241,7 +243,7 @@ def test_gates_g10_a_higher_price_keeps_no_more():
         theta = r.init(start())._replace(price=price)
         keys = jax.random.split(jax.random.key(3), 200)
         (theta, _), _ = jax.lax.scan(step, (theta, tx.init(theta)), keys)
-        return reparam.open_gates(theta)
+        return open_gates(theta)
 
     channels, blocks = jax.jit(jax.vmap(trained))(jnp.array([0.01, 0.3, 3.0]))
     counts = []
@@ -273,7 +275,7 @@ def test_gates_twin():
             channels={"hidden": jnp.asarray(gate_twin.CHANNELS)},
             branches={"block": jnp.asarray(gate_twin.BLOCK)},
         )
-        labels = GateTheta("w", "g", "g", "w")
+        labels = theta._replace(weights="w", channels="g", branches="g", price="w")
         rates = {"w": optax.sgd(gate_twin.RATE), "g": optax.sgd(gate_twin.GATE_RATE)}
         tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
         grad = jax.jit(jax.grad(reparam.wrap(gate_twin.loss, r)))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune import selection
+from jprune.selection._count_true import count_true
+from jprune.selection._largest import largest
 
 SHAPES = [(3, 1, 4), (5,), (2, 3), ()]
 
@@ -44,7 +45,7 @@ def kept(leaves, k, floors=None, within=None):
 def test_masks_equal_a_stable_sort(monkeypatch, devices, dtype):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     run = {
-        name: jax.jit(lambda x, k, **how: selection.largest(x, k, **how))
+        name: jax.jit(lambda x, k, **how: largest(x, k, **how))
         for name in ("plain", "floors", "leaf", "within")
     }
     rng = np.random.default_rng(0)
@@ -78,7 +79,7 @@ def equal(got, want):
 def test_one_reduction_for_each_leaf():
     """The body of the loop holds all: nothing else reads the leaves by counting."""
     leaves = [jnp.ones((8, 8)), jnp.ones((4, 4, 2))]
-    text = jax.jit(selection.largest).lower(leaves, jnp.int32(9)).as_text()
+    text = jax.jit(largest).lower(leaves, jnp.int32(9)).as_text()
     sweeps = [line for line in text.splitlines() if "stablehlo.reduce(" in line]
     assert sum("8x8" in line or "4x4x2" in line for line in sweeps) <= 2 * 3
     assert text.count("stablehlo.while") == 1
@@ -86,4 +87,4 @@ def test_one_reduction_for_each_leaf():
 
 def test_count_true():
     x = np.random.default_rng(0).random((7, 9)) < 0.4
-    assert int(selection.count_true(jnp.asarray(x))) == int(x.sum())
+    assert int(count_true(jnp.asarray(x))) == int(x.sum())

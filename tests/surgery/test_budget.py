@@ -89,13 +89,15 @@ def test_what_cannot_be_met_or_would_do_nothing_is_an_error(network):
 def test_ready_made_costs_are_fractions_of_the_dense_network(network):
     whole = surgery.plan_from_keep(network[0], {})
     half = surgery.select(*network, sparsity=0.5, ranking="group")
-    byte = analysis.relative_bytes(PARAMS)
+    byte = analysis.relative_cost("bytes", net, PARAMS)
     assert byte(whole) == 1.0
     assert byte(half) == (16 * 32 + 32 * 24 + 24 * 8) / (16 * 64 + 64 * 48 + 48 * 8)
-    flops = analysis.relative_flops(net, PARAMS, X)
+    flops = analysis.relative_cost("flops", net, PARAMS, X)
     assert flops(whole) == 1.0
     assert flops(half) == pytest.approx(byte(half), rel=0.1)  # two per weight
-    memory = analysis.relative_memory(net, PARAMS, X)
+    memory = analysis.relative_cost("memory", net, PARAMS, X)
     assert memory(whole) == 1.0 and byte(half) < memory(half) < 0.6
-    latency = analysis.relative_latency(net, PARAMS, X, rounds=2)
+    latency = analysis.relative_cost("latency", net, PARAMS, X, rounds=2)
     assert latency(half) > 0
+    with pytest.raises(ValueError, match="`of` must be.*got 'time'"):
+        analysis.relative_cost("time", net, PARAMS)  # pyright: ignore

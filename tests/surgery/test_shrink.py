@@ -12,7 +12,8 @@ from jax.extend.core import Primitive
 
 from jprune import surgery
 from jprune.surgery import _cells as ce
-from jprune.surgery.rules import RULES
+from jprune.surgery._groups import Frozen
+from jprune.surgery.rules import RULES, NoRule, elementwise_axes, positionwise
 from tests.surgery.structures import attention, two_pass, two_pass_norm
 
 
@@ -280,7 +281,7 @@ def test_unknown_primitive_freezes_and_is_reported():
 
     params, deps = make(fn, {"w": (4, 8), "g": (8,), "v": (8, 3)})
     (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
-    assert frozen == surgery.Frozen(("w",), 1, 0, 8, "unknown primitive", "mystery")
+    assert frozen == Frozen(("w",), 1, 0, 8, "unknown primitive", "mystery")
     # What comes after it is computed at full size and indexed.
     plan = surgery.plan_from_keep(deps, {"g:0": [1, 4]})
     got = surgery.shrink(fn, plan)(plan.pack(params), X)
@@ -292,7 +293,7 @@ def test_register_rule():
     fn = lambda p, x: triple.bind(x @ p["w"]) @ p["v"]  # noqa: E731
     params, before = make(fn, {"w": (4, 8), "v": (8, 3)})
     assert "w:1" not in before
-    rule = surgery.Rule(axes=surgery.elementwise_axes, cells=surgery.positionwise)
+    rule = surgery.Rule(axes=elementwise_axes, cells=positionwise)
     surgery.register_rule(triple, rule)
     assert RULES["triple"] == rule
     try:
@@ -311,7 +312,7 @@ def test_a_rule_that_fails_makes_its_equation_opaque():
         raise error
 
     error: Exception = IndexError("list index out of range")
-    rule = surgery.Rule(axes=axes, cells=surgery.positionwise)
+    rule = surgery.Rule(axes=axes, cells=positionwise)
     surgery.register_rule(broken, rule)
     try:
         fn = lambda p, x: broken.bind(x @ p["w"]) @ p["v"]  # noqa: E731
@@ -321,7 +322,7 @@ def test_a_rule_that_fails_makes_its_equation_opaque():
             _, deps = make(fn, {"w": (4, 8), "v": (8, 3)})
         (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
         assert "no rule for this form: list index" in frozen.why
-        error = surgery.NoRule("a form that the rule says it does not cover")
+        error = NoRule("a form that the rule says it does not cover")
         with surgery.strict():
             _, deps = make(fn, {"w": (4, 8), "v": (8, 3)})
         (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
@@ -334,7 +335,7 @@ def test_register_rule_refuses_what_is_no_primitive():
     with pytest.raises(TypeError, match="`primitive` must be a JAX primitive"):
         surgery.register_rule(3, RULES["tanh"])
     with pytest.raises(TypeError, match="`rule` must be a `surgery.Rule`"):
-        surgery.register_rule("mystery", surgery.elementwise_axes)
+        surgery.register_rule("mystery", elementwise_axes)
 
 
 def test_every_rule_has_both_halves():

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from jprune import masks, surgery, transforms
-from jprune._groups import AxisRef, Group
+from jprune.surgery import AxisRef, Group
+from jprune.transforms._decorrelation import growing_strength
 
 F = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
 STAYS = np.array([True, True, False])
@@ -109,12 +110,12 @@ def test_filters_by_group_id():
 
 
 def test_tpp_g7_schedule():
-    cifar = transforms.growing_strength(100_000, every=10)
+    cifar = growing_strength(100_000, every=10)
     steps = [0, 9, 10, 100_000, 200_000]
     np.testing.assert_allclose(
         [float(cifar(t)) for t in steps], [0, 0, 1e-4, 1, 1], rtol=1e-6
     )
-    imagenet = transforms.growing_strength(50_000, every=5)
+    imagenet = growing_strength(50_000, every=5)
     assert float(imagenet(49_999)) < 1 == float(imagenet(50_000))
     np.testing.assert_allclose(jax.jit(imagenet)(25_004), 0.5, rtol=1e-6)
 
@@ -316,7 +317,7 @@ def test_errors():
     with pytest.raises(ValueError, match="must not be negative"):
         transforms.prune_in_turn([KERNEL], stays, begin=-1)
     with pytest.raises(ValueError, match="at least 1"):
-        transforms.growing_strength(0)
+        growing_strength(0)
     with pytest.raises(ValueError, match="`total_steps` - `end` = 109 - 9 must exceed"):
         transforms.tpp(0.1, [KERNEL], stays, total_steps=109, end=9, weight_decay=0.0)
 

@@ -146,12 +146,6 @@ def test_gap_g8_one_part():
     np.testing.assert_array_equal(state.mask["w"], True)
 
 
-@pytest.mark.parametrize("sparsity, want", [(0.8, 0.4), (0.9, 0.325), (0.0, 1.0)])
-def test_gap_g9_average_density(sparsity, want):
-    params = layers(20, 20, 20, 20)
-    assert transforms.average_density(params, sparsity, 4) == pytest.approx(want)
-
-
 def top(w, keep):
     """The mask of the `keep` largest magnitudes of one layer, ties by position."""
     mask = np.zeros(w.size, bool)
@@ -398,9 +392,7 @@ def test_leaves_that_are_not_pruned_go_with_their_module():
     for i in range(3):
         assert set(jax.tree.leaves(found[f"block_{i}"])) == {i}
     assert found["out"] == 0
-    assert transforms.average_density(
-        BLOCKS, 0.5, np.int64(3)
-    ) == transforms.average_density(BLOCKS, 0.5, 3)
+    assert split_evenly(BLOCKS, np.int64(3)) == found
     nested = {"net": BLOCKS}  # a module around all of them is none of theirs
     assert split_evenly(nested, 3)["net"]["out"] == 0
 

@@ -72,7 +72,8 @@ def test_the_chain_and_the_rule_agree():
     tx = transforms.prune_unmoved(0.2, every=1, end=1)
     state = tx.init(params)._replace(count=jnp.int32(1))
     _, state = tx.update(moved, state, moved)
-    start = at_init.begin_early(optax.sgd(0.1), params)._replace(params=moved)
+    start = at_init.train_early(jnp.sum, optax.sgd(0.1), params, [], [])
+    start = start._replace(params=moved)
     want = at_init.dissipating(0.2)(start)["kernel"]
     np.testing.assert_array_equal(state.mask["kernel"], want)
     assert 0 < int(masks.count(state.mask)) < 30

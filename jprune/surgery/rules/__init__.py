@@ -27,7 +27,6 @@ from jprune.surgery._cost import Work as Work
 from jprune.surgery._layout import Layout as Layout
 from jprune.surgery._registry import RULES as RULES
 from jprune.surgery._registry import NoRule as NoRule
-from jprune.surgery._registry import Rule as Rule
 from jprune.surgery._scope import Info as Info
 from jprune.surgery.rules import (
     _contract,
