@@ -31,7 +31,9 @@ class Claim:
 
     Attributes:
       text: the sentence.
-      runs: labels of the rows it speaks of; without one of them it is left out.
+      runs: labels of the rows it speaks of; without one of them it is left out. Claims
+        of the first part may speak of rows of those `beside` it, whose labels begin
+        with the name of their model ("fbnetv3_a dense").
       holds: from those rows to whether it is true.
     """
 

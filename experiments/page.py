@@ -168,8 +168,8 @@ def _share(
 ) -> float | None:
     """The share of draws in which a claim holds; None without its rows."""
     by_run = {row.run: row for row in rows}
-    named = [by_run.get(prefix + run) for run in claim.runs]
-    if None in named:
+    named = results.rows_of(claim, by_run, prefix)
+    if named is None:
         return None
     count = _DRAWS if size else 1
     draws = [_drawn(named, size, random) for _ in range(count)]

@@ -96,15 +96,33 @@ def _aligned(line: list[str], widths: list[int]) -> list[str]:
     return [first[0].ljust(first[1])] + [cell.rjust(width) for cell, width in rest]
 
 
-def verdicts(claims: Iterable[Claim], rows: Iterable[Row]) -> dict[str, bool]:
-    """For each claim whose rows are there, whether they bear it out."""
+def verdicts(
+    claims: Iterable[Claim], rows: Iterable[Row], prefix: str = ""
+) -> dict[str, bool]:
+    """For each claim whose rows are there, whether they bear it out.
+
+    Args:
+      claims: of one part of a configuration.
+      rows: of all parts.
+      prefix: what the names of the part's rows begin with, and of its claims here.
+    """
     by_run = {row.run: row for row in rows}
     found: dict[str, bool] = {}
     for claim in claims:
-        if all(run in by_run for run in claim.runs):
-            holds = bool(claim.holds(*[by_run[run] for run in claim.runs]))
-            found[claim.text] = found.get(claim.text, True) and holds
+        if named := rows_of(claim, by_run, prefix):
+            text = prefix + claim.text
+            found[text] = found.get(text, True) and bool(claim.holds(*named))
     return found
+
+
+def rows_of(claim: Claim, by_run: Mapping[str, Row], prefix: str) -> list[Row] | None:
+    """The rows a claim of one part speaks of; None if one is missing.
+
+    The first part has no prefix: its claims may speak of the rows of all.
+    """
+    named = [by_run.get(prefix + run) for run in claim.runs]
+    found = [row for row in named if row is not None]
+    return found if len(found) == len(named) else None
 
 
 def verdict_text(found: Mapping[str, bool]) -> str:

@@ -175,12 +175,10 @@ def _train(
         for part, prefix in zip(parts, prefixes(parts), strict=True)
     ]
     for lab in labs:
-        found: list[Row] = []
         for row in _rows(lab):
-            found.append(row)
             rows.append(row._replace(run=lab.prefix + row.run))
-        for text, holds in results.verdicts(lab.config.claims, found).items():
-            claims[lab.prefix + text] = holds
+        for one in labs:
+            claims |= results.verdicts(one.config.claims, rows, one.prefix)
 
 
 def prefixes(parts: Sequence[Config]) -> list[str]:

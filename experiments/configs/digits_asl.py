@@ -35,7 +35,7 @@ _RUN = {
 }
 
 
-AGAIN = ("mnist_arena",)
+AGAIN = ("mnist_arena", "authors_lenet300")
 
 
 def get_config() -> Config:

@@ -27,7 +27,7 @@ Command: `python -m experiments.train digits_aswl`.
 
 from experiments.config import Claim, Config
 
-AGAIN = ("mnist_arena",)
+AGAIN = ("mnist_arena", "authors_lenet300", "authors_resnet56")
 
 
 def get_config() -> Config:

@@ -29,7 +29,7 @@ Command: `python -m experiments.train digits_csgd`.
 
 from experiments.config import Claim, Config
 
-AGAIN = ("cifar_arena", "cifar_resnet56")
+AGAIN = ("cifar_arena", "authors_resnet56")
 
 
 def get_config() -> Config:

@@ -46,7 +46,7 @@ Command: `python -m experiments.train digits_gap`.
 
 from experiments.config import Claim, Config
 
-AGAIN = ("mnist_arena",)
+AGAIN = ("mnist_arena", "authors_resnet50")
 
 
 def get_config() -> Config:

@@ -29,7 +29,7 @@ Command: `python -m experiments.train digits_masksparsity`.
 
 from experiments.config import Claim, Config
 
-AGAIN = ("cifar_arena",)
+AGAIN = ("cifar_arena", "authors_resnet110")
 
 
 def get_config() -> Config:

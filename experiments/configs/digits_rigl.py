@@ -53,7 +53,7 @@ def _run(recipe: str, drop_fraction: float) -> dict[str, Any]:
     }
 
 
-AGAIN = ("mnist_arena",)
+AGAIN = ("mnist_arena", "authors_resnet50")
 
 
 def get_config() -> Config:

@@ -26,7 +26,7 @@ Command: `python -m experiments.train digits_tpp`.
 
 from experiments.config import Claim, Config
 
-AGAIN = ("cifar_arena",)
+AGAIN = ("cifar_arena", "authors_resnet56")
 
 
 def get_config() -> Config:

@@ -32,7 +32,7 @@ Cost: 5 minutes on 2 busy cores. Command: `python -m experiments.train digits_tr
 
 from experiments.config import Claim, Config
 
-AGAIN = ("cifar_arena",)
+AGAIN = ("cifar_arena", "authors_resnet20")
 
 
 def get_config() -> Config:

@@ -31,7 +31,7 @@ SHARES = (14 / 15, 0.98)
 STRENGTHS = ((0.0, 0.0), (0.9, 0.0), (0.9, 1.0), (0.99, 1.0))
 
 
-AGAIN = ("mnist_arena",)
+AGAIN = ("mnist_arena", "authors_vgg16")
 
 
 def get_config() -> Config:

@@ -13,7 +13,6 @@ import optax
 import pytest
 
 from jprune import at_init, masks, scores
-from jprune.at_init._early import Early
 
 KEY = jax.random.key(7)
 combined = at_init.dissipating_k_starts
@@ -23,7 +22,8 @@ ALL = jnp.ones((1, 5), bool)
 
 
 def early(params, initial, mask):
-    return Early(params, None, initial, params, mask)
+    start = at_init.train_early(loss, optax.identity(), initial, [], [], scope=".*")
+    return start._replace(params=params, grads=params, mask=mask)
 
 
 def test_kstarts_dissipating_g4_what_is_still_goes():

@@ -163,3 +163,15 @@ def test_claims_speak_only_of_rows_that_are_there():
     found = verdicts(claims, [row])
     assert found == {"good": True, "bad": False, "twice": False}
     assert verdict_text(found) == "holds  good\nFAILS  bad\nFAILS  twice"
+
+
+def test_a_claim_of_the_first_part_may_compare_it_with_those_beside_it():
+    from experiments.results import Row, verdicts
+
+    row = Row("a", "m", asked=0.5, got=0.5, kept=2, nonzero=2, after=0.9)
+    rows = [row, row._replace(run="b a", after=0.8)]
+    leads = Claim("leads", ("b a", "a"), lambda other, own: own.after > other.after)
+    assert verdicts([leads], rows) == {"leads": True}
+    assert verdicts([leads], rows[:1]) == verdicts([leads], rows, "b ") == {}
+    good = Claim("good", ("a",), lambda a: a.after > 0.85)
+    assert verdicts([good], rows, "b ") == {"b good": False}

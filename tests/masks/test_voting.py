@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jprune import masks
-from jprune._groups import AxisRef, Group
 from jprune.masks._voting import energy_threshold, vote
+from jprune.surgery import AxisRef, Group
 
 
 def scales(*values):

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jprune import masks, reparam
-from jprune._groups import AxisRef, Group
 from jprune.reparam import Branch, Reparam
+from jprune.surgery import AxisRef, Group
 
 
 class Case(NamedTuple):

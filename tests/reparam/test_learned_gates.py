@@ -14,14 +14,14 @@ import optax
 import pytest
 
 from jprune import reparam, surgery
-from jprune._groups import AxisRef, Group
 from jprune.reparam._hard_concrete import (
     dual_ascent,
     expected_cost,
     hard_concrete,
     open_probability,
 )
-from jprune.reparam._learned_gates import GateTheta, closed_shares, open_gates
+from jprune.reparam._learned_gates import closed_shares, open_gates
+from jprune.surgery import AxisRef, Group
 from tests.reparam import gate_twin
 from tests.reparam.gate_net import (
     BLOCKS,
@@ -225,7 +225,9 @@ def test_gates_g10_a_higher_price_keeps_no_more():
     deps, groups, branches = found()
     r = made()
     rates = {"weights": optax.sgd(0.02, 0.9), "gates": optax.adam(0.05)}
-    labels = GateTheta("weights", "gates", "gates", "weights")
+    labels = r.init(start())._replace(
+        weights="weights", channels="gates", branches="gates", price="weights"
+    )
     tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
 
     def task(params):
@@ -273,7 +275,7 @@ def test_gates_twin():
             channels={"hidden": jnp.asarray(gate_twin.CHANNELS)},
             branches={"block": jnp.asarray(gate_twin.BLOCK)},
         )
-        labels = GateTheta("w", "g", "g", "w")
+        labels = theta._replace(weights="w", channels="g", branches="g", price="w")
         rates = {"w": optax.sgd(gate_twin.RATE), "g": optax.sgd(gate_twin.GATE_RATE)}
         tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
         grad = jax.jit(jax.grad(reparam.wrap(gate_twin.loss, r)))

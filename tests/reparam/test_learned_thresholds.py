@@ -146,7 +146,7 @@ def test_asl_twin():
         r = reparam.learned_thresholds(goal, weight=lam, min_size=1)
         theta = r.init(jax.tree.map(jnp.asarray, twins.start()))
         rates = {"w": optax.sgd(lr, beta), "r": optax.sgd(lr_r, beta)}
-        labels = ThresholdTheta("w", "r")
+        labels = theta._replace(weights="w", thresholds="r")
         tx = optax.chain(optax.partition(rates, labels), reparam.projection(r))
         state, step, export = tx.init(theta), jax.jit(tx.update), jax.jit(r.export)
         grad = jax.jit(jax.grad(reparam.wrap(twins.loss, r)))

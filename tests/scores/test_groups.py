@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jprune import scores
-from jprune._groups import AxisRef, Group
+from jprune.surgery import AxisRef, Group
 
 LABELS = (2, 0, 1, 0, -1, 2, 1)
 GROUP = Group(

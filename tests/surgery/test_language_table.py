@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jprune import surgery
-from jprune._groups import Group
+from jprune.surgery import Group
 from tests.surgery.language_nets import (
     VOCABULARY,
     Form,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, transforms
-from jprune._groups import AxisRef, Group
 from jprune._scale_groups import Scaled, ScaleGroup
+from jprune.surgery import AxisRef, Group
 from jprune.transforms._decorrelation import prune_in_turn
 from jprune.transforms._partitions import split_evenly
 

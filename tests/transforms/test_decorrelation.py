@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jprune import masks, surgery, transforms
-from jprune._groups import AxisRef, Group
+from jprune.surgery import AxisRef, Group
 from jprune.transforms._decorrelation import growing_strength, prune_in_turn
 
 F = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 2.0]])

@@ -22,7 +22,7 @@ import optax
 import pytest
 
 from jprune import masks, scores, transforms
-from jprune._groups import AxisRef, Group
+from jprune.surgery import AxisRef, Group
 from jprune.transforms._build import by_group
 from tests.transforms.table import GROUPS, TABLE, gradients, half, tree
 

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from jprune import compress, masks, surgery, transforms
-from jprune._groups import AxisRef, Group
+from jprune.surgery import AxisRef, Group
 
 KEEP = {"scale": np.array([True, True, False, False]), "kernel": np.array(True)}
 

@@ -13,12 +13,12 @@ import optax
 import pytest
 
 from jprune import compress, transforms
-from jprune._groups import AxisRef, Group
 from jprune.compress._clusters import (
     even_clusters,
     imbalanced_clusters,
     kmeans_clusters,
 )
+from jprune.surgery import AxisRef, Group
 from jprune.transforms._merge_clusters import collapse_factor
 from tests.transforms.table import gradients, tree
 

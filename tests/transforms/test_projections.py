@@ -10,7 +10,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jprune import masks, transforms
-from jprune.masks._count import removed_count
 from jprune.transforms._iterative import iterative_sparsities
 from tests.transforms.table import gradients, tree
 
@@ -126,11 +125,11 @@ def test_schedules_g11_g12_exact_zeros_and_nested_masks_under_adam_and_decay():
         tau = min(t / 20, 1)
         s = 0.7 - 0.7 * (1 - tau) ** 3
         if t >= 20 or abs(s * n + 0.5 - round(s * n + 0.5)) > 1e-3:
-            assert zeros_in_scope(p) == removed_count(n, s)
+            assert zeros_in_scope(p) == n - masks.kept_count(n, s)
         kept = p["one"]["kernel"] != 0
         assert not jnp.any(kept & ~previous)
         previous = kept
-    assert zeros_in_scope(path[-1]) == removed_count(n, 0.7)
+    assert zeros_in_scope(path[-1]) == n - masks.kept_count(n, 0.7)
 
 
 def test_gradual_twin():
@@ -177,7 +176,7 @@ def test_gradual_per_leaf_tree():
     path, _ = train(transforms.prune_gradually(target, end=2), params, 3)
     for key in ("one", "two"):
         kernel = path[-1][key]["kernel"]
-        wanted = removed_count(kernel.size, target[key]["kernel"])
+        wanted = kernel.size - masks.kept_count(kernel.size, target[key]["kernel"])
         assert int(jnp.sum(kernel == 0)) == wanted
 
 
@@ -220,7 +219,7 @@ def test_prune_once_removes_at_its_step_and_holds():
     )
     path, _ = train(tx, params, 8)
     counts = [zeros_in_scope(p) for p in path]
-    removed = removed_count(masks.size(params), 0.5)
+    removed = masks.size(params) - masks.kept_count(masks.size(params), 0.5)
     assert counts == [0, 0, 0] + [removed] * 5
     chex.assert_trees_all_equal(masks.from_zeros(path[3]), masks.from_zeros(path[-1]))
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jprune import masks, scores, surgery, transforms
-from jprune._groups import AxisRef, Group
+from jprune.surgery import AxisRef, Group
 
 A, B = [0.5, -0.1, 0.3], [-0.05, 2.0, -0.2]
 
