@@ -395,7 +395,7 @@ def _text(section: Section, claims: Sequence[Verdict], picture: str | None) -> s
     if again and any(claim.word != "holds" for claim in claims):
         lines += [
             "",
-            f"Judged again on more data, or in the authors' setting: {again}.",
+            f"Asked again of more data, or in the authors' setting: {again}.",
         ]
     return "\n".join(lines) + "\n"
 

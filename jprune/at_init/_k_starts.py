@@ -56,18 +56,19 @@ def k_starts(
     r"""The fittest of k random masks, as one `vmap` over the candidates.
 
     Args:
-      key: a PRNG key; `random_mask` of it gives the candidates.
+      key: a PRNG key, which the candidates are drawn from.
       params: the weights at the end of the scoring window.
-      grads: the gradient summed over it: `Early.grads` of `train_window`, or the state
-        of `transforms.accumulate_gradient`. May be None where `balance` is 1.
+      grads: the gradient summed over it: `grads` of what `train_early` returns, or the
+        state of `transforms.accumulate_gradient`. May be None where `balance` is 1.
       sparsity: fraction of zeros in each leaf, or a tree of fractions. Every leaf, or
         channel that chooses for itself, keeps at least one weight.
-      k: how many candidates, or the numbers of those still in play (`better_half`).
-      balance: $\lambda$ of `fitness`.
+      k: how many candidates, or a vector of the numbers of those still in play.
+      balance: $\lambda$: 1 rates a mask by the magnitudes that it keeps, 0 by the
+        gradients.
       share: who chooses: "leaf", "network" (one number for all leaves), or "channel":
         each slice along the last axis, with the same count in each.
-      pattern: what is removed together, see `random_mask`; single weights where
-        channels choose.
+      pattern: what is removed together: `masks.channels`, or `masks.blocks` with its
+        block given; single weights by default, and where channels choose.
       within: a mask; candidates are drawn, and rated, inside it.
       scope: see `masks.unstructured`.
       at_once: candidates rated together. Each holds its random numbers and its mask

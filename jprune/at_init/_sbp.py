@@ -102,15 +102,18 @@ def rescale(
     Args:
       params: the parameters, as initialized.
       mask: the final mask.
-      sigma_w2: as for `rescaling`.
-      fan_in: as for `rescaling`.
-      scope: as for `rescaling`.
+      sigma_w2: the target $\sigma_w^2$, 2 for ReLU: a number, or a tree with one for
+        each leaf.
+      fan_in: a number, a tree of numbers, or None for all axes but the last of leaves
+        named `kernel` or `w` of rank 2 or 4.
+      scope: the leaves rescaled: None for all the mask covers, else as for
+        `masks.unstructured`. Leave out what a norm follows.
 
     Returns:
       Parameters with exact zeros. A second call changes nothing, up to rounding.
 
     Raises:
-      ValueError: as `rescaling`.
+      ValueError: no default fan-in for a leaf; `params` and `mask` that do not fit.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -149,19 +152,16 @@ def rescaling(
     Args:
       params: the parameters, as initialized.
       mask: the final mask.
-      sigma_w2: the target $\sigma_w^2$, 2 for ReLU: a number, or a tree with one for
-        each leaf.
-      fan_in: a number, a tree of numbers, or None for all axes but the last of leaves
-        named `kernel` or `w` of rank 2 or 4.
-      scope: the leaves rescaled: None for all the mask covers, else as for
-        `masks.unstructured`. Leave out what a norm follows.
+      sigma_w2: as for `rescale`.
+      fan_in: as for `rescale`.
+      scope: as for `rescale`.
 
     Returns:
       A tree like `params` of 0-d factors, float32 or wider; 1 for leaves out of scope
       and for emptied ones.
 
     Raises:
-      ValueError: no default fan-in for a leaf; `params` and `mask` that do not fit.
+      ValueError: as `rescale`.
     """
     kept = masks.apply(mask, params)
     taken = _taken(mask, params, scope)

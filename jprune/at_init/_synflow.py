@@ -128,7 +128,7 @@ def synflow_mask(
       sparsity: fraction of zeros over the scope; a concrete number.
       keep: number kept instead.
       rounds: 100 in the paper.
-      schedule: "exponential" or "linear"; see `iterate`.
+      schedule: of the kept share over the rounds, "exponential" or "linear".
       normalize: as for `synflow`.
       scope: see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps; 0 leaves it to the score.
@@ -137,8 +137,8 @@ def synflow_mask(
       A mask with exactly the asked count.
 
     Raises:
-      ValueError: R overflowed, or is 0 in the end (not checked under `jit`); as
-        `iterate`.
+      ValueError: R overflowed, or is 0 in the end (not checked under `jit`); nothing
+        or less than `min_keep` a leaf to be kept, `rounds` below 1, a traced target.
 
     References:
       Tanaka et al., arXiv 2006.05467, algorithm 1.

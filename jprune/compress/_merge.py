@@ -131,7 +131,8 @@ def merge(
     Args:
       apply: `apply(variables, *args)`, in eval mode.
       deps: the groups of the network, from `surgery.groups`.
-      variables: the dense variables. They are snapped first (see `snap`).
+      variables: the dense variables. Every member of a cluster is first set to the
+        cluster's mean.
       assignment: cluster numbers, one for each coordinate of a group, keyed by group id
         or by the path of a leaf that produces it (`params/Conv_0/kernel`). Groups that
         are not named stay as they are.

@@ -76,10 +76,12 @@ def similar_channels(
       height: clusters merge up to this normalized distance, one for all groups; or
       sparsity: the share of every group's channels to remove; or
       flops: the share of the FLOPs to keep: the least height that meets it.
-      correlation: of the normalized channels: "weights", the cosine of the filters (the
-        paper's idea is nearest to "independent"); see `channel_distances`.
+      correlation: of the normalized channels: "weights", the cosine of the filters;
+        "independent", the nearest to the paper's idea: not 0 for equal parameters;
+        "comonotone": 0 for equal parameters, however unlike the channels are.
       relu: compare what is read behind a ReLU.
-      linkage: see `cluster_by_distance`.
+      linkage: the distance of two clusters: the mean over pairs of members, the
+        largest, or the smallest.
       groups: ids; by default every group that one kernel and one norm produce. Of a
         residual stream the distances of all its norms are added.
       distances: by group id, in place of those from norms (`data_distances`).

@@ -38,7 +38,7 @@ def keep_by_scale(
       groups: what `surgery.groups(fn)(params, x)` returns, or a list of some of its
         groups. One without a scale is kept whole.
       threshold: of the magnitude, exceeded strictly; "optimal" for
-        `energy_threshold` of each scale leaf by itself.
+        the one below which 1e-4 of the squared scales of a leaf lie.
       min_keep: the fewest coordinates a member, and the group, keeps: the largest
         scales, the first among equals. (The authors' code keeps channel 0 when none is
         above the threshold, and nothing where a vote removes all.)

@@ -134,7 +134,7 @@ def compose(first: Reparam, second: Reparam) -> Reparam:
       A `Reparam` whose theta is that of `first`.
 
     Raises:
-      ValueError: `second` has a constraint: its `project` is not `unconstrained`.
+      ValueError: `second` has a constraint, a `project` of its own.
       TypeError: one of the two is not a `Reparam`.
     """
     _require_reparam("first", first)

@@ -57,7 +57,7 @@ class Rule:
       axes: `(site, eqn, ins) -> outs`, first pass: from the `Info` of each operand
         (`ins[i].axes` has one axis term per dimension) the axes of each result, a tuple
         of terms. It relates axes through `site.unify`, `site.freeze`, `site.fixed`,
-        `site.fresh`. It raises `NoRule` for a form that it does not cover.
+        `site.fresh`. It raises `rules.NoRule` for a form that it does not cover.
       cells: `(site, eqn, ins, outs) -> cells`, second pass: from the `Value` of each
         operand and the layouts of each result, for each result a function from bits to
         its cell (see `surgery._cells`), or a whole `Value`.
@@ -139,7 +139,7 @@ def strict(on: bool = True) -> Iterator[None]:
     """Within it, what a rule raises is raised; otherwise the equation is opaque.
 
     A user's function must not fail because a rule meets a form that nobody thought of.
-    Who writes a rule wants to see its errors. `NoRule` never is one.
+    Who writes a rule wants to see its errors. `rules.NoRule` never is one.
 
     Args:
       on: False for the other way round, inside a strict part.

@@ -29,8 +29,8 @@ learning rate: `add_selective_decay`, `add_masked_l1`, `add_growing_decay`,
 
 *Projections* come last, after the learning rate, and land removed weights on exactly
 zero: `keep_masked`, `prune_once`, `prune_gradually`, `prune_by_weight_history`,
-`prune_to_n_of_m`, `prune_unmoved`, `shrink_softly`; `truncate_rank` lands kernels on
-low rank instead.
+`prune_to_n_of_m`, `prune_unmoved`, `prune_in_turn`, `shrink_softly`; `truncate_rank`
+lands kernels on low rank instead.
 
 `rescale_filters` lands scale-invariant filters on one length; `log_filters`, also last,
 changes nothing and says how they move.
@@ -58,6 +58,7 @@ from jprune.transforms._accumulate_gradient import (
 from jprune.transforms._check import check as check
 from jprune.transforms._decorrelation import add_decorrelation as add_decorrelation
 from jprune.transforms._decorrelation import keep_large_filters as keep_large_filters
+from jprune.transforms._decorrelation import prune_in_turn as prune_in_turn
 from jprune.transforms._decorrelation import tpp as tpp
 from jprune.transforms._diagnostics import diagnostics as diagnostics
 from jprune.transforms._drop_and_grow import drop_and_grow as drop_and_grow

@@ -114,7 +114,8 @@ def add_decorrelation(
       keeps: a bool vector for each group, by id or by the path of a leaf that
         produces its coordinates, True = stays; see `keep_large_filters`. A group that
         is not named stays whole.
-      strength: $\lambda$, a number or a schedule; see `growing_strength`.
+      strength: $\lambda$, a number or a schedule; in the paper it grows with time, as
+        in `tpp`.
       gram: c, the weight of the Gram term.
       decay_kernels: False leaves out the decay of the doomed kernels.
 
@@ -339,8 +340,8 @@ def tpp(
       total_steps: length of the run; 110,000 on CIFAR.
       end: the step at which the strength reaches its ceiling; by default 10/11 of the
         run, as on CIFAR.
-      every: see `growing_strength`.
-      ceiling: see `growing_strength`.
+      every: the strength grows in stairs of so many steps; 10 on CIFAR, 5 on ImageNet.
+      ceiling: the last strength; 1 in the paper.
       gram: see `add_decorrelation`.
       decay_kernels: see `add_decorrelation`.
       interval: steps between the turns of `prune_in_turn`.

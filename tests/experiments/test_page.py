@@ -134,6 +134,6 @@ def test_what_360_images_cannot_tell_is_asked_of_more():
 def test_a_section_says_where_it_is_asked_again(tmp_path):
     shutil.copy(page.RESULTS / "digits_aswl_seed0.json", tmp_path)
     (section,) = page.sections(tmp_path)
-    again = "setting: [mnist_arena](#mnist_arena)."
+    again = "setting: [mnist_arena](#mnist_arena), `authors_lenet300` (not run here),"
     assert again in page._text(section, page.verdicts(section), None)
     assert again not in page._text(section, [page.Verdict("a", 1.0, drawn=True)], None)

@@ -13,7 +13,6 @@ import optax
 from jprune import masks, transforms
 from jprune._scale_groups import Scaled, ScaleGroup
 from jprune.surgery import AxisRef, Group
-from jprune.transforms._decorrelation import prune_in_turn
 from jprune.transforms._partitions import split_evenly
 
 Tx = optax.GradientTransformation
@@ -269,10 +268,12 @@ TABLE = [
     ),
     Case(
         "prune_in_turn",
-        lambda: prune_in_turn(
+        lambda: transforms.prune_in_turn(
             GROUPS, {"hidden": jnp.array([True, False, True, True])}, begin=0, every=1
         ),
-        lambda: prune_in_turn(GROUPS, {"hidden": jnp.ones(4, bool)}, begin=0, every=1),
+        lambda: transforms.prune_in_turn(
+            GROUPS, {"hidden": jnp.ones(4, bool)}, begin=0, every=1
+        ),
         {},
     ),
     Case(

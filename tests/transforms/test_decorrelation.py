@@ -12,7 +12,7 @@ import pytest
 
 from jprune import masks, surgery, transforms
 from jprune.surgery import AxisRef, Group
-from jprune.transforms._decorrelation import growing_strength, prune_in_turn
+from jprune.transforms._decorrelation import growing_strength
 
 F = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 2.0]])
 STAYS = np.array([True, True, False])
@@ -162,7 +162,7 @@ def test_tpp_g9_lossless_cut():
     group = next(g for g in deps if g.kind == "coupled")
     params = variables["params"]
     keeps = transforms.keep_large_filters(params, [group], 0.5)
-    tx = prune_in_turn([group], keeps, begin=0, every=0)
+    tx = transforms.prune_in_turn([group], keeps, begin=0, every=0)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zero, tx.init(params), params)
     done = {**variables, "params": optax.apply_updates(params, updates)}
@@ -177,7 +177,7 @@ def test_tpp_g9_lossless_cut():
 def test_tpp_g10_layers_in_turn():
     groups = [Group(n, 2, (AxisRef((n,), 1, "out"),)) for n in "abcd"]
     keep = dict.fromkeys("dcba", jnp.array([True, False]))
-    tx = prune_in_turn(groups, keep, begin=30, every=100)
+    tx = transforms.prune_in_turn(groups, keep, begin=30, every=100)
     params = {n: jnp.ones((2, 2)) for n in "abcd"}
     transforms.check(tx, params)
     zero = jax.tree.map(jnp.zeros_like, params)
@@ -309,13 +309,13 @@ def test_errors():
         with pytest.raises(ValueError, match="bool vector .* True = keep; got (i|f)"):
             transforms.add_decorrelation([KERNEL], {KERNEL.id: numbers}, 1.0)
         with pytest.raises(ValueError, match="bool vector .* True = keep; got (i|f)"):
-            prune_in_turn([KERNEL], {KERNEL.id: numbers}, begin=0)
+            transforms.prune_in_turn([KERNEL], {KERNEL.id: numbers}, begin=0)
     with pytest.raises(ValueError, match="has no member"):
         transforms.add_decorrelation([KERNEL], stays, 1.0).init({"x": params["kernel"]})
     with pytest.raises(ValueError, match="has no member"):
-        prune_in_turn([KERNEL], stays, begin=0).init({"x": jnp.ones((2, 3))})
+        transforms.prune_in_turn([KERNEL], stays, begin=0).init({"x": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="must not be negative"):
-        prune_in_turn([KERNEL], stays, begin=-1)
+        transforms.prune_in_turn([KERNEL], stays, begin=-1)
     with pytest.raises(ValueError, match="at least 1"):
         growing_strength(0)
     with pytest.raises(ValueError, match="`total_steps` - `end` = 109 - 9 must exceed"):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jprune import transforms
-from jprune.transforms._decorrelation import growing_strength, prune_in_turn
+from jprune.transforms._decorrelation import growing_strength
 from jprune.transforms._merge_clusters import collapse_factor
 
 STEPS, SIZE, KEPT = 9, 100, 10
@@ -110,7 +110,7 @@ NO_STEPS = {
     "prune_to_n_of_m-n": lambda: transforms.prune_to_n_of_m(2.0, 4, end=1),
     "add_pruned_decay": lambda: transforms.add_pruned_decay(0.1, True, 4),
     "growing_strength": lambda: growing_strength(7.5),
-    "prune_in_turn": lambda: prune_in_turn([], {}, begin=7.5),
+    "prune_in_turn": lambda: transforms.prune_in_turn([], {}, begin=7.5),
     "tpp": lambda: transforms.tpp(0.1, [], {}, total_steps=9.5, weight_decay=0.0),
     "collapse_factor": lambda: collapse_factor(lambda t: 0.1, 0.1, 9.5),
 }
