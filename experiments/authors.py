@@ -6,7 +6,7 @@ authors'. A part has a dense run of its own, trained as that paper trains.
 
 from typing import Any
 
-from experiments.config import Claim, Config
+from experiments.config import Claim, Config, override, shortened
 from experiments.schedules import in_steps
 
 
@@ -110,13 +110,16 @@ def gsm(compression: int) -> dict[str, Any]:
     }
 
 
-def csgd(model: str, sparsity: float, lr: dict[str, Any]) -> Config:
+def csgd(
+    model: str, sparsity: float, lr: dict[str, Any], vector_multiplier: float = 0.1
+) -> Config:
     """Ding et al.'s C-SGD on CIFAR-10: 600 epochs of 64 after a base of 600.
 
     Args:
       model: the network.
       sparsity: fraction of the filters to remove from every group.
       lr: of the C-SGD run.
+      vector_multiplier: of the strength, on norms and biases.
     """
     shared = {"epochs": 600, "momentum": 0.9, "weight_decay": 1e-4}
     return Config(
@@ -132,12 +135,29 @@ def csgd(model: str, sparsity: float, lr: dict[str, Any]) -> Config:
                 "sparsity": sparsity,
                 "clusters": ("kmeans",),
                 "strength": 3e-3,
-                "vector_multiplier": 0.1,
+                "vector_multiplier": vector_multiplier,
                 "bias_rate": 2.0,
                 "lr": lr,
             },
         },
     )
+
+
+def small(config: Config, epochs: float, strength: float = 0.3) -> Config:
+    """A small form for two cores: 10,000 images of CIFAR-10 at 16 x 16.
+
+    Args:
+      config: the whole.
+      epochs: what its epochs are multiplied by.
+      strength: of C-SGD, on norms and biases too: it must bring the filters of a
+        cluster together in so short a run, or they could not be merged.
+    """
+    steps = epochs / 5  # a fifth of the images
+    short = shortened(config, epochs, steps, data="cifar10_small")
+    if not any("csgd" in part.runs for part in short.parts()):
+        return short
+    changed = (f"csgd.strength={strength}", "csgd.vector_multiplier=1.0")
+    return override(short, changed)
 
 
 def at_init(sparsity: tuple[float, ...], **part: Any) -> Config:

@@ -36,7 +36,6 @@ from experiments.config import (
     combine,
     exact,
     loses,
-    shortened,
 )
 from experiments.schedules import in_steps
 
@@ -49,7 +48,7 @@ def get_config(small: bool = False) -> Config:
     """
     trp = dataclasses.replace(authors.trp("resnet20"), claims=TRP)
     whole = combine([_swd(), trp])
-    return shortened(whole, 0.02, 0.02, data="cifar10_small") if small else whole
+    return authors.small(whole, 0.02) if small else whole
 
 
 def _swd() -> Config:

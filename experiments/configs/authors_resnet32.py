@@ -22,7 +22,7 @@ alone with `--only trp` or `--only at_init`.
 import dataclasses
 
 from experiments import authors
-from experiments.config import Config, cheaper, combine, loses, shortened
+from experiments.config import Config, cheaper, combine, loses
 
 
 def get_config(small: bool = False) -> Config:
@@ -37,7 +37,7 @@ def get_config(small: bool = False) -> Config:
         for name in ("data", "model", "batch", "augment", "dense")
     }
     whole = combine([trp, authors.at_init((0.9, 0.95, 0.98), **base)])
-    return shortened(whole, 0.02, 0.02, data="cifar10_small") if small else whole
+    return authors.small(whole, 0.02) if small else whole
 
 
 CLAIMS = (

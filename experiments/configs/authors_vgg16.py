@@ -26,7 +26,7 @@ with `--only aswl` or `--only weightmom`.
 from typing import Any
 
 from experiments import authors
-from experiments.config import Claim, Config, combine, exact, shortened
+from experiments.config import Claim, Config, combine, exact
 from experiments.schedules import in_steps
 
 
@@ -38,7 +38,7 @@ def get_config(small: bool = False) -> Config:
     """
     aswl = authors.aswl("cifar10", "vgg16", held=5000, epochs=46)
     whole = combine([aswl, _weightmom()])
-    return shortened(whole, 0.02, 0.004, data="cifar10_small") if small else whole
+    return authors.small(whole, 0.02) if small else whole
 
 
 def _weightmom() -> Config:

@@ -6,7 +6,8 @@ et al. 2022), ResNet-20 on CIFAR-10, unstructured, curves. C-SGD (Ding et al., C
 
 Deviations: a cosine after a warm-up in place of steps, 160 epochs for each run where
 GSM and C-SGD take up to 600; batch 128 (GSM 64); SWD's strengths are those that were
-found on the digits. `cifar_resnet56` is the same with the papers' depth.
+found on the digits. `cifar_resnet56` is the same with the papers' depth. One budget for
+all methods: each in its authors' setting is `authors_resnet20` and `authors_resnet56`.
 
 Expected, from the papers' 56 layers: each within half a point of our own dense network.
 Ours: not run; a minute an epoch on two cores is five minutes too long (277 s measured).

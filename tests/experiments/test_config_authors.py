@@ -7,6 +7,7 @@ A run must make every row that a claim or the paper's figures speak of. ResNet-5
 import dataclasses
 import importlib
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from experiments import build, config, train
 from experiments.config import Claim, ConfigError, cheaper, exact, loses
 from experiments.data.dataset import Dataset
 from experiments.results import Row
+from experiments.schedules import learning_rate
+from jprune import compress
 
 NAMES = [name for name in config.names() if name.startswith("authors_")]
 PARTS = [
@@ -39,7 +42,7 @@ def two_steps(part):
     short = dataclasses.replace(short, model=DEEP.get(part.model, part.model))
     for run in short.runs.values():
         run.update({key: 8 for key in ("batch",) if key in run})
-        run.update({key: 2 for key in ("rounds",) if key in run})
+        run.update({key: 2 for key in ("rounds", "seeds") if key in run})
         run.update({key: (1,) for key in run if key.endswith("_rounds")})
         if run["method"] == "tpp":  # every group needs a step of its own at the end
             run.update(epochs=6, grow=0.1)
@@ -55,6 +58,8 @@ def take_two_steps(tmp_path, open_tiny, monkeypatch):
     """`take_two_steps(part)`: every row that a claim speaks of is made."""
     for data in SHAPES:
         monkeypatch.setitem(build.DATA, data, lambda folder, data=data: mock(data))
+    anyhow = partial(compress.merge, tolerance=10.0)  # filters of two steps lie apart
+    monkeypatch.setattr(compress, "merge", anyhow)
 
     def run(part):
         lab = open_tiny(tmp_path, **fields(two_steps(part)))
@@ -78,10 +83,11 @@ def test_two_steps_on_mock_data(name, number, take_two_steps):
 
 
 def test_two_steps_of_the_winning_tickets(take_two_steps):
-    part = config.only(config.load("authors_lenet300"), ["gsm60"])
-    mine = [claim for claim in part.claims if "60x" in claim.runs[-1]]
+    """Of LeNet-5's GSM at 125x, on the network without convolutions."""
+    part = config.only(config.load("authors_lenet5"), ["gsm125"])
+    mine = [claim for claim in part.claims if "125x" in claim.runs[-1]]
     assert len(mine) == 3
-    take_two_steps(dataclasses.replace(part, claims=tuple(mine)))
+    take_two_steps(dataclasses.replace(part, model="lenet300", claims=tuple(mine)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,7 +123,7 @@ def test_a_small_form_is_short_and_complete(name):
     whole, small = config.load(name), config.load(name, small=True)
     build.check(small)
     for part in small.parts():
-        assert part.dense["epochs"] <= 12
+        assert part.dense["epochs"] <= 20
     assert {part.model for part in small.parts()} == {
         part.model for part in whole.parts()
     }
@@ -137,8 +143,22 @@ def test_a_shorter_experiment_keeps_the_shape_of_its_rates():
     assert (tpp["epochs"], tpp["tune_epochs"], tpp["interval"]) == (3, 1, 50)
     assert tpp["tune_lr"] == whole.parts()[2].runs["tpp"]["tune_lr"]
     assert whole.parts()[2].runs["tpp"]["epochs"] == 283
-    drops = config.shortened(config.load("mnist_gsm"), 0.01, 1).runs["gsm"]
-    assert (drops["epochs"], drops["drops"], drops["warmup"]) == (2, (2,), 0)
+    drops = config.shortened(config.load("mnist_gsm"), 0.1, 1).runs["gsm"]
+    assert (drops["epochs"], drops["drops"], drops["warmup"]) == (28, (16, 20, 24), 0)
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_csgd_brings_filters_together_before_it_merges_them(name, small):
+    """Their spread ends below 1e-4 of the first one: kernels, norms and biases."""
+    for part in config.load(name, small=small).parts():
+        for run in [run for run in part.runs.values() if run["method"] == "csgd"]:
+            images = 10_000 if small else 50_000
+            steps = run["epochs"] * (images // part.batch)
+            rates = learning_rate(run["lr"], steps)(np.arange(steps)).astype(float)
+            assert rates.max() * run["strength"] < 0.1  # far from a step too large
+            for pull in (run["strength"], run["strength"] * run["vector_multiplier"]):
+                assert rates.sum() * pull / (1 - run["momentum"]) > np.log(1e4)
 
 
 def row(run, after, **extra):
