@@ -5,7 +5,6 @@ underflow and many become equal, and then position would decide.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -20,6 +19,7 @@ from jprune._stacks import stacked_axes
 from jprune._tiles import block_shape, tiles, untiled, within_tiles
 from jprune._tree import map_named, named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scores
+from jprune.scores._random import uniform
 
 
 def magnitude(params: Params) -> Scores:
@@ -133,16 +133,10 @@ def random(key: jax.Array, params: Params) -> Scores:
     weights = [i for i, w in enumerate(leaves) if is_weight(w) or _is_mask(w)]
     if not weights:
         return params
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(leaves)))
-    # Leaves of one size are drawn together, flat: a generator takes long to compile.
-    alike: dict[int, list[int]] = {}
-    for i in weights:
-        alike.setdefault(prod(jnp.shape(leaves[i])), []).append(i)
+    sizes = tuple(prod(jnp.shape(leaves[i])) for i in weights)
     drawn = list(leaves)
-    for size, places in alike.items():
-        draw = partial(jax.random.uniform, shape=(size,), dtype=jnp.float32)
-        for i, lots in zip(places, jax.vmap(draw)(keys[np.array(places)]), strict=True):
-            drawn[i] = lots.reshape(jnp.shape(leaves[i]))
+    for i, lots in zip(weights, uniform(key, tuple(weights), sizes), strict=True):
+        drawn[i] = lots.reshape(jnp.shape(leaves[i]))
     return jax.tree.unflatten(treedef, drawn)
 
 
