@@ -7,7 +7,8 @@ lottery script: batch 256, decay 5e-4 on kernels, warm-up of 5 epochs; base 200 
 momentum 0.9, rate 3e-2, a tenth after 40, 80, 120, 160; GSM 280 epochs, momentum 0.99
 (Nesterov), rate 1e-2, a tenth after 160, 200, 240.
 
-The other papers: `authors_lenet300`, whose parts these are with another network.
+`mnist_gsm_lenet5` is GSM a tenth as long, at a rate that makes up for it. The other
+papers: `authors_lenet300`, whose parts these are with another network.
 
 Deviations:
 - GSM: inputs standardized, initialization Flax's, heavy ball in the base and for the

@@ -22,6 +22,7 @@ _LINEAR = {"neg", "abs", "real", "copy", "copy_p", "optimization_barrier"}
 _POWERS = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "cbrt": 1 / 3}
 _SUMS = {"reduce_sum", "reduce_max", "reduce_min"}
 _WINDOWS = {"reduce_window_sum", "reduce_window_max", "reduce_window_min"}
+_SPREAD = {"broadcast_in_dim", "convert_element_type", "reshape"}
 _COMPARE = {"eq", "ne", "lt", "le", "gt", "ge"}
 
 
@@ -220,7 +221,7 @@ class _Walk:
             if tags[0] is not None:
                 raise Breaks("a choice depends on it")
             rest = rest[1:]
-        kinds = {t for v, t in rest if not _is_zero(v)}
+        kinds = {t for v, t in rest if not self._scales_anyhow(v)}
         if len(kinds) != 1:
             raise Breaks(f"`{name}` compares it with what does not scale with it")
         (kind,) = kinds
@@ -228,6 +229,18 @@ class _Walk:
             if kind.axis == eqn.params["dimension"]:
                 raise Breaks("a concatenation joins its channels to others")
         return None if name in _COMPARE else kind
+
+    def _scales_anyhow(self, var: Any) -> bool:
+        """Whether it is 0, infinite or NaN, which a positive factor leaves alone."""
+        maker = self.makers.get(var) if not isinstance(var, _compat.Literal) else None
+        while maker is not None and maker.primitive.name in _SPREAD:
+            var = maker.invars[0]
+            literal = isinstance(var, _compat.Literal)
+            maker = None if literal else self.makers.get(var)
+        if _literal(var) is None:
+            return False
+        value = np.asarray(_literal(var), np.float64)
+        return not np.any(np.isfinite(value) & (value != 0))
 
 
 def _without(some: Degree, axes: Sequence[int]) -> Degree:
@@ -278,8 +291,3 @@ def _conv_axis(eqn: Any, place: int, axis: int) -> int:
 def _literal(var: Any) -> Any:
     """The number a literal is, or None."""
     return var.val if isinstance(var, _compat.Literal) else None
-
-
-def _is_zero(var: Any) -> bool:
-    value = _literal(var)
-    return value is not None and not np.any(np.asarray(value))

@@ -65,6 +65,23 @@ def test_equilibrium_with_momentum_is_that_of_simulations(
         assert found[0] == pytest.approx(size, rel=1e-3)
 
 
+def test_norms_and_rectifiers_written_by_hand():
+    """`jnp.var` chooses between the variance and NaN, `where` between x and 0."""
+
+    def fn(p, x):
+        h = x @ p["w"]
+        h = (h - h.mean(0)[None]) / jnp.sqrt(h.var(0) + 1e-5)[None]
+        return jnp.where(h > 0, h, 0.0) @ p["v"]
+
+    p = {"w": jax.random.normal(jax.random.key(0), (3, 5)), "v": jnp.ones((5, 2))}
+    found = analysis.scale_invariance(fn, p, jnp.arange(12.0).reshape(4, 3) % 5)
+    assert [g.name for g in found.groups] == ["w"]
+    # A number is none of these: what is chosen beside it has to scale.
+    one = lambda p, x: jnp.where(x @ p["w"] > 0, x @ p["w"], 1.0)  # noqa: E731
+    found = analysis.scale_invariance(one, {"w": p["w"]}, jnp.ones((4, 3)))
+    assert not found.groups and "`select_n` compares it" in found.why["w"]
+
+
 class Net(nn.Module):
     """Convolution, batch norm, ReLU, mean, dense: as in the specification."""
 

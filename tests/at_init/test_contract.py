@@ -15,7 +15,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jprune import at_init, masks
-from jprune.masks._scope import resolve_scope
 from tests.at_init.table import BATCH, SPARSITY, TABLE, loss
 from tests.jaxprs import jaxprs_in_params
 
@@ -71,7 +70,7 @@ def parts(case, got):
 def check(case, got, params, kind):
     """Structure, shapes, dtype, range, scope and count of a result."""
     found, mask, pruned = parts(case, got)
-    scope = resolve_scope(SCOPES[kind], params)
+    scope = masks.prunable(params, include=SCOPES[kind])
     if found is not None:
         assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, params)
         for s, on in zip(jax.tree.leaves(found), jax.tree.leaves(scope), strict=True):

@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jprune._tree import path_text
-
 
 class Case(NamedTuple):
     """A function, its variables and its arguments; `state` names what it returns.
@@ -66,7 +64,8 @@ def fill(shapes: Any, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
 
     def leaf(path: Any, like: Any) -> Any:
-        name, shape = path_text(path), like.shape
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape = like.shape
         if not np.issubdtype(like.dtype, np.floating):
             return np.zeros(shape, like.dtype)
         if re.search(r"(^|/)var", name):

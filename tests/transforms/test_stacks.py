@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from jprune import masks, transforms
-from jprune.transforms._decorrelation import growing_strength
 
 LAYERS = 3
 SCALES = np.array([0.01, 1.0, 100.0], np.float32)[:, None, None]
@@ -141,4 +140,4 @@ def test_negative_strengths_of_tpp():
     with pytest.raises(ValueError, match="`strength` must be finite and >= 0"):
         transforms.add_decorrelation([], {}, -1.0)
     with pytest.raises(ValueError, match="`ceiling` must be finite and >= 0"):
-        growing_strength(100, ceiling=-1.0)
+        transforms.tpp(0.1, [], {}, weight_decay=0, total_steps=99, ceiling=-1.0)
