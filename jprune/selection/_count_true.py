@@ -1,7 +1,10 @@
 """How many entries of a mask are True, in one read and without a copy."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -9,6 +12,15 @@ def count_true(mask: jax.Array) -> jax.Array:
     """How many are True. 0-d int32"""
     true, false = count_both(mask)
     return jnp.minimum(true, mask.size - false)
+
+
+def counts_true(masks: Sequence[jax.Array]) -> jax.Array:
+    """How many are True of each of at least one mask. [masks] int32"""
+    pairs = [count_both(m) for m in masks]
+    columns = [jnp.stack(column) for column in zip(*pairs, strict=True)]
+    # Or XLA would write a sum of them as a chain, in every kernel that reads it.
+    true, false = lax.optimization_barrier(columns)
+    return jnp.minimum(true, np.array([m.size for m in masks], np.int32) - false)
 
 
 def count_both(mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -42,7 +42,7 @@ from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._unstructured import ranked
-from jprune.selection._count_true import count_true
+from jprune.selection._count_true import counts_true
 from jprune.selection._pack import laid_flat
 from jprune.transforms._build import (
     exactly_one,
@@ -420,8 +420,8 @@ def _of_layers(mask: jax.Array, axes: Axes) -> jax.Array:
 
 def _counts(mask: Mask) -> jax.Array:
     """How many weights each leaf in scope keeps. [leaves] int32"""
-    counts = [count_true(m) for m in jax.tree.leaves(mask) if m.ndim]
-    return jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32)
+    held = [m for m in jax.tree.leaves(mask) if m.ndim]
+    return counts_true(held) if held else jnp.zeros(0, jnp.int32)
 
 
 def _data(key: Any) -> jax.Array:

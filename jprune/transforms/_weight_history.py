@@ -32,7 +32,7 @@ from jprune._errors import value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.masks._count import is_traced
-from jprune.selection._count_true import count_true
+from jprune.selection._count_true import counts_true
 from jprune.selection._sweep import entry
 from jprune.transforms._build import (
     finite,
@@ -92,9 +92,7 @@ def layer_importance(mask: Mask, gamma: Any = 1.0) -> PyTree:
     found = [jnp.float32(1)] * len(leaves)
     if not taken:
         return jax.tree.unflatten(treedef, found)
-    # Behind a barrier, or the sum becomes a chain in the kernel of every leaf.
-    counts = jnp.stack([count_true(~leaves[i]) for i in taken])
-    gone = jax.lax.optimization_barrier(counts).astype(jnp.float32)
+    gone = counts_true([~leaves[i] for i in taken]).astype(jnp.float32)
     sizes = np.array([leaves[i].size for i in taken], np.float32)
     own = gone / np.maximum(sizes, 1)
     mean = jnp.sum(gone) / np.maximum(np.sum(sizes), 1)
