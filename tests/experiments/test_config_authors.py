@@ -38,7 +38,8 @@ def mock(name):
 
 def two_steps(part):
     """The part with batches of 8 and runs of one epoch, which has two of them."""
-    short = config.shortened(part, 0, 0, batch=8, validation=0, accumulate=1)
+    fields = {"validation": 0, "accumulate": 1, "compute": "float32"}
+    short = config.shortened(part, 0, 0, batch=8, **fields)
     short = dataclasses.replace(short, model=DEEP.get(part.model, part.model))
     for run in short.runs.values():
         run.update({key: 8 for key in ("batch",) if key in run})
@@ -48,6 +49,8 @@ def two_steps(part):
             run.update(sparsity=(0.9,))
             claims = [c for c in short.claims if all(map(_at_90, c.runs))]
             short = dataclasses.replace(short, claims=tuple(claims))
+        if run["method"] == "weightmom":  # its last removal must come before the end
+            run.update(end=0.5)
         if run["method"] == "tpp":  # every group needs a step of its own at the end
             run.update(epochs=6, grow=0.1)
     return short
