@@ -15,6 +15,7 @@ from jprune._tree import keys_text
 from jprune._typing import Params, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
+from jprune.selection._count_true import count_both
 
 
 def transformation(
@@ -165,8 +166,13 @@ def finite(scores: Scores) -> Scores:
 
 def is_finite(tree: PyTree) -> jax.Array:
     """Whether every number of a tree is finite, 0-d."""
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return jnp.array(True)
+    counts = [count_both(jnp.isfinite(x)) for x in leaves]
+    finite, other = (jnp.stack(column) for column in zip(*counts, strict=True))
+    # Both are read, see there.
+    return jnp.all((other == 0) & (finite >= 0))
 
 
 def total(counts: Sequence[jax.Array]) -> jax.Array:
