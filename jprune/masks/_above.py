@@ -22,6 +22,8 @@ from jprune.masks._scope import (
     resolve_scope,
 )
 from jprune.selection._count import image_of
+from jprune.selection._count_true import count_true
+from jprune.selection._largest import largest
 
 
 def above(
@@ -79,7 +81,7 @@ def above(
         return from_scope(scope, kept)
     # A stack is ranked layer by layer, the others in one search.
     one = [0 if a else n for n, a in zip(floors, stacks, strict=True)]
-    least = selection.kth_magnitude(leaves, one, ranking="leaf", within=allowed)
+    least = largest(leaves, jnp.asarray(one), within=allowed, masked=False).leaf
     best = selection.keep_mask(leaves, least, one, ties="all", within=allowed)
     for i, axes in enumerate(stacks):
         if axes:
@@ -108,6 +110,8 @@ def _best_of_layers(
 
 def _of_layer(kept: jax.Array, axes: Axes) -> jax.Array:
     """How many each layer keeps, along the axes of the leaf."""
+    if not axes:
+        return count_true(kept)
     others = tuple(i for i in range(kept.ndim) if i not in axes)
     return jnp.sum(kept, axis=others, dtype=jnp.int32, keepdims=True)
 

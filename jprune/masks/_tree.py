@@ -13,6 +13,7 @@ from jprune._errors import listing, value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, Params, Scope
 from jprune.masks._scope import from_scope, in_scope, resolve_scope
+from jprune.selection._count_true import count_true
 
 
 def apply(mask: Mask, params: Params) -> Params:
@@ -154,7 +155,7 @@ def _removed_and_size(
     removed, total = [], 0
     for m, p in zip(in_scope(mask, scope), in_scope(like, scope), strict=True):
         n = prod(np.shape(p))
-        gone = jnp.sum(~jnp.asarray(m, bool), dtype=jnp.int32)
+        gone = count_true(~jnp.asarray(m, bool))
         removed.append((gone, 1 if jnp.ndim(m) else n))
         total += n
     return removed, total

@@ -163,7 +163,12 @@ class _Search:
         begun = self._begin(jnp.asarray(self.sizes, jnp.int32))
         if self.counts:
             begun = begun._replace(stage=jnp.int32(_COUNT))
-        return lax.while_loop(lambda s: s.stage < _DONE, self._pass, self._ask(begun))
+        ends = lax.while_loop(
+            lambda s: s.stage < _DONE,
+            lambda s: _joined(self._pass(_parted(s))),
+            _joined(self._ask(begun)),
+        )
+        return _parted(ends)
 
     def _begin(self, present: jax.Array) -> _State:
         """The first search, when it is known how many entries take part."""
@@ -303,6 +308,27 @@ class _Search:
             jnp.full(least.shape, 1 << kind.mantissa, kind.dtype),
         )
         return s._replace(stage=jnp.int32(_OWN), bracket=bracket, counts=counts)
+
+
+def _joined(s: _State) -> Any:
+    """The state as a pass hands it on, with like arrays as rows of one.
+
+    All are found from the same integers by the same long formulas, and XLA compiles
+    those once for each array.
+    """
+    b, dtype = s.bracket, s.bracket.lo.dtype
+    ends = jnp.stack([b.lo, b.hi, b.at_lo.astype(dtype), b.at_hi.astype(dtype)])
+    flags = jnp.stack([b.lo_moved, b.hi_moved, b.bisect])
+    bracket: Any = (ends, flags, b.step, b.passes)
+    return s._replace(bracket=bracket, pivots=jnp.stack(s.pivots))
+
+
+def _parted(s: Any) -> _State:
+    """The state that `_joined` was given."""
+    (lo, hi, *at), (low, high, bisect), step, passes = s.bracket
+    at = [x.astype(jnp.int32) for x in at]
+    bracket = Bracket(lo, hi, *at, step, low, high, bisect, passes)
+    return s._replace(bracket=bracket, pivots=list(s.pivots))
 
 
 def _chosen(which: jax.Array, yes: Any, no: Any) -> Any:

@@ -35,18 +35,24 @@ def unsharded(table: Table) -> bool:
     return all(mesh.empty or mesh.size == 1 for mesh in meshes)
 
 
-def flat(table: Table) -> Table:
-    """The same leaves along one axis, where nothing has to move for that.
+def laid_flat(x: jax.Array) -> jax.Array:
+    """An array along one axis, where nothing has to move for that.
 
-    A row-major leaf has the same bytes either way, and the place of an entry is then
-    one index: kernels of half the size, and one for all leaves of a length. Not where a
-    leaf may be sharded, unknown to tracing, nor on a TPU, which tiles the last axes.
+    A row-major array has the same bytes either way, and one kernel then serves all
+    arrays of a length. Not where one may be sharded, unknown to tracing, nor on a TPU,
+    which tiles the last axes.
     """
+    moves = jax.device_count() > 1 or jax.default_backend() == "tpu"
+    return x if moves or x.ndim < 2 else x.reshape(-1)
+
+
+def flat(table: Table) -> Table:
+    """The same leaves, `laid_flat`: the place of an entry is then one index."""
     if jax.device_count() > 1 or jax.default_backend() == "tpu" or table.axis_names:
         return table
 
     def ravel(x: jax.Array | None) -> jax.Array | None:
-        return x.reshape(-1) if x is not None and x.ndim > 1 else x
+        return None if x is None else laid_flat(x)
 
     leaves = [
         dataclasses.replace(

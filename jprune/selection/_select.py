@@ -21,6 +21,7 @@ from jprune.selection._sample import sampled_guess, worth_sampling
 from jprune.selection._sweep import (
     all_strides,
     available,
+    entry,
     split_at,
     sweep_images,
     sweep_positions,
@@ -210,7 +211,7 @@ def _masks(
     masks = []
     for i, leaf in enumerate(table.leaves):
         rows = (threshold.bits, last, k)
-        bits, end, kept = (row[i] for row in rows) if per_leaf else rows
+        bits, end, kept = (entry(row, i) for row in rows) if per_leaf else rows
         above, tied = split_at(table, table.image.of(*leaf.swept), bits)
         if exactly:
             total = leaf.size if per_leaf else sum(table.sizes)

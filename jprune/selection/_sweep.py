@@ -125,7 +125,9 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
                 place = jnp.where(image > above, leaf.size, place)
                 image = jnp.where(places, place, image)
             seen.append(_reduce(image, _row(pivots, position), []))
-        return Counts([jnp.stack(column) for column in zip(*seen, strict=True)])
+        columns = [jnp.stack(column) for column in zip(*seen, strict=True)]
+        # Or XLA would write a sum of one as a chain over all leaves, in each kernel.
+        return Counts(lax.optimization_barrier(columns))
 
     return count
 
@@ -167,6 +169,12 @@ def _positions(table: Table, flat: bool = False) -> list[jax.Array]:
         row = np.array([i, leaf.size - 1, *steps], np.int32)
         rows.append(lax.optimization_barrier(jnp.asarray(row)))
     return rows
+
+
+def entry(x: jax.Array, i: int) -> jax.Array:
+    """`x[i]` of a vector, by a kernel that does not know i: one for many leaves. 0-d"""
+    position = lax.optimization_barrier(jnp.asarray([i, 0], jnp.uint32))
+    return _row([x], position)[0]
 
 
 def _row(columns: Sequence[jax.Array], position: jax.Array) -> list[jax.Array]:

@@ -15,6 +15,7 @@ from jprune._tree import keys_text
 from jprune._typing import Params, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
+from jprune.selection._count_true import counts_true
 
 
 def transformation(
@@ -165,16 +166,24 @@ def finite(scores: Scores) -> Scores:
 
 def is_finite(tree: PyTree) -> jax.Array:
     """Whether every number of a tree is finite, 0-d."""
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves)) if leaves else jnp.array(True)
+    leaves = jax.tree.leaves(tree)
+    if not leaves:
+        return jnp.array(True)
+    sizes = np.array([x.size for x in leaves], np.int32)
+    return jnp.all(counts_true([jnp.isfinite(x) for x in leaves]) == sizes)
 
 
-def total(counts: Sequence[jax.Array]) -> jax.Array:
+def total(counts: Sequence[jax.Array] | jax.Array) -> jax.Array:
     """The sum of non-negative int32 counts, 0-d, stopping at the largest int32."""
-    most, result = jnp.iinfo(jnp.int32).max, jnp.int32(0)
-    for count in counts:
-        result = result + jnp.minimum(count, most - result)
-    return result
+    if not len(counts):
+        return jnp.int32(0)
+    # Behind a barrier, or the sums become chains over all counts. By halves of a
+    # count, which do not overflow.
+    every = jax.lax.optimization_barrier(jnp.stack(counts))
+    low = jnp.sum(every & 0xFFFF, dtype=jnp.int32)
+    high = jnp.sum(every >> 16, dtype=jnp.int32) + (low >> 16)
+    most = jnp.iinfo(jnp.int32).max
+    return jnp.where(high > most >> 16, most, high << 16 | (low & 0xFFFF))
 
 
 def next_step(count: jax.Array) -> jax.Array:

@@ -42,6 +42,8 @@ from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._unstructured import ranked
+from jprune.selection._count_true import counts_true
+from jprune.selection._pack import laid_flat
 from jprune.transforms._build import (
     exactly_one,
     is_finite,
@@ -198,21 +200,10 @@ def drop_and_grow(
         updates: PyTree, state: DropAndGrowState, params: Params, **extra: Any
     ) -> tuple[PyTree, DropAndGrowState]:
         step = functools.partial(_step, inner, updates, state, params, extra)
-
-        def move(stays: tuple[Mask, Mask, jax.Array]) -> tuple[Mask, Mask, jax.Array]:
-            mask, now = stays[0], params
-            if also_step:
-                now = optax.apply_updates(params, step(_kept, mask)[0])
-            return _move(now, updates, moves, state._replace(mask=mask))
-
         moved, following = jnp.array(False), state
         if moves.ever() and jax.tree.leaves(params):
-            moved = renewed(
-                moves.due(state.count), lambda _: is_finite(updates), jnp.array(False)
-            )
-            stays = (state.mask, state.grown, state.passes)
-            mask, grown, passes = renewed(moved, move, stays)
-            following = state._replace(mask=mask, grown=grown, passes=passes)
+            take = functools.partial(step, _kept) if also_step else None
+            moved, following = _moved(params, updates, moves, state, take)
         survives, marks = _survives(moved), (following.mask, following.grown)
         final, after = step(survives, *marks)
         if not also_step:
@@ -261,9 +252,23 @@ class _Moves(NamedTuple):
         before_end = True if self.end is None else t < self.end
         return (t >= self.begin) & (t % self.every == 0) & before_end
 
+    def axes(self, mask: Mask) -> list[Axes]:
+        """The axes along which each leaf in scope is a stack of layers."""
+        scope = jax.tree.map(lambda m: m.ndim > 0, mask)
+        return in_scope_list(stacked_axes(mask, self.stacked), scope)
+
+
+def _shaped(mask: Mask, params: Params) -> Mask:
+    """A mask in the shapes of its leaves; 0-d where it is."""
+    return jax.tree.map(
+        lambda m, p: m.reshape(jnp.shape(p)) if m.ndim else m, mask, params
+    )
+
 
 def _kept(x: Any, y: Any, mask: jax.Array) -> jax.Array:
-    """`x` where a weight is kept, else `y`."""
+    """`x` where a weight is kept, else `y`; a 0-d mask keeps all."""
+    if not mask.ndim:
+        return x
     return jnp.where(mask, x, jnp.asarray(y, jnp.result_type(x)))
 
 
@@ -271,6 +276,8 @@ def _survives(moved: jax.Array) -> _Select:
     """`_kept`, except for weights that grew in this step."""
 
     def select(x: Any, y: Any, kept: jax.Array, grown: jax.Array) -> jax.Array:
+        if not kept.ndim:  # Out of scope: never gone, never new.
+            return x
         # Nested, so that no mask is made of the two: it would be written to memory.
         y = jnp.asarray(y, jnp.result_type(x))
         return jnp.where(kept, jnp.where(grown, jnp.where(moved, y, x), x), y)
@@ -314,42 +321,88 @@ class _First(NamedTuple):
         )
 
 
+def _moved(
+    params: Params,
+    updates: PyTree,
+    moves: _Moves,
+    state: DropAndGrowState,
+    step: Callable[[Mask], tuple[PyTree, PyTree]] | None,
+) -> tuple[jax.Array, DropAndGrowState]:
+    """Whether the mask moves in this step, and the state with the mask after it.
+
+    With `step` the mask moves by the weights that this step of the optimizer leaves.
+    """
+    # Flat before the loops, so that in them leaves of one length are one to XLA.
+    axes = moves.axes(state.mask)
+    flat = jnp.asarray if any(axes) else laid_flat
+    grads, weights = jax.tree.map(flat, (updates, params))
+
+    def move(stays: tuple[Mask, Mask, jax.Array]) -> tuple[Mask, Mask, jax.Array]:
+        now = weights
+        if step is not None:
+            stepped = optax.apply_updates(params, step(_shaped(stays[0], params))[0])
+            now = jax.tree.map(flat, stepped)
+        return _move(now, grads, moves, state._replace(mask=stays[0]), axes)
+
+    moved = renewed(
+        moves.due(state.count), lambda _: is_finite(grads), jnp.array(False)
+    )
+    marks = jax.tree.map(flat, (state.mask, state.grown))
+    *marks, passes = renewed(moved, move, (*marks, state.passes))
+    mask, grown = (_shaped(m, params) for m in marks)
+    return moved, state._replace(mask=mask, grown=grown, passes=passes)
+
+
 def _move(
-    params: Params, grads: PyTree, moves: _Moves, state: DropAndGrowState
+    params: Params,
+    grads: PyTree,
+    moves: _Moves,
+    state: DropAndGrowState,
+    axes: list[Axes],
 ) -> tuple[Mask, Mask, jax.Array]:
-    """The next mask of each leaf, what of it is new, and the passes this took."""
+    """The next mask of each leaf, what of it is new, and the passes this took.
+
+    Without stacks all leaves may be flat.
+    """
     mask = state.mask
     scope = jax.tree.map(lambda m: m.ndim > 0, mask)
     lots = grads  # magnitudes are taken by the ranking
     if moves.grow == "random":
         key = jax.random.fold_in(_wrapped(state.key), state.count)
-        lots = scores.random(key, params)
+        # Out of scope nothing is drawn.
+        few = jax.tree.map(lambda p, on: p if on else 0, params, scope)
+        drawn = scores.random(key, few)
+        lots = jax.tree.map(lambda x, p, on: x if on else p, drawn, params, scope)
 
-    axes = in_scope_list(stacked_axes(mask, moves.stacked), scope)
-    pairs = zip(in_scope(mask, scope), axes, strict=True)
     # A leaf's count never changes; those of its layers are counted anew.
-    kept = [_of_layers(m, a) if a else state.kept[i] for i, (m, a) in enumerate(pairs)]
+    kept: Any = state.kept
+    if any(axes):
+        pairs = zip(kept, in_scope(mask, scope), axes, strict=True)
+        kept = [_of_layers(m, a) if a else n for n, m, a in pairs]
     fraction = value_at(moves.fraction, state.count)
-    dropped = [_share(fraction, n) for n in kept]
+    dropped = jax.tree.map(lambda n: _share(fraction, n), kept)
+    stays = jax.tree.map(jnp.subtract, kept, dropped)
 
-    def largest(values: Scores, count: list[jax.Array], within: Mask) -> Any:
+    def largest(values: Scores, count: Any, within: Mask) -> Any:
         return ranked(
             values,
-            count,
+            list(count),
             ranking="leaf",
             scope=scope,
             min_keep=0,
             within=within,
             init=selection.cold(in_scope(values, scope), ranking="leaf"),
-            stacked=moves.stacked,
+            stacked=moves.stacked if any(axes) else {},
         )
 
-    stays = [n - k for n, k in zip(kept, dropped, strict=True)]
+    def each(fn: Callable[..., jax.Array], *trees: Mask) -> Mask:
+        return jax.tree.map(lambda m, *x: fn(m, *x) if m.ndim else m, *trees)
+
     a, _, one = largest(params, stays, mask)
-    b, _, two = largest(lots, dropped, jax.tree.map(jnp.logical_not, a))
-    union = jax.tree.map(jnp.logical_or, a, b)
+    b, _, two = largest(lots, dropped, each(jnp.logical_not, a))
+    union = each(jnp.logical_or, a, b)
     # What was dropped and grown again is not new.
-    new = jax.tree.map(lambda now, before: now & ~before, union, mask)
+    new = jax.tree.map(lambda now, was: now & ~was if was.ndim else ~was, union, mask)
     return union, new, jnp.maximum(one, two)
 
 
@@ -367,8 +420,8 @@ def _of_layers(mask: jax.Array, axes: Axes) -> jax.Array:
 
 def _counts(mask: Mask) -> jax.Array:
     """How many weights each leaf in scope keeps. [leaves] int32"""
-    counts = [jnp.sum(m, dtype=jnp.int32) for m in jax.tree.leaves(mask) if m.ndim]
-    return jnp.stack(counts) if counts else jnp.zeros(0, jnp.int32)
+    held = [m for m in jax.tree.leaves(mask) if m.ndim]
+    return counts_true(held) if held else jnp.zeros(0, jnp.int32)
 
 
 def _data(key: Any) -> jax.Array:

@@ -31,6 +31,7 @@ from jprune import selection
 from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._rank import RankingName
+from jprune.selection._count_true import count_true
 from jprune.transforms._build import (
     added,
     end_within,
@@ -166,7 +167,7 @@ def add_growing_decay(
             found,
         )
         full = jax.tree.map(
-            lambda full, h: full | (jnp.max(h, initial=0) * increment > limit),
+            lambda full, h: full | (count_true(h * increment > limit) > 0),
             state.full,
             hits,
         )

@@ -15,7 +15,7 @@ from jprune.masks._rank import RankingName
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
 from jprune.masks._unstructured import ranked
-from jprune.selection._count_true import count_true
+from jprune.selection._count_true import counts_true
 from jprune.transforms._build import total
 
 
@@ -80,14 +80,15 @@ class Ranking(NamedTuple):
             stacked=self.stacked,
         )
 
-    def dropped(self, params: Params) -> jax.Array:
+    def dropped(self, params: Params, laid: Params) -> jax.Array:
         """How many weights that are not zero the target leaves no room for, 0-d int32.
 
-        That many `mask` drops, but for zeros that a floor makes it keep.
+        That many `mask` drops, but for zeros that a floor makes it keep. They are
+        counted in `laid`, the same weights in any shape.
         """
         counts, _ = self.counts(params)
-        scoped = in_scope(params, self.leaves(params))
-        there = [count_true(p != 0) for p in scoped]
+        scoped = in_scope(laid, self.leaves(params))
+        there: Any = counts_true([p != 0 for p in scoped]) if scoped else []
         if not isinstance(counts, list):
             there, counts = [total(there)], [counts]
         over = [

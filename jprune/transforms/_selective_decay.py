@@ -26,6 +26,7 @@ from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
+from jprune.selection._pack import laid_flat
 from jprune.transforms._build import (
     added,
     decay,
@@ -205,11 +206,15 @@ class _Penalty(NamedTuple):
             return self.select(params), warm, jnp.int32(0)
         return self.ranking.select(params, warm)
 
-    def dropped(self, params: Params) -> jax.Array:
-        """How many weights that are not zero the mask of now drops. 0-d int32"""
+    def dropped(self, params: Params, laid: Params) -> jax.Array:
+        """How many weights that are not zero the mask of now drops. 0-d int32
+
+        `laid` are the same weights, flat before any loop: XLA then takes leaves of one
+        length for one.
+        """
         if self.select is not None:
             return removed_count(self.select(params), params)
-        return self.ranking.dropped(params)
+        return self.ranking.dropped(params, laid)
 
 
 def _decayed(updates: PyTree, params: Params, keep: Mask, rate: jax.Array) -> PyTree:
@@ -342,7 +347,10 @@ def _with_removal(
         updates, one = before.update(updates, one, params)
         updates, two, kept = penalty.update(updates, two, params, end.left == 0)
         updates, three = after.update(updates, three, params)
-        removed = renewed(end.left == 0, lambda _: penalty.dropped(params), end.removed)
+        laid = jax.tree.map(laid_flat, params)
+        removed = renewed(
+            end.left == 0, lambda _: penalty.dropped(params, laid), end.removed
+        )
         updates, end = remove_at_end(updates, end, params, kept, removed)
         return updates, (one, two, three, end)
 

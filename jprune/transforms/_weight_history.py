@@ -23,14 +23,17 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jprune import masks, selection
+from jprune import selection
 from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.masks._count import is_traced
+from jprune.selection._count_true import counts_true
+from jprune.selection._sweep import entry
 from jprune.transforms._build import (
     finite,
     next_step,
@@ -84,13 +87,19 @@ def layer_importance(mask: Mask, gamma: Any = 1.0) -> PyTree:
       >>> layer_importance(mask)
       {'a': Array(1.25, dtype=float32), 'b': Array(0.75, dtype=float32)}
     """
-    mean = masks.sparsity(mask)
-
-    def leaf(m: jax.Array) -> jax.Array:
-        own = masks.sparsity(m) if m.ndim else mean
-        return jnp.maximum(1 + jnp.asarray(gamma, mean.dtype) * (own - mean), 0.1)
-
-    return jax.tree.map(leaf, mask)
+    leaves, treedef = jax.tree.flatten(mask)
+    taken = [i for i, m in enumerate(leaves) if m.ndim]
+    found = [jnp.float32(1)] * len(leaves)
+    if not taken:
+        return jax.tree.unflatten(treedef, found)
+    gone = counts_true([~leaves[i] for i in taken]).astype(jnp.float32)
+    sizes = np.array([leaves[i].size for i in taken], np.float32)
+    own = gone / np.maximum(sizes, 1)
+    mean = jnp.sum(gone) / np.maximum(np.sum(sizes), 1)
+    factors = jnp.maximum(1 + jnp.asarray(gamma, mean.dtype) * (own - mean), 0.1)
+    for place, i in enumerate(taken):
+        found[i] = entry(factors, place)
+    return jax.tree.unflatten(treedef, found)
 
 
 def prune_by_weight_history(

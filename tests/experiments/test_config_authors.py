@@ -38,19 +38,29 @@ def mock(name):
 
 def two_steps(part):
     """The part with batches of 8 and runs of one epoch, which has two of them."""
-    short = config.shortened(part, 0, 0, batch=8, validation=0, accumulate=1)
+    fields = {"validation": 0, "accumulate": 1, "compute": "float32"}
+    short = config.shortened(part, 0, 0, batch=8, **fields)
     short = dataclasses.replace(short, model=DEEP.get(part.model, part.model))
     for run in short.runs.values():
         run.update({key: 8 for key in ("batch",) if key in run})
         run.update({key: 2 for key in ("rounds", "seeds") if key in run})
-        run.update({key: (1,) for key in run if key.endswith("_rounds")})
         if run["method"] in ("prune_at_init", "tpp"):  # many programs for each share
             run.update(sparsity=(0.9,))
             claims = [c for c in short.claims if all(map(_at_90, c.runs))]
             short = dataclasses.replace(short, claims=tuple(claims))
+        if run["method"] == "gap":
+            run.update(cyclic_rounds=(1,), parallel_rounds=(1,))
+            short = dataclasses.replace(short, claims=tuple(map(_one, short.claims)))
+        if run["method"] == "weightmom":  # its last removal must come before the end
+            run.update(end=0.5)
         if run["method"] == "tpp":  # every group needs a step of its own at the end
             run.update(epochs=6, grow=0.1)
     return short
+
+
+def _one(claim):
+    runs = [re.sub(r"\d rounds", "1 rounds", run) for run in claim.runs]
+    return dataclasses.replace(claim, runs=tuple(runs))
 
 
 def _at_90(run):
