@@ -70,8 +70,9 @@ def cut_by_measure(
         raise value_error(
             f"`at_most` {at_most:.6g} cannot be met: with every candidate group at its "
             f"minimum the `cost` is {cost(within):.6g}, of the dense network "
-            f"{cost(0):.6g}. Lower `min_keep` or `round_to`, or raise `most`."
-            f"{excluded}"
+            f"{cost(0):.6g}. Lower `min_keep` or `round_to`, raise `most`, or ask for "
+            "less: the time of a small network hardly falls with its widths, and under "
+            f"load its measure is noise.{excluded}"
         )
     return within
 

@@ -43,7 +43,7 @@ def by_count(
             raise value_error(
                 f"`sparsity` {sparsity} asks for {target} of {size} coordinates, but "
                 f"`min_keep`, `most` and `round_to` let at most {most[key]} go. Lower "
-                f'the sparsity, or use ranking="global".{excluded}'
+                f'the sparsity or what limits it, or use ranking="global".{excluded}'
             )
     targets = [removed_count(size, sparsity) for _, size in steps.sets]
     taken = _order.within(steps, targets)

@@ -69,7 +69,8 @@ def _as_mask(group: Group, kept: Any) -> np.ndarray:
     index = array.astype(np.int64).reshape(-1)
     if index.size and (index.min() < 0 or index.max() >= group.size):
         raise value_error(
-            f"`keep` of {group.id!r} must hold indices in 0..{group.size - 1}."
+            f"`keep` of {group.id!r} must hold indices in 0..{group.size - 1}, got "
+            f"{index.min()}..{index.max()}."
         )
     mask[index] = True
     return mask

@@ -19,7 +19,7 @@ import numpy as np
 from jprune._errors import listing, require_regex, value_error
 from jprune._groups import Group, Kind
 from jprune._tree import keys_text
-from jprune.masks._count import is_traced, removed_count, require_sparsity
+from jprune.masks._count import is_traced, removed_count
 from jprune.surgery import _cut, _order
 from jprune.surgery._groups import Groups
 from jprune.surgery._make import plan_from_keep, require_groups
@@ -295,7 +295,13 @@ def _checked(group: Group, given: Any, traced: bool) -> Any:
             f"{score.shape}."
         )
     if not traced and not np.isfinite(score).all():
-        raise value_error(f"`scores[{group.id!r}]` must be finite.")
+        members = [f"{keys_text(m.path)}:{m.axis}" for m in group.members]
+        raise value_error(
+            f"`scores[{group.id!r}]` must be finite, got "
+            f"{np.flatnonzero(~np.isfinite(score)).size} of {group.size} that are not. "
+            "Look for NaN or inf in the weights (or gradients) that they were made of:"
+            f"{listing(members)}"
+        )
     return score
 
 
@@ -348,7 +354,10 @@ def _fixed(
     """The kept counts of the groups that `ratios` names."""
     kept: dict[str, int] = {}
     for pattern, share in ratios.items():
-        require_sparsity(share)
+        if not 0 <= share < 1:
+            raise value_error(
+                f"`ratios[{pattern!r}]` must be a fraction in [0, 1), got {share!r}."
+            )
         for name in _named(deps, "ratios", pattern) & pool.keys():
             size = pool[name].shape[0]
             least = size - removed_count(size, share)

@@ -98,6 +98,7 @@ def test_ready_made_costs_are_fractions_of_the_dense_network(network):
     memory = analysis.relative_cost("memory", net, PARAMS, X)
     assert memory(whole) == 1.0 and byte(half) < memory(half) < 0.6
     latency = analysis.relative_cost("latency", net, PARAMS, X, rounds=2)
+    assert latency(whole) == 1.0  # nothing removed
     assert latency(half) > 0
     with pytest.raises(ValueError, match="`of` must be.*got 'time'"):
         analysis.relative_cost("time", net, PARAMS)  # pyright: ignore

@@ -300,6 +300,8 @@ def test_excluded_groups_and_fixed_ratios():
     assert DEPS.flops(kept_counts(both)) <= 0.7 * DEPS.flops()
     aligned = surgery.select(DEPS, scores, ratios={"up": 0.4}, round_to=4)
     assert kept_counts(aligned)["up:1"] == 8  # 6 are asked for, 8 are a multiple
+    with pytest.raises(ValueError, match=r"`ratios\['up'\]` must be a .* got 50"):
+        surgery.select(DEPS, scores, ratios={"up": 50})
     for argument in ({"exclude": "nowhere"}, {"ratios": {"nowhere": 0.5}}):
         with pytest.raises(ValueError, match="(?s)'nowhere' finds no group.*a:1"):
             surgery.select(DEPS, scores, sparsity=0.1, **argument)
