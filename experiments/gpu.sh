@@ -39,7 +39,7 @@ limited 60 selection "$python" -m experiments.bench.selection \
 # Epochs that fit the loan: the whole length is the default of the configurations.
 train() { # train SECONDS CONFIG ONLY EPOCHS
   local limit=$1 config=$2 only=$3 epochs=$4 sets=() run
-  [ -n "$tiny" ] && { epochs=1; sets=(--set data=cifar10_part --set batch=1000); }
+  [ -n "$tiny" ] && { epochs=1; sets=(--set data=cifar10_small --set batch=1000); }
   sets+=(--set "dense.epochs=$epochs")
   for run in ${only//,/ }; do sets+=(--set "$run.epochs=$epochs"); done
   [ -n "$tiny" ] && [ "$only" = swd ] && sets+=(--set swd.batch=1000 --set "swd.sparsity=0.9")

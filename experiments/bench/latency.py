@@ -4,9 +4,9 @@
         [--batch 32] [--quick]
 
 ResNet-50, ViT-B/16 and GPT-2 small with random weights, every group cut alike in
-multiples of 64, dense and compact in turns (medians). The file is written after every
-network, so that a job that is cut off leaves what it had. `--quick` takes ResNet-56 and
-few turns: a trial of the command itself.
+multiples of 64 (of 8 at batch 1 and in a trial), dense and compact in turns (medians).
+The file is written after every network, so that a job that is cut off leaves what it
+had. `--quick` takes ResNet-56 and few turns: a trial of the command itself.
 """
 
 import argparse
@@ -32,9 +32,10 @@ NETWORKS = {
 TRIAL = {"ResNet-56": (resnet56, (32, 32, 3))}
 
 
-def rows(name: str, networks: Any, batch: int, dtype: Any, rounds: int) -> list[dict]:
+def rows(name: str, batch: int, dtype: Any, rounds: int) -> list[dict]:
     """A row for each share of the FLOPs."""
-    make, shape = networks[name]
+    make, shape = (NETWORKS | TRIAL)[name]
+    multiple = 64 if batch > 1 and name in NETWORKS else 8
     model, random = make(), np.random.default_rng(0)
     if len(shape) == 1:
         x = random.integers(0, 50_000, (batch, *shape)).astype(np.int32)
@@ -48,7 +49,7 @@ def rows(name: str, networks: Any, batch: int, dtype: Any, rounds: int) -> list[
     found = []
     for share in (0.5, 0.25):
         plan = surgery.select(
-            deps, even, flops=share, ranking="group", round_to=64 if batch > 1 else 8
+            deps, even, flops=share, ranking="group", round_to=multiple
         )
         small, packed = surgery.shrink(model.apply, plan), plan.pack(variables)
         times = analysis.latencies(
@@ -84,7 +85,7 @@ def main() -> None:
     for name in networks:
         if args.only in name:
             rounds = 2 if args.quick else 20
-            found += rows(name, networks, args.batch, jnp.dtype(args.dtype), rounds)
+            found += rows(name, args.batch, jnp.dtype(args.dtype), rounds)
             for row in found[-2:]:
                 print(row, flush=True)
             if args.out:
