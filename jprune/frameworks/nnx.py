@@ -133,7 +133,7 @@ def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
     first = _setting(model)
     whole = plan if first is None else joined(first, plan, mean, rng)
     small = nnx.merge(graphdef, copied(plan.pack(state)))
-    for path, module in list(nnx.iter_modules(small)):
+    for path, module in _modules(small):
         if type(module) in (nnx.List, nnx.Dict):  # they compute nothing
             continue
         dense = _dense_class(type(module))
@@ -194,7 +194,7 @@ class _Setting:
 def _dense(graphdef: Any, inputs: Any, method: str, state: Any, arrays: Any) -> Any:
     """One call of the dense module: ((result, changes of arguments), own changes)."""
     model = nnx.merge(graphdef, state, copy=True)
-    for _, module in list(nnx.iter_modules(model)):
+    for _, module in _modules(model):
         object.__setattr__(module, "__class__", _dense_class(type(module)))
     args, kwargs = nnx.merge(inputs, arrays, copy=True)
     out = getattr(model, method)(*args, **kwargs)
@@ -216,6 +216,14 @@ def _update(node: Any, new: Any) -> None:
     }
     if changed:
         nnx.update(node, nnx.from_flat_state(changed))
+
+
+def _modules(model: nnx.Module) -> list[tuple[Any, nnx.Module]]:
+    """The modules in a module, itself among them, with their paths.
+
+    As `nnx.iter_modules`, which the oldest Flax has not.
+    """
+    return [(p, x) for p, x in nnx.iter_graph(model) if isinstance(x, nnx.Module)]
 
 
 def _setting(model: Any) -> _Setting | None:

@@ -26,7 +26,7 @@ def _promotion():
 
 
 @functools.cache
-def setup():
+def compact_pair():
     """Model and state: the plan, the reference with zeros, the compact pair."""
     model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(0))
     deps = jeqx.groups(eqx.nn.inference_mode(model), X[0], state)
@@ -54,7 +54,7 @@ def close_trees(a, b):
 
 
 def test_build():
-    plan, _, (small, state) = setup()
+    plan, _, (small, state) = compact_pair()
     assert isinstance(small, eqx.Module)
     assert small.packed.conv.weight.shape == (4, 3, 3, 3)
     assert small.packed.head.weight.shape == (4, 6)
@@ -66,20 +66,20 @@ def test_build():
 
 
 def test_difference():
-    _, (dense, state), (small, packed) = setup()
+    _, (dense, state), (small, packed) = compact_pair()
     dense, small = eqx.nn.inference_mode((dense, small))
     got, want = forward(small, packed, X), forward(dense, state, X)
     close(got[0], want[0])
 
 
 def test_call():
-    _, (dense, state), (small, packed) = setup()
+    _, (dense, state), (small, packed) = compact_pair()
     got = forward(small, packed, X, KEYS, scale=3.0)
     close(got[0], forward(dense, state, X, KEYS, scale=3.0)[0])
 
 
 def test_statistics():
-    plan, (dense, state), (small, packed) = setup()
+    plan, (dense, state), (small, packed) = compact_pair()
     want = forward(dense, state, X, KEYS)[1]
     got = forward(small, packed, X, KEYS)[1]
     close_trees(got, plan.pack((dense, want))[1])
@@ -98,7 +98,7 @@ def step(model, state, opt_state, tx, keys):
 
 
 def test_train_step():
-    plan, (dense, state), (small, packed) = setup()
+    plan, (dense, state), (small, packed) = compact_pair()
     tx = optax.adam(0.01)
     start = [tx.init(eqx.filter(m, eqx.is_inexact_array)) for m in (dense, small)]
     _, _, _, want, wants = step(dense, state, start[0], tx, KEYS)
@@ -111,7 +111,7 @@ def test_train_step():
 
 
 def test_save(tmp_path):
-    plan, _, (small, packed) = setup()
+    plan, _, (small, packed) = compact_pair()
     plan.save(tmp_path / "plan.json")
     eqx.tree_serialise_leaves(tmp_path / "small.eqx", (small, packed))
     model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(8))
@@ -124,7 +124,7 @@ def test_save(tmp_path):
 
 @pytest.mark.slow
 def test_fresh_process(tmp_path):
-    plan, _, (small, packed) = setup()
+    plan, _, (small, packed) = compact_pair()
     plan.save(tmp_path / "plan.json")
     np.save(tmp_path / "x.npy", X)
     eqx.tree_serialise_leaves(tmp_path / "small.eqx", (small, packed))
@@ -159,7 +159,7 @@ def test_without_state_and_with_functions_among_the_leaves():
 
 
 def test_a_second_cut_keeps_the_weights_of_the_compact_module():
-    plan, (dense, dense_state), (small, state) = setup()
+    plan, (dense, dense_state), (small, state) = compact_pair()
     tuned = jax.tree.map(lambda x: x * 1.25 if eqx.is_inexact_array(x) else x, small)
     deps = jeqx.groups(eqx.nn.inference_mode(tuned), X[0], state)
     keep = {g.id: range(0, g.size, 2) for g in deps if g.size > 1}
@@ -185,7 +185,7 @@ def test_a_second_cut_keeps_the_weights_of_the_compact_module():
 
 
 def test_what_is_refused():
-    plan, (dense, state), (small, packed) = setup()
+    plan, (dense, state), (small, packed) = compact_pair()
     model = MLP(jax.random.key(0))
     with pytest.raises(ValueError, match="`plan` was not made for this model"):
         jeqx.shrink(small, plan, packed)

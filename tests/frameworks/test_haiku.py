@@ -26,7 +26,7 @@ def _promotion():
 
 
 @functools.cache
-def setup():
+def compact_pair():
     """The plan, the reference `(params, state)`, the compact pair and its trees."""
     trees = conv_net.init(jax.random.key(0), X, True)
     deps = jhk.groups(conv_net, *trees, KEY, X, is_training=True)
@@ -39,7 +39,7 @@ def close(a, b, tolerance=1e-5):
 
 
 def test_build():
-    plan, _, small, (params, _) = setup()
+    plan, _, small, (params, _) = compact_pair()
     assert isinstance(small, hk.TransformedWithState)
     assert params["conv2_d"]["w"].shape == (3, 3, 3, 4)
     assert params["linear_1"]["w"].shape == (6, 4)
@@ -49,7 +49,7 @@ def test_build():
 
 
 def test_difference():
-    _, zeroed, small, packed = setup()
+    _, zeroed, small, packed = compact_pair()
     want, _ = conv_net.apply(*zeroed, None, X)
     got, state = small.apply(*packed, None, X)
     close(got, want)
@@ -57,7 +57,7 @@ def test_difference():
 
 
 def test_a_second_cut_is_over_the_packed_trees():
-    plan, _, small, packed = setup()
+    plan, _, small, packed = compact_pair()
     tuned = jax.tree.map(lambda x: x * 1.25, packed)
     deps = jhk.groups(small, *tuned, KEY, X, is_training=True)
     keep = {g.id: range(0, g.size, 2) for g in deps if g.size > 1}
@@ -70,7 +70,7 @@ def test_a_second_cut_is_over_the_packed_trees():
 
 
 def test_call():
-    _, zeroed, small, packed = setup()
+    _, zeroed, small, packed = compact_pair()
     want, _ = conv_net.apply(*zeroed, KEY, X[:3], is_training=True, scale=3.0)
     got, _ = small.apply(*packed, KEY, X[:3], is_training=True, scale=3.0)
     close(got, want)  # the dropout masks are those of the dense model
@@ -79,7 +79,7 @@ def test_call():
 
 
 def test_statistics():
-    plan, zeroed, small, packed = setup()
+    plan, zeroed, small, packed = compact_pair()
     _, want = conv_net.apply(*zeroed, KEY, X, True)
     _, got = small.apply(*packed, KEY, X, True)
     jax.tree.map(close, got, plan.pack(want, at=1))
@@ -98,7 +98,7 @@ def step(apply, tx, params, state, opt_state, key):
 
 
 def test_train_step():
-    plan, zeroed, small, (params, state) = setup()
+    plan, zeroed, small, (params, state) = compact_pair()
     tx = optax.adam(0.01)
     *_, want, wants = step(conv_net.apply, tx, *zeroed, tx.init(zeroed[0]), KEY)
     opt = plan.pack_state(tx.init(zeroed[0]), zeroed[0], at=0)
@@ -112,7 +112,7 @@ def test_train_step():
 
 
 def test_save(tmp_path):
-    plan, _, small, packed = setup()
+    plan, _, small, packed = compact_pair()
     plan.save(tmp_path / "plan.json")
     data = pickle.dumps(jax.device_get(packed))
     other = jhk.load(conv_net, tmp_path / "plan.json")
@@ -124,7 +124,7 @@ def test_save(tmp_path):
 
 @pytest.mark.slow
 def test_fresh_process(tmp_path):
-    plan, _, small, packed = setup()
+    plan, _, small, packed = compact_pair()
     plan.save(tmp_path / "plan.json")
     np.save(tmp_path / "x.npy", X)
     (tmp_path / "packed").write_bytes(pickle.dumps(jax.device_get(packed)))
@@ -153,7 +153,7 @@ def test_several_functions_without_a_key():
 
 
 def test_what_is_refused():
-    plan, _, _, _ = setup()
+    plan, _, _, _ = compact_pair()
     with pytest.raises(TypeError, match="`model` must be what `hk.transform` returns"):
         jhk.shrink(conv_net.apply, plan)
     with pytest.raises(TypeError, match="`plan` must be a `surgery.Plan`"):

@@ -54,7 +54,7 @@ def made():
     return model, halves(model, X)
 
 
-def setup():
+def compact_pair():
     """The plan, the dense reference, the compact model."""
     model, plan = made()
     return plan, zeroed(model, plan), jkeras.shrink(model, plan)
@@ -72,7 +72,7 @@ def packed_values(plan, model):
 
 
 def test_build():
-    plan, dense, small = setup()
+    plan, dense, small = compact_pair()
     assert isinstance(small, keras.Model)
     shapes = {(p,): x.shape for p, x in jkeras.named(small).items()}
     assert shapes == plan.compact_shapes
@@ -81,13 +81,13 @@ def test_build():
 
 
 def test_difference():
-    _, dense, small = setup()
+    _, dense, small = compact_pair()
     close(small.predict(X, verbose=0), dense.predict(X, verbose=0))
     close(small(X[:3]), dense(X[:3]))
 
 
 def test_call():
-    _, dense, small = setup()
+    _, dense, small = compact_pair()
     close(small(X, training=True), dense(X, training=True))  # the same dropout masks
     inputs = keras.Input((8, 8, 3))
     whole = keras.Model(inputs, keras.layers.Dense(2)(small(inputs)))
@@ -96,7 +96,7 @@ def test_call():
 
 
 def test_statistics():
-    plan, dense, small = setup()
+    plan, dense, small = compact_pair()
     for model in (small, dense):
         model(X, training=True)
     want, got = packed_values(plan, dense), jkeras.named(small)
@@ -106,7 +106,7 @@ def test_statistics():
 
 
 def test_train_step():
-    plan, dense, small = setup()
+    plan, dense, small = compact_pair()
     for model in (dense, small):
         model.compile(keras.optimizers.SGD(0.05), loss="mse")
     logs = [m.train_on_batch(X, Y, return_dict=True) for m in (dense, small)]
@@ -119,7 +119,7 @@ def test_train_step():
 
 
 def test_save(tmp_path):
-    plan, _, small = setup()
+    plan, _, small = compact_pair()
     plan.save(tmp_path / "plan.json")
     small.save_weights(tmp_path / "small.weights.h5")
     other = jkeras.load(conv_net(), tmp_path / "plan.json")
@@ -132,7 +132,7 @@ def test_save(tmp_path):
 
 @pytest.mark.slow
 def test_fresh_process(tmp_path):
-    plan, _, small = setup()
+    plan, _, small = compact_pair()
     np.save(tmp_path / "x.npy", X)
     small.save(tmp_path / "small.keras")
     plan.save(tmp_path / "plan.json")
@@ -224,7 +224,7 @@ def test_pruning_in_fit(name):
 
 
 def test_a_second_cut_keeps_the_weights_of_the_compact_model():
-    plan, dense, small = setup()
+    plan, dense, small = compact_pair()
     for v in small.trainable_variables:
         v.assign(v.value * 1.25)
     again = halves(small, X)

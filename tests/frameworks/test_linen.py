@@ -32,7 +32,7 @@ def _promotion():
 
 
 @functools.cache
-def setup():
+def compact_pair():
     """Variables, their plan, the reference variables, the compact module, its own."""
     variables = MODEL.init(jax.random.key(0), X)
     deps = jlinen.groups(MODEL, variables, X)
@@ -46,7 +46,7 @@ def close(a, b, tolerance=1e-5):
 
 
 def test_build():
-    _, plan, _, small, packed = setup()
+    _, plan, _, small, packed = compact_pair()
     assert isinstance(small, nn.Module)
     assert packed["params"]["conv"]["kernel"].shape == (3, 3, 3, 4)
     assert packed["params"]["head"]["kernel"].shape == (6, 4)
@@ -56,13 +56,13 @@ def test_build():
 
 
 def test_difference():
-    _, _, zeroed, small, packed = setup()
+    _, _, zeroed, small, packed = compact_pair()
     close(small.apply(packed, X), MODEL.apply(zeroed, X))
     close(small.apply(packed, X[:2]), MODEL.apply(zeroed, X[:2]))
 
 
 def test_call():
-    _, _, zeroed, small, packed = setup()
+    _, _, zeroed, small, packed = compact_pair()
     close(small.apply(packed, X, scale=3.0), MODEL.apply(zeroed, X, scale=3.0))
     close(small.apply(packed, X, method="loss"), MODEL.apply(zeroed, X, method="loss"))
     by_name = small.apply(packed, X, method=ConvNet.loss, mutable=["losses"])
@@ -76,7 +76,7 @@ def test_call():
 
 
 def test_statistics():
-    _, plan, zeroed, small, packed = setup()
+    _, plan, zeroed, small, packed = compact_pair()
     _, got = small.apply(packed, X, **TRAIN)
     _, want = MODEL.apply(zeroed, X, **TRAIN)
     jax.tree.map(close, got, plan.pack(want))
@@ -101,7 +101,7 @@ def step(state, stats, key):
 
 
 def test_train_step():
-    _, plan, zeroed, small, packed = setup()
+    _, plan, zeroed, small, packed = compact_pair()
     key = jax.random.key(2)
     state = TrainState.create(
         apply_fn=small.apply, params=packed["params"], tx=optax.adam(0.01)
@@ -118,7 +118,7 @@ def test_train_step():
 
 
 def test_save(tmp_path):
-    _, plan, _, small, packed = setup()
+    _, plan, _, small, packed = compact_pair()
     plan.save(tmp_path / "plan.json")
     data = flax.serialization.to_bytes(packed)
     other = jlinen.load(ConvNet(), tmp_path / "plan.json")
@@ -132,7 +132,7 @@ def test_save(tmp_path):
 
 @pytest.mark.slow
 def test_fresh_process(tmp_path):
-    _, plan, _, small, packed = setup()
+    _, plan, _, small, packed = compact_pair()
     plan.save(tmp_path / "plan.json")
     (tmp_path / "packed").write_bytes(flax.serialization.to_bytes(packed))
     np.save(tmp_path / "x.npy", X)
@@ -151,7 +151,7 @@ def test_fresh_process(tmp_path):
 
 
 def test_a_compact_module_is_a_part_of_others():
-    _, plan, zeroed, small, packed = setup()
+    _, plan, zeroed, small, packed = compact_pair()
     whole = nn.Sequential([small, nn.Dense(3)])
     variables = whole.init(jax.random.key(0), X)
     assert variables["params"]["layers_0"]["conv"]["kernel"].shape == (3, 3, 3, 4)
@@ -167,13 +167,13 @@ def test_a_compact_module_is_a_part_of_others():
 
 
 def test_bound_and_tabulated():
-    _, _, zeroed, small, packed = setup()
+    _, _, zeroed, small, packed = compact_pair()
     close(small.bind(packed)(X), MODEL.apply(zeroed, X))
     assert "CompactModule" in small.tabulate(jax.random.key(0), X)
 
 
 def test_groups_found_in_training_and_plans_of_parameters_alone():
-    variables, *_ = setup()
+    variables, *_ = compact_pair()
     in_train = jlinen.groups(MODEL, variables, X, **TRAIN)
     assert [g.size for g in in_train] == [8, 12]
     model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
@@ -188,7 +188,7 @@ def test_groups_found_in_training_and_plans_of_parameters_alone():
 
 
 def test_a_second_cut_is_over_the_packed_variables():
-    _, plan, _, small, packed = setup()
+    _, plan, _, small, packed = compact_pair()
     tuned = jax.tree.map(lambda x: x * 1.25, packed)
     deps = jlinen.groups(small, tuned, X)
     keep = {g.id: range(0, g.size, 2) for g in deps if g.size > 1}
@@ -205,7 +205,7 @@ def test_a_second_cut_is_over_the_packed_variables():
 
 
 def test_what_is_refused():
-    variables, plan, _, small, _ = setup()
+    variables, plan, _, small, _ = compact_pair()
     with pytest.raises(ValueError, match="for the compact parameters"):
         jlinen.shrink(small, plan)
     with pytest.raises(TypeError, match=r"`model` must be a linen\.Module"):
