@@ -16,6 +16,7 @@ from jax import lax
 
 WIDTH = 4_096
 HEIGHT = 16
+_THREEFRY = "threefry2x32"
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -25,7 +26,8 @@ def uniform(
     """Uniform float32 numbers in [0, 1) for arrays at some places of a tree.
 
     Args:
-      key: a PRNG key.
+      key: a PRNG key. Of another generator than Threefry, a key of that is drawn from
+        it first: only there is every number a hash of the key and its place.
       places: the number of each array, folded into the key.
       sizes: how many numbers each takes. A tuple, as `places`
 
@@ -33,6 +35,9 @@ def uniform(
       A vector for each array. With JAX's default generator it is what
       `jax.random.uniform(jax.random.fold_in(key, place), (size,))` draws.
     """
+    if str(jax.random.key_impl(key)) != _THREEFRY:
+        words = jax.random.bits(key, (2,), jnp.uint32)
+        key = jax.random.wrap_key_data(words, impl=_THREEFRY)
     width = min(WIDTH, max(*sizes, 1))
     counts = [-(-size // width) for size in sizes]
     first = np.cumsum([0, *counts]).tolist()

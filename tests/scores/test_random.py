@@ -49,3 +49,13 @@ def test_batched_keys():
         jax.tree.map(
             lambda x, y, i=i: np.testing.assert_array_equal(x[i], y), together, one
         )
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_other_generators(impl):
+    """An rbg key holds one half twice: what is folded into it cancels."""
+    tree = [jnp.zeros((70, 61)), jnp.zeros((70, 61))]
+    found = [scores.random(jax.random.key(s, impl=impl), tree) for s in (0, 1)]
+    drawn = np.stack([np.ravel(x) for pair in found for x in pair])
+    assert abs(drawn.mean() - 0.5) < 0.02 and abs(drawn.std() - 12**-0.5) < 0.02
+    assert len(np.unique(drawn)) > 0.99 * drawn.size
