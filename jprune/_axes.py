@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jprune._errors import value_error
+from jprune._errors import is_integer, value_error
 from jprune._tree import leaf_name
 from jprune._typing import PyTree
 
@@ -109,7 +109,7 @@ def axis_list(
       ValueError: `axis` is neither a number nor a tree with the structure of `tree`.
     """
     treedef = jax.tree.structure(tree)
-    if axis is None or isinstance(axis, int | np.integer):
+    if axis is None or is_integer(axis):
         return [axis] * treedef.num_leaves
     try:
         given = treedef.flatten_up_to(axis)
@@ -121,7 +121,7 @@ def axis_list(
     for one in given:
         if tuples and isinstance(one, tuple):
             continue
-        if one is not None and not isinstance(one, int | np.integer):
+        if one is not None and not is_integer(one):
             raise value_error(
                 f"`axis` must hold a number or None for each leaf, got {one!r}."
             )

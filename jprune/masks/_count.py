@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune._dtypes import wide
-from jprune._errors import type_error, value_error
+from jprune._errors import is_integer, type_error, value_error
 
 HALF = Fraction(1, 2)
 
@@ -147,9 +147,11 @@ def resolve_keep(n: int, sparsity: Any, keep: Any) -> Any:
     if keep is None:
         require_sparsity(sparsity)
         return share_kept(n, sparsity)
-    if np.ndim(keep) != 0 or not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
+    traced = is_traced(keep)
+    whole = jnp.issubdtype(keep.dtype, jnp.integer) if traced else is_integer(keep)
+    if np.ndim(keep) != 0 or not whole:
         raise type_error(f"`keep` must be one integer, got {keep!r}.")
-    if is_traced(keep):
+    if traced:
         return jnp.clip(keep, 0, n).astype(jnp.int32)
     if not 0 <= int(keep) <= n:
         raise value_error(f"`keep` must be in [0, {n}], got {keep}.")
