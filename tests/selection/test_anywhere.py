@@ -290,7 +290,7 @@ def threshold(shape=()):
         (
             {"init": selection.WarmStart.cold([1.0, 2.0], ranking="leaf")},
             ValueError,
-            r"`init` must be of shape \(\), got \(2,\): make it by `cold",
+            r"`init` must be of shape \(\), got \(2,\): make it by `WarmStart.cold",
         ),
         ({"specs": jax.P()}, ValueError, "`specs`.*give `axis_name` too"),
     ],
