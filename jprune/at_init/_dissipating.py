@@ -31,21 +31,8 @@ from jprune.masks._target import require_target
 Unit = Callable[[Params], Scores]
 
 
-def fittest(key: jax.Array, sparsity: Any, **settings: Any) -> Rule:
-    """The rule that ends a window with K-starts, inside what is kept so far.
-
-    Args:
-      key: a PRNG key.
-      sparsity: fraction of zeros in each leaf, or a tree of fractions.
-      **settings: of `k_starts`: `k`, `balance`, `share`, `pattern`, `scope`, `at_once`.
-
-    Returns:
-      A function from `Early` to a mask.
-
-    Raises:
-      ValueError: a sparsity out of range.
-    """
-    require_target(sparsity)
+def _fittest(key: jax.Array, sparsity: Any, **settings: Any) -> Rule:
+    """The rule that ends a window with K-starts, inside what is kept so far."""
 
     def rule(early: Early) -> Mask:
         return k_starts(
@@ -168,7 +155,7 @@ def dissipating_k_starts(
     choose = {"pattern": pattern, "scope": scope, **settings}
     if order == "dissipating_first":
         drop = dissipating(fraction, unit=unit, scope=scope)
-        return [drop] * epochs + [fittest(key, sparsity, **choose)]
+        return [drop] * epochs + [_fittest(key, sparsity, **choose)]
     if order != "k_starts_first":
         raise value_error(
             f"`order` must be 'dissipating_first' or 'k_starts_first', got {order!r}."
@@ -182,4 +169,4 @@ def dissipating_k_starts(
     steps = [1 - (1 - begin) * ratio ** (i / epochs) for i in range(1, epochs)]
     how = {"unit": unit, "pattern": pattern, "scope": scope}
     drops = [dissipating(sparsity=s, **how) for s in [*steps, sparsity]]
-    return [fittest(key, begin, **choose), *drops]
+    return [_fittest(key, begin, **choose), *drops]

@@ -18,7 +18,7 @@ class Shares(NamedTuple):
     Attributes:
       counts: kept of each leaf; they add up to k. [leaves] int32
       leaf: the threshold of each leaf, for `keep_mask` with these counts.
-      common: the threshold of the leaves above their floor, for `warm_start`.
+      common: the threshold of the leaves above their floor, for `WarmStart.after`.
     """
 
     counts: jax.Array

@@ -395,7 +395,7 @@ def _move(
             scope=scope,
             min_keep=0,
             within=within,
-            init=selection.cold(in_scope(values, scope), ranking="leaf"),
+            init=selection.WarmStart.cold(in_scope(values, scope), ranking="leaf"),
             stacked=moves.stacked if any(axes) else {},
         )
 

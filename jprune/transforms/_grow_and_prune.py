@@ -325,7 +325,7 @@ class Growth(NamedTuple):
             scope=self.scope,
             min_keep=self.min_keep,
             within=within,
-            init=selection.cold(leaves, ranking="leaf"),
+            init=selection.WarmStart.cold(leaves, ranking="leaf"),
         )
         return mask, passes
 

@@ -158,7 +158,7 @@ class _Penalty(NamedTuple):
     def init(self, params: Params) -> AddSelectiveDecayState:
         """No step taken; with `every` above 1 everything is kept."""
         by_rank = self.select is None
-        warm = self.ranking.cold(params) if by_rank else selection.cold()
+        warm = self.ranking.cold(params) if by_rank else selection.WarmStart.cold()
         kept = params if self.every > 1 else ()
         if jax.tree.leaves(params):
             shapes = jax.eval_shape(self.refresh, params, warm)[0]

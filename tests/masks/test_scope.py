@@ -146,7 +146,8 @@ def check(params, names):
     for tree in jax.eval_shape(prune, params):
         assert jax.tree.structure(tree) == jax.tree.structure(params)
     mask, pruned, _ = jax.eval_shape(prune, params)
-    assert jax.tree.map(lambda x: x.shape, pruned) == jax.tree.map(jnp.shape, params)
+    given = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    assert [leaf.shape for leaf in jax.tree.leaves(pruned)] == given
     ranked = [m.shape for m in jax.tree.leaves(mask) if m.shape]
     assert sum(map(np.prod, ranked)) == masks.size(params)
 

@@ -76,7 +76,7 @@ def test_small_leaves_sampling_floors_and_ranking_by_leaf():
         scope=[True] * 5,
         min_keep=0,
         times=times,
-        init=selection.cold(tree),
+        init=selection.WarmStart.cold(tree),
     )[0]
     np.testing.assert_array_equal(flat(whole), top(stored, 70_000))
 
@@ -103,7 +103,9 @@ def test_the_product_is_never_stored():
     size = 4 * sum(math.prod(s) for s in shapes)
 
     def run(tree, times):
-        found = selection.kth_magnitude(tree, 1000, times=times, init=selection.cold())
+        found = selection.kth_magnitude(
+            tree, 1000, times=times, init=selection.WarmStart.cold()
+        )
         return selection.keep_mask(tree, found, 1000, times=times)
 
     memory = jax.jit(run).lower(tree, tree).compile().memory_analysis()

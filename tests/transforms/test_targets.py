@@ -20,7 +20,6 @@ MADE = {
     "add_selective_decay": lambda **k: transforms.add_selective_decay(0.1, 1.0, **k),
     "dissipating": lambda **k: at_init.dissipating(**k),
     "drop_and_grow": lambda **k: transforms.drop_and_grow(SGD, **k),
-    "fittest": lambda **k: at_init.fittest(jax.random.key(0), **k),
     "gap": lambda **k: transforms.gap(0.1, partitions=2, steps=1, period=2, **k),
     "grow_and_prune": lambda **k: transforms.grow_and_prune(
         SGD, partitions=2, steps=1, period=2, **k
