@@ -26,6 +26,7 @@ from jprune.at_init._early import Early, Rule
 from jprune.at_init._k_starts import k_starts
 from jprune.at_init._random_mask import ELEMENT, Pattern
 from jprune.masks._count import is_traced, require_sparsity
+from jprune.masks._target import require_target
 
 Unit = Callable[[Params], Scores]
 
@@ -69,8 +70,8 @@ def dissipating(
       A function from `Early` to a mask.
 
     Raises:
-      ValueError: a negative `fraction`, both `fraction` and `sparsity`, a `pattern`
-        without `sparsity`.
+      ValueError: a target out of range, a negative `fraction`, both `fraction` and
+        `sparsity`, a `pattern` without `sparsity`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -97,6 +98,7 @@ def dissipating(
     least = 0.1 if fraction is None else fraction
     if not is_traced(least) and not 0 <= float(least) < float("inf"):
         raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")
+    require_target(sparsity, min_keep=min_keep)
     floor = {} if sparsity is not None and min_keep is None else {"min_keep": min_keep}
 
     def rule(early: Early) -> Mask:
