@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jprune._errors import value_error
+from jprune._errors import injected, value_error
 from jprune._tree import leaf_name
 from jprune._typing import PyTree
 
@@ -111,6 +111,8 @@ def axis_list(
     treedef = jax.tree.structure(tree)
     if axis is None or isinstance(axis, int | np.integer):
         return [axis] * treedef.num_leaves
+    if isinstance(axis, jax.Array):
+        raise value_error(f"`axis` must be a Python integer. {injected('axis')}")
     try:
         given = treedef.flatten_up_to(axis)
     except ValueError as error:

@@ -129,7 +129,7 @@ def timed(model: Any, x: Any, fractions: tuple[float, ...], rounds: int) -> list
         plan = surgery.select(deps, scores, flops=fraction, ranking="group", round_to=8)
         small = surgery.shrink(model.apply, plan)
         calls[str(fraction)] = (small, plan.pack(variables), x)
-    found = analysis.latencies(calls, rounds=rounds)
+    found = analysis.latency(calls, rounds=rounds)
 
     def operations(name: str) -> int:
         fn, *args = calls[name]
@@ -162,7 +162,7 @@ def cut_and_built(batch: int, rounds: int) -> dict[str, Any]:
         "cut": (surgery.shrink(dense.apply, plan), packed, x),
         "built": (built.apply, second, x),
     }
-    found = analysis.latencies(calls, rounds=rounds)
+    found = analysis.latency(calls, rounds=rounds)
     return {
         "network": "ResNet-50",
         "batch": batch,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jprune._errors import type_error
 from jprune._jaxpr._trace import is_array
 from jprune.analysis._flops import flops
-from jprune.analysis._latency import Latency, latencies
+from jprune.analysis._latency import Latency, latency
 from jprune.analysis._report import report
 from jprune.analysis._table import byte_size, text_table
 
@@ -129,7 +129,7 @@ def compare(
                 "(Equinox, Flax NNX) the pair is `(lambda m, *args: m(*args), model)`."
             )
     calls = {"dense": (*dense, *args), "compact": (*compact, *args)}
-    times = latencies(calls, rounds=rounds)
+    times = latency(calls, rounds=rounds)
     return Comparison(
         *(
             _measure(fn, variables, args, times[name])

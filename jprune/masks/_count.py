@@ -147,13 +147,19 @@ def resolve_keep(n: int, sparsity: Any, keep: Any) -> Any:
     if keep is None:
         require_sparsity(sparsity)
         return share_kept(n, sparsity)
-    if np.ndim(keep) != 0 or not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
-        raise type_error(f"`keep` must be one integer, got {keep!r}.")
+    require_integer(keep)
     if is_traced(keep):
         return jnp.clip(keep, 0, n).astype(jnp.int32)
     if not 0 <= int(keep) <= n:
         raise value_error(f"`keep` must be in [0, {n}], got {keep}.")
     return int(keep)
+
+
+def require_integer(keep: Any) -> None:
+    """Raises unless a number kept is one integer, traced or not."""
+    number = not isinstance(keep, str | bytes) and np.ndim(keep) == 0
+    if not number or not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
+        raise type_error(f"`keep` must be one integer, got {keep!r}.")
 
 
 def require_one(sparsity: Any, keep: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from jprune import masks, reparam, transforms
 from jprune.masks._target import keep_counts
-from jprune.reparam._powerpropagation import change_power, power
+from jprune.reparam._powerpropagation import power
 from jprune.reparam._reparam import no_penalty, unconstrained
 from tests.reparam import twins
 
@@ -68,18 +68,6 @@ def test_powerprop_g5_init_is_the_inverse():
     again = r.apply(r.init(draws))
     np.testing.assert_allclose(again, draws, rtol=1e-5)
     assert float(jnp.std(again)) == pytest.approx(float(jnp.std(draws)), rel=0.01)
-
-
-def test_powerprop_g6_change_power():
-    theta = jnp.array([[0.5, 0.0]])
-    moved = change_power(theta, 2, 4)
-    np.testing.assert_allclose(moved, [[0.7071068, 0]], rtol=1e-6)
-    assert float(moved[0, 1]) == 0
-    for t, alpha in ((theta, 2), (moved, 4)):
-        w = reparam.powerpropagation(alpha).apply(t)
-        np.testing.assert_allclose(w, [[0.25, 0]], rtol=1e-6)
-    plain = change_power(theta, 2, 1)
-    np.testing.assert_allclose(plain, [[0.25, 0]], rtol=1e-6)
 
 
 def test_powerprop_g7_the_two_forms_agree():

@@ -39,7 +39,7 @@ CASES = pytest.mark.parametrize(
         for c in TABLE
     ],
 )
-FIRST = ("accumulate_", "add_", "mask_", "merge_")
+FIRST = ("add_", "mask_", "merge_")
 LAST = ("keep_", "prune_", "shrink_", "truncate_rank")
 
 
