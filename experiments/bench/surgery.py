@@ -77,8 +77,8 @@ def analyzed(name: str) -> dict[str, Any]:
     return {
         "network": name,
         "groups": len(deps),
-        "parameters": _size(variables),
-        "parameters_compact": _size(packed),
+        "parameters": scalars(variables),
+        "parameters_compact": scalars(packed),
         "flops": dense_flops,
         "flops_compact": analysis.flops(small)(packed, x),
         "trace": bare,
@@ -114,7 +114,8 @@ def _equal_scores(deps: Any) -> dict[str, np.ndarray]:
     return {group.id: rng.permutation(group.size) / group.size for group in deps}
 
 
-def _size(tree: Any) -> int:
+def scalars(tree: Any) -> int:
+    """How many numbers a tree holds."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 

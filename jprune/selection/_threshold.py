@@ -18,7 +18,7 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._typing import PyTree
-from jprune.selection._image import Image, ImageKind, common_image
+from jprune.selection._image import Image, common_image
 from jprune.selection._leaves import float_dtypes
 
 Ranking = Literal["global", "leaf"]
@@ -128,25 +128,6 @@ def first_guess(image: Image, init: WarmStart | None) -> tuple[jax.Array, jax.Ar
         jnp.where(known, init.bits.astype(image.dtype), guess),
         jnp.where(known, near, spread),
     )
-
-
-def magnitude_at(
-    threshold: Threshold, tree: PyTree, *, image: ImageKind = "magnitude"
-) -> jax.Array:
-    """The threshold as a number, for logs and plots.
-
-    Masks must not be made by comparing with it: it may lie between two floats of a
-    narrower dtype, and a subnormal may be flushed to zero. Use `keep_mask`.
-
-    Args:
-      threshold: from `kth_magnitude`.
-      tree: the tree it was computed on.
-      image: the same as there.
-
-    Returns:
-      A float32 array (float64 for a tree with float64 leaves) of the shape of `bits`.
-    """
-    return common_image(float_dtypes(tree), image).to_float(threshold.bits)
 
 
 def require_ranking(ranking: Ranking) -> None:

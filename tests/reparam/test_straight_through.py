@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from jprune import masks, reparam
-from jprune.reparam._straight_through import pass_through
 from tests.reparam import twins
 
 W = jnp.array([[0.4], [-0.1], [0.3], [0.05]])
@@ -15,15 +14,6 @@ W = jnp.array([[0.4], [-0.1], [0.3], [0.05]])
 
 def through(n, m, axis=None):
     return reparam.straight_through(lambda p: masks.n_of_m(p, n, m, axis))
-
-
-def test_pass_through_is_the_value_with_the_other_derivative():
-    def f(x):
-        return jnp.sum(pass_through(jnp.round(x), 3 * x))
-
-    value, slope = jax.value_and_grad(f)(jnp.array([0.4, 1.6]))
-    assert float(value) == 2.0
-    np.testing.assert_array_equal(slope, [3.0, 3.0])
 
 
 def test_nm_g4_sr_ste_gradient():

@@ -9,7 +9,7 @@ import pytest
 
 from jprune import selection
 from jprune.masks._unstructured import ranked
-from jprune.selection._floors import kth_with_floors
+from jprune.selection._largest import largest
 from tests.selection.oracle import COUNTS, SIZE, build, flat, hard_trees, top
 
 BF16, F32, F64 = jnp.bfloat16, jnp.float32, jnp.float64
@@ -91,8 +91,9 @@ def test_small_leaves_sampling_floors_and_ranking_by_leaf():
     want = [top([x], k) for x, k in zip(stored, counts, strict=True)]
     np.testing.assert_array_equal(flat(each), np.concatenate(want))
 
-    shares = kth_with_floors(tree, 70_000, [3, 1, 1, 1, 1], times=times)
-    plain = kth_with_floors(stored, 70_000, [3, 1, 1, 1, 1])
+    k, floors = jnp.int32(70_000), [3, 1, 1, 1, 1]
+    shares = largest(tree, k, floors=floors, times=times)
+    plain = largest(stored, k, floors=floors)
     np.testing.assert_array_equal(shares.counts, plain.counts)
     assert int(shares.counts[0]) == 3
 
