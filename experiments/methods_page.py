@@ -130,7 +130,7 @@ METHODS = (
     Method(
         "SR-STE, N:M from scratch",
         "penalty",
-        ("transforms.sr_ste", "reparam.straight_through_n_of_m"),
+        ("transforms.sr_ste", "reparam.straight_through"),
         "sr_ste",
         "digits_nm",
         "^(sr-)?ste",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jprune._errors import is_integer, value_error
+from jprune._errors import injected, is_integer, value_error
 from jprune._tree import leaf_name
 from jprune._typing import PyTree
 
@@ -109,6 +109,8 @@ def axis_list(
       ValueError: `axis` is neither a number nor a tree with the structure of `tree`.
     """
     treedef = jax.tree.structure(tree)
+    if isinstance(axis, jax.Array):
+        raise value_error(f"`axis` must be a Python integer. {injected('axis')}")
     if axis is None or is_integer(axis):
         return [axis] * treedef.num_leaves
     try:

@@ -56,6 +56,30 @@ def require_static(**options: Any) -> None:
             )
 
 
+def injected(name: str) -> str:
+    """What to do if `optax.inject_hyperparams` called a function or made an array."""
+    return (
+        f"Under `optax.inject_hyperparams`, which takes every function for a schedule "
+        f"of the step, name `{name}` in `static_args`."
+    )
+
+
+def require_functions(**options: Any) -> None:
+    """Functions that decide the program are functions, not what a step gave.
+
+    Args:
+      **options: the values, by the names of the arguments; None where none is given.
+
+    Raises:
+      TypeError: one is no function.
+    """
+    for name, x in options.items():
+        if x is not None and not callable(x):
+            raise type_error(
+                f"`{name}` must be a function, got {type(x).__name__}. {injected(name)}"
+            )
+
+
 def is_integer(x: Any) -> bool:
     """Whether a value counts something: an integer of Python, NumPy or JAX, no bool.
 

@@ -27,7 +27,7 @@ os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it once, when it is imported
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from jprune.surgery import strict  # noqa: E402
+from jprune.surgery.rules import strict  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")

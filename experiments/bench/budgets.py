@@ -94,7 +94,7 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
     for label, keep in kept.items():
         plan = surgery.plan_from_keep(deps, keep)
         calls[label] = (surgery.shrink(model.apply, plan), plan.pack(params), x)
-    times = analysis.latencies(calls, rounds=2 * rounds)
+    times = analysis.latency(calls, rounds=2 * rounds)
     dense = deps.flops()
     return {
         "network": name,

@@ -52,7 +52,7 @@ def rows(name: str, batch: int, dtype: Any, rounds: int) -> list[dict]:
             deps, even, flops=share, ranking="group", round_to=multiple
         )
         small, packed = surgery.shrink(model.apply, plan), plan.pack(variables)
-        times = analysis.latencies(
+        times = analysis.latency(
             {"dense": (model.apply, variables, x), "compact": (small, packed, x)},
             rounds=rounds,
         )

@@ -40,7 +40,7 @@ def timed(tree: Any, k: int, repeats: int) -> dict[str, np.ndarray]:
     kth = jax.jit(lambda t, k, init: selection.kth_magnitude(t, k, init=init))
     sampled = jax.jit(lambda t: selection.kth_magnitude(t, k))
     masked = jax.jit(lambda t, found, k: selection.keep_mask(t, found, k))
-    found = jax.block_until_ready(kth(tree, k, selection.cold(tree)))
+    found = jax.block_until_ready(kth(tree, k, selection.WarmStart.cold(tree)))
     # The favourable warm start: a threshold that moved by 3,000 images.
     near = selection.WarmStart(found.bits + 3_000, jnp.int32(4_000))
     # A count that the threshold meets exactly is confirmed by a single sweep.
@@ -51,7 +51,7 @@ def timed(tree: Any, k: int, repeats: int) -> dict[str, np.ndarray]:
         "one sweep": _call(kth, tree, met, there),
         "warm": _call(kth, tree, k, near),
         "cold, sampled": _call(sampled, tree),
-        "cold": _call(kth, tree, k, selection.cold(tree)),
+        "cold": _call(kth, tree, k, selection.WarmStart.cold(tree)),
         "mask": _call(masked, tree, found._replace(count=jnp.int32(k)), k),
         "mask, one tie broken": _call(masked, tree, found, met - 1),
     }
@@ -65,7 +65,7 @@ def timed(tree: Any, k: int, repeats: int) -> dict[str, np.ndarray]:
 def sorted_times(tree: Any, k: int) -> dict[str, np.ndarray]:
     """Seconds of a warm threshold and of two sorts of everything, once each."""
     kth = jax.jit(lambda t, init: selection.kth_magnitude(t, k, init=init))
-    found = kth(tree, selection.cold(tree))
+    found = kth(tree, selection.WarmStart.cold(tree))
     near = selection.WarmStart(found.bits + 3_000, jnp.int32(4_000))
     leaves = jax.tree.leaves(tree)
     joined = jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
@@ -86,11 +86,11 @@ def compiled(tree: Any, k: int) -> dict[str, float]:
 
     def select(tree: Any, init: selection.WarmStart) -> Any:
         found = selection.kth_magnitude(tree, k, init=init)
-        return selection.warm_start(init, found), selection.keep_mask(tree, found, k)
+        return init.after(found), selection.keep_mask(tree, found, k)
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     start = time.process_time()
-    lowered = jax.jit(select).lower(shapes, selection.cold(tree))
+    lowered = jax.jit(select).lower(shapes, selection.WarmStart.cold(tree))
     middle = time.process_time()
     memory = lowered.compile().memory_analysis()
     end = time.process_time()
@@ -122,9 +122,13 @@ def closed_loop(tree: Any, k: int, steps: int) -> list[int]:
             v,
         )
         w = jax.tree.map(lambda p, u: p - 0.1 * u, w, v)
-        return w, v, selection.warm_start(warm, found), found.passes
+        return w, v, warm.after(found), found.passes
 
-    v, warm, passes = jax.tree.map(jnp.zeros_like, tree), selection.cold(tree), []
+    v, warm, passes = (
+        jax.tree.map(jnp.zeros_like, tree),
+        selection.WarmStart.cold(tree),
+        [],
+    )
     for _ in range(steps + 3):
         tree, v, warm, made = step(tree, v, warm)
         passes.append(int(made))

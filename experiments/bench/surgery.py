@@ -77,8 +77,8 @@ def analyzed(name: str) -> dict[str, Any]:
     return {
         "network": name,
         "groups": len(deps),
-        "parameters": _size(variables),
-        "parameters_compact": _size(packed),
+        "parameters": scalars(variables),
+        "parameters_compact": scalars(packed),
         "flops": dense_flops,
         "flops_compact": analysis.flops(small)(packed, x),
         "trace": bare,
@@ -114,7 +114,8 @@ def _equal_scores(deps: Any) -> dict[str, np.ndarray]:
     return {group.id: rng.permutation(group.size) / group.size for group in deps}
 
 
-def _size(tree: Any) -> int:
+def scalars(tree: Any) -> int:
+    """How many numbers a tree holds."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
@@ -128,7 +129,7 @@ def timed(model: Any, x: Any, fractions: tuple[float, ...], rounds: int) -> list
         plan = surgery.select(deps, scores, flops=fraction, ranking="group", round_to=8)
         small = surgery.shrink(model.apply, plan)
         calls[str(fraction)] = (small, plan.pack(variables), x)
-    found = analysis.latencies(calls, rounds=rounds)
+    found = analysis.latency(calls, rounds=rounds)
 
     def operations(name: str) -> int:
         fn, *args = calls[name]
@@ -161,7 +162,7 @@ def cut_and_built(batch: int, rounds: int) -> dict[str, Any]:
         "cut": (surgery.shrink(dense.apply, plan), packed, x),
         "built": (built.apply, second, x),
     }
-    found = analysis.latencies(calls, rounds=rounds)
+    found = analysis.latency(calls, rounds=rounds)
     return {
         "network": "ResNet-50",
         "batch": batch,

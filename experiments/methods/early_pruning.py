@@ -92,7 +92,11 @@ def _arms(k: int, fraction: float, window: int, scope: str) -> dict[str, Arm]:
 
     def starts(balance: float, share: str = "leaf", k: int = k) -> Sequence[Step]:
         how = {"k": k, "balance": balance, "share": share, "scope": scope}
-        return [lambda e, key, s: at_init.fittest(key, s, **how)(e)]
+        return [
+            lambda e, key, s: at_init.k_starts(
+                key, e.params, e.grads, s, within=e.mask, **how
+            )
+        ]
 
     def both(order: Any) -> Sequence[Step]:
         how = {"epochs": window, "order": order, "fraction": fraction}

@@ -332,8 +332,7 @@ def sls(
             if uniform:
                 n = max(int(budget * m), 1)
                 run = lab.run(f"uniform {n}:{m}", density=budget, uniform=True)
-                same = reparam.straight_through_n_of_m(n, m, scope=inside)
-                yield Variant(run, same, tx)
+                yield Variant(run, through_n_of_m(n, m, inside), tx)
 
     yield from reparameterized(
         lab, variants(), epochs=epochs, start=dense[:2], extra=layer_sparsities
@@ -377,7 +376,7 @@ def sr_ste(
                 momentum=momentum,
             )
             run = lab.run(label, pairs=(n, m), strengths=strength)
-            yield Variant(run, reparam.straight_through_n_of_m(n, m, scope=scope), tx)
+            yield Variant(run, through_n_of_m(n, m, scope), tx)
 
     for n, m in pairs:
         scope = eligible(shapes, m)
@@ -387,6 +386,11 @@ def sr_ste(
             epochs=epochs,
             extra=lambda done, n=n, m=m: stored(done.params, n, m),
         )
+
+
+def through_n_of_m(n: int, m: int, scope: Any) -> reparam.Reparam:
+    """Dense weights, of which the network sees n of each m."""
+    return reparam.straight_through(lambda p: masks.n_of_m(p, n, m, scope=scope))
 
 
 def eligible(params: Any, m: int) -> Any:

@@ -119,7 +119,7 @@ def measured(lab: Lab, plan: Any, tree: Any, packed: Any) -> dict[str, float]:
     """Parameters and milliseconds of the dense network and of the compact one."""
     index, whole = lab.replicated(lab.dataset.test.astype(np.int32)), network(lab)
     small = surgery.shrink(whole, plan)
-    times = analysis.latencies(
+    times = analysis.latency(
         {"dense": (whole, tree, index), "compact": (small, packed, index)}
     )
     return {

@@ -121,7 +121,7 @@ def _factorised(
         seconds=done.seconds + time.perf_counter() - clock,
     )
     whole = analysis.flops(network)(dense.params, index)
-    times = analysis.latencies(
+    times = analysis.latency(
         {
             "dense": (network, dense.params, test),
             "thin": (thin.fn, thin.params, test),

@@ -196,8 +196,8 @@ def k_starts(
         share = masks.erk(trial.shapes, task.sparsity)
 
         def rule(early: Any, key: jax.Array, knob: jax.Array) -> Any:
-            choose = at_init.fittest(key, share, k=k, balance=knob, at_once=1)
-            return choose(early)
+            how = {"k": k, "balance": knob, "at_once": 1, "within": early.mask}
+            return at_init.k_starts(key, early.params, early.grads, share, **how)
 
         return [rule]
 

@@ -462,7 +462,9 @@ def n_of_m(
             scope=scope,
             steps_per_epoch=search_epoch,
         ),
-        f"uniform {n}:{m}": reparam.straight_through_n_of_m(n, m, scope=scope),
+        f"uniform {n}:{m}": reparam.straight_through(
+            lambda p: masks.n_of_m(p, n, m, scope=scope)
+        ),
     }
     for run, r in choices.items():
         tx = optax.chain(optax.adam(bench.rate, b2=0.99), reparam.projection(r))

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax import lax
 
 from jprune._jaxpr import _compat, _walk
@@ -232,11 +231,3 @@ def _hidden(jaxpr: Any, origins: dict[Any, Origin]) -> dict[KeyTuple, str]:
             if origin is not None and len(getattr(var.aval, "shape", ())) > 1:
                 found[origin.path] = eqn.primitive.name
     return found
-
-
-def select_param(param: Any, origin: Origin) -> Any:
-    """The part of a parameter that an origin stands for: one layer of a stack."""
-    index: list[Any] = [slice(None)] * np.ndim(param)
-    for axis, position in origin.at:
-        index[axis] = position
-    return param[tuple(index)]

@@ -1,7 +1,7 @@
 """Read-only looks at a network: what is left of it, what it costs, how a run went.
 
 * What is left, leaf by leaf: `report`.
-* What it costs: `flops`, `latency`, `latencies` (side by side); all of it for a dense
+* What it costs: `flops`, `latency` (of several: side by side); all of it for a dense
   and a compact function: `compare`.
 * For a budget: a plan's cost as a fraction of the dense network, for
   `surgery.select(cost=)`: `relative_cost`; what one coordinate of a group saves:
@@ -19,7 +19,6 @@ from jprune.analysis._blocks import block_influence as block_influence
 from jprune.analysis._branches import residual_branches as residual_branches
 from jprune.analysis._compare import compare as compare
 from jprune.analysis._flops import flops as flops
-from jprune.analysis._latency import latencies as latencies
 from jprune.analysis._latency import latency as latency
 from jprune.analysis._plot_filters import plot_filters as plot_filters
 from jprune.analysis._plot_structure import plot_front as plot_front

@@ -9,13 +9,14 @@ its arguments are put on the device, and the calls that compile are not counted.
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
 
 from jprune._errors import type_error, value_error
 from jprune._jaxpr._trace import arrays_apart, is_array
+from jprune.surgery._callable import as_function, model_kind
 
 
 class Latency(NamedTuple):
@@ -38,65 +39,73 @@ class Latency(NamedTuple):
         return f"{1e3 * self.median:.3g} ms ({low:.3g} to {high:.3g})"
 
 
+@overload
 def latency(
     fn: Callable[..., Any], *args: Any, rounds: int = 20, warmup: int = 2
-) -> Latency:
-    """Median time of `fn(*args)`, jitted and waited for.
+) -> Latency: ...
+
+
+@overload
+def latency(
+    fn: Mapping[str, tuple], *, rounds: int = 20, warmup: int = 2
+) -> dict[str, Latency]: ...
+
+
+def latency(
+    fn: Callable[..., Any] | Mapping[str, tuple],
+    *args: Any,
+    rounds: int = 20,
+    warmup: int = 2,
+) -> Latency | dict[str, Latency]:
+    """Median time of `fn(*args)`, jitted and waited for; or of several that take turns.
 
     Args:
-      fn: a function of arrays or pytrees of arrays; other leaves pass as they are.
+      fn: a function of arrays or pytrees of arrays; other leaves pass as they are. Or a
+        model object, with what `groups` of its framework takes after it. Or several,
+        name to `(fn, *args)`: one call each per round, so that their ratios can be
+        compared (those of two separate runs less so).
       *args: its arguments; their arrays are put on the default device once.
-      rounds: timed calls.
-      warmup: calls before them that are not counted; the first one compiles.
+      rounds: timed calls of each.
+      warmup: calls of each before them that are not counted; the first one compiles.
 
     Returns:
-      The `Latency`.
+      The `Latency`; of several, name to `Latency` in their order.
 
     Raises:
-      ValueError: if `rounds` or `warmup` is less than 1.
+      TypeError: one of several is not a tuple that starts with a function, or `args`
+        beside several.
+      ValueError: if `rounds` or `warmup` is less than 1, or there is no function.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> latency(lambda x: x @ x, jnp.ones((8, 8)), rounds=5).rounds
       5
+      >>> x = jnp.ones((8, 8))
+      >>> list(latency({"dense": (jnp.dot, x, x), "compact": (jnp.dot, x, x[:, :4])}))
+      ['dense', 'compact']
     """
-    return latencies({"fn": (fn, *args)}, rounds=rounds, warmup=warmup)["fn"]
-
-
-def latencies(
-    calls: Mapping[str, tuple], *, rounds: int = 20, warmup: int = 2
-) -> dict[str, Latency]:
-    """Median times of several calls that take turns, one each per round.
-
-    Args:
-      calls: name to `(fn, *args)`.
-      rounds: timed calls of each.
-      warmup: calls of each before them that are not counted; the first one compiles.
-
-    Returns:
-      Name to `Latency`, in the order of `calls`. Ratios of these are comparable;
-      figures of two separate runs are less so.
-
-    Raises:
-      TypeError: if a call is not a tuple that starts with a function.
-      ValueError: if `rounds` or `warmup` is less than 1, or `calls` is empty.
-    """
+    several = isinstance(fn, Mapping)
+    if several and args:
+        raise type_error("`args` of several functions stand in their tuples.")
+    calls = dict(fn) if isinstance(fn, Mapping) else {"fn": (fn, *args)}
     _check(calls, rounds, warmup)
     ready = {name: prepared(call) for name, call in calls.items()}
-    return in_turns(ready, rounds, warmup)
+    found = in_turns(ready, rounds, warmup)
+    return found if several else found["fn"]
 
 
 def prepared(call: tuple) -> Callable[[], Any]:
     """A call, jitted, its arrays on the device: it returns when it is done."""
-    rest, arrays = arrays_apart(call[0], tuple(call[1:]))
-    fn, args = jax.jit(_of_arrays(rest)), jax.device_put(arrays)
-    return lambda: jax.block_until_ready(fn(args))
+    fn, args, kwargs = as_function(call[0], tuple(call[1:]), {})
+    rest, arrays = arrays_apart(fn, args, kwargs)
+    run, given = jax.jit(of_arrays(rest)), jax.device_put(arrays)
+    return lambda: jax.block_until_ready(run(given))
 
 
 def in_turns(
     calls: Mapping[str, Callable[[], Any]], rounds: int, warmup: int
 ) -> dict[str, Latency]:
-    """Median times of prepared calls, see `latencies`."""
+    """Median times of prepared calls, one each per round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + rounds):
         for name, call in calls.items():
@@ -107,7 +116,7 @@ def in_turns(
     return {name: _summary(times) for name, times in seconds.items()}
 
 
-def _of_arrays(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:
+def of_arrays(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:
     """The call with its array results alone, which is what can be waited for."""
     return lambda arrays: [x for x in jax.tree.leaves(call(arrays)) if is_array(x)]
 
@@ -119,11 +128,12 @@ def _summary(times: list[float]) -> Latency:
 
 def _check(calls: Mapping[str, tuple], rounds: int, warmup: int) -> None:
     if not calls:
-        raise value_error("`calls` is empty: pass name to `(fn, *args)`.")
+        raise value_error("`fn` is empty: pass name to `(fn, *args)`.")
     for name, call in calls.items():
-        if not isinstance(call, tuple) or not call or not callable(call[0]):
+        calls_something = isinstance(call, tuple) and call
+        if not calls_something or not (callable(call[0]) or model_kind(call[0])):
             raise type_error(
-                f"`calls[{name!r}]` must be a tuple `(fn, *args)`, got {type(call)}."
+                f"`fn[{name!r}]` must be a tuple `(fn, *args)`, got {type(call)}."
             )
     for name, value in (("rounds", rounds), ("warmup", warmup)):
         if value < 1:

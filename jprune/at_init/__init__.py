@@ -11,8 +11,8 @@ Every function is pure and takes any pytree. Train on with `transforms.keep_mask
   sensitivity and rescale what is left (`sbp`, `rescale`).
 * What a mask is worth: `emptied`, `critical_sparsity`, `flow` for `masks.effective`,
   `shuffle`.
-* In the first epochs: `train_early` decides after each window by a rule: `fittest` of
-  k random masks (`k_starts`), `dissipating`, or the list that `dissipating_k_starts`
+* In the first epochs: `train_early` decides after each window by a rule: the best of k
+  random masks (`k_starts`), `dissipating`, or the list that `dissipating_k_starts`
   makes.
 """
 
@@ -22,7 +22,6 @@ from jprune.at_init._collapse import flow as flow
 from jprune.at_init._collapse import shuffle as shuffle
 from jprune.at_init._dissipating import dissipating as dissipating
 from jprune.at_init._dissipating import dissipating_k_starts as dissipating_k_starts
-from jprune.at_init._dissipating import fittest as fittest
 from jprune.at_init._early import train_early as train_early
 from jprune.at_init._edge_of_chaos import edge_of_chaos as edge_of_chaos
 from jprune.at_init._edge_of_chaos import initialize as initialize

@@ -190,7 +190,7 @@ def shuffle(key: jax.Array, mask: Mask) -> Mask:
     if not counts:
         return mask
     drawn = scores.random(key, mask)
-    cold = selection.cold(in_scope(drawn, covered), ranking="leaf")
+    cold = selection.WarmStart.cold(in_scope(drawn, covered), ranking="leaf")
     return ranked(drawn, counts, ranking="leaf", scope=covered, min_keep=0, init=cold)[
         0
     ]

@@ -26,21 +26,13 @@ from jprune.at_init._early import Early, Rule
 from jprune.at_init._k_starts import k_starts
 from jprune.at_init._random_mask import ELEMENT, Pattern
 from jprune.masks._count import is_traced, require_sparsity
+from jprune.masks._target import require_target
 
 Unit = Callable[[Params], Scores]
 
 
-def fittest(key: jax.Array, sparsity: Any, **settings: Any) -> Rule:
-    """The rule that ends a window with K-starts, inside what is kept so far.
-
-    Args:
-      key: a PRNG key.
-      sparsity: fraction of zeros in each leaf, or a tree of fractions.
-      **settings: of `k_starts`: `k`, `balance`, `share`, `pattern`, `scope`, `at_once`.
-
-    Returns:
-      A function from `Early` to a mask.
-    """
+def _fittest(key: jax.Array, sparsity: Any, **settings: Any) -> Rule:
+    """The rule that ends a window with K-starts, inside what is kept so far."""
 
     def rule(early: Early) -> Mask:
         return k_starts(
@@ -78,8 +70,8 @@ def dissipating(
       A function from `Early` to a mask.
 
     Raises:
-      ValueError: a negative `fraction`, both `fraction` and `sparsity`, a `pattern`
-        without `sparsity`.
+      ValueError: a target out of range, a negative `fraction`, both `fraction` and
+        `sparsity`, a `pattern` without `sparsity`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -106,6 +98,7 @@ def dissipating(
     least = 0.1 if fraction is None else fraction
     if not is_traced(least) and not 0 <= float(least) < float("inf"):
         raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")
+    require_target(sparsity, min_keep=min_keep)
     floor = {} if sparsity is not None and min_keep is None else {"min_keep": min_keep}
 
     def rule(early: Early) -> Mask:
@@ -162,7 +155,7 @@ def dissipating_k_starts(
     choose = {"pattern": pattern, "scope": scope, **settings}
     if order == "dissipating_first":
         drop = dissipating(fraction, unit=unit, scope=scope)
-        return [drop] * epochs + [fittest(key, sparsity, **choose)]
+        return [drop] * epochs + [_fittest(key, sparsity, **choose)]
     if order != "k_starts_first":
         raise value_error(
             f"`order` must be 'dissipating_first' or 'k_starts_first', got {order!r}."
@@ -176,4 +169,4 @@ def dissipating_k_starts(
     steps = [1 - (1 - begin) * ratio ** (i / epochs) for i in range(1, epochs)]
     how = {"unit": unit, "pattern": pattern, "scope": scope}
     drops = [dissipating(sparsity=s, **how) for s in [*steps, sparsity]]
-    return [fittest(key, begin, **choose), *drops]
+    return [_fittest(key, begin, **choose), *drops]

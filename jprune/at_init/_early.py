@@ -1,7 +1,7 @@
 """The small training helper: train the first epochs, decide after each.
 
-For loops of your own the same is `transforms.accumulate_gradient` and `keep_masked` in
-the chain, and a call of the pure functions between two epochs.
+For loops of your own the same is `transforms.keep_masked` in the chain, a sum of the
+gradients, and a call of the pure functions between two epochs.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,9 +69,10 @@ def train_early(
       start: the initial weights, or what an earlier call returned, to go on from there.
       windows: batches of each window, a tree of arrays `[steps, ...]`; usually an epoch
         each. None at all: what comes back is `start`, with nothing removed.
-      rules: what each window ends with: `fittest`, `dissipating`, the list that
-        `dissipating_k_starts` makes, any function from `Early` to a mask, or None for
-        no decision. Nothing regrows: a rule's mask is intersected with the one before.
+      rules: what each window ends with: any function from `Early` to a mask (its
+        `params`, `grads`, `initial` and `mask` are the arguments of `k_starts`),
+        `dissipating`, the list that `dissipating_k_starts` makes, or None for no
+        decision. Nothing regrows: a rule's mask is intersected with the one before.
       scope: what may be removed; the same as the rules'. Only with initial weights.
       magnitudes: sum the magnitudes of the gradients over a window instead of the
         gradients.
@@ -89,7 +90,8 @@ def train_early(
       >>> loss = lambda p, x: jnp.sum((x @ p["kernel"] - 1.0) ** 2)
       >>> params = {"kernel": jnp.ones((4, 2))}
       >>> epoch = jax.random.normal(jax.random.key(0), (8, 3, 4))
-      >>> rule = at_init.fittest(jax.random.key(1), 0.5)
+      >>> key = jax.random.key(1)
+      >>> rule = lambda e: at_init.k_starts(key, e.params, e.grads, 0.5, within=e.mask)
       >>> tx = optax.sgd(0.01)
       >>> early = at_init.train_early(loss, tx, params, [epoch], [rule])
       >>> int(masks.count(early.mask))

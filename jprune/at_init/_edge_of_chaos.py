@@ -55,46 +55,6 @@ class MeanField(NamedTuple):
     chi: float
 
 
-def mean_field(
-    activation: Activation, sigma_w2: float, sigma_b2: float = 0.0
-) -> MeanField:
-    r"""Where the variance settles, and $\chi$ there.
-
-    Args:
-      activation: an elementwise function of JAX.
-      sigma_w2: $\sigma_w^2$, above 0.
-      sigma_b2: $\sigma_b^2$, at least 0.
-
-    Returns:
-      A `MeanField`; q is 0 or inf where the signal dies out or explodes, with
-      $\chi$ at the last finite q.
-
-    Raises:
-      ValueError: a variance out of range.
-
-    Examples:
-      >>> import jax
-      >>> from jprune.at_init._edge_of_chaos import mean_field
-      >>> round(mean_field(jax.nn.relu, 1.5).chi, 6)
-      0.75
-    """
-    if not sigma_w2 > 0:
-        raise value_error(f"`sigma_w2` must be above 0, got {sigma_w2}.")
-    _require_bias(sigma_b2)
-    q = 1.0
-    for _ in range(1000):
-        new = sigma_b2 + sigma_w2 * _moments(activation, q)[0]
-        if not 1e-9 < new < 1e9:
-            limit = 0.0 if new < 1 else float("inf")
-            return MeanField(
-                sigma_w2, sigma_b2, limit, sigma_w2 * _moments(activation, q)[1]
-            )
-        settled, q = abs(new - q) < 1e-9 * q, new
-        if settled:
-            break
-    return MeanField(sigma_w2, sigma_b2, q, sigma_w2 * _moments(activation, q)[1])
-
-
 def edge_of_chaos(
     activation: Activation = jax.nn.relu, sigma_b2: float = 0.0
 ) -> MeanField:

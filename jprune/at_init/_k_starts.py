@@ -58,11 +58,11 @@ def k_starts(
     Args:
       key: a PRNG key, which the candidates are drawn from.
       params: the weights at the end of the scoring window.
-      grads: the gradient summed over it: `grads` of what `train_early` returns, or the
-        state of `transforms.accumulate_gradient`. May be None where `balance` is 1.
+      grads: the gradient summed over it: `grads` of what `train_early` returns. May
+        be None where `balance` is 1.
       sparsity: fraction of zeros in each leaf, or a tree of fractions. Every leaf, or
         channel that chooses for itself, keeps at least one weight.
-      k: how many candidates, or a vector of the numbers of those still in play.
+      k: how many candidates, or a vector of the numbers of those to choose from.
       balance: $\lambda$: 1 rates a mask by the magnitudes that it keeps, 0 by the
         gradients.
       share: who chooses: "leaf", "network" (one number for all leaves), or "channel":
@@ -104,59 +104,6 @@ def k_starts(
     rated, starts = contest.rate(params, grads, starts)
     best = jnp.argmax(rated, axis=0)[None]
     return contest.candidate(params, jnp.take_along_axis(starts, best, axis=0)[0])
-
-
-def better_half(
-    key: jax.Array,
-    params: Params,
-    grads: Params | None,
-    sparsity: Any,
-    starts: jax.Array,
-    *,
-    balance: Any = 0.5,
-    share: Literal["leaf", "network"] = "leaf",
-    pattern: Pattern = ELEMENT,
-    within: Mask | None = None,
-    scope: Any = None,
-    at_once: int | None = None,
-) -> jax.Array:
-    r"""The fitter half of the candidates, for a tournament over the first epochs.
-
-    Weights stay dense meanwhile. After $\log_2 k$ windows one is left, which
-    `k_starts(..., k=starts)` returns as a mask.
-
-    Args:
-      key: as for `k_starts`, and the same at every call.
-      params: likewise.
-      grads: likewise, of this window.
-      sparsity: likewise.
-      starts: numbers of the candidates in play: `jnp.arange(k)` at first, then what
-        this function returned.
-      balance: as for `k_starts`.
-      share: "leaf" (each leaf has its own tournament) or "network".
-      pattern: as for `k_starts`.
-      within: likewise.
-      scope: likewise.
-      at_once: likewise.
-
-    Returns:
-      The numbers of half of them, rounded up, in increasing order; `[half]` for the
-      network, `[half, leaves in scope]` for leaves.
-
-    Raises:
-      ValueError: as `k_starts`; `share="channel"`.
-    """
-    require_balance(balance, grads)
-    scope = resolve_scope(scope, params)
-    contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
-    rated, starts = contest.rate(params, grads, _starts(starts))
-    half = -(-len(starts) // 2)
-
-    def fitter(rated: jax.Array, starts: jax.Array) -> jax.Array:
-        kept = masks.unstructured(rated, keep=half, scope=True)
-        return starts[jnp.nonzero(kept, size=half)[0]]
-
-    return (jax.vmap(fitter, 1, 1) if starts.ndim == 2 else fitter)(rated, starts)
 
 
 class _Contest(NamedTuple):

@@ -21,8 +21,8 @@ from jprune.masks._scope import (
     inside,
     resolve_scope,
 )
-from jprune.selection._count import image_of
 from jprune.selection._count_true import count_true
+from jprune.selection._image import image_of
 from jprune.selection._largest import largest
 
 

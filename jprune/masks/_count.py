@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune._dtypes import wide
-from jprune._errors import is_integer, type_error, value_error
+from jprune._errors import type_error, value_error
 
 HALF = Fraction(1, 2)
 
@@ -147,15 +147,19 @@ def resolve_keep(n: int, sparsity: Any, keep: Any) -> Any:
     if keep is None:
         require_sparsity(sparsity)
         return share_kept(n, sparsity)
-    traced = is_traced(keep)
-    whole = jnp.issubdtype(keep.dtype, jnp.integer) if traced else is_integer(keep)
-    if np.ndim(keep) != 0 or not whole:
-        raise type_error(f"`keep` must be one integer, got {keep!r}.")
-    if traced:
+    require_integer(keep)
+    if is_traced(keep):
         return jnp.clip(keep, 0, n).astype(jnp.int32)
     if not 0 <= int(keep) <= n:
         raise value_error(f"`keep` must be in [0, {n}], got {keep}.")
     return int(keep)
+
+
+def require_integer(keep: Any) -> None:
+    """Raises unless a number kept is one integer, traced or not."""
+    number = not isinstance(keep, str | bytes) and np.ndim(keep) == 0
+    if not number or not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
+        raise type_error(f"`keep` must be one integer, got {keep!r}.")
 
 
 def require_one(sparsity: Any, keep: Any) -> None:

@@ -27,7 +27,7 @@ from jprune.masks._scope import (
     resolve_scope,
     scoped_names,
 )
-from jprune.selection._count import image_of
+from jprune.selection._image import image_of
 
 
 def n_of_m(

@@ -25,7 +25,7 @@ from jprune._errors import require_static, value_error
 from jprune._stacks import Axes, layer_shape, stack_shape
 from jprune.masks._count import is_traced
 from jprune.masks._rows import largest_of_rows
-from jprune.selection._count import image_of
+from jprune.selection._image import image_of
 from jprune.selection._largest import largest
 
 RankingName = Literal["global", "leaf", "output"]

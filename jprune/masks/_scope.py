@@ -96,6 +96,7 @@ def prunable(
         for (path, _), taken in zip(leaves, decided, strict=True):
             print(f"{'prune' if taken else 'leave'}  {path}")
     if not any(decided):
+        _require_no_step(params)
         rule = "the default rule" if include is None else f"`include`={include!r}"
         raise value_error(
             f"No leaf is prunable by {rule}: leaves must be floating, and by default "
@@ -104,6 +105,18 @@ def prunable(
             + listing([f"{path} {_kind(leaf)}" for path, leaf in leaves])
         )
     return jax.tree.unflatten(jax.tree.structure(params), decided)
+
+
+def _require_no_step(params: Params) -> None:
+    """Raises for one 0-d integer: no parameters, but the step that a schedule gets."""
+    dtype = getattr(params, "dtype", None)
+    if dtype is not None and not params.ndim and jnp.issubdtype(dtype, jnp.integer):
+        raise value_error(
+            f"Expected parameters, got one number, {_kind(params)}. "
+            "`optax.inject_hyperparams` takes every function for a schedule and calls "
+            "it with the step: name the functions that are none (`select`, `scope`, "
+            "`mask`, ...) in its `static_args`."
+        )
 
 
 def _renamed(

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, require_static, value_error
 from jprune._stacks import Axes, layer_shape, stack_shape, stacked_axes
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import PyTree, Scope, Scores
 from jprune.masks._count import (
     is_traced,
+    require_integer,
     require_one,
     require_sparsity,
     resolve_keep,
@@ -21,6 +22,68 @@ from jprune.masks._count import (
 )
 from jprune.masks._rank import RankingName
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
+
+
+def require_target(
+    sparsity: Any = None,
+    keep: Any = None,
+    *,
+    min_keep: int | None = None,
+    ranking: str = "global",
+) -> None:
+    """Raises where a target is out of range whatever the leaves are.
+
+    So that a method fails when it is made, not at the first step. What is traced, or a
+    function, is not known here.
+
+    Args:
+      sparsity: a number, a tree of numbers, a function, or None.
+      keep: a number kept, or None.
+      min_keep: a floor, or None.
+      ranking: "global", "leaf" or "output".
+
+    Raises:
+      TypeError: a sparsity that is a text, a `keep` that is no integer.
+      ValueError: out of range.
+    """
+    if sparsity is not None and not callable(sparsity):
+        if _is_number(sparsity) or isinstance(sparsity, str | bytes):
+            require_sparsity(sparsity)
+        else:
+            _require_shares(sparsity)
+    if keep is not None and not is_traced(keep):
+        require_integer(keep)
+        if int(keep) < 0:
+            raise value_error(f"`keep` must be at least 0, got {keep}.")
+    require_static(min_keep=min_keep)
+    if min_keep is not None and min_keep < 0:
+        raise value_error(f"`min_keep` must be an integer >= 0, got {min_keep!r}.")
+    _require_ranking(ranking)
+
+
+def _require_ranking(ranking: str) -> None:
+    if ranking not in ("global", "leaf", "output"):
+        raise value_error(
+            f"`ranking` must be 'global', 'leaf' or 'output', got {ranking!r}."
+        )
+
+
+def _require_shares(sparsity: PyTree) -> None:
+    bad = [
+        f"{path}: {s} (must be one number in [0, 1])"
+        for path, s in named_leaves(sparsity)
+        if not _is_share(s)
+    ]
+    if bad:
+        raise value_error(f"`sparsity` cannot be met at:{listing(bad)}")
+
+
+def _is_share(s: Any) -> bool:
+    """Whether a leaf of a tree may be a sparsity: `min_keep` mends a 1."""
+    if is_traced(s):
+        return True
+    # An array holds the shares of the layers of a stack.
+    return _is_number(s) and bool(np.all((0 <= np.asarray(s)) & (np.asarray(s) <= 1)))
 
 
 def keep_counts(
@@ -82,10 +145,7 @@ def unit_counts(
       As `keep_counts`.
     """
     require_one(sparsity, keep)
-    if ranking not in ("global", "leaf", "output"):
-        raise value_error(
-            f"`ranking` must be 'global', 'leaf' or 'output', got {ranking!r}."
-        )
+    _require_ranking(ranking)
     rows = [
         (prod(layer_shape(s, a)), stack_shape(s, a))
         for s, a in zip(shapes, stacks, strict=True)
@@ -142,8 +202,7 @@ def _tree_shares(sparsity: PyTree, scope: Scope) -> list[Any]:
     ):
         if is_traced(s):
             continue
-        # An array holds the shares of the layers of a stack.
-        if not np.all((0 <= np.asarray(s)) & (np.asarray(s) <= 1)):
+        if not _is_share(s):
             bad.append(f"{path}: {s} (must be one number in [0, 1])")
         elif not taken and np.any(np.asarray(s) != 0):
             bad.append(f"{path}: {s} (the leaf is out of `scope`)")

@@ -127,8 +127,8 @@ def ranked(
       scope: as for `unstructured`.
       min_keep: as for `unstructured`.
       within: as for `unstructured`.
-      init: the warm start of the step before; at first `selection.cold` of the leaves
-        in scope, for the same `ranking`.
+      init: the warm start of the step before; at first `selection.WarmStart.cold` of
+        the leaves in scope, for the same `ranking`.
       times: pytree like `scores` that they are multiplied by on the way, so that a
         score such as |w g| is never stored; see `selection.kth_magnitude`.
       stacked: as for `unstructured`. A leaf with one count is ranked as one.
@@ -152,4 +152,4 @@ def ranked(
         stacks=in_scope_list(stacked_axes(scores, stacked), scope),
     )
     passes = jnp.max(found.passes).astype(jnp.int32)
-    return from_scope(scope, kept), selection.warm_start(init, found), passes
+    return from_scope(scope, kept), init.after(found), passes

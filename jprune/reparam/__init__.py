@@ -7,8 +7,7 @@ A `Reparam` is five pure functions: `init`, `apply`, `export`, and where needed
 * Under a loss, under an optimizer: `wrap`, `projection`; one behind another: `compose`;
   an optimizer of ordinary parameters that moves theta: `reparameterized`.
 * Weights that are easy to prune: `powerpropagation`.
-* Dense weights trained through a mask: `straight_through`, `straight_through_n_of_m`,
-  `top_kast`.
+* Dense weights trained through a mask: `straight_through`, `top_kast`.
 * How much each layer keeps is learned: `learned_attention` (ASWL),
   `learned_thresholds` (adaptive sparsity loss), `learned_n_of_m` (SLS).
 * Which channels and which residual branches stay is learned: `learned_gates` (with
@@ -28,7 +27,4 @@ from jprune.reparam._reparam import reparameterized as reparameterized
 from jprune.reparam._reparam import wrap as wrap
 from jprune.reparam._shrinking_scales import shrinking_scales as shrinking_scales
 from jprune.reparam._straight_through import straight_through as straight_through
-from jprune.reparam._straight_through import (
-    straight_through_n_of_m as straight_through_n_of_m,
-)
 from jprune.reparam._straight_through import top_kast as top_kast

@@ -309,18 +309,3 @@ def open_gates(
     """
     channels = {n: whole_along(a, (0,)) for n, a in theta.channels.items()}
     return jax.tree.map(lambda a: hard_concrete(a) > 0, (channels, theta.branches))
-
-
-def closed_shares(theta: GateTheta) -> tuple[dict[str, jax.Array], jax.Array]:
-    r"""The learned proportions: what part of each layer, and of the depth, is closed.
-
-    Args:
-      theta: of `learned_gates`.
-
-    Returns:
-      $1 - \operatorname{mean}_c q_c$ by group id, and $1 - \operatorname{mean}_b q_b$
-      (0 without branches). They are expectations; `open_gates` is what remains.
-    """
-    layers = {n: 1 - jnp.mean(open_probability(a)) for n, a in theta.channels.items()}
-    opens = [open_probability(a) for a in theta.branches.values()]
-    return layers, 1 - jnp.mean(jnp.stack(opens)) if opens else jnp.zeros(())

@@ -96,26 +96,6 @@ def powerpropagation(
     return Reparam(init, apply, export)
 
 
-def change_power(theta: PyTree, old: float, new: float, *, scope: Any = None) -> PyTree:
-    r"""Theta for another $\alpha$, same weights: $\theta |\theta|^{old/new - 1}$.
-
-    Args:
-      theta: trained with `old`.
-      old: its $\alpha$.
-      new: the $\alpha$ it is to have; 1 gives the weights themselves.
-      scope: as given to `powerpropagation`.
-
-    Returns:
-      Theta for `new`; zeros stay exactly 0.
-
-    Raises:
-      ValueError: a power below 1.
-    """
-    _require_power("old", old)
-    _require_power("new", new)
-    return _map(partial(_root, alpha=new / old), copied(theta), scope)
-
-
 def power(theta: jax.Array, alpha: float, floor: float = 0.0) -> jax.Array:
     r"""$\theta |\theta|^{\alpha - 1}$ with derivatives that are finite everywhere.
 

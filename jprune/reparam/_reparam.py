@@ -127,8 +127,8 @@ def compose(first: Reparam, second: Reparam) -> Reparam:
     Args:
       first: the map next to theta.
       second: the map next to the network. Its own theta must be a tree of weights like
-        the parameters, with no constraint: `straight_through`,
-        `straight_through_n_of_m`, `top_kast` or `powerpropagation`.
+        the parameters, with no constraint: `straight_through`, `top_kast` or
+        `powerpropagation`.
 
     Returns:
       A `Reparam` whose theta is that of `first`.

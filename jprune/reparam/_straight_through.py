@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from jprune import masks
 from jprune._errors import value_error
-from jprune._typing import Mask, Params, PyTree
+from jprune._typing import Mask, Params
 from jprune.masks._count import require_sparsity
 from jprune.masks._rank import RankingName
 from jprune.reparam._named import copied
@@ -58,8 +58,9 @@ def straight_through(select: Callable[[Params], Mask]) -> Reparam:
 
     Args:
       select: pure function of the parameters to a mask, the same that
-        `transforms.finish` takes, e.g. `lambda p: masks.unstructured(p, 0.9)`. It is
-        called at every step.
+        `transforms.finish` takes, e.g. `lambda p: masks.unstructured(p, 0.9)`; with
+        `lambda p: masks.n_of_m(p, 2, 4)` it is the forward half of SR-STE, whose other
+        half is `transforms.sr_ste`. It is called at every step.
 
     Returns:
       A `Reparam` whose theta is the dense weights, structured as the parameters.
@@ -75,7 +76,7 @@ def straight_through(select: Callable[[Params], Mask]) -> Reparam:
 
     References:
       Lin et al., arXiv 2006.07253, eq. (DPF), there with a mask renewed every 16 steps;
-      here at each one.
+      here at each one; Zhou et al., arXiv 2102.04010, section 4.
     """
 
     def apply(theta: Params, key: Any = None) -> Params:
@@ -88,36 +89,6 @@ def straight_through(select: Callable[[Params], Mask]) -> Reparam:
         return masks.apply(mask, theta), mask
 
     return Reparam(copied, apply, export)
-
-
-def straight_through_n_of_m(
-    n: int, m: int, axis: int | PyTree | None = None, *, scope: Any = None
-) -> Reparam:
-    r"""N:M sparsity by a straight-through mask: the forward half of SR-STE.
-
-    SR-STE is this together with an extra decay $\lambda (1 - m) \odot w$ on the
-    gradient of the weights pruned now, placed first in the chain
-    (`transforms.add_pruned_decay` with the same n, m, axis and scope; that chain is
-    `transforms.sr_ste`).
-
-    Args:
-      n: kept of each m.
-      m: group length; must divide the axis.
-      axis: the contracted axis; see `masks.n_of_m`.
-      scope: which leaves; see `masks.unstructured`.
-
-    Returns:
-      A `Reparam` whose theta is the dense weights. With n = m it is the identity.
-
-    Raises:
-      ValueError: not 1 <= n <= m; from `apply`, an axis that m does not divide.
-
-    References:
-      Zhou et al., arXiv 2102.04010, section 4.
-    """
-    if not 1 <= n <= m:
-        raise value_error(f"N:M needs 1 <= n <= m, got n={n}, m={m}.")
-    return straight_through(lambda p: masks.n_of_m(p, n, m, axis, scope=scope))
 
 
 def top_kast(

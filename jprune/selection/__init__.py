@@ -6,13 +6,11 @@ method of your own that ranks at every step.
 
 * `kth_magnitude` finds the k-th largest as a `Threshold`, by counting, without a sort;
   `keep_mask` makes the mask of exactly k entries from it.
-* `cold` and `warm_start` carry a threshold from one step to the next as a `WarmStart`,
-  so that the next search is a few reads of the tree.
+* A `WarmStart` carries a threshold from one step to the next, so that the next search
+  is a few reads of the tree.
 """
 
 from jprune.selection._select import keep_mask as keep_mask
 from jprune.selection._select import kth_magnitude as kth_magnitude
 from jprune.selection._threshold import Threshold as Threshold
 from jprune.selection._threshold import WarmStart as WarmStart
-from jprune.selection._threshold import cold as cold
-from jprune.selection._threshold import warm_start as warm_start

@@ -101,12 +101,6 @@ class Image(NamedTuple):
             return size
         return jnp.where(within, size, jnp.asarray(self.excluded, self.dtype))
 
-    def to_float(self, bits: jax.Array) -> jax.Array:
-        """The number whose image is `bits`."""
-        pattern = jnp.abs(bits) << self.shift
-        size = lax.bitcast_convert_type(pattern, self.float_dtype)
-        return jnp.where(bits < 0, -size, size)
-
     def _widen(self, x: jax.Array) -> jax.Array:
         if x.dtype == jnp.bfloat16 and not self.wide:
             # Exact by construction, also for subnormals: bfloat16 is the upper half.
@@ -141,3 +135,16 @@ def common_image(
     used = max((int(jnp.finfo(dtype).nmant) for dtype in dtypes), default=full)
     used = full if products else used
     return Image(wide, full - used, kind == "signed")
+
+
+def image_of(x: jax.Array, image: ImageKind = "magnitude") -> jax.Array:
+    """The order-preserving integers by which entries of one array compare.
+
+    Args:
+      x: a floating array.
+      image: `"magnitude"` or `"signed"`, as for `kth_magnitude`.
+
+    Returns:
+      Integers of the shape of `x`; the lowest for NaN and infinities.
+    """
+    return common_image([x.dtype], image).of(x)

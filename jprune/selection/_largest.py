@@ -58,8 +58,8 @@ class Largest(NamedTuple):
       masks: True = keep; one for each leaf.
       counts: how many each leaf keeps. [leaves] int32
       leaf: the threshold of each leaf, for `keep_mask` with these counts.
-      found: what `warm_start` takes: the threshold common to the leaves above their
-        floor; in a ranking per leaf, `leaf`.
+      found: what `WarmStart.after` takes: the threshold common to the leaves above
+        their floor; in a ranking per leaf, `leaf`.
     """
 
     masks: list[jax.Array]

@@ -68,7 +68,7 @@ def kth_magnitude(
         empty or 0-d, and the tree may have none.
       k: how many to keep, an integer or a traced int array; for `ranking="leaf"` one
         for each leaf, in flattening order. More than take part means all of them.
-      init: where to begin, from `warm_start`; None begins at typical weights or, for a
+      init: where to begin, a `WarmStart`; None begins at typical weights or, for a
         large unsharded tree, at a sample. It changes `passes`, never which are kept.
       image: `"magnitude"` ranks by absolute value, `"signed"` by signed value.
       ranking: `"global"` ranks all entries together, `"leaf"` each leaf by itself (all
@@ -116,7 +116,7 @@ def kth_magnitude(
     if init is not None and init.bits.shape not in ((), wanted.shape):
         raise value_error(
             f"`init` must be of shape {wanted.shape}, got {init.bits.shape}: make it "
-            "by `cold(tree, ranking=...)` for the same tree and ranking."
+            "by `WarmStart.cold(tree, ranking=...)` for the same tree and ranking."
         )
     if not table.leaves:
         none = jnp.zeros_like(wanted)

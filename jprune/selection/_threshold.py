@@ -18,7 +18,7 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._typing import PyTree
-from jprune.selection._image import Image, ImageKind, common_image
+from jprune.selection._image import Image, common_image
 from jprune.selection._leaves import float_dtypes
 
 Ranking = Literal["global", "leaf"]
@@ -50,61 +50,64 @@ class WarmStart(NamedTuple):
       bits: the last threshold's `bits`. 0-d or [leaves], int32 or int64
       spread: how far around it to look first; 0 (or less) means nothing is known yet.
         Same shape and dtype
-    """
-
-    bits: jax.Array
-    spread: jax.Array
-
-
-def cold(tree: PyTree | None = None, *, ranking: Ranking = "global") -> WarmStart:
-    """The memory before the first search.
-
-    Args:
-      tree: the tree that will be searched, or its shapes; needed for per-leaf ranking
-        and for float64 leaves, since they decide shape and dtype.
-      ranking: `"global"` or `"leaf"`.
-
-    Returns:
-      A `WarmStart` that knows nothing.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> from jprune import selection
       >>> w = jnp.array([0.3, -2.0, 0.1, 1.0])
-      >>> memory = selection.cold(w)
+      >>> memory = selection.WarmStart.cold(w)
       >>> threshold = selection.kth_magnitude(w, 2, init=memory)
-      >>> memory = selection.warm_start(memory, threshold)
+      >>> memory = memory.after(threshold)
       >>> int(selection.kth_magnitude(w, 2, init=memory).passes)
       1
     """
-    require_ranking(ranking)
-    dtypes = float_dtypes(tree)
-    if tree is None and ranking == "leaf":
-        raise value_error('`cold` needs `tree` for ranking="leaf": one entry per leaf.')
-    dtype = common_image(dtypes, "magnitude").dtype
-    zero = jnp.zeros((len(dtypes),) if ranking == "leaf" else (), dtype)
-    return WarmStart(zero, zero)
 
+    bits: jax.Array
+    spread: jax.Array
 
-def warm_start(last: WarmStart, threshold: Threshold) -> WarmStart:
-    """The memory after a search.
+    @classmethod
+    def cold(
+        cls, tree: PyTree | None = None, *, ranking: Ranking = "global"
+    ) -> "WarmStart":
+        """The memory before the first search, which knows nothing.
 
-    Args:
-      last: what the search was given as `init`.
-      threshold: what it returned.
+        Args:
+          tree: the tree that will be searched, or its shapes; needed for per-leaf
+            ranking and for float64 leaves, since they decide shape and dtype.
+          ranking: `"global"` or `"leaf"`.
 
-    Returns:
-      The `WarmStart` for the next step, of the same shapes and dtypes.
-    """
-    bits = threshold.bits
-    unsigned = np.dtype("uint64" if bits.dtype == jnp.int64 else "uint32")
-    # A difference of two images wraps around in the signed type, not in the unsigned.
-    ahead = bits > last.bits
-    miss = jnp.where(ahead, bits - last.bits, last.bits - bits).astype(unsigned)
-    twice = 2 * jnp.minimum(miss, np.iinfo(bits.dtype).max // 2).astype(bits.dtype)
-    measured = jnp.where(miss == 0, 1, jnp.maximum(last.spread, 1))
-    spread = jnp.where(threshold.passes > 1, jnp.maximum(twice, 1), measured)
-    return WarmStart(bits, jnp.where(last.spread > 0, spread, 1).astype(bits.dtype))
+        Returns:
+          A `WarmStart`.
+        """
+        require_ranking(ranking)
+        dtypes = float_dtypes(tree)
+        if tree is None and ranking == "leaf":
+            raise value_error(
+                '`cold` needs `tree` for ranking="leaf": one entry per leaf.'
+            )
+        dtype = common_image(dtypes, "magnitude").dtype
+        zero = jnp.zeros((len(dtypes),) if ranking == "leaf" else (), dtype)
+        return cls(zero, zero)
+
+    def after(self, threshold: Threshold) -> "WarmStart":
+        """The memory after a search that began here.
+
+        Args:
+          threshold: what the search returned.
+
+        Returns:
+          The `WarmStart` for the next step, of the same shapes and dtypes.
+        """
+        bits = threshold.bits
+        unsigned = np.dtype("uint64" if bits.dtype == jnp.int64 else "uint32")
+        # A difference of two images wraps in the signed type, not in the unsigned.
+        ahead = bits > self.bits
+        miss = jnp.where(ahead, bits - self.bits, self.bits - bits).astype(unsigned)
+        twice = 2 * jnp.minimum(miss, np.iinfo(bits.dtype).max // 2).astype(bits.dtype)
+        measured = jnp.where(miss == 0, 1, jnp.maximum(self.spread, 1))
+        spread = jnp.where(threshold.passes > 1, jnp.maximum(twice, 1), measured)
+        spread = jnp.where(self.spread > 0, spread, 1)
+        return WarmStart(bits, spread.astype(bits.dtype))
 
 
 def first_guess(image: Image, init: WarmStart | None) -> tuple[jax.Array, jax.Array]:
@@ -125,25 +128,6 @@ def first_guess(image: Image, init: WarmStart | None) -> tuple[jax.Array, jax.Ar
         jnp.where(known, init.bits.astype(image.dtype), guess),
         jnp.where(known, near, spread),
     )
-
-
-def magnitude_at(
-    threshold: Threshold, tree: PyTree, *, image: ImageKind = "magnitude"
-) -> jax.Array:
-    """The threshold as a number, for logs and plots.
-
-    Masks must not be made by comparing with it: it may lie between two floats of a
-    narrower dtype, and a subnormal may be flushed to zero. Use `keep_mask`.
-
-    Args:
-      threshold: from `kth_magnitude`.
-      tree: the tree it was computed on.
-      image: the same as there.
-
-    Returns:
-      A float32 array (float64 for a tree with float64 leaves) of the shape of `bits`.
-    """
-    return common_image(float_dtypes(tree), image).to_float(threshold.bits)
 
 
 def require_ranking(ranking: Ranking) -> None:

@@ -13,8 +13,7 @@ What an operation does not let be proved is frozen, with the reason.
 * The smaller network: `shrink` the function, `Plan.pack` parameters and states;
   `verify` that it equals the dense one. As one file: `save_packed`, `load_packed`; a
   checkpoint larger than memory: `pack_file`.
-* A primitive of your own: `register_rule` with a `Rule`, errors raised under `strict`;
-  what rules are written with is in `jprune.surgery.rules` (`docs/surgery_rules.md`).
+* A primitive of your own: `jprune.surgery.rules`, see `docs/surgery_rules.md`.
 
 The meaning is exact: the compact function on `plan.pack(params)` equals the dense
 function on `plan.zero(params)`, forward and gradient, because whatever a removed
@@ -34,9 +33,6 @@ from jprune.surgery._packed import pack_file as pack_file
 from jprune.surgery._packed import save_packed as save_packed
 from jprune.surgery._plan import Plan as Plan
 from jprune.surgery._plan import load_plan as load_plan
-from jprune.surgery._registry import Rule as Rule
-from jprune.surgery._registry import register_rule as register_rule
-from jprune.surgery._registry import strict as strict
 from jprune.surgery._select import choose as choose
 from jprune.surgery._select import select as select
 from jprune.surgery._shrink import shrink as shrink

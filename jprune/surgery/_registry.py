@@ -108,11 +108,10 @@ def register_rule(primitive: Any, rule: Rule) -> None:
     Examples:
       An element-wise primitive of your own::
 
-        from jprune import surgery
         from jprune.surgery import rules
-        surgery.register_rule(
+        rules.register_rule(
             my_gelu_p,
-            surgery.Rule(axes=rules.elementwise_axes, cells=rules.positionwise),
+            rules.Rule(axes=rules.elementwise_axes, cells=rules.positionwise),
         )
     """
     name = getattr(primitive, "name", primitive)
@@ -125,7 +124,7 @@ def register_rule(primitive: Any, rule: Rule) -> None:
         )
     if not isinstance(rule, Rule):
         raise type_error(
-            f"`rule` must be a `surgery.Rule`, got {type(rule).__name__}: write "
+            f"`rule` must be a `rules.Rule`, got {type(rule).__name__}: write "
             "`Rule(axes=..., cells=...)`."
         )
     RULES[name] = rule
@@ -148,8 +147,8 @@ def strict(on: bool = True) -> Iterator[None]:
       Nothing.
 
     Examples:
-      >>> from jprune import surgery
-      >>> with surgery.strict():
+      >>> from jprune.surgery import rules
+      >>> with rules.strict():
       ...     pass  # surgery.groups(fn)(params, x)
     """
     token = _strict.set(on)

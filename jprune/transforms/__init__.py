@@ -9,7 +9,7 @@ r"""Pruning methods as Optax gradient transformations.
 * `static_sparse`: the same, a random mask that stands still
 * `gap`: grow-and-prune: one part of the layers dense after the other
 * `issp`: the smallest weights shrink, later go (`issr`: decay ever harder)
-* `sr_ste`: N:M from scratch, with `reparam.straight_through_n_of_m`
+* `sr_ste`: N:M from scratch, with `reparam.straight_through`
 * `trp`: low rank while training, for `compress.low_rank`
 * `csgd`: filters become equal, for `compress.merge`
 * `masksparsity`: an L1 penalty on doomed norm scales (`network_slimming`: on all)
@@ -21,7 +21,7 @@ last step, and `masks.from_zeros(params)` reads the result.
 The parts that recipes are made of, told apart by where they stand in a chain:
 
 *Gradient maps* come first, on the raw gradient: `mask_by_saliency`, `merge_clusters`,
-`mask_updates`, `accumulate_gradient`.
+`mask_updates`.
 
 *Penalties* add the gradient of a regularizer, before momentum, or decoupled before the
 learning rate: `add_selective_decay`, `add_masked_l1`, `add_growing_decay`,
@@ -52,9 +52,6 @@ by the path of a leaf that makes the channels. The State classes are in the modu
 their transformations, e.g. `jprune.transforms._prune_gradually`.
 """
 
-from jprune.transforms._accumulate_gradient import (
-    accumulate_gradient as accumulate_gradient,
-)
 from jprune.transforms._check import check as check
 from jprune.transforms._decorrelation import add_decorrelation as add_decorrelation
 from jprune.transforms._decorrelation import keep_large_filters as keep_large_filters

@@ -36,11 +36,12 @@ import optax
 from jprune import masks, scores, selection
 from jprune._axes import Axes
 from jprune._dtypes import wide
-from jprune._errors import require_static, value_error
+from jprune._errors import require_functions, require_static, value_error
 from jprune._stacks import stacked_axes
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
+from jprune.masks._target import require_target
 from jprune.masks._unstructured import ranked
 from jprune.selection._count_true import counts_true
 from jprune.selection._pack import laid_flat
@@ -99,7 +100,7 @@ def drop_and_grow(
     sparsity: Any = None,
     *,
     mask: Mask | Callable[[Params], Mask] | None = None,
-    allocation: Allocation = masks.erk,
+    allocation: Allocation | None = None,
     drop_fraction: ScalarOrSchedule = 0.3,
     grow: Grow = "gradient",
     also_step: bool = False,
@@ -132,10 +133,10 @@ def drop_and_grow(
         tree with a number for each leaf, or a function of the parameters to one.
       mask: the first mask instead, or a function of the parameters called by `init`. A
         leaf whose mask is 0-d stays dense.
-      allocation: how a number is spread over the leaves: `masks.erk`, `masks.uniform`,
-        `masks.erdos_renyi`, or any function of parameters, sparsity and scope to the
-        sparsity of each leaf. It runs on the host; where `stacked` is given it is given
-        that too.
+      allocation: how a number is spread over the leaves: `masks.erk` (None),
+        `masks.uniform`, `masks.erdos_renyi`, or any function of parameters, sparsity
+        and scope to the sparsity of each leaf. It runs on the host; where `stacked` is
+        given it is given that too.
       drop_fraction: f, the share of the kept weights that moves; a number, or a
         schedule of the step such as `optax.cosine_decay_schedule(0.3, end)`. The number
         0 holds the first mask.
@@ -157,8 +158,9 @@ def drop_and_grow(
 
     Raises:
       ValueError: both or neither of `sparsity` and `mask`, a `drop_fraction` outside
-        [0, 1], steps out of order, an unknown `grow`; from `init`, a target that cannot
-        be met or a mask that masks no leaf; from `update`, no `params`.
+        [0, 1], a target out of range, steps out of order, an unknown `grow`; from
+        `init`, a target that cannot be met or a mask that masks no leaf; from `update`,
+        no `params`.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -184,8 +186,10 @@ def drop_and_grow(
     """
     require_static(every=every, begin=begin, end=end, min_keep=min_keep)
     _require(sparsity, mask, drop_fraction, grow, every, begin, end)
+    require_target(sparsity, min_keep=min_keep)
     inner = optax.with_extra_args_support(inner)
-    first = _First(sparsity, allocation, mask, scope, min_keep, stacked)
+    require_functions(allocation=allocation)
+    first = _First(sparsity, allocation or masks.erk, mask, scope, min_keep, stacked)
     moves = _Moves(drop_fraction, every, begin, end, grow, stacked)
 
     def init(params: Params) -> DropAndGrowState:
@@ -391,7 +395,7 @@ def _move(
             scope=scope,
             min_keep=0,
             within=within,
-            init=selection.cold(in_scope(values, scope), ranking="leaf"),
+            init=selection.WarmStart.cold(in_scope(values, scope), ranking="leaf"),
             stacked=moves.stacked if any(axes) else {},
         )
 

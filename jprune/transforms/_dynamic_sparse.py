@@ -13,7 +13,7 @@ import jax
 import optax
 
 from jprune import masks
-from jprune._errors import require_static, value_error
+from jprune._errors import require_functions, require_static, value_error
 from jprune._typing import Mask, Params, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.transforms._build import (
@@ -36,7 +36,7 @@ def rigl(
     every: int | None = None,
     begin: int = 1,
     end: int | None = None,
-    allocation: Allocation = masks.erk,
+    allocation: Allocation | None = None,
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 1e-4,
@@ -125,7 +125,7 @@ def sparse_evolutionary(
     drop_fraction: float = 0.3,
     begin: int = 1,
     end: int | None = None,
-    allocation: Allocation = masks.erdos_renyi,
+    allocation: Allocation | None = None,
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 0.0,
@@ -148,7 +148,7 @@ def sparse_evolutionary(
       drop_fraction: $\zeta$, the share of the kept weights that moves.
       begin: see `drop_and_grow`.
       end: no mask moves from this step on; by default `total_steps`, or never.
-      allocation: see `drop_and_grow`.
+      allocation: see `drop_and_grow`; None for the paper's `masks.erdos_renyi`.
       momentum: its coefficient.
       nesterov: Nesterov's form of momentum.
       weight_decay: of the scope.
@@ -173,6 +173,7 @@ def sparse_evolutionary(
         "sparse_evolutionary",
         _WRAP,
     )
+    require_functions(allocation=allocation)
     if total_steps is not None:
         end = end_within(total_steps, end, Fraction(1))
     _require_a_move(drop_fraction, every, begin, end)
@@ -180,7 +181,7 @@ def sparse_evolutionary(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
         sparsity,
         mask=mask,
-        allocation=allocation,
+        allocation=allocation or masks.erdos_renyi,
         drop_fraction=drop_fraction,
         grow="random",
         also_step=True,
@@ -199,7 +200,7 @@ def static_sparse(
     *,
     sparsity: float | None = None,
     mask: Mask | Callable[[Params], Mask] | None = None,
-    allocation: Allocation = masks.erk,
+    allocation: Allocation | None = None,
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 1e-4,

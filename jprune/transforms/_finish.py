@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks
-from jprune._errors import require_static, type_error, value_error
+from jprune._errors import injected, require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
 from jprune.selection._count_true import count_true
 from jprune.transforms._build import renewed, total, transformation
@@ -114,7 +114,7 @@ def _require_function(select: Any) -> None:
         raise type_error(
             "`select` must be a function of the parameters such as `lambda p: "
             f"masks.unstructured(p, 0.9)`, got {type(select).__name__}. For a mask you "
-            "have use `masks.apply`."
+            f"have use `masks.apply`. {injected('select')}"
         )
 
 

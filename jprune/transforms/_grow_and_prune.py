@@ -30,7 +30,7 @@ from jprune import masks, scores, selection
 from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.masks._scope import in_scope, resolve_scope
-from jprune.masks._target import keep_counts
+from jprune.masks._target import keep_counts, require_target
 from jprune.masks._unstructured import ranked
 from jprune.transforms._build import (
     decay_all,
@@ -122,9 +122,9 @@ def grow_and_prune(
       hand-over.
 
     Raises:
-      ValueError: `period` or `steps` too small; from `init`, a target that cannot be
-        met, parts that leave out a pruned leaf or are empty, a scope that matches
-        nothing; from `update`, no `params`.
+      ValueError: `period` or `steps` too small, a target out of range; from `init`, a
+        target that cannot be met, parts that leave out a pruned leaf or are empty, a
+        scope that matches nothing; from `update`, no `params`.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -152,6 +152,7 @@ def grow_and_prune(
             "`period` must be at least 2, an update to hand over and one to train, and "
             f"`steps` at least 1; got {period}, {steps}."
         )
+    require_target(sparsity, min_keep=min_keep)
     inner = optax.with_extra_args_support(inner)
     given = (sparsity, partitions, scope, min_keep)
 
@@ -324,7 +325,7 @@ class Growth(NamedTuple):
             scope=self.scope,
             min_keep=self.min_keep,
             within=within,
-            init=selection.cold(leaves, ranking="leaf"),
+            init=selection.WarmStart.cold(leaves, ranking="leaf"),
         )
         return mask, passes
 

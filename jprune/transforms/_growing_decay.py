@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import optax
 
 from jprune import selection
-from jprune._errors import require_static, value_error
+from jprune._errors import require_functions, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._rank import RankingName
+from jprune.masks._target import require_target
 from jprune.selection._count_true import count_true
 from jprune.transforms._build import (
     added,
@@ -140,8 +141,10 @@ def add_growing_decay(
     References:
       Wang et al., arXiv 2303.09650; the authors' code.
     """
-    low = LowSet(sparsity, select, scope, ranking, stacked)
     exactly_one(sparsity=sparsity, select=select)
+    require_functions(select=select)
+    require_target(sparsity, ranking=ranking)
+    low = LowSet(sparsity, select, scope, ranking, stacked)
     require_static(every=every, begin=begin)
     require_strengths(increment=increment, limit=limit)
     if every < 1 or begin < 0:
@@ -263,6 +266,7 @@ def issr(
         stacked=stacked,
         select=select,
     )
+    require_functions(optimizer=optimizer)
     make = optimizer or partial(optax.adam, b1=b1, b2=b2)
     inside = make(learning_rate)
 

@@ -17,6 +17,8 @@ import optax
 from jprune import selection
 from jprune._errors import require_static, value_error
 from jprune._typing import Mask, Params, Scores
+from jprune.masks._count import require_sparsity
+from jprune.masks._target import require_target
 from jprune.masks._unstructured import ranked
 from jprune.transforms._ranking import Ranking
 
@@ -48,7 +50,8 @@ class GrowingSparsity(NamedTuple):
         """From the arguments of a transformation.
 
         Raises:
-          ValueError: steps out of order, or a schedule that comes down.
+          ValueError: steps out of order, a target out of range, or a schedule that
+            comes down.
         """
         require_static(begin=begin, end=end, every=every, min_keep=ranking.min_keep)
         if not 0 <= begin <= end or every < 1:
@@ -56,10 +59,13 @@ class GrowingSparsity(NamedTuple):
                 "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
                 f"{begin}, {end}, {every}."
             )
+        require_target(sparsity, min_keep=ranking.min_keep, ranking=ranking.ranking)
         schedule, last = sparsity, sparsity
         if callable(sparsity):
             last = _value_at(sparsity, end)
             _require_growth(sparsity, begin, end, every)
+            if np.ndim(last) == 0:
+                require_sparsity(last)
         else:
             schedule = _cubic(sparsity, begin, end)
         return cls(schedule, ranking._replace(sparsity=last), begin, end, every)

@@ -19,6 +19,7 @@ from jprune._errors import value_error
 from jprune._typing import Mask, Params
 from jprune.masks._count import require_sparsity
 from jprune.masks._rank import RankingName
+from jprune.masks._target import require_target
 
 
 def iterative_sparsities(sparsity: float, rounds: int) -> list[float]:
@@ -74,8 +75,8 @@ def prune_iteratively(
       The parameters of the last run, trained at the final sparsity, and its mask.
 
     Raises:
-      ValueError: a number without `rounds` or numbers with them, sparsities that do
-        not increase, or an unknown `rewind`.
+      ValueError: a number without `rounds` or numbers with them, sparsities out of
+        range or that do not increase, or an unknown `rewind`.
     """
     if rewind not in ("weights", "learning_rate"):
         raise value_error(
@@ -90,6 +91,8 @@ def prune_iteratively(
         targets = list(sparsity)
     else:
         targets = iterative_sparsities(sparsity, rounds or 0)
+    for target in targets:  # all of them, before a run is spent
+        require_target(target, ranking=ranking)
     if sorted(targets) != targets:
         raise value_error(f"`sparsity` must increase, got {targets}.")
     start = params if early is None else early

@@ -46,10 +46,10 @@ class LowSet(NamedTuple):
     def cold(self, params: Params) -> selection.WarmStart:
         """The warm start before the first search, of the right shape and dtype."""
         if self.select is not None or not jax.tree.leaves(params):
-            return selection.cold()
+            return selection.WarmStart.cold()
         _, ranking = self.counts(params)
         taken = in_scope(params, resolve_scope(self.scope, params))
-        return selection.cold(taken, ranking=cast(Ranking, ranking))
+        return selection.WarmStart.cold(taken, ranking=cast(Ranking, ranking))
 
     def refresh(self, params: Params, warm: selection.WarmStart) -> Refreshed:
         """The set now, a mask at full size for each leaf in scope."""

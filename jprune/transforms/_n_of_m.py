@@ -6,12 +6,12 @@ The gradient g of the pruned network reaches all of them, and those pruned now d
 $$ w \leftarrow w - \eta \big( \nabla_{m \odot w} L + \lambda\, (1 - m) \odot w \big).
 $$
 
-The first half is the network, `reparam.straight_through_n_of_m(n, m)` under
+The first half is the network, `reparam.straight_through` of `masks.n_of_m` under
 `reparam.wrap`; the second is the chain, `add_pruned_decay(strength, n, m)` before decay
 and momentum. They go together with the same n, m, axis and scope; `sr_ste` is the chain
 ready-made:
 
-    r = reparam.straight_through_n_of_m(2, 4)
+    r = reparam.straight_through(lambda p: masks.n_of_m(p, 2, 4))
     tx = transforms.sr_ste(0.1, 2, 4)
     grads = jax.grad(reparam.wrap(loss, r))(params)    # params: dense, in tx and loss
     ...
@@ -159,7 +159,7 @@ def sr_ste(
     scope: Any = None,
     total_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with the decay of SR-STE, for `reparam.straight_through_n_of_m(n, m, axis)`.
+    """SGD with the decay of SR-STE, for `reparam.straight_through` of `masks.n_of_m`.
 
     What it trains are the dense weights, the theta of that reparameterization; without
     it the network is dense and this is a decay of the smaller weights only.

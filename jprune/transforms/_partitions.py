@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jprune._errors import listing, require_regex, value_error
+from jprune._errors import injected, listing, require_regex, value_error
 from jprune._tree import KeyTuple, keyed_leaves, named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scope
 from jprune.masks._scope import resolve_scope
@@ -113,6 +113,8 @@ def resolve_partitions(
         return split_evenly(params, int(given), scope=scope), int(given)
     if isinstance(given, Sequence) and given and all(isinstance(p, str) for p in given):
         return split_by_path(params, given, scope=scope), len(given)
+    if isinstance(given, jax.Array):
+        raise value_error(f"`partitions` cannot be an array. {injected('partitions')}")
     tree = given(params) if callable(given) else given
     require_same_structure("partitions", tree, params)
     numbers, taken = jax.tree.leaves(tree), jax.tree.leaves(scope)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import selection
+from jprune._errors import require_functions
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.masks._rank import RankingName
 from jprune.transforms._build import (
@@ -114,6 +115,7 @@ def prune_gradually(
     References:
       Zhu and Gupta, "To prune, or not to prune", arXiv 1710.01878, eq. (1).
     """
+    require_functions(score=score)
     ranked = Ranking(None, None, scope, ranking, min_keep, stacked)
     target = GrowingSparsity.of(sparsity, begin, end, every, ranked)
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, scores
-from jprune._errors import require_static, value_error
+from jprune._errors import require_functions, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
@@ -58,7 +58,7 @@ def prune_unmoved(
     *,
     every: int,
     end: int,
-    unit: Callable[[Params], Scores] = scores.magnitude,
+    unit: Callable[[Params], Scores] | None = None,
     scope: Any = None,
     min_keep: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -74,7 +74,8 @@ def prune_unmoved(
       every: steps between two tests, an epoch in the paper.
       end: the last step that tests, a multiple of `every`; two epochs are a start, more
         give more sparsity.
-      unit: what is judged together; see `scores.relative_change`.
+      unit: what is judged together; None for `scores.magnitude`, see
+        `scores.relative_change`.
       scope: which leaves are pruned; see `masks.unstructured`. Leave out leaves that
         start at zero: they are still only as long as they get no gradient.
       min_keep: the fewest weights any leaf keeps; None for one for each output, see
@@ -106,6 +107,7 @@ def prune_unmoved(
       Haroon, arXiv 2209.02201, abstract; the formula is `[inferred]`.
     """
     require_static(every=every, end=end, min_keep=min_keep)
+    require_functions(unit=unit)
     if not 1 <= every <= end or end % every:
         raise value_error(
             "`every` and `end` need 1 <= every <= end, with `end` a multiple of "
@@ -115,7 +117,7 @@ def prune_unmoved(
         raise value_error(f"`fraction` must be finite and >= 0, got {fraction}.")
 
     def select(params: Params, initial: Params, mask: Mask) -> Mask:
-        change = scores.relative_change(params, initial, unit)
+        change = scores.relative_change(params, initial, unit or scores.magnitude)
         return masks.above(
             change, fraction, within=mask, scope=scope, min_keep=min_keep
         )

@@ -45,10 +45,12 @@ class Ranking(NamedTuple):
     def cold(self, params: Params) -> selection.WarmStart:
         """The warm start before the first search, of the right shape and dtype."""
         if not jax.tree.leaves(params):
-            return selection.cold()
+            return selection.WarmStart.cold()
         _, ranking = self.counts(params)
         taken = in_scope(params, self.leaves(params))
-        return selection.cold(taken, ranking=cast(Literal["global", "leaf"], ranking))
+        return selection.WarmStart.cold(
+            taken, ranking=cast(Literal["global", "leaf"], ranking)
+        )
 
     def counts(self, params: Params) -> tuple[Any, RankingName]:
         """How many are kept, in all or of each leaf, and the ranking that means."""

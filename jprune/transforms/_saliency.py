@@ -25,7 +25,7 @@ from jprune._errors import require_static, value_error
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import exact, is_traced, require_sparsity
-from jprune.masks._target import keep_counts
+from jprune.masks._target import keep_counts, require_target
 from jprune.masks._unstructured import ranked
 from jprune.transforms._build import (
     decay,
@@ -70,13 +70,15 @@ def mask_by_saliency(
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.
 
     Raises:
-      ValueError: from `init`, a bad count or scope; from `update`, no `params`.
+      ValueError: a target out of range; from `init`, a bad count or scope; from
+        `update`, no `params`.
 
     References:
       Ding et al., arXiv 1909.12778, eq. (6). The authors keep all ties at the
       threshold; here exactly Q are active, ties by position.
     """
     exactly_one(sparsity=sparsity, keep=keep)
+    require_target(sparsity, keep)
 
     def choose(
         params: Params, grads: PyTree, warm: selection.WarmStart
@@ -147,7 +149,8 @@ def gsm(
       An Optax transformation.
 
     Raises:
-      ValueError: no positive `weight_decay`; both or neither of `sparsity` and `keep`.
+      ValueError: no positive `weight_decay`; both or neither of `sparsity` and `keep`,
+        or one out of range.
 
     References:
       Ding et al., arXiv 1909.12778, eq. (8); counts of the authors' code.
@@ -160,6 +163,8 @@ def gsm(
             "move by it alone."
         )
     exactly_one(sparsity=sparsity, keep=keep)
+    require_target(sparsity, keep)
+    require_target(keep=final_keep)
 
     def final(params: Params) -> Mask:
         kept = final_keep

@@ -22,10 +22,11 @@ import numpy as np
 import optax
 
 from jprune import selection
-from jprune._errors import require_static, value_error
+from jprune._errors import require_functions, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
+from jprune.masks._target import require_target
 from jprune.selection._pack import laid_flat
 from jprune.transforms._build import (
     added,
@@ -107,8 +108,9 @@ def add_selective_decay(
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.
 
     Raises:
-      ValueError: a negative `mu` or `strength`; from `init`, a target that cannot be
-        met or a scope that matches nothing; from `update`, no `params`.
+      ValueError: a target out of range, a negative `mu` or `strength`; from `init`, a
+        target that cannot be met or a scope that matches nothing; from `update`, no
+        `params`.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -126,8 +128,10 @@ def add_selective_decay(
       `n - floor(tau n + 1/2)`, ties by position. Their code also decays batch-norm
       leaves and biases; here only the scope is.
     """
-    chosen = Ranking(sparsity, keep, scope, ranking, min_keep, stacked)
     exactly_one(sparsity=sparsity, keep=keep, select=select)
+    require_functions(select=select)
+    require_target(sparsity, keep, min_keep=min_keep, ranking=ranking)
+    chosen = Ranking(sparsity, keep, scope, ranking, min_keep, stacked)
     require_static(every=every, min_keep=min_keep)
     require_strengths(mu=mu, strength=strength)
     if every < 1:
@@ -154,7 +158,7 @@ class _Penalty(NamedTuple):
     def init(self, params: Params) -> AddSelectiveDecayState:
         """No step taken; with `every` above 1 everything is kept."""
         by_rank = self.select is None
-        warm = self.ranking.cold(params) if by_rank else selection.cold()
+        warm = self.ranking.cold(params) if by_rank else selection.WarmStart.cold()
         kept = params if self.every > 1 else ()
         if jax.tree.leaves(params):
             shapes = jax.eval_shape(self.refresh, params, warm)[0]
@@ -277,7 +281,8 @@ def swd(
       An Optax transformation.
 
     Raises:
-      ValueError: `a_min`, `a_max` that are not positive, a negative `mu`, no steps.
+      ValueError: a target out of range, `a_min`, `a_max` that are not positive, a
+        negative `mu`, no steps.
       TypeError: `learning_rate` is an optimizer.
 
     Warns:
@@ -290,6 +295,9 @@ def swd(
     """
     require_static(total_steps=total_steps, every=every, min_keep=min_keep)
     require_strengths(mu=mu, a_max=a_max)
+    exactly_one(sparsity=sparsity, keep=keep, select=select)
+    require_functions(select=select)
+    require_target(sparsity, keep, min_keep=min_keep, ranking=ranking)
     if total_steps < 1:
         raise value_error(f"`total_steps` must be at least 1, got {total_steps}.")
     require_rate(learning_rate, "swd", "chain `add_selective_decay` and it")
@@ -304,7 +312,6 @@ def swd(
 
     if bounds_known:
         _warn_if_unstable(learning_rate, mu, strength, momentum, total_steps)
-    exactly_one(sparsity=sparsity, keep=keep, select=select)
     chosen = Ranking(sparsity, keep, scope, ranking, min_keep, stacked)
     before, after = decay(mu, scope), optax.sgd(learning_rate, momentum, nesterov)
     if remove:

@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import optax
 
 from jprune import selection
-from jprune._errors import require_static, value_error
+from jprune._errors import require_functions, require_static, value_error
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
+from jprune.masks._target import require_target
 from jprune.transforms._build import (
     end_within,
     exactly_one,
@@ -124,8 +125,10 @@ def shrink_softly(
     References:
       Wang et al., arXiv 2303.09650, section 3.
     """
-    low = LowSet(sparsity, select, scope, ranking, stacked)
     exactly_one(sparsity=sparsity, select=select)
+    require_functions(select=select)
+    require_target(sparsity, ranking=ranking)
+    low = LowSet(sparsity, select, scope, ranking, stacked)
     require_static(end=end)
     if end < 1:
         raise value_error(f"`end` must be at least 1, got {end}: no step would shrink.")

@@ -178,7 +178,9 @@ def prune_by_weight_history(
     def init(params: Params) -> PruneByWeightHistoryState:
         kept, zero = target.all_kept(params), jnp.int32(0)
         if not jax.tree.leaves(params):
-            return PruneByWeightHistoryState(zero, kept, params, selection.cold(), zero)
+            return PruneByWeightHistoryState(
+                zero, kept, params, selection.WarmStart.cold(), zero
+            )
         scope = target.final.leaves(params)
         history = jax.tree.map(lambda p, t: _first(p, t, signal), params, scope)
         warm = target.scoped(params).final.cold(history)

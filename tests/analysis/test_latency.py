@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune.analysis import latencies, latency
+from jprune.analysis import latency
 
 
 def _sleep(seconds):
@@ -26,7 +26,7 @@ def _sleep(seconds):
 def test_known_times_are_told_apart():
     x = jnp.zeros(())
     calls = {"slow": (_sleep(0.02), x), "fast": (_sleep(0.002), x)}
-    found = latencies(calls, rounds=5, warmup=1)
+    found = latency(calls, rounds=5, warmup=1)
     assert list(found) == ["slow", "fast"]
     assert found["slow"].median >= 0.02
     assert 0.002 <= found["fast"].median < found["slow"].median
@@ -47,7 +47,7 @@ def test_functions_take_turns_and_compiling_is_not_counted():
         return fn
 
     x = jnp.zeros(())
-    found = latencies({"a": (recorded("a"), x), "b": (recorded("b"), x)}, rounds=3)
+    found = latency({"a": (recorded("a"), x), "b": (recorded("b"), x)}, rounds=3)
     assert seen == ["a", "b"] * 5  # 2 to warm up, 3 timed
     assert found["a"].rounds == 3 and found["a"].high < 0.2
 
@@ -64,7 +64,9 @@ def test_errors():
         latency(jnp.sin, 1.0, rounds=0)
     with pytest.raises(ValueError, match="`warmup` must be at least 1, got 0"):
         latency(jnp.sin, 1.0, warmup=0)
-    with pytest.raises(ValueError, match="`calls` is empty"):
-        latencies({})
-    with pytest.raises(TypeError, match=r"`calls\['a'\]` must be a tuple `\(fn, "):
-        latencies({"a": jnp.sin})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`fn` is empty"):
+        latency({})
+    with pytest.raises(TypeError, match=r"`fn\['a'\]` must be a tuple `\(fn, "):
+        latency({"a": jnp.sin})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`args` of several functions stand in"):
+        latency({"a": (jnp.sin, 1.0)}, 1.0)  # type: ignore[call-overload]

@@ -82,8 +82,7 @@ def test_kstarts_dissipating_g8_combination():
     survivors = jnp.array([[True, True, False, True, True, False]])
     w = jnp.where(survivors, jnp.array([[1.0, 2.0, 9.0, 4.0, 5.0, 9.0]]), 0)
     for sparsity, count in ((4 / 6, 2), (1 / 6, 4)):
-        rule = at_init.fittest(KEY, sparsity, k=4)
-        mask = np.asarray(rule(early(w, w, survivors)))
+        mask = np.asarray(at_init.k_starts(KEY, w, w, sparsity, k=4, within=survivors))
         assert mask.sum() == count and not np.any(mask & ~survivors)
 
 

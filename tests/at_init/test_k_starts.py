@@ -11,7 +11,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jprune import at_init, masks, transforms
 from jprune.at_init._fitness import fitness
-from jprune.at_init._k_starts import better_half
 from jprune.at_init._random_mask import random_mask
 
 W = jnp.array([[1.0, -2.0, 3.0, -4.0]])
@@ -74,15 +73,6 @@ def test_the_network_divides_the_sums_of_its_leaves_once():
 def test_kstarts_dissipating_g3_accumulation():
     steps = jnp.array([[1.0, -1.0], [-1.0, -1.0]])
     for magnitudes, want in ((False, [0, 2]), (True, [2, 2])):
-        tx = transforms.accumulate_gradient(2, magnitudes=magnitudes)
-        state = tx.init(jnp.zeros(2))
-        for g in steps:
-            passed, state = tx.update(g, state)
-            np.testing.assert_array_equal(passed, g)
-        np.testing.assert_array_equal(jnp.abs(state.total), want)
-        _, state = tx.update(steps[0], state)  # another window
-        np.testing.assert_array_equal(jnp.abs(state.total), [1, 1])
-
         sgd = optax.sgd(0.0)
         early = at_init.train_early(
             dot, sgd, jnp.zeros(2), [steps], [None], scope=".*", magnitudes=magnitudes
@@ -95,12 +85,10 @@ def dot(params, batch):
 
 
 def test_sums_of_half_precision_gradients_are_float32():
-    tx = transforms.accumulate_gradient(9)
-    params = jnp.zeros(1, jnp.bfloat16)
-    state = tx.init(params)
-    for g in (256.0, 1.0, 1.0):
-        _, state = tx.update(jnp.array([g], jnp.bfloat16), state)
-    assert state.total.dtype == jnp.float32 and float(state.total[0]) == 258
+    params, steps = jnp.zeros(1, jnp.bfloat16), jnp.bfloat16([[256], [1], [1]])
+    sgd = optax.sgd(0.0)
+    found = at_init.train_early(dot, sgd, params, [steps], [None], scope=".*").grads
+    assert found.dtype == jnp.float32 and float(found[0]) == 258
 
 
 @SHARES
@@ -149,7 +137,9 @@ def test_kstarts_dissipating_g9_removed_weights_stay_zero():
     def loss(p, x):
         return jnp.mean(jnp.tanh(x @ p["kernel"] + p["bias"][None]) ** 2)
 
-    rule = at_init.fittest(KEY, 0.7, k=2)
+    def rule(e):
+        return at_init.k_starts(KEY, e.params, e.grads, 0.7, k=2, within=e.mask)
+
     early = at_init.train_early(loss, tx, params, [data[:8]], [rule])
     dense = at_init.train_early(loss, tx, params, [data[:8]], [None])
     kept = np.asarray(early.mask["kernel"])
@@ -196,36 +186,6 @@ def test_the_fittest_is_chosen(share):
     for name, j in zip("ab", best, strict=True):
         want = random_mask(KEY, TREE, 0.5, start=int(j))[name]["kernel"]
         np.testing.assert_array_equal(got[name]["kernel"], want)
-
-
-def test_two_of_three_stay_in_play():
-    how = {"balance": 0.3, "share": "network"}
-    starts = jax.jit(lambda s: better_half(KEY, W, ACC, 0.5, s, **how))
-    rated = [
-        float(fitness(random_mask(KEY, W, 0.5, start=j), W, ACC)[0]) for j in (5, 2, 7)
-    ]
-    worst = int(np.argmin(rated))
-    assert len(set(rated)) == 3
-    left = [j for i, j in enumerate((5, 2, 7)) if i != worst]
-    assert starts(jnp.array([5, 2, 7])).tolist() == left
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("share", ["leaf", "network"])
-def test_a_tournament_discards_the_worse_half(share):
-    """On one window's numbers it ends where the choice at once does."""
-    rated = brute_force(range(4), share, 0.3)
-    how = {"balance": 0.3, "share": share}
-    halve = jax.jit(partial(better_half, KEY, TREE, GRADS, 0.5, **how))
-    starts = jnp.arange(4)
-    for left in (2, 1):
-        starts = halve(starts)
-        want = np.sort(np.argsort(-rated, axis=0, kind="stable")[:left], axis=0)
-        np.testing.assert_array_equal(starts, want if share == "leaf" else want[:, 0])
-    last = choose(TREE, GRADS, 0.5, starts, **how)
-    for name, j in zip("ab", np.broadcast_to(np.asarray(starts)[0], 2), strict=True):
-        want = random_mask(KEY, TREE, 0.5, start=int(j))[name]["kernel"]
-        np.testing.assert_array_equal(last[name]["kernel"], want)
 
 
 @pytest.mark.slow
@@ -358,8 +318,3 @@ def test_errors(change, message):
 def test_errors_of_the_others():
     with pytest.raises(ValueError, match="`share` must be 'leaf' or 'network'"):
         fitness(W > 0, W, W, share="channel")
-    with pytest.raises(ValueError, match=r"in `k_starts`, 'channel'; got 'channel'"):
-        better_half(KEY, W, W, 0.5, jnp.arange(4), share="channel")
-    for window, wanted in ((0, "at least 1"), (2.5, "a whole number")):
-        with pytest.raises(ValueError, match=f"must be {wanted}, got {window}"):
-            transforms.accumulate_gradient(window)  # pyright: ignore

@@ -9,6 +9,7 @@ import importlib
 import re
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
@@ -73,7 +74,12 @@ def fields(part):
 
 @pytest.fixture
 def take_two_steps(tmp_path, open_tiny, monkeypatch):
-    """`take_two_steps(part)`: every row that a claim speaks of is made."""
+    """`take_two_steps(part)`: every row that a claim speaks of is made.
+
+    On one device: four simulated ones share the cores, and XLA ends the process when
+    one waits 40 seconds for another.
+    """
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     for data in SHAPES:
         monkeypatch.setitem(build.DATA, data, lambda folder, data=data: mock(data))
     anyhow = partial(compress.merge, tolerance=10.0)  # filters of two steps lie apart

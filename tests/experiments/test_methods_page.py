@@ -55,7 +55,6 @@ KEPT_OFF = {
     "initialize",
     "rescale",
     "train_early",
-    "fittest",
 }
 
 

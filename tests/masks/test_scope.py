@@ -13,7 +13,6 @@ from flax import nnx
 from flax.core import freeze
 
 from jprune import masks
-from jprune.masks._scope import in_scope, resolve_scope
 
 PARAMS = {
     "conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
@@ -88,8 +87,8 @@ def test_verbose(capsys):
 
 @pytest.mark.parametrize("empty", [{}, (), None, {"a": {}}])
 def test_trees_without_leaves_pass(empty):
-    assert masks.prunable(empty) == empty == resolve_scope("anything", empty)
-    assert resolve_scope(None, empty) == empty
+    assert masks.prunable(empty) == empty == masks.from_zeros(empty, "anything")
+    assert masks.from_zeros(empty) == empty
 
 
 def test_shapes_will_do():
@@ -98,10 +97,11 @@ def test_shapes_will_do():
     assert masks.size(shapes) == 3 * 3 * 2 * 4 + 16
 
 
-def test_resolve_scope_forms():
+def test_forms_of_a_scope():
     scope = masks.prunable(PARAMS)
     for given in (None, "conv/kernel|attention/kernel", scope, lambda p: scope):
-        assert resolve_scope(given, PARAMS) == scope
+        found = masks.from_zeros(PARAMS, given)
+        assert jax.tree.map(lambda m: m.ndim > 0, found) == scope
 
 
 def with_leaf(value):
@@ -119,20 +119,15 @@ def with_leaf(value):
         (lambda p: {"a": True}, ValueError, "`scope` must have exactly the structure"),
     ],
 )
-def test_resolve_scope_errors(scope, error, message):
+def test_errors_of_a_scope(scope, error, message):
     with pytest.raises(error, match=message):
-        resolve_scope(scope, PARAMS)
+        masks.from_zeros(PARAMS, scope)
 
 
 def test_complex_leaves_are_refused_by_path():
     scope = masks.prunable(PARAMS) | {"phase": {"kernel": True}}
     with pytest.raises(TypeError, match="got complex64.* at phase/kernel"):
         masks.unstructured(PARAMS, 0.5, scope=scope)
-
-
-def test_in_scope():
-    params = {"a": 1, "b": {"c": 2, "d": 3}}
-    assert in_scope(params, {"a": True, "b": {"c": False, "d": True}}) == [1, 3]
 
 
 def check(params, names):
@@ -146,7 +141,8 @@ def check(params, names):
     for tree in jax.eval_shape(prune, params):
         assert jax.tree.structure(tree) == jax.tree.structure(params)
     mask, pruned, _ = jax.eval_shape(prune, params)
-    assert jax.tree.map(lambda x: x.shape, pruned) == jax.tree.map(jnp.shape, params)
+    given = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    assert [leaf.shape for leaf in jax.tree.leaves(pruned)] == given
     ranked = [m.shape for m in jax.tree.leaves(mask) if m.shape]
     assert sum(map(np.prod, ranked)) == masks.size(params)
 
@@ -189,7 +185,7 @@ def test_equinox():
     # The tree of bools is callable as the model is; it is taken for the tree it is.
     scope = masks.prunable(params)
     assert callable(scope)
-    assert taken(resolve_scope(scope, params)) == names
+    assert masks.size(params, scope) == 3 * 4 + 4 * 2
     with pytest.raises(ValueError, match="No default output axis for layers/0/weight"):
         masks.channels(params, 0.5)
 
@@ -218,7 +214,7 @@ def test_a_bare_list_is_refused():
         masks.prunable([kernel, bias])
     # With a name around, or a scope, it is no guess.
     assert masks.prunable({"convs": [kernel, bias]}) == {"convs": [True, False]}
-    assert resolve_scope([True, False], [kernel, bias]) == [True, False]
+    assert masks.size([kernel, bias], [True, False]) == 8
     assert masks.prunable([kernel, bias], include=".*") == [True, True]
     assert masks.prunable((kernel, bias)) == (True, False)
     assert masks.prunable([bias, {"w": kernel}]) == [False, {"w": True}]

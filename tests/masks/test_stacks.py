@@ -138,7 +138,7 @@ def test_a_chain_ranks_layers_too():
 def test_a_warm_start_serves_leaves_beside_stacks():
     tree = jax.tree.map(jnp.asarray, stack(4))
     counts, _ = keep_counts(tree, 0.5, ranking="leaf")
-    cold = selection.cold(tree, ranking="leaf")
+    cold = selection.WarmStart.cold(tree, ranking="leaf")
     one = ranked(tree, counts, ranking="leaf", init=cold)
     two = ranked(tree, counts, ranking="leaf", init=one[1])
     jax.tree.map(np.testing.assert_array_equal, one[0], two[0])

@@ -287,7 +287,7 @@ def test_keep_counts():
 def test_ranked_carries_a_warm_start(ranking):
     params = normal(14)
     counts, by = keep_counts(params, 0.8, ranking=ranking)
-    warm = selection.cold(kernels(params), ranking=by)
+    warm = selection.WarmStart.cold(kernels(params), ranking=by)
     want = masks.unstructured(params, 0.8, ranking=ranking)
     steps = []
     for _ in range(3):
@@ -300,8 +300,8 @@ def test_ranked_carries_a_warm_start(ranking):
 
 
 def test_ranked_of_no_leaves():
-    mask, warm, passes = ranked({}, 0, init=selection.cold())
-    assert mask == {} and int(passes) == 0 and warm == selection.cold()
+    mask, warm, passes = ranked({}, 0, init=selection.WarmStart.cold())
+    assert mask == {} and int(passes) == 0 and warm == selection.WarmStart.cold()
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def open_scales(theta: Any) -> Any:
 
 
 def n_of_m_axis() -> Reparam:
-    return reparam.straight_through_n_of_m(2, 4, axis=0)
+    return reparam.straight_through(lambda p: masks.n_of_m(p, 2, 4, 0))
 
 
 def search(**changes: Any) -> Reparam:
@@ -170,7 +170,7 @@ TABLE = [
     Case(
         "n_of_m",
         n_of_m_axis,
-        lambda: reparam.straight_through_n_of_m(4, 4, axis=0),
+        lambda: reparam.straight_through(lambda p: masks.n_of_m(p, 4, 4, 0)),
         kept_by(n_of_m_axis),
     ),
     Case(

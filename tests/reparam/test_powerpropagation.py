@@ -8,9 +8,6 @@ import optax
 import pytest
 
 from jprune import masks, reparam, transforms
-from jprune.masks._target import keep_counts
-from jprune.reparam._powerpropagation import change_power, power
-from jprune.reparam._reparam import no_penalty, unconstrained
 from tests.reparam import twins
 
 W = jnp.array([[0.5, -0.2, 0.0]])
@@ -70,18 +67,6 @@ def test_powerprop_g5_init_is_the_inverse():
     assert float(jnp.std(again)) == pytest.approx(float(jnp.std(draws)), rel=0.01)
 
 
-def test_powerprop_g6_change_power():
-    theta = jnp.array([[0.5, 0.0]])
-    moved = change_power(theta, 2, 4)
-    np.testing.assert_allclose(moved, [[0.7071068, 0]], rtol=1e-6)
-    assert float(moved[0, 1]) == 0
-    for t, alpha in ((theta, 2), (moved, 4)):
-        w = reparam.powerpropagation(alpha).apply(t)
-        np.testing.assert_allclose(w, [[0.25, 0]], rtol=1e-6)
-    plain = change_power(theta, 2, 1)
-    np.testing.assert_allclose(plain, [[0.25, 0]], rtol=1e-6)
-
-
 def test_powerprop_g7_the_two_forms_agree():
     r = reparam.powerpropagation(2)
     start = jnp.array([[0.3, -0.5, 0.2], [0.7, -0.1, 0.4]])
@@ -112,10 +97,13 @@ def test_powerprop_g8_order_and_counts():
     order = [np.argsort(-np.abs(np.asarray(x)).ravel()) for x in (theta, w)]
     np.testing.assert_array_equal(*order)
     layers = {"in": (784, 300), "mid": (300, 100), "out": (100, 10)}
-    shapes = {k: jnp.zeros(s) for k, s in layers.items()}
+    weights = {
+        k: jnp.arange(1.0, 1 + m * n).reshape(m, n) for k, (m, n) in layers.items()
+    }
     sparsity = {"in": 0.95, "mid": 0.95, "out": 0.9}
-    counts, ranking = keep_counts(shapes, sparsity)
-    assert (counts, ranking) == ([11760, 1500, 100], "leaf")
+    kept = masks.unstructured(weights, sparsity, scope="in|mid|out")
+    counts = {k: int(m.sum()) for k, m in kept.items()}
+    assert counts == {"in": 11760, "mid": 1500, "out": 100}
 
 
 def test_powerprop_g9_rich_get_richer():
@@ -392,10 +380,3 @@ def test_wrap_passes_aux_key_and_arguments():
     value, aux = loss(jnp.array([1.0, 2.0]), 10.0, y=5.0, reparam_key=1.0)
     assert float(value) == 50 + 5 + 3
     np.testing.assert_array_equal(aux, [2.0, 3.0])
-
-
-def test_the_parts_that_do_nothing():
-    theta = {"w": jnp.ones(3)}
-    assert float(no_penalty(theta)) == 0
-    assert unconstrained(theta, None, jnp.int32(0)) is theta
-    assert float(power(jnp.array(-3.0), 2)) == -9

@@ -104,7 +104,7 @@ def test_threshold_in_a_gap_stays_at_the_guess():
         init = selection.WarmStart(jnp.int32(bits), jnp.int32(spread))
         found = selection.kth_magnitude(x, 2, init=init)
         assert (int(found.bits), int(found.count), int(found.passes)) == (bits, 2, 1)
-    memory = selection.warm_start(init, found)
+    memory = init.after(found)
     assert (int(memory.bits), int(memory.spread)) == (bits, 1)
 
 
@@ -112,7 +112,7 @@ def test_spread_is_twice_the_miss_unless_a_gap_ended_the_search():
     def after(last, bits, passes):
         found = selection.Threshold(jnp.int32(bits), jnp.int32(1), jnp.int32(passes))
         last = selection.WarmStart(*map(jnp.int32, last))
-        return [int(v) for v in selection.warm_start(last, found)]
+        return [int(v) for v in last.after(found)]
 
     assert after((1000, 64), 1300, 4) == [1300, 600]
     assert after((1000, 64), 900, 4) == [900, 200]
@@ -124,14 +124,17 @@ def test_spread_is_twice_the_miss_unless_a_gap_ended_the_search():
 
 def test_cold_has_the_dtype_and_shape_of_the_search():
     tree = [jnp.ones(3), jnp.ones(2, jnp.bfloat16)]
-    assert selection.cold().bits.shape == () and selection.cold().bits.dtype == "int32"
-    assert selection.cold(tree, ranking="leaf").spread.shape == (2,)
+    assert (
+        selection.WarmStart.cold().bits.shape == ()
+        and selection.WarmStart.cold().bits.dtype == "int32"
+    )
+    assert selection.WarmStart.cold(tree, ranking="leaf").spread.shape == (2,)
     with jax.enable_x64(True):
         wide = jnp.ones(3, jnp.float64)
-        memory = selection.cold(wide)
+        memory = selection.WarmStart.cold(wide)
         for _ in range(2):
             found = selection.kth_magnitude(wide, 2, init=memory)
-            memory = selection.warm_start(memory, found)
+            memory = memory.after(found)
             assert memory.bits.dtype == memory.spread.dtype == jnp.int64
 
 
@@ -151,9 +154,9 @@ def test_fifty_steps_of_a_closed_loop(decay):
         pull = lambda p, m, g: g + decay * jnp.where(m, 0, p)  # noqa: E731
         v = jax.tree.map(lambda p, m, g, u: 0.9 * u + pull(p, m, g), w, mask, drift, v)
         w = jax.tree.map(lambda p, u: p - 0.1 * u, w, v)
-        return w, v, selection.warm_start(warm, found), mask, found.passes
+        return w, v, warm.after(found), mask, found.passes
 
-    v, warm, passes = [0 * p for p in tree], selection.cold(tree), []
+    v, warm, passes = [0 * p for p in tree], selection.WarmStart.cold(tree), []
     for _ in range(50):
         before = tree
         tree, v, warm, mask, made = step(tree, v, warm)
@@ -178,7 +181,7 @@ def test_cold_start_of_a_large_tree():
     def run(tree, k):
         guesses = [0, 2**31 - 1, 0x3F800000]
         bad = [selection.WarmStart(jnp.int32(b), jnp.int32(64)) for b in guesses]
-        inits = [None, selection.cold(), *bad]
+        inits = [None, selection.WarmStart.cold(), *bad]
         found = [selection.kth_magnitude(tree, k, init=init) for init in inits]
         return found, selection.keep_mask(tree, found[0], k)
 
@@ -231,7 +234,9 @@ def kth_and_mask(tree, k, ranking: Ranking = "global", **kwargs):
     return selection.keep_mask(tree, found, k)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"init": selection.cold()}, {"snap": True}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"init": selection.WarmStart.cold()}, {"snap": True}]
+)
 def test_nothing_is_sorted_or_joined_at_a_million(kwargs):
     run = functools.partial(kth_and_mask, **kwargs)
     for eqn in equations(jax.make_jaxpr(run)(MILLION, 1000)):
@@ -244,7 +249,7 @@ def test_no_copy_of_the_tree_is_made(ranking):
     """A lost barrier would hoist the images, or the positions, out of a loop."""
     k = 1000 if ranking == "global" else [900, 90, 3, 7]
     size = 4 * sum(math.prod(s.shape) for s in MILLION)
-    init = selection.cold(MILLION, ranking=ranking)
+    init = selection.WarmStart.cold(MILLION, ranking=ranking)
     run = functools.partial(kth_and_mask, k=k, ranking=ranking, init=init)
     memory = jax.jit(run).lower(MILLION).compile().memory_analysis()
     assert memory is not None and memory.temp_size_in_bytes <= 0.01 * size
@@ -283,9 +288,9 @@ def threshold(shape=()):
             r"at a expected \(3,\), got \(2,\)",
         ),
         (
-            {"init": selection.cold([1.0, 2.0], ranking="leaf")},
+            {"init": selection.WarmStart.cold([1.0, 2.0], ranking="leaf")},
             ValueError,
-            r"`init` must be of shape \(\), got \(2,\): make it by `cold",
+            r"`init` must be of shape \(\), got \(2,\): make it by `WarmStart.cold",
         ),
         ({"specs": jax.P()}, ValueError, "`specs`.*give `axis_name` too"),
     ],
@@ -304,7 +309,7 @@ def test_a_threshold_of_another_tree_is_refused():
     with jax.enable_x64(True), pytest.raises(ValueError, match="int32.*int64"):
         selection.keep_mask(jnp.ones(2, jnp.float64), threshold(), 1)
     with pytest.raises(ValueError, match="needs `tree`"):
-        selection.cold(ranking="leaf")
+        selection.WarmStart.cold(ranking="leaf")
 
 
 def test_too_many_entries_are_refused_at_trace_time():
@@ -320,7 +325,7 @@ def test_no_implicit_promotion(strict_promotion):
     within = {"a": jnp.ones((2, 3), bool), "b": jnp.asarray(True)}
     for snap in (False, True):
         found, mask = select_within(tree, 5, within)
-        memory = selection.warm_start(selection.cold(tree), found)
+        memory = selection.WarmStart.cold(tree).after(found)
         again = selection.kth_magnitude(tree, 5, init=memory, snap=snap)
         assert int(again.bits) == int(found.bits)
     assert flat(mask).sum() == 5

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jprune import selection
-from jprune.selection._count import image_of
-from jprune.selection._floors import Shares, kth_with_floors
+from jprune.selection._image import image_of
+from jprune.selection._largest import largest
 
 SHAPES = [(3, 4), (5,), (2, 3), ()]
 
@@ -39,7 +39,8 @@ def oracle(leaves, k, floors, within=None):
 @jax.jit
 @chex.assert_max_traces(n=1)
 def ours(leaves, k, floors, within, init):
-    shares = kth_with_floors(leaves, k, floors, within=within, init=init)
+    how = {"floors": floors, "within": within, "init": init, "masked": False}
+    shares = largest(leaves, k, **how)
     kept = selection.keep_mask(leaves, shares.leaf, shares.counts, within=within)
     return kept, shares
 
@@ -77,7 +78,7 @@ def test_equals_first_the_floors_then_the_best_of_the_rest(data):
 def test_settled_leaves_cost_no_second_search():
     rng = np.random.default_rng(0)
     leaves = [jnp.asarray(rng.normal(size=(40, 40)), jnp.float32) for _ in range(3)]
-    shares = jax.jit(lambda x: kth_with_floors(x, 500, [1, 1, 1]))(leaves)
+    shares = jax.jit(lambda x: largest(x, jnp.int32(500), floors=[1, 1, 1]))(leaves)
     assert shares.leaf.passes.tolist() == [0, 0, 0]
     plain = jax.jit(lambda x: selection.kth_magnitude(x, 500))(leaves)
     assert int(shares.counts.sum()) == 500
@@ -87,14 +88,13 @@ def test_settled_leaves_cost_no_second_search():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(dtype):
     tree = [jnp.array([5.0, 4, 3], dtype), jnp.array([0.1, 0.2], dtype)]
-    shares = kth_with_floors(tree, 3, [1, 1])
+    shares = largest(tree, jnp.int32(3), floors=[1, 1])
     assert shares.counts.tolist() == [2, 1]
 
 
 def test_shares_add_up_and_images_order():
     tree = [jnp.array([3.0, -4.0, 0.0]), jnp.array([[-1.0, jnp.nan]])]
-    shares = kth_with_floors(tree, 3, [0, 0])
-    assert isinstance(shares, Shares)
+    shares = largest(tree, jnp.int32(3), floors=[0, 0])
     assert shares.counts.tolist() == [2, 1]
     image = image_of(jnp.array([-0.0, 1e-40, -1.0, 2.0, 3e38]))
     assert image[0] == 0 and bool(jnp.all(jnp.diff(image) > 0))

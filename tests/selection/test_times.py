@@ -9,7 +9,7 @@ import pytest
 
 from jprune import selection
 from jprune.masks._unstructured import ranked
-from jprune.selection._floors import kth_with_floors
+from jprune.selection._largest import largest
 from tests.selection.oracle import COUNTS, SIZE, build, flat, hard_trees, top
 
 BF16, F32, F64 = jnp.bfloat16, jnp.float32, jnp.float64
@@ -76,7 +76,7 @@ def test_small_leaves_sampling_floors_and_ranking_by_leaf():
         scope=[True] * 5,
         min_keep=0,
         times=times,
-        init=selection.cold(tree),
+        init=selection.WarmStart.cold(tree),
     )[0]
     np.testing.assert_array_equal(flat(whole), top(stored, 70_000))
 
@@ -91,8 +91,9 @@ def test_small_leaves_sampling_floors_and_ranking_by_leaf():
     want = [top([x], k) for x, k in zip(stored, counts, strict=True)]
     np.testing.assert_array_equal(flat(each), np.concatenate(want))
 
-    shares = kth_with_floors(tree, 70_000, [3, 1, 1, 1, 1], times=times)
-    plain = kth_with_floors(stored, 70_000, [3, 1, 1, 1, 1])
+    k, floors = jnp.int32(70_000), [3, 1, 1, 1, 1]
+    shares = largest(tree, k, floors=floors, times=times)
+    plain = largest(stored, k, floors=floors)
     np.testing.assert_array_equal(shares.counts, plain.counts)
     assert int(shares.counts[0]) == 3
 
@@ -103,7 +104,9 @@ def test_the_product_is_never_stored():
     size = 4 * sum(math.prod(s) for s in shapes)
 
     def run(tree, times):
-        found = selection.kth_magnitude(tree, 1000, times=times, init=selection.cold())
+        found = selection.kth_magnitude(
+            tree, 1000, times=times, init=selection.WarmStart.cold()
+        )
         return selection.keep_mask(tree, found, 1000, times=times)
 
     memory = jax.jit(run).lower(tree, tree).compile().memory_analysis()

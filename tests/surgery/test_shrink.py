@@ -12,6 +12,7 @@ from jax.extend.core import Primitive
 
 from jprune import surgery
 from jprune.surgery import _cells as ce
+from jprune.surgery import rules
 from jprune.surgery._groups import Frozen
 from jprune.surgery.rules import RULES, NoRule, elementwise_axes, positionwise
 from tests.surgery.structures import attention, two_pass, two_pass_norm
@@ -293,8 +294,8 @@ def test_register_rule():
     fn = lambda p, x: triple.bind(x @ p["w"]) @ p["v"]  # noqa: E731
     params, before = make(fn, {"w": (4, 8), "v": (8, 3)})
     assert "w:1" not in before
-    rule = surgery.Rule(axes=elementwise_axes, cells=positionwise)
-    surgery.register_rule(triple, rule)
+    rule = rules.Rule(axes=elementwise_axes, cells=positionwise)
+    rules.register_rule(triple, rule)
     assert RULES["triple"] == rule
     try:
         deps = surgery.groups(fn)(params, X)
@@ -312,18 +313,18 @@ def test_a_rule_that_fails_makes_its_equation_opaque():
         raise error
 
     error: Exception = IndexError("list index out of range")
-    rule = surgery.Rule(axes=axes, cells=positionwise)
-    surgery.register_rule(broken, rule)
+    rule = rules.Rule(axes=axes, cells=positionwise)
+    rules.register_rule(broken, rule)
     try:
         fn = lambda p, x: broken.bind(x @ p["w"]) @ p["v"]  # noqa: E731
-        with surgery.strict(), pytest.raises(IndexError, match="out of range"):
+        with rules.strict(), pytest.raises(IndexError, match="out of range"):
             make(fn, {"w": (4, 8), "v": (8, 3)})
-        with surgery.strict(False):
+        with rules.strict(False):
             _, deps = make(fn, {"w": (4, 8), "v": (8, 3)})
         (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
         assert "no rule for this form: list index" in frozen.why
         error = NoRule("a form that the rule says it does not cover")
-        with surgery.strict():
+        with rules.strict():
             _, deps = make(fn, {"w": (4, 8), "v": (8, 3)})
         (frozen,) = [f for f in deps.frozen() if f.path == ("w",) and f.axis == 1]
         assert "it does not cover" in frozen.why
@@ -333,9 +334,9 @@ def test_a_rule_that_fails_makes_its_equation_opaque():
 
 def test_register_rule_refuses_what_is_no_primitive():
     with pytest.raises(TypeError, match="`primitive` must be a JAX primitive"):
-        surgery.register_rule(3, RULES["tanh"])
-    with pytest.raises(TypeError, match="`rule` must be a `surgery.Rule`"):
-        surgery.register_rule("mystery", elementwise_axes)
+        rules.register_rule(3, RULES["tanh"])
+    with pytest.raises(TypeError, match="`rule` must be a `rules.Rule`"):
+        rules.register_rule("mystery", elementwise_axes)
 
 
 def test_every_rule_has_both_halves():

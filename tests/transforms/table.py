@@ -148,13 +148,6 @@ TABLE = [
         {"fraction": 1.0},
     ),
     Case(
-        "accumulate_gradient",
-        lambda: transforms.accumulate_gradient(3),
-        lambda: transforms.accumulate_gradient(3),
-        {},
-        needs_params=False,
-    ),
-    Case(
         "add_selective_decay",
         lambda mu=0.01, strength=10.0, sparsity=0.5: transforms.add_selective_decay(
             mu, strength, sparsity=sparsity

@@ -23,7 +23,6 @@ import pytest
 
 from jprune import masks, scores, transforms
 from jprune.surgery import AxisRef, Group
-from jprune.transforms._build import by_group
 from tests.transforms.table import GROUPS, TABLE, gradients, half, tree
 
 QUICK = {
@@ -39,7 +38,7 @@ CASES = pytest.mark.parametrize(
         for c in TABLE
     ],
 )
-FIRST = ("accumulate_", "add_", "mask_", "merge_")
+FIRST = ("add_", "mask_", "merge_")
 LAST = ("keep_", "prune_", "shrink_", "truncate_rank")
 
 
@@ -313,12 +312,12 @@ def test_issr_with_sgd_and_a_later_first_growth():
 def test_groups_are_named_by_id_or_by_path():
     one = Group("g1", 2, (AxisRef(("a", "kernel"), 1, "out"), AxisRef(("b",), 0, "in")))
     two = Group("g2", 2, (AxisRef(("b",), 1, "out"),))
-    assert by_group("keeps", {"a/kernel": 1, "b": 2}, [one, two]) == {"g1": 1, "g2": 2}
+    how = {"strength": 0.1, "weight_decay": 0.0}
     with pytest.raises(ValueError, match="names group 'g1' twice"):
-        by_group("keeps", {"a/kernel": 1, "g1": 2}, [one, two])
+        transforms.merge_clusters([one], {"a/kernel": [0, 0], "g1": [0, 0]}, **how)
     both = Group("g3", 2, (AxisRef(("b",), 0, "out"),))
     with pytest.raises(ValueError, match=r"'b', which belongs to \['g2', 'g3'\]"):
-        by_group("keeps", {"b": 1}, [two, both])
+        transforms.merge_clusters([two, both], {"b": [0, 0]}, **how)
     tx = transforms.csgd(
         0.1, [one], {"a/kernel": [0, 0]}, strength=0.1, weight_decay=0.0
     )

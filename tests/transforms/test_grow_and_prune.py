@@ -428,9 +428,8 @@ def test_bad_settings():
         grow_and_prune(optax.sgd(0.1), 0.5, partitions=1, period=1, steps=1)
     with pytest.raises(ValueError, match="`steps` at least 1; got 2, 0"):
         grow_and_prune(optax.sgd(0.1), 0.5, partitions=1, period=2, steps=0)
-    tx = grow_and_prune(optax.sgd(0.1), 1.0, partitions=1, period=2, steps=1)
     with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\)"):
-        tx.init(BLOCKS)
+        grow_and_prune(optax.sgd(0.1), 1.0, partitions=1, period=2, steps=1)
     driver = transforms.grow_in_parallel
     settings: dict[str, Any] = {"partitions": 1, "rounds": 1}
     with pytest.raises(ValueError, match="`rounds` must be at least 1, got 0"):

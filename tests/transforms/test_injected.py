@@ -3,13 +3,15 @@
 That injected numbers change no result is row 7 of the contract test.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jprune import transforms
+from jprune import masks, transforms
 from jprune.transforms._decorrelation import growing_strength
 from jprune.transforms._merge_clusters import collapse_factor
 
@@ -23,7 +25,7 @@ def params():
 STATIC = {
     "swd": ("total_steps", "every", "min_keep"),
     "prune_gradually": ("begin", "end", "every", "min_keep"),
-    "rigl": ("end", "every", "begin", "min_keep", "allocation", "key"),
+    "rigl": ("end", "every", "begin", "min_keep", "key"),
 }
 GIVEN = {
     "swd": {"learning_rate": 0.05, "mu": 5e-4, "total_steps": STEPS},
@@ -60,9 +62,8 @@ def test_an_injected_strength_acts():
 
 @pytest.mark.parametrize("name", STATIC)
 def test_numbers_that_must_be_static_are_named(name):
-    allocation = [n for n in STATIC[name] if n == "allocation"]
-    make = optax.inject_hyperparams(getattr(transforms, name), allocation)
-    steps = [n for n in STATIC[name] if n not in ("allocation", "key")]
+    make = optax.inject_hyperparams(getattr(transforms, name))
+    steps = [n for n in STATIC[name] if n != "key"]
     named = ", ".join(f"`{n}`" for n in steps)
     with pytest.raises(ValueError, match=f"{named} must be .*`static_args`"):
         make(sparsity=0.9, **GIVEN[name]).init(params())
@@ -84,6 +85,94 @@ def test_numbers_that_must_be_static_are_named(name):
 def test_every_recipe_says_so(make, named):
     with pytest.raises(ValueError, match=f"`{named or 'total_steps'}` must be .*stat"):
         make(jnp.int32(2))
+
+
+def half(params):
+    return masks.unstructured(params, 0.5)
+
+
+def anything(step):
+    """A function of the parameters that takes a step for them without complaint."""
+    return {"w": jnp.ones((10, 10), bool)}
+
+
+STEPS_OF = {"every", "begin", "end", "min_keep", "total_steps", "period", "steps", "n"}
+CALLED = {
+    "prune_once-select": {"select": half, "step": 3},
+    "prune_once-own": {"select": anything, "step": 3},
+    "keep_masked-mask": {"mask": masks.from_zeros},
+    "mask_updates-mask": {"mask": masks.from_zeros},
+    "swd-select": {"mu": 0.1, "select": half, "total_steps": 9, "a_max": 1.0},
+    "swd-own": {"mu": 0.1, "select": anything, "total_steps": 9, "a_max": 1.0},
+    "swd-scope": {
+        "mu": 0.1,
+        "sparsity": 0.5,
+        "total_steps": 9,
+        "a_max": 1.0,
+        "scope": masks.prunable,
+    },
+    "add_selective_decay-select": {"mu": 0.1, "strength": 1.0, "select": half},
+    "issp-select": {"select": half, "end": 3},
+    "issp-own": {"select": anything, "end": 3},
+    "issr-select": {"select": half, "end": 3},
+    "issr-own": {"select": anything, "end": 3},
+    "issr-optimizer": {"sparsity": 0.5, "end": 3, "optimizer": optax.sgd},
+    "shrink_softly-select": {"select": half, "end": 3},
+    "add_growing_decay-select": {"increment": 0.1, "select": half},
+    "prune_gradually-scope": {"sparsity": 0.5, "end": 3, "scope": masks.prunable},
+    "prune_gradually-score": {"sparsity": 0.5, "end": 3, "score": lambda p, g=None: p},
+    "prune_by_weight_history-scope": {
+        "sparsity": 0.5,
+        "end": 3,
+        "scope": masks.prunable,
+    },
+    "prune_unmoved-unit": {"every": 1, "end": 3, "unit": lambda p: p},
+    "add_masked_l1-mask": {"strength": 0.1, "mask": half},
+    "network_slimming-scope": {"strength": 0.1, "scope": masks.prunable},
+    "trp-scope": {"every": 2, "scope": masks.prunable},
+    "sr_ste-axis": {"n": 2, "m": 5, "axis": 0},
+    "sr_ste-scope": {"n": 2, "m": 5, "scope": masks.prunable},
+    "prune_to_n_of_m-axis": {"n": 2, "m": 5, "axis": 0, "end": 3},
+    "gsm-scope": {"weight_decay": 0.1, "sparsity": 0.5, "scope": masks.prunable},
+    "mask_by_saliency-scope": {"sparsity": 0.5, "scope": masks.prunable},
+    "rigl-scope": {"sparsity": 0.5, "end": 9, "every": 2, "scope": masks.prunable},
+    "rigl-own": {"sparsity": 0.5, "end": 9, "every": 2, "allocation": lambda p: 0.5},
+    "gap-partitions": {"sparsity": 0.5, "partitions": 1, "steps": 1, "period": 2},
+    "gap-scope": {
+        "sparsity": 0.5,
+        "partitions": 1,
+        "steps": 1,
+        "period": 2,
+        "scope": masks.prunable,
+    },
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_a_function_that_was_called_as_a_schedule_is_named_as_the_cause(name):
+    make = getattr(transforms, name.split("-")[0])
+    options = inspect.signature(make).parameters
+    given = CALLED[name] | (
+        {"learning_rate": 0.1} if "learning_rate" in options else {}
+    )
+    static = [n for n in options if n in {*STEPS_OF, "m", "step"}]
+    if name == "gap-scope":
+        static.append("partitions")
+    with pytest.raises((ValueError, TypeError)) as caught:
+        optax.inject_hyperparams(make, static)(**given).init(params())
+    assert "inject_hyperparams" in str(caught.value)
+    assert "`static_args`" in str(caught.value)
+
+
+def test_every_recipe_with_a_function_has_a_row():
+    takes = {
+        name
+        for name in dir(transforms)
+        if inspect.isroutine(getattr(transforms, name))
+        and not name.startswith("_")
+        and "select" in inspect.signature(getattr(transforms, name)).parameters
+    }
+    assert takes - {"finish"} <= {name.split("-")[0] for name in CALLED}
 
 
 NO_STEPS = {

@@ -48,7 +48,7 @@ def test_sr_ste_twin_25_steps():
     """Network, mask, decay and momentum together, in float64."""
     strength, mu, lr = 0.05, 0.01, 0.1
     with jax.enable_x64(True):
-        r = reparam.straight_through_n_of_m(2, 4)
+        r = reparam.straight_through(lambda p: masks.n_of_m(p, 2, 4))
         tx = transforms.sr_ste(lr, 2, 4, strength=strength, weight_decay=mu)
         start = twins.start()
         theta = jax.tree.map(jnp.asarray, start)

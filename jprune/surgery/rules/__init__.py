@@ -1,8 +1,9 @@
 """The rules of primitives, one file for each family, and what a rule is made of.
 
-Importing this package fills the table `RULES`; `surgery.register_rule` adds to it. The
-names here are those that rules are written with (`docs/surgery_rules.md`):
+Importing this package fills the table `RULES`; `register_rule` adds to it. The names
+here are those that rules are written with (`docs/surgery_rules.md`):
 
+* a rule: `Rule`, `NoRule`; what it raises is raised under `strict`;
 * the algebra of axes, first pass: `concat`, `cut`, `product`, `split`, `Info`, `Work`;
 * cells, second pass: `Value`, `Layout`, `known`, `bad`, `compute`, `item`, `patterns`,
   `multiplicity`, `bind`;
@@ -27,6 +28,9 @@ from jprune.surgery._cost import Work as Work
 from jprune.surgery._layout import Layout as Layout
 from jprune.surgery._registry import RULES as RULES
 from jprune.surgery._registry import NoRule as NoRule
+from jprune.surgery._registry import Rule as Rule
+from jprune.surgery._registry import register_rule as register_rule
+from jprune.surgery._registry import strict as strict
 from jprune.surgery._scope import Info as Info
 from jprune.surgery.rules import (
     _contract,
