@@ -19,6 +19,7 @@ from jprune.analysis._flops import flops
 from jprune.analysis._latency import Latency, latency
 from jprune.analysis._report import report
 from jprune.analysis._table import byte_size, text_table
+from jprune.surgery._callable import as_function, model_kind, with_variables
 
 
 class Measures(NamedTuple):
@@ -93,16 +94,20 @@ def _ms(value: float) -> str:
 
 
 def compare(
-    dense: tuple[Callable[..., Any], Any],
-    compact: tuple[Callable[..., Any], Any],
+    dense: Any,
+    compact: Any,
     *args: Any,
     rounds: int = 20,
 ) -> Comparison:
     """Measures a dense model and its compact form on the same arguments.
 
     Args:
-      dense: `(apply, variables)`; called as `apply(variables, *args)`.
-      compact: `(small, packed)`, the compact function and its variables.
+      dense: `(apply, variables)`; called as `apply(variables, *args)`. Or a model
+        object that holds its variables (NNX, Equinox, Keras), called as
+        `model(*args)`. Or a pair of one and what it does not hold: `(model, variables)`
+        in Linen, `(model, params)` or `(model, (params, state))` in Haiku, `(model,
+        state)` in Equinox.
+      compact: the same of the compact form: `(small, packed)`, or `small`.
       *args: the other arguments, equal for both.
       rounds: timed calls of each; the two take turns.
 
@@ -111,7 +116,8 @@ def compare(
       and bytes are counted over all arrays of the variables given, random keys aside.
 
     Raises:
-      TypeError: if `dense` or `compact` is not a pair of a function and variables.
+      TypeError: if `dense` or `compact` is not a pair of a function and variables, and
+        no model object that holds its own.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -121,21 +127,28 @@ def compare(
       >>> both.dense.flops, both.compact.flops, both.compact.parameters
       (64, 32, 16)
     """
-    for name, pair in (("dense", dense), ("compact", compact)):
-        if not (isinstance(pair, tuple) and len(pair) == 2 and callable(pair[0])):
-            raise type_error(
-                f"`{name}` must be a pair `(apply, variables)`, got "
-                f"{type(pair).__name__}. For a model object that is itself a pytree "
-                "(Equinox, Flax NNX) the pair is `(lambda m, *args: m(*args), model)`."
-            )
-    calls = {"dense": (*dense, *args), "compact": (*compact, *args)}
+    calls = {
+        name: _call(name, given, args)
+        for name, given in (("dense", dense), ("compact", compact))
+    }
     times = latency(calls, rounds=rounds)
-    return Comparison(
-        *(
-            _measure(fn, variables, args, times[name])
-            for name, (fn, variables) in (("dense", dense), ("compact", compact))
+    return Comparison(*(_measure(*call, time=times[n]) for n, call in calls.items()))
+
+
+def _call(name: str, given: Any, args: tuple) -> tuple:
+    """`(fn, variables, *args)` from what stands for a model."""
+    if model_kind(given) not in (None, "linen", "haiku"):
+        fn, args, _ = as_function(given, args, {})
+        return fn, *args
+    pair = isinstance(given, tuple) and len(given) == 2
+    if not pair or not (callable(given[0]) or model_kind(given[0])):
+        raise type_error(
+            f"`{name}` must be a pair `(apply, variables)`, or a model object that "
+            f"holds its variables, got {type(given).__name__}. A module of Linen or "
+            "Haiku goes with its variables: `(model, variables)`."
         )
-    )
+    fn, args, _ = as_function(*with_variables(given, args), {})
+    return fn, *args
 
 
 def _counts(x: Any) -> bool:
@@ -143,7 +156,7 @@ def _counts(x: Any) -> bool:
     return is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _measure(fn: Callable, variables: Any, args: tuple, time: Latency) -> Measures:
+def _measure(fn: Callable, variables: Any, *args: Any, time: Latency) -> Measures:
     values = jax.device_get(
         jax.tree.map(lambda x: x if _counts(x) else None, variables)
     )

@@ -12,13 +12,16 @@ import jax
 
 from jprune._jaxpr._trace import arrays_apart
 from jprune.surgery import _flops
+from jprune.surgery._callable import as_function
 
 
 def flops(fn: Callable[..., Any]) -> Callable[..., int]:
     """Operations of one call: `flops(fn)(params, *args)`; nothing is computed.
 
     Args:
-      fn: any function that JAX can trace: an apply function, a loss, a gradient.
+      fn: any function that JAX can trace: an apply function, a loss, a gradient. Or a
+        model object, called with what `groups` of its framework takes after it:
+        `flops(model)(x)`, in Linen `flops(model)(variables, x)`.
 
     Returns:
       A function with the signature of `fn` that takes arrays, or
@@ -40,7 +43,7 @@ def flops(fn: Callable[..., Any]) -> Callable[..., int]:
     """
 
     def count(*args: Any, **kwargs: Any) -> int:
-        call, arrays = arrays_apart(fn, args, kwargs)
+        call, arrays = arrays_apart(*as_function(fn, args, kwargs))
         return _flops.count(jax.make_jaxpr(call)(arrays))
 
     return count

@@ -16,6 +16,7 @@ import numpy as np
 
 from jprune._errors import type_error, value_error
 from jprune._jaxpr._trace import arrays_apart, is_array
+from jprune.surgery._callable import as_function, model_kind
 
 
 class Latency(NamedTuple):
@@ -59,9 +60,10 @@ def latency(
     """Median time of `fn(*args)`, jitted and waited for; or of several that take turns.
 
     Args:
-      fn: a function of arrays or pytrees of arrays; other leaves pass as they are. Or
-        several, name to `(fn, *args)`: one call each per round, so that their ratios
-        can be compared (those of two separate runs less so).
+      fn: a function of arrays or pytrees of arrays; other leaves pass as they are. Or a
+        model object, with what `groups` of its framework takes after it. Or several,
+        name to `(fn, *args)`: one call each per round, so that their ratios can be
+        compared (those of two separate runs less so).
       *args: its arguments; their arrays are put on the default device once.
       rounds: timed calls of each.
       warmup: calls of each before them that are not counted; the first one compiles.
@@ -94,9 +96,10 @@ def latency(
 
 def prepared(call: tuple) -> Callable[[], Any]:
     """A call, jitted, its arrays on the device: it returns when it is done."""
-    rest, arrays = arrays_apart(call[0], tuple(call[1:]))
-    fn, args = jax.jit(_of_arrays(rest)), jax.device_put(arrays)
-    return lambda: jax.block_until_ready(fn(args))
+    fn, args, kwargs = as_function(call[0], tuple(call[1:]), {})
+    rest, arrays = arrays_apart(fn, args, kwargs)
+    run, given = jax.jit(of_arrays(rest)), jax.device_put(arrays)
+    return lambda: jax.block_until_ready(run(given))
 
 
 def in_turns(
@@ -113,7 +116,7 @@ def in_turns(
     return {name: _summary(times) for name, times in seconds.items()}
 
 
-def _of_arrays(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:
+def of_arrays(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:
     """The call with its array results alone, which is what can be waited for."""
     return lambda arrays: [x for x in jax.tree.leaves(call(arrays)) if is_array(x)]
 
@@ -127,7 +130,8 @@ def _check(calls: Mapping[str, tuple], rounds: int, warmup: int) -> None:
     if not calls:
         raise value_error("`fn` is empty: pass name to `(fn, *args)`.")
     for name, call in calls.items():
-        if not isinstance(call, tuple) or not call or not callable(call[0]):
+        calls_something = isinstance(call, tuple) and call
+        if not calls_something or not (callable(call[0]) or model_kind(call[0])):
             raise type_error(
                 f"`fn[{name!r}]` must be a tuple `(fn, *args)`, got {type(call)}."
             )

@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 from jprune._errors import value_error
+from jprune._jaxpr._trace import arrays_apart, is_array
 from jprune._typing import PyTree
-from jprune.analysis._latency import in_turns, prepared
+from jprune.analysis._latency import in_turns, of_arrays, prepared
 from jprune.surgery import Groups, Plan, plan_from_keep, shrink
+from jprune.surgery._callable import as_function, require_function, state_outputs_of
 
 Measure = Callable[[Plan], float]
 
@@ -35,7 +37,8 @@ def relative_cost(
         that XLA counts in the compiled network, element-wise ones too (unlike
         `select(flops=)`, which counts contractions alone). "memory": the peak of one
         call, arguments, results and temporaries. "bytes": those of the parameters.
-      fn: `fn(params, *args)`, the dense function.
+      fn: `fn(params, *args)`, the dense function. Or a model object, with what `groups`
+        of its framework takes after it: `relative_cost("latency", model, x)`.
       params: the dense parameters. Shapes are enough, but for "latency".
       *args: the input at which it counts (batch size, length); shapes as for `params`.
       rounds: timed calls of each network, at least 1; for "latency".
@@ -45,6 +48,7 @@ def relative_cost(
       network, but for "bytes".
 
     Raises:
+      TypeError: `fn` is no function and no model object.
       ValueError: another `of`.
 
     Examples:
@@ -53,11 +57,14 @@ def relative_cost(
         cost = analysis.relative_cost("latency", apply, params, x)
         plan = surgery.select(deps, scores, cost=cost, at_most=0.5, round_to=8)
     """
+    fn, (params, *rest), _ = as_function(fn, (params, *args), {})
+    args = tuple(rest)
+    require_function(fn, "groups")
     if of == "latency":
         return _relative_latency(fn, params, args, rounds)
     if of == "bytes":
         dense = _bytes(params)
-        return lambda plan: _bytes(jax.eval_shape(plan.pack, params)) / dense
+        return lambda plan: _bytes(plan.pack(_shapes(params))) / dense
     counts = {"flops": _compiled_flops, "memory": _peak_bytes}
     if of not in counts:
         raise value_error(
@@ -121,6 +128,10 @@ def _halved(deps: Groups, name: str | None) -> Plan:
     return plan_from_keep(deps, keep)
 
 
+def _shrunk(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+    return shrink(fn, plan, state_outputs=state_outputs_of(fn))
+
+
 def _relative_latency(
     fn: Callable[..., Any], params: PyTree, args: Any, rounds: int
 ) -> Measure:
@@ -129,7 +140,7 @@ def _relative_latency(
     def measure(plan: Plan) -> float:
         if not plan.removed:  # by definition; a small network's noise would be read
             return 1.0
-        compact = prepared((shrink(fn, plan), plan.pack(params), *args))
+        compact = prepared((_shrunk(fn, plan), plan.pack(params), *args))
         found = in_turns({"dense": dense(), "compact": compact}, rounds, 2)
         return found["compact"].median / found["dense"].median
 
@@ -141,15 +152,25 @@ def _relative(
 ) -> Measure:
     @functools.cache
     def dense() -> float:
-        return count(jax.jit(fn).lower(params, *args).compile())
+        return count(_compiled(fn, params, args))
 
     def measure(plan: Plan) -> float:
-        compact = jax.eval_shape(plan.pack, params)
-        return (
-            count(jax.jit(shrink(fn, plan)).lower(compact, *args).compile()) / dense()
-        )
+        compact = plan.pack(_shapes(params))
+        return count(_compiled(_shrunk(fn, plan), compact, args)) / dense()
 
     return measure
+
+
+def _compiled(fn: Callable[..., Any], params: PyTree, args: Any) -> Any:
+    call, arrays = arrays_apart(fn, (params, *args))
+    return jax.jit(of_arrays(call)).lower(arrays).compile()
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    """Arrays as shapes; what is no array stays."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if is_array(x) else x, tree
+    )
 
 
 def _compiled_flops(compiled: Any) -> float:
@@ -167,4 +188,4 @@ def _peak_bytes(compiled: Any) -> float:
 
 
 def _bytes(tree: PyTree) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree) if is_array(x))

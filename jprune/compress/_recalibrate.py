@@ -16,6 +16,7 @@ References:
   UAI 2018, section 3.2 (statistics recomputed for averaged weights).
 """
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -23,40 +24,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import value_error
+from jprune._errors import type_error, value_error
 from jprune._tree import require_same_structure
 from jprune._typing import PyTree
+from jprune.surgery._callable import model_kind
 
 
 def recalibrate(
-    update: Callable[[PyTree, Any], PyTree],
-    stats: PyTree,
-    batches: Iterable[Any],
+    update: Any,
+    stats: Any,
+    batches: Iterable[Any] | None = None,
     *,
     momentum: float | None = None,
-) -> PyTree:
+    **kwargs: Any,
+) -> Any:
     """Statistics of the batches, in place of stale ones.
 
     Args:
       update: `update(stats, batch)` runs the model in train mode on a batch and returns
         the updated statistics. In Flax Linen, with `params` and `model` at hand:
         `lambda s, x: model.apply({"params": params, "batch_stats": s}, x, train=True,
-        mutable=["batch_stats"])[1]["batch_stats"]`. It is jitted here.
+        mutable=["batch_stats"])[1]["batch_stats"]`. It is jitted here. Or a model
+        object, dense or compact, which is called in training mode: see the examples.
       stats: the present statistics. Their values matter only without `momentum`;
-        integer leaves (counters) are always kept.
-      batches: the data, all batches of one shape if it is to compile once.
+        integer leaves (counters) are always kept. With a model object, what holds
+        them: the variables (Linen), `(params, state)` (Haiku), the state (Equinox); no
+        such argument where the model does (NNX, Keras).
+      batches: the data, all batches of one shape if it is to compile once. With a
+        model object a batch is the input of a call, or a tuple of its arguments.
       momentum: the `m` of every running average in the model, in [0, 1). The result is
         then the exact mean over the batches, of debiased averages (Haiku's, with their
         counters) as well. None: `update` is applied once per batch,
         starting from `stats`, whatever the layers do with it; of the old values a share
-        `m ** number of batches` stays.
+        `m ** number of batches` stays. Of a model object of NNX, Equinox or Keras it is
+        read from the norm layers; with the others it must be given.
+      **kwargs: with a model object, keyword arguments of its call: `train=True`,
+        `rngs=`, for Haiku `rng=`.
 
     Returns:
-      The new statistics, with the structure, shapes and dtypes of `stats`.
+      The new statistics, with the structure, shapes and dtypes of `stats`. With a model
+      object what holds them: of Linen, Haiku and Equinox as `stats` was given, of NNX
+      and Keras the model, changed in place.
 
     Raises:
-      ValueError: if `batches` is empty, `momentum` is out of range, or `update` returns
-        another structure.
+      TypeError: no batches, or keyword arguments of a call without a model object.
+      ValueError: if `batches` is empty, `momentum` is out of range or not known, the
+        statistics did not move (no training mode), or `update` returns another
+        structure.
 
     Examples:
       >>> m = 0.9
@@ -65,12 +79,31 @@ def recalibrate(
       >>> new = recalibrate(update, old, [jnp.ones(4), 3 * jnp.ones(4)], momentum=m)
       >>> round(float(new["mean"]), 5)
       2.0
+
+      Model objects::
+
+        recalibrate(small, batches)  # NNX, Keras: in place
+        state = recalibrate(small, state, batches)  # Equinox
+        packed = recalibrate(small, packed, batches, momentum=0.99, train=True)  # Linen
+        params, state = recalibrate(
+            small, (params, state), batches, momentum=0.9, is_training=True
+        )  # Haiku
     """
+    put: Callable[[Any], Any] = _same
+    if (name := model_kind(update)) is not None:
+        held = None if batches is None else stats
+        batches = stats if batches is None else batches
+        update, stats, put, momentum = _of_model(name, update, held, momentum, kwargs)
+    elif batches is None or kwargs:
+        raise type_error(
+            "`recalibrate` takes `update`, `stats` and `batches`; keyword arguments of "
+            f"a call go with a model object, got {sorted(kwargs)}."
+        )
     if momentum is not None and not 0 <= momentum < 1:
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
     step = jax.jit(update)
     if momentum is None:
-        return _run(step, stats, batches)
+        return put(_run(step, stats, batches))
     blank = jax.tree.map(lambda s: jnp.zeros_like(s) if _floating(s) else s, stats)
     start = jax.tree.map(lambda s: jnp.zeros_like(s) if _counts(s) else s, blank)
     counted = any(map(_counts, jax.tree.leaves(stats)))
@@ -81,11 +114,63 @@ def recalibrate(
         if first is None:
             later = _checked(step(ahead, batch), stats) if counted else found
             first = _Averages.seen(found, later, momentum, counted)
+            _require_change(step, start, found, batch)
         total = jax.tree.map(_added, total, found)
         count += 1
     _require_batches(count)
     assert first is not None
-    return first.means(total, stats, count)
+    return put(first.means(total, stats, count))
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+_HELD_BY = {
+    "linen": "variables",
+    "haiku": "(params, state)",
+    "equinox": "state",
+    "nnx": None,
+    "keras": None,
+}
+"""What holds the statistics of a model, as its argument; None: the model does."""
+
+
+def _of_model(
+    name: str, model: Any, held: Any, momentum: float | None, kwargs: dict[str, Any]
+) -> tuple[Any, Any, Any, float]:
+    """A model object as `(update, stats, put, momentum)`; see `Recalibration`."""
+    where = _HELD_BY[name]
+    if (held is None) != (where is None):
+        given = "" if where is None else f"{where}, "
+        raise type_error(
+            f"with the model object {type(model).__name__} write "
+            f"`recalibrate(model, {given}batches)`."
+        )
+    file: Any = importlib.import_module(f"jprune.frameworks.{name}")
+    args = () if where is None else (held,)
+    update, stats, put, momenta = file.recalibration(model, *args, **kwargs)
+    if momentum is None:
+        if len(momenta) != 1 or any(m != m for m in momenta):
+            raise value_error(
+                "give `momentum=`, that of the norm layers (0.99 by default in Flax "
+                f"and Keras): read from the model were {sorted(momenta) or 'none'}."
+            )
+        (momentum,) = momenta
+    return update, stats, put, momentum
+
+
+def _require_change(step: Callable, start: Any, found: Any, batch: Any) -> None:
+    """Raises if a call leaves every statistic as it is, whatever it is."""
+    if any(np.any(np.asarray(x)) for x in jax.tree.leaves(found) if _floating(x)):
+        return
+    ones = jax.tree.map(lambda x: jnp.ones_like(x) if _floating(x) else x, start)
+    after = jax.tree.leaves(step(ones, batch))
+    if all(np.all(np.asarray(x) == 1) for x in after if _floating(x)):
+        raise value_error(
+            "no statistic moved: the call is not in training mode. Pass what your "
+            "model takes for it: `train=True`, `is_training=True`."
+        )
 
 
 def _added(a: jax.Array, b: jax.Array) -> jax.Array:

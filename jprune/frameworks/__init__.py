@@ -16,6 +16,10 @@ for a fresh process). The compact model is the shrunk *function*, not the user's
 at smaller widths: where a norm or a mean runs over removed coordinates the two differ
 (`surgery.verify(..., compact=)` tells; `widths` lists what the class must be built
 with).
+
+`surgery.verify`, `compress.recalibrate`, `analysis.flops`, `compare`, `latency` and
+`relative_cost` take a model object in place of a function, with what `groups` takes
+after it.
 """
 
 from jprune.frameworks._widths import widths as widths

@@ -9,13 +9,14 @@ are outputs declared to be updated parameters, so they come back compact.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
+from jprune.surgery._callable import STATE_OUTPUTS
 from jprune.surgery._plan import require_plan
 
 Stateful = Callable[..., tuple[Any, Mapping[KeyTuple, Any]]]
@@ -26,13 +27,13 @@ def _is_state(path: KeyTuple) -> bool:
     return path[:1] == ("state",)
 
 
-def _tied(fn: Stateful) -> Callable[..., dict[str, Any]]:
+def tied(fn: Stateful) -> Callable[..., dict[str, Any]]:
     """The function with its state as a nested dict under the paths of the parameters.
 
     A path is the whole key tuple of its leaf, so that the longest match is itself.
     """
 
-    def tied(params: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def call(params: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         known = {path for path, _ in keyed_leaves(params)}
         out, new = fn(params, *args, **kwargs)
         strange = ["/".join(map(str, p)) for p in new if p not in known]
@@ -44,7 +45,8 @@ def _tied(fn: Stateful) -> Callable[..., dict[str, Any]]:
             )
         return {"out": out, "state": nested(new)}
 
-    return tied
+    setattr(call, STATE_OUTPUTS, _is_state)
+    return call
 
 
 def nested(leaves: Mapping[KeyTuple, Any]) -> dict[Any, Any]:
@@ -80,12 +82,12 @@ def found(
         return any(path[: len(at) + len(p)] == (*at, *p) for p in free_outputs)
 
     analyzed = groups(
-        _tied(fn), state_outputs=_is_state, free_outputs=free, lookups=lookups
+        tied(fn), state_outputs=_is_state, free_outputs=free, lookups=lookups
     )
 
     def deps(*args: Any) -> Groups:
         result = analyzed(*args)
-        # The paths of the state are those of `_tied`; a plan used on a function of the
+        # The paths of the state are those of `tied`; a plan used on a function of the
         # user's own looks for them there.
         result.program = dataclasses.replace(result.program, declared=False)
         return result
@@ -95,13 +97,48 @@ def found(
 
 def shrunk(fn: Stateful, plan: Plan, mean: Mean, rng: Mean) -> Stateful:
     """`surgery.shrink` of a model: the same function at the compact shapes."""
-    small = shrink(_tied(fn), plan, mean=mean, rng=rng, state_outputs=_is_state)
+    small = shrink(tied(fn), plan, mean=mean, rng=rng, state_outputs=_is_state)
 
     def compact(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         result = small(params, *args, **kwargs)
         return result["out"], dict(keyed_leaves(result["state"]))
 
     return compact
+
+
+class Recalibration(NamedTuple):
+    """How the batch statistics of a model are measured, for `compress.recalibrate`.
+
+    Attributes:
+      update: `update(stats, batch)`, one call in training mode.
+      stats: the present statistics.
+      put: new statistics into what holds them, which it returns.
+      momenta: those of the model's norm layers, where they can be read.
+    """
+
+    update: Callable[[Any, Any], Any]
+    stats: Any
+    put: Callable[[Any], Any]
+    momenta: frozenset[float] = frozenset()
+
+
+def positional(batch: Any) -> tuple[Any, ...]:
+    """The arguments of a call: a batch, or a tuple of them."""
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def require_statistics(stats: Any, where: str) -> None:
+    """Raises if there are none.
+
+    Args:
+      stats: what was found.
+      where: what was looked for, a noun.
+
+    Raises:
+      ValueError: without a leaf.
+    """
+    if not jax.tree.leaves(stats):
+        raise value_error(f"the model has no batch statistics: no {where}.")
 
 
 class Setting(Protocol):

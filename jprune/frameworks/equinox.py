@@ -44,6 +44,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from jprune._errors import type_error, value_error
@@ -51,11 +52,14 @@ from jprune._jaxpr._trace import is_array
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune.frameworks._state import (
     Mean,
+    Recalibration,
     copied,
     found,
     joined,
     plan_at,
+    positional,
     require_paths,
+    require_statistics,
     shrunk,
 )
 from jprune.surgery import Groups, Plan
@@ -87,10 +91,8 @@ def groups(
     Returns:
       The groups, over the paths of `model`, or of `(model, state)`.
     """
-    call, state, args, kwargs = _split(method, args, kwargs)
-
-    params = model if state is None else (model, state)
-    return found(call, free_outputs, lookups=lookups)(params, args, kwargs)
+    fn, *given = as_function(model, args, {"method": method, **kwargs})
+    return found(fn, free_outputs, lookups=lookups)(*given)
 
 
 def shrink(
@@ -178,6 +180,61 @@ def load(
       What `shrink` returns, ready for `eqx.tree_deserialise_leaves`.
     """
     return shrink(model, plan_at(plan), state, mean=mean, rng=rng)
+
+
+def as_function(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """One call of a module as a function of it, and the arguments of that."""
+    rest = dict(kwargs)
+    call, state, *given = _split(rest.pop("method", "__call__"), args, rest)
+    return call, model if state is None else (model, state), *given
+
+
+def recalibration(model: Any, state: Any, **kwargs: Any) -> Recalibration:
+    """How the statistics of the norms in a state are measured: vmapped over a batch."""
+    norms = [x for x in jax.tree.leaves(model, is_leaf=_is_norm) if _is_norm(x)]
+    require_statistics(state if norms else None, "`eqx.nn.BatchNorm`")
+    names = {x.axis_name for x in norms}
+    if len(names) > 1:
+        raise value_error(f"the norms must share one `axis_name`, got {names}.")
+    training = jax.tree.map(_training, model, is_leaf=_is_norm)
+
+    def update(state: Any, batch: Any) -> Any:
+        def one(*args: Any) -> Any:
+            out = training(*args, state, **kwargs)
+            return next(filter(_is_state, jax.tree.leaves(out, is_leaf=_is_state)))
+
+        every = jax.vmap(one, axis_name=names.copy().pop(), out_axes=None)
+        return every(*positional(batch))
+
+    before = jax.tree.map(lambda x: x, state)  # a state that is set is used up
+    for norm in norms:
+        if norm.mode == "ema":  # its first value is no average
+            before = before.set(norm.ema_first_time_index, jnp.array(False))
+    return Recalibration(
+        update,
+        before,
+        lambda new: _undebiased(norms, new),
+        frozenset(float(x.momentum) for x in norms),
+    )
+
+
+def _undebiased(norms: list[Any], state: Any) -> Any:
+    """The means as a norm in "batch" mode stores them: times 1 - momentum^count."""
+    for norm in norms:
+        if norm.mode == "batch":
+            count = state.get(norm.batch_counter)
+            share = jnp.where(count == 0, 1, 1 - norm.momentum**count)
+            stored = [x * share for x in state.get(norm.batch_state_index)]
+            state = state.set(norm.batch_state_index, tuple(stored))
+    return state
+
+
+def _is_norm(x: Any) -> bool:
+    return isinstance(x, eqx.nn.BatchNorm)
+
+
+def _training(x: Any) -> Any:
+    return eqx.nn.inference_mode(x, value=False) if _is_norm(x) else x
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -29,6 +29,8 @@ another process `jhk.load(model, "plan.json")` gives the pair again, and `small.
 the tree to restore into.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -37,7 +39,16 @@ import jax
 
 from jprune._errors import type_error, value_error
 from jprune._tree import KeyTuple, keyed_leaves
-from jprune.frameworks._state import Mean, found, nested, plan_at, shrunk
+from jprune.frameworks._state import (
+    Mean,
+    Recalibration,
+    found,
+    nested,
+    plan_at,
+    positional,
+    require_statistics,
+    shrunk,
+)
 from jprune.surgery import Groups, Plan
 from jprune.surgery._plan import require_plan
 
@@ -85,12 +96,8 @@ def groups(
             "`model` must be what `hk.transform` or `hk.transform_with_state` returns, "
             f"got {type(model).__name__}."
         )
-    if not isinstance(model, _STATEFUL):
-        stateless = _stateless(model.apply)
-        return found(stateless, free_outputs, (), lookups)(params, args, kwargs)
-    state, *rest = args
-    stateful = _stateful(model.apply)
-    return found(stateful, free_outputs, (), lookups)((params, state), rest, kwargs)
+    fn, *given = as_function(model, (params, *args), kwargs)
+    return found(fn, free_outputs, (), lookups)(*given)
 
 
 def shrink(model: T, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> T:
@@ -153,6 +160,35 @@ def load(model: T, plan: Any, *, mean: Mean = "dense", rng: Mean = "dense") -> T
     return shrink(model, plan_at(plan), mean=mean, rng=rng)
 
 
+def as_function(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """One `apply` as a function of parameters (and state), and the arguments of it."""
+    if not isinstance(model, _STATEFUL):
+        params, *rest = args
+        return _stateless(model.apply), params, rest, kwargs
+    params, state, *rest = args
+    return _stateful(model.apply), (params, state), rest, kwargs
+
+
+def recalibration(
+    model: Any, pair: Any, rng: Any = None, **kwargs: Any
+) -> Recalibration:
+    """How the state beside parameters is measured: the averages of the norms."""
+    if not isinstance(model, hk.TransformedWithState) or not isinstance(pair, tuple):
+        raise type_error(
+            "`recalibrate` takes a model with state and the pair of its trees, "
+            f"`recalibrate(model, (params, state), batches)`; got "
+            f"{type(model).__name__} and {type(pair).__name__}."
+        )
+    params, state = pair
+    require_statistics(state, "state")
+    key = (rng,) if "rng" in inspect.signature(model.apply).parameters else ()
+
+    def update(state: Any, batch: Any) -> Any:
+        return model.apply(params, state, *key, *positional(batch), **kwargs)[1]
+
+    return Recalibration(update, state, lambda new: (params, new))
+
+
 def _stateless(apply: Any) -> Any:
     """An `apply` without state as a function that returns no new leaves."""
     return lambda params, args, kwargs: (apply(params, *args, **kwargs), {})
@@ -173,12 +209,18 @@ def _stateful(apply: Any) -> Any:
 
 def _compact_stateless(apply: Any, plan: Plan, mean: Mean, rng: Mean) -> Any:
     small = shrunk(_stateless(apply), plan, mean, rng)
-    return lambda params, *args, **kwargs: small(params, args, kwargs)[0]
+
+    @functools.wraps(apply)
+    def compact(params: Any, *args: Any, **kwargs: Any) -> Any:
+        return small(params, args, kwargs)[0]
+
+    return compact
 
 
 def _compact_stateful(apply: Any, plan: Plan, mean: Mean, rng: Mean) -> Any:
     small = shrunk(_stateful(apply), plan, mean, rng)
 
+    @functools.wraps(apply)
     def compact(params: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
         out, new = small((params, state), args, kwargs)
         leaves = {p: new.get((1, *p), x) for p, x in keyed_leaves(state)}

@@ -35,6 +35,7 @@ weights and plan apart::
     small.load_weights("small.weights.h5")
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -48,11 +49,14 @@ from jprune._errors import listing, type_error, value_error
 from jprune._tree import KeyTuple
 from jprune.frameworks._state import (
     Mean,
+    Recalibration,
     copied,
     found,
     joined,
     plan_at,
+    positional,
     require_paths,
+    require_statistics,
     shrunk,
 )
 from jprune.surgery import Groups, Plan
@@ -118,8 +122,8 @@ def groups(
     Returns:
       The groups, over `named(model)`.
     """
-    call = _Call(model)
-    return found(call, free_outputs, (0,), lookups)(named(model), args, kwargs)
+    fn, *given = as_function(model, args, kwargs)
+    return found(fn, free_outputs, (0,), lookups)(*given)
 
 
 def shrink(
@@ -179,6 +183,36 @@ def load(
       The compact model, ready for `load_weights`.
     """
     return shrink(model, plan_at(plan), mean=mean, rng=rng)
+
+
+def as_function(model: keras.Model, args: Any, kwargs: dict[str, Any]) -> Any:
+    """One call of a model as a function of its variables, and the arguments of it."""
+    return _Call(model), named(model), args, kwargs
+
+
+def recalibration(model: keras.Model, **kwargs: Any) -> Recalibration:
+    """How the statistics of a model are measured; it is changed in place."""
+    moving = [v.value for v in model.trainable_variables]
+    other = _by_path(model.non_trainable_variables)
+    dense = model._setting.model if isinstance(model, CompactModel) else model
+    norms = [x for x in dense._flatten_layers() if hasattr(x, "moving_mean")]
+    require_statistics([x.moving_mean.value for x in norms], "`BatchNormalization`")
+
+    def update(stats: Any, batch: Any) -> Any:
+        args = positional(batch)
+        values = [stats[path] for path in other]
+        kwargs_ = {"training": True, **kwargs}
+        _, new = model.stateless_call(moving, values, *args, **kwargs_)
+        return dict(zip(other, new, strict=True))
+
+    def put(new: Any) -> Any:
+        for path, v in other.items():
+            v.assign(new[path])
+        return model
+
+    momenta = frozenset(float(getattr(x, "momentum", float("nan"))) for x in norms)
+    stats = {path: v.value for path, v in other.items()}
+    return Recalibration(update, stats, put, momenta)
 
 
 class _Setting:
@@ -290,8 +324,15 @@ def _renumbered(plan: Plan, leaves: Mapping[str, Any]) -> Plan:
         old = sorted(plan.keep, key=lambda path: _natural(path[0]))
         new = sorted(paths, key=lambda path: _natural(path[0]))
         if [_bare(p[0]) for p in old] == [_bare(p[0]) for p in new]:
-            keep = {b: plan.keep[a] for a, b in zip(old, new, strict=True)}
-            plan = Plan(keep, free=plan.free, declared=plan.declared)
+            name = dict(zip(old, new, strict=True))
+            plan = dataclasses.replace(
+                plan,
+                keep={name[path]: kept for path, kept in plan.keep.items()},
+                lookups=tuple(
+                    tuple((name[path], axis) for path, axis in axes)
+                    for axes in plan.lookups
+                ),
+            )
     require_paths(
         plan,
         paths,

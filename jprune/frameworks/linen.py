@@ -41,7 +41,17 @@ from flax.core import unfreeze
 
 from jprune._errors import type_error
 from jprune._tree import KeyTuple, keyed_leaves
-from jprune.frameworks._state import Mean, found, joined, nested, plan_at, shrunk
+from jprune.frameworks._state import (
+    Mean,
+    Recalibration,
+    found,
+    joined,
+    nested,
+    plan_at,
+    positional,
+    require_statistics,
+    shrunk,
+)
 from jprune.surgery import Groups, Plan
 from jprune.surgery._plan import require_plan
 
@@ -76,10 +86,9 @@ def groups(
     Returns:
       The groups, over the paths of `variables`.
     """
-    call = _Call(model, method, mutable, frozenset(variables))
-    return found(call, free_outputs, (0,), lookups)(
-        _plain(variables), rngs, args, kwargs
-    )
+    how = {"rngs": rngs, "method": method, "mutable": mutable}
+    fn, *given = as_function(model, (variables, *args), {**kwargs, **how})
+    return found(fn, free_outputs, (0,), lookups)(*given)
 
 
 def shrink(
@@ -134,6 +143,33 @@ def load(
       The compact module; `small.init` gives packed variables to restore into.
     """
     return shrink(model, plan_at(plan), mean=mean, rng=rng)
+
+
+def as_function(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """One `apply` as a function of the variables, and the arguments of that."""
+    variables, *rest = args
+    how = dict(kwargs)
+    rngs, method = how.pop("rngs", None), how.pop("method", None)
+    call = _Call(model, method, how.pop("mutable", False), frozenset(variables))
+    return call, _plain(variables), rngs, tuple(rest), how
+
+
+def recalibration(
+    model: nn.Module, variables: Any, mutable: Any = ("batch_stats",), **kwargs: Any
+) -> Recalibration:
+    """How the batch statistics among variables are measured."""
+    given = _plain(variables)
+    names = [mutable] if isinstance(mutable, str) else list(mutable)
+    stats = {name: given[name] for name in names if name in given}
+    require_statistics(stats, f"collection {' or '.join(names)}")
+
+    def update(stats: Any, batch: Any) -> Any:
+        args = positional(batch)
+        return _plain(
+            model.apply({**given, **stats}, *args, mutable=names, **kwargs)[1]
+        )
+
+    return Recalibration(update, stats, lambda new: {**given, **new})
 
 
 class _Setting:

@@ -46,12 +46,15 @@ from jprune._errors import type_error, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
     Mean,
+    Recalibration,
     copied,
     found,
     joined,
     nested,
     plan_at,
+    positional,
     require_paths,
+    require_statistics,
     shrunk,
 )
 from jprune.surgery import Groups, Plan
@@ -87,12 +90,8 @@ def groups(
     Returns:
       The groups, over the paths of `nnx.state(model)`.
     """
-    graphdef, state = nnx.split(model)
-    inputs, arrays = nnx.split((args, kwargs))
-    fn: Any = functools.partial(_dense, graphdef, inputs, method)
-    if (first := _setting(model)) is not None:
-        fn = shrunk(fn, first.plan, first.mean, first.rng)
-    return found(fn, free_outputs, (0,), lookups)(state, arrays)
+    fn, *given = as_function(model, args, {"method": method, **kwargs})
+    return found(fn, free_outputs, (0,), lookups)(*given)
 
 
 def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> M:
@@ -156,6 +155,45 @@ def load(model: M, plan: Any, *, mean: Mean = "dense", rng: Mean = "dense") -> M
       The compact module, ready for `nnx.update(small, restored)`.
     """
     return shrink(model, plan_at(plan), mean=mean, rng=rng)
+
+
+def as_function(model: nnx.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """One call of a module as a function of its state, and the arguments of that."""
+    rest = dict(kwargs)
+    method = rest.pop("method", "__call__")
+    graphdef, state = nnx.split(model)
+    inputs, arrays = nnx.split((args, rest))
+    fn: Any = functools.partial(_dense, graphdef, inputs, method)
+    if (first := _setting(model)) is not None:
+        fn = shrunk(fn, first.plan, first.mean, first.rng)
+    return fn, state, arrays
+
+
+def recalibration(model: nnx.Module, **kwargs: Any) -> Recalibration:
+    """How the batch statistics of a module are measured; it is changed in place."""
+    graphdef, stats, rest = nnx.split(model, nnx.BatchStat, ...)
+    require_statistics(stats, "`nnx.BatchStat`")
+
+    def update(stats: Any, batch: Any) -> Any:
+        module = nnx.merge(graphdef, stats, rest, copy=True)  # its modes are its own
+        module.train()
+        module(*positional(batch), **kwargs)
+        return nnx.state(module, nnx.BatchStat)
+
+    def put(new: Any) -> Any:
+        nnx.update(model, new)
+        return model
+
+    return Recalibration(update, stats, put, _momenta(model))
+
+
+def _momenta(model: nnx.Module) -> frozenset[float]:
+    """Of the modules that hold batch statistics; NaN for one that does not say."""
+    return frozenset(
+        float(getattr(module, "momentum", float("nan")))
+        for _, module in _modules(model)
+        if any(isinstance(v, nnx.BatchStat) for v in vars(module).values())
+    )
 
 
 class _Setting:

@@ -1,5 +1,11 @@
-"""What is no function where one is asked for, and a function not yet called."""
+"""What is no function where one is asked for, and a function not yet called.
 
+Functions that measure (`verify`, `analysis.flops`, ...) take a model object as well;
+what it is as a function its file in `jprune.frameworks` knows, which is read when such
+an object arrives.
+"""
+
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +36,8 @@ def require_function(fn: Any, call: str) -> None:
     Raises:
       TypeError: naming `jprune.frameworks` and the class.
     """
-    name = _framework(type(fn))
-    holds = name in ("linen", "keras") or any(map(is_array, jax.tree.leaves(fn)))
-    if callable(fn) and not (name and holds):
+    name = model_kind(fn)
+    if callable(fn) and name is None:
         return
     if name is None:
         raise type_error(
@@ -43,6 +48,66 @@ def require_function(fn: Any, call: str) -> None:
         f"{type(fn).__name__}. Use `jprune.frameworks.{name}`, whose `groups` and "
         f"`shrink` take a model, or pass `surgery.{call}` {_PURE[name]}."
     )
+
+
+STATE_OUTPUTS = "_jprune_state_outputs"
+"""Where the function of a model says which of its outputs are its new state."""
+
+
+def state_outputs_of(fn: Any) -> Any:
+    """The outputs that are updated parameters, of a function that `as_function` made.
+
+    None for any other: they are then looked for.
+    """
+    return getattr(fn, STATE_OUTPUTS, None)
+
+
+def model_kind(fn: Any) -> str | None:
+    """The file of `jprune.frameworks` whose model object this is; None for any other.
+
+    A module of Equinox without arrays is a function like any other.
+    """
+    name = _framework(type(fn))
+    if name != "equinox" or any(map(is_array, jax.tree.leaves(fn))):
+        return name
+    return None
+
+
+def as_function(fn: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, Any]:
+    """A model object and the arguments of its call, as a function of its parameters.
+
+    Args:
+      fn: a function, which passes with its arguments; or a model object.
+      args: for a model, the arguments that `groups` of its framework takes after it.
+      kwargs: keyword arguments, the same.
+
+    Returns:
+      `(fn, (params, *args), kwargs)`: `fn` returns the result of the call and the new
+      values of the state that it changed.
+    """
+    name = model_kind(fn)
+    if name is None:
+        return fn, args, kwargs
+    file: Any = importlib.import_module(f"jprune.frameworks.{name}")
+    state: Any = importlib.import_module("jprune.frameworks._state")
+    stateful, *given = file.as_function(fn, args, kwargs)
+    return state.tied(stateful), tuple(given), {}
+
+
+def with_variables(pair: tuple[Any, Any], args: tuple) -> tuple[Any, tuple]:
+    """A pair of a function or a model and what it does not hold, ready to be called.
+
+    Returns:
+      The function or model, and the arguments with the variables in their place: of
+      Equinox the state comes last, of Haiku `(params, state)` are two.
+    """
+    fn, variables = pair
+    name = model_kind(fn)
+    if name == "equinox":
+        return fn, (*args, variables)
+    if name == "haiku" and isinstance(variables, tuple):
+        return fn, (*variables, *args)
+    return fn, (variables, *args)
 
 
 class Finder:

@@ -11,12 +11,12 @@ the host and a choice that training makes anew at every step, traced.
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsFloat, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, require_regex, value_error
+from jprune._errors import is_integer, listing, require_regex, value_error
 from jprune._groups import Group, Kind
 from jprune._tree import keys_text
 from jprune.masks._count import is_traced, removed_count
@@ -201,8 +201,7 @@ def choose(
             "give exactly one of `sparsity`, `flops`, `params` and `cost`, got "
             f"{given or 'none'}."
         )
-    if (cost is None) != (at_most is None):
-        raise value_error("`cost` and `at_most` belong together: give both or neither.")
+    _check_budget(cost, at_most)
     _check_options(ranking, round_to, min_keep, most)
     whole = _named(deps, "exclude", exclude)
     pool = _candidates(deps, scores, exact, whole, kinds)
@@ -233,6 +232,17 @@ def choose(
     return {name: _order.best(pool[name], kept[name]) for name in pool}
 
 
+def _check_budget(cost: Any, at_most: Any) -> None:
+    if (cost is None) != (at_most is None):
+        raise value_error("`cost` and `at_most` belong together: give both or neither.")
+    if cost is not None and not callable(cost):
+        raise value_error(f"`cost` must be a function of a plan, got {cost!r}.")
+    if at_most is None:
+        return
+    if not isinstance(at_most, SupportsFloat) or not 0 < float(at_most) < math.inf:
+        raise value_error(f"`at_most` must be a positive number, got {at_most!r}.")
+
+
 def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> None:
     if ranking not in ("balanced", "global", "group", "isomorphic"):
         raise value_error(
@@ -240,12 +250,12 @@ def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> N
             f"{ranking!r}."
         )
     for name, value in (("round_to", round_to), ("min_keep", min_keep)):
-        if int(value) != value or value < 1:
+        if not is_integer(value) or value < 1:
             raise value_error(
-                f"`{name}` must be an integer of at least 1, got {value}."
+                f"`{name}` must be an integer of at least 1, got {value!r}."
             )
-    if not 0 < most <= 1:
-        raise value_error(f"`most` must be a fraction in (0, 1], got {most}.")
+    if not isinstance(most, float | int | np.number) or not 0 < most <= 1:
+        raise value_error(f"`most` must be a fraction in (0, 1], got {most!r}.")
 
 
 def _candidates(
@@ -332,6 +342,10 @@ def _excluded(deps: Groups, whole: Collection[str]) -> str:
 def _named(deps: Groups, argument: str, patterns: Patterns) -> set[str]:
     """The ids of the groups that some patterns find."""
     found: set[str] = set()
+    if not isinstance(patterns, Collection):
+        raise value_error(
+            f"`{argument}` must be a regular expression or several, got {patterns!r}."
+        )
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         require_regex(argument, pattern)
         here = {group.id for group in deps.find(pattern)}
@@ -353,8 +367,12 @@ def _fixed(
 ) -> dict[str, int]:
     """The kept counts of the groups that `ratios` names."""
     kept: dict[str, int] = {}
+    if not isinstance(ratios, Mapping):
+        raise value_error(
+            f"`ratios` must be a mapping from patterns to fractions, got {ratios!r}."
+        )
     for pattern, share in ratios.items():
-        if not 0 <= share < 1:
+        if not isinstance(share, float | int | np.number) or not 0 <= share < 1:
             raise value_error(
                 f"`ratios[{pattern!r}]` must be a fraction in [0, 1), got {share!r}."
             )

@@ -18,11 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import value_error
+from jprune._errors import type_error, value_error
 from jprune._jaxpr._trace import trace
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
-from jprune.surgery._callable import require_function
+from jprune.surgery._callable import (
+    as_function,
+    model_kind,
+    require_function,
+    state_outputs_of,
+)
 from jprune.surgery._carried import Kept, located, with_state
 from jprune.surgery._certificate import exactness_of
 from jprune.surgery._groups import Groups, groups
@@ -127,9 +132,11 @@ def verify(
     """Compares the compact function with the dense one.
 
     Args:
-      fn: the dense function.
+      fn: the dense function; or the dense model object, which holds its parameters
+        (NNX, Equinox, Keras) or not (Linen, Haiku).
       plan: what is removed.
-      params: the dense parameters; leaves that are no arrays pass.
+      params: the dense parameters; leaves that are no arrays pass. With a model object,
+        what `groups` of its framework takes after it: `verify(model, plan, x)`.
       *args: its other arguments.
       gradient: also compare the gradient of a fixed projection of the output.
       tolerance: of the largest difference, relative to the largest reference value.
@@ -145,12 +152,13 @@ def verify(
       limit: seconds after which the search for a failing group ends. The comparison
         itself always runs to its end.
       progress: called with a line of text at each step of that search, as `print`.
-      **kwargs: keyword arguments of `fn`.
+      **kwargs: keyword arguments of `fn`, or what else `groups` took.
 
     Returns:
       A `Report`; printing it says what happened.
 
     Raises:
+      TypeError: `fn` is no function and no model, or `compact` is a model.
       ValueError: if `compact` cannot run, or gives results of other paths or shapes.
 
     Examples:
@@ -160,13 +168,15 @@ def verify(
         print(surgery.verify(apply, plan, params, x, compact=narrow.apply))
     """
     require_plan(plan)
+    _require_functions(fn, compact)
+    fn, (params, *rest), kwargs = as_function(fn, (params, *args), kwargs)
+    args = tuple(rest)
     require_function(fn, "verify")
     traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
     avals = traced.input_avals[len(traced.params) :]
     shapes = dict(zip(traced.others, (a.shape for a in avals), strict=True))
     roots, inputs = located(plan, None, shapes)
-    program = analyzed(traced, plan, None, roots)
-    ties = dict(program.ties)
+    program = analyzed(traced, plan, state_outputs_of(fn), roots)
     check = _Check(fn, params, args, kwargs, gradient, mean, reference, program)
     if tolerance is None:
         tolerance = _tolerance(params)
@@ -184,7 +194,7 @@ def verify(
         deps = groups(
             fn,
             reduce_max="drop",
-            state_outputs=list(ties) or False,
+            state_outputs=[path for path, _ in program.ties] or False,
             free_outputs=plan.free,
             state=dict(roots),
             lookups=texts(plan.lookups),
@@ -279,7 +289,8 @@ class _Check:
         return errors
 
     def _small(self, plan: Plan, mean: Mean) -> Result:
-        small = shrink(self.fn, plan, mean=mean)
+        outputs = state_outputs_of(self.fn)
+        small = shrink(self.fn, plan, mean=mean, state_outputs=outputs)
         run = Run(small, self.projected)
         return run(*self._compact(plan), self._weights(plan, pack_leaf))
 
@@ -322,6 +333,15 @@ class _Check:
         if not self.gradient:
             return _Found(forward, None)
         return _Found(forward, gap(matched(want.gradient, got.gradient)))
+
+
+def _require_functions(fn: Any, compact: Any) -> None:
+    if compact is not None and (model_kind(fn) or model_kind(compact)):
+        raise type_error(
+            "`compact` compares functions of the parameters: give functions, no model "
+            f"objects, for it and for `fn`; got {type(compact).__name__} and "
+            f"{type(fn).__name__}."
+        )
 
 
 def _require_same_results(want: dict[Any, Any], got: dict[Any, Any]) -> None:

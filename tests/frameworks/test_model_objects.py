@@ -1,0 +1,316 @@
+"""What `shrink` of a framework takes, `verify`, `recalibrate` and the measures take.
+
+One network in every framework: linear 4 -> 8, batch norm, ReLU, linear 8 -> 3, on six
+rows; half of the eight units go. By hand, 2 operations a multiply-add: dense
+2 * 6 * (4 * 8 + 8 * 3) = 672, compact 336; the compact statistics are those of the
+compact first layer's outputs, averaged over the batches.
+"""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jprune import analysis, compress, surgery
+
+ROWS, IN, WIDTH, OUT = 6, 4, 8, 3
+DENSE_FLOPS = 2 * ROWS * WIDTH * (IN + OUT)
+BATCHES = [
+    jnp.asarray(np.random.default_rng(i).normal(1, 2, (ROWS, IN)), jnp.float32)
+    for i in range(3)
+]
+X = BATCHES[0]
+
+
+class Case(NamedTuple):
+    """A model, its plan, its compact form; what each call takes beside them.
+
+    Attributes:
+      model: the dense object.
+      plan: half of the units.
+      small: the compact object.
+      call: what stands before the input in a call of the dense one.
+      packed: the same of the compact one.
+      held: what holds the compact statistics; None for the object.
+      training: keywords of a call in training mode, and the momentum.
+      first: from the recalibrated thing to kernel, bias, mean and variance.
+      tail: what stands after the input in a call.
+    """
+
+    model: Any
+    plan: Any
+    small: Any
+    call: tuple
+    packed: tuple
+    held: Any
+    training: dict[str, Any]
+    first: Any
+    tail: tuple = ()
+    packed_tail: tuple = ()
+    x: Any = X
+
+
+def nnx_case() -> Case:
+    from flax import nnx
+
+    from jprune.frameworks import nnx as jnnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.up = nnx.Linear(IN, WIDTH, rngs=rngs)
+            self.norm = nnx.BatchNorm(WIDTH, momentum=0.8, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.down = nnx.Linear(WIDTH, OUT, rngs=rngs)
+
+        def __call__(self, x):
+            return self.down(self.drop(nnx.relu(self.norm(self.up(x)))))
+
+    model = Net(nnx.Rngs(0))
+    model.eval()
+    deps = jnnx.groups(model, X)
+    plan = surgery.select(deps, deps.scores(nnx.state(model)), sparsity=0.5)
+    small = jnnx.shrink(model, plan)
+
+    def first(small):
+        assert small.norm.use_running_average  # the modes are as they were
+        up, norm = small.up, small.norm
+        return up.kernel[...], up.bias[...], norm.mean[...], norm.var[...]
+
+    return Case(model, plan, small, (), (), None, {}, first)
+
+
+def linen_case() -> Case:
+    from flax import linen as nn
+
+    from jprune.frameworks import linen as jlinen
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool = False):
+            h = nn.Dense(WIDTH, name="up")(x)
+            h = nn.BatchNorm(not train, momentum=0.8, name="norm")(h)
+            return nn.Dense(OUT)(nn.relu(h))
+
+    model = Net()
+    variables = model.init(jax.random.key(0), X)
+    deps = jlinen.groups(model, variables, X)
+    plan = surgery.select(deps, deps.scores(variables), sparsity=0.5)
+    small, packed = jlinen.shrink(model, plan), plan.pack(variables)
+
+    def first(packed):
+        up, norm = packed["params"]["up"], packed["batch_stats"]["norm"]
+        return up["kernel"], up["bias"], norm["mean"], norm["var"]
+
+    training = {"momentum": 0.8, "train": True}
+    return Case(model, plan, small, (variables,), (packed,), packed, training, first)
+
+
+def equinox_case() -> Case:
+    import equinox as eqx
+
+    from jprune.frameworks import equinox as jeqx
+
+    class Net(eqx.Module):
+        up: Any
+        norm: Any
+        down: Any
+
+        def __init__(self, key):
+            self.up = eqx.nn.Linear(IN, WIDTH, key=key)
+            self.norm = eqx.nn.BatchNorm(WIDTH, "batch", momentum=0.8, mode="batch")
+            self.down = eqx.nn.Linear(WIDTH, OUT, key=key)
+
+        def __call__(self, x, state):
+            h, state = self.norm(self.up(x), state)
+            return self.down(jax.nn.relu(h)), state
+
+    model, state = eqx.nn.make_with_state(Net)(jax.random.key(0))
+    for x in BATCHES[:2]:  # a counter that is not 0: what is stored is not the mean
+        run = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+        _, state = run(x, state)
+    model = eqx.nn.inference_mode(model)
+    deps = jeqx.groups(model, X[0], state)
+    plan = surgery.select(deps, deps.scores((model, state)), sparsity=0.5)
+    small, packed = jeqx.shrink(model, plan, state)
+
+    def first(state):
+        up, norm = small.packed.up, small.packed.norm
+        flat = norm.bias * 0
+        zero = norm(flat, state, inference=True)[0] - norm.bias  # -mean / sqrt(var)
+        slope = norm(flat + 1, state, inference=True)[0] - norm.bias - zero
+        return up.weight.T, up.bias, -zero / slope, 1 / slope**2 - 1e-5
+
+    tail = (state,), (packed,)
+    return Case(model, plan, small, (), (), packed, {}, first, *tail, x=X[0])
+
+
+def haiku_case() -> Case:
+    import haiku as hk
+
+    from jprune.frameworks import haiku as jhk
+
+    def net(x, is_training):
+        h = hk.Linear(WIDTH, name="up")(x)
+        h = hk.BatchNorm(True, True, 0.8, name="norm")(h, is_training)
+        return hk.Linear(OUT)(jax.nn.relu(h))
+
+    model = hk.transform_with_state(net)
+    trees = model.init(jax.random.key(0), X, True)
+    deps = jhk.groups(model, *trees, None, X, True)
+    plan = surgery.select(deps, deps.scores(trees), sparsity=0.5)
+    small, packed = jhk.shrink(model, plan), plan.pack(trees)
+
+    def first(pair):
+        params, state = pair
+        up = params["up"]
+        mean, var = (
+            state[f"norm/~/{name}_ema"]["average"][0] for name in ("mean", "var")
+        )
+        return up["w"], up["b"], mean, var
+
+    training = {"momentum": 0.8, "is_training": True}
+    call, tail = (*trees, None), (False,)
+    return Case(
+        model, plan, small, call, (*packed, None), packed, training, first, tail, tail
+    )
+
+
+def keras_case() -> Case:
+    import keras
+
+    from jprune.frameworks import keras as jkeras
+
+    model = keras.Sequential(
+        [
+            keras.Input((IN,)),
+            keras.layers.Dense(WIDTH),
+            keras.layers.BatchNormalization(momentum=0.8),
+            keras.layers.ReLU(),
+            keras.layers.Dense(OUT),
+        ]
+    )
+    deps = jkeras.groups(model, X)
+    plan = surgery.select(deps, deps.scores(jkeras.named(model)), sparsity=0.5)
+    small = jkeras.shrink(model, plan)
+
+    def first(small):
+        named = jkeras.named(small)
+        return [named[path] for path in named if "kernel" in path][:1] + [
+            next(named[path] for path in named if name in path)
+            for name in ("bias", "moving_mean", "moving_variance")
+        ]
+
+    return Case(model, plan, small, (), (), None, {}, first)
+
+
+NEEDS = {
+    "nnx": ("flax", nnx_case),
+    "linen": ("flax", linen_case),
+    "equinox": ("equinox", equinox_case),
+    "haiku": ("haiku", haiku_case),
+    "keras": ("keras", keras_case),
+}
+
+
+@pytest.fixture(autouse=True)
+def _promotion():
+    with jax.numpy_rank_promotion("allow"):  # Keras
+        yield
+
+
+@pytest.fixture(scope="module", params=NEEDS)
+def case(request):
+    package, make = NEEDS[request.param]
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    with jax.numpy_rank_promotion("allow"):
+        return make()
+
+
+def test_verify(case):
+    given = (*case.call, case.x, *case.tail)
+    found = surgery.verify(case.model, case.plan, *given)
+    assert found.ok and found.error < 1e-5
+    assert surgery.verify(case.model, case.plan, *given, reference="dense").error > 0
+
+
+def test_the_statistics_of_the_compact_network(case):
+    held = () if case.held is None else (case.held,)
+    new = compress.recalibrate(case.small, *held, BATCHES, **case.training)
+    assert (new is case.small) == (case.held is None)
+    kernel, bias, mean, var = case.first(new)
+    assert kernel.shape == (IN, WIDTH // 2)
+    hidden = [
+        np.asarray(x, np.float64) @ np.asarray(kernel) + np.asarray(bias)
+        for x in BATCHES
+    ]
+    np.testing.assert_allclose(mean, np.mean([h.mean(0) for h in hidden], 0), 2e-5)
+    np.testing.assert_allclose(var, np.mean([h.var(0) for h in hidden], 0), 2e-5)
+
+
+def test_flops_by_hand(case):
+    rows = ROWS if case.x.ndim == 2 else 1
+    dense = analysis.flops(case.model)(*case.call, case.x, *case.tail)
+    assert dense == DENSE_FLOPS * rows // ROWS
+    compact = analysis.flops(case.small)(*case.packed, case.x, *case.packed_tail)
+    assert compact == dense // 2
+
+
+def test_costs_of_a_plan(case):
+    given = (*case.call, case.x, *case.tail)
+    count = analysis.relative_cost("bytes", case.model, *given)
+    assert 0.4 < count(case.plan) < 0.7
+    assert 0.4 < analysis.relative_cost("flops", case.model, *given)(case.plan) < 0.9
+    assert analysis.relative_cost("latency", case.model, *given, rounds=1)(case.plan)
+
+
+def test_compare(case):
+    pairs = (case.model, case.small)
+    x = (case.x, *case.tail)
+    if case.tail and not case.call:  # Equinox: the state goes with the model
+        pairs = ((case.model, *case.tail), (case.small, *case.packed_tail))
+        x = (case.x,)
+    elif case.call:
+        trees = [c if len(c) == 1 else c[:2] for c in (case.call, case.packed)]
+        trees = [t[0] if len(t) == 1 else t for t in trees]
+        pairs = tuple(zip(pairs, trees, strict=True))
+        x = (*case.call[2:], *x)
+    both = analysis.compare(*pairs, *x, rounds=1)
+    assert both.dense.flops == 2 * both.compact.flops
+    assert both.compact.parameters < both.dense.parameters
+
+
+def test_a_call_that_is_not_in_training_mode_says_so():
+    pytest.importorskip("flax", reason="flax is not installed")
+    case = linen_case()
+    with pytest.raises(ValueError, match=r"no statistic moved.*`train=True`"):
+        compress.recalibrate(case.small, case.held, BATCHES, momentum=0.8)
+    with pytest.raises(ValueError, match="give `momentum=`"):
+        compress.recalibrate(case.small, case.held, BATCHES, train=True)
+    with pytest.raises(TypeError, match=r"`recalibrate\(model, variables, batches\)`"):
+        compress.recalibrate(case.small, BATCHES, momentum=0.8)
+
+
+def test_a_model_without_statistics():
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+    with pytest.raises(ValueError, match="no batch statistics: no `nnx.BatchStat`"):
+        compress.recalibrate(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), BATCHES)
+
+
+def test_a_function_takes_no_keywords():
+    with pytest.raises(TypeError, match=r"go with a model object, got \['train'\]"):
+        compress.recalibrate(lambda s, x: s, {}, BATCHES, train=True)
+    with pytest.raises(TypeError, match="takes `update`, `stats` and `batches`"):
+        compress.recalibrate(lambda s, x: s, {})
+
+
+def test_a_class_of_your_own_is_compared_as_a_function():
+    pytest.importorskip("flax", reason="flax is not installed")
+    case = linen_case()
+    with pytest.raises(TypeError, match="`compact` compares functions"):
+        surgery.verify(case.model, case.plan, *case.call, X, compact=case.small)
