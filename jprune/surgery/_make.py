@@ -30,7 +30,8 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
 
     Raises:
       TypeError: `deps` are no groups.
-      ValueError: for an unknown id, a wrong length or an index out of range.
+      ValueError: for an unknown id, a wrong length, an index out of range or named
+        twice, or numbers that are not whole.
     """
     require_groups(deps)
     chosen = {}
@@ -65,12 +66,25 @@ def _as_mask(group: Group, kept: Any) -> np.ndarray:
                 f"{array.shape}."
             )
         return array
+    if array.size and array.dtype.kind not in "iu":
+        raise value_error(
+            f"`keep` of {group.id!r} must hold bools or whole numbers, got "
+            f"{array.dtype}."
+        )
     mask = np.zeros(group.size, bool)
     index = array.astype(np.int64).reshape(-1)
     if index.size and (index.min() < 0 or index.max() >= group.size):
         raise value_error(
             f"`keep` of {group.id!r} must hold indices in 0..{group.size - 1}, got "
             f"{index.min()}..{index.max()}."
+        )
+    found, times = np.unique(index, return_counts=True)
+    if (times > 1).any():
+        twice = found[times > 1]
+        hint = " (A mask holds bools: `mask.astype(bool)`.)" if index.max() <= 1 else ""
+        raise value_error(
+            f"`keep` of {group.id!r} must name each index once, got "
+            f"{twice[0]} {times[times > 1][0]} times.{hint}"
         )
     mask[index] = True
     return mask
