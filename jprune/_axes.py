@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jprune._errors import injected, value_error
+from jprune._errors import injected, is_integer, value_error
 from jprune._tree import leaf_name
 from jprune._typing import PyTree
 
@@ -109,10 +109,10 @@ def axis_list(
       ValueError: `axis` is neither a number nor a tree with the structure of `tree`.
     """
     treedef = jax.tree.structure(tree)
-    if axis is None or isinstance(axis, int | np.integer):
-        return [axis] * treedef.num_leaves
     if isinstance(axis, jax.Array):
         raise value_error(f"`axis` must be a Python integer. {injected('axis')}")
+    if axis is None or is_integer(axis):
+        return [axis] * treedef.num_leaves
     try:
         given = treedef.flatten_up_to(axis)
     except ValueError as error:
@@ -123,7 +123,7 @@ def axis_list(
     for one in given:
         if tuples and isinstance(one, tuple):
             continue
-        if one is not None and not isinstance(one, int | np.integer):
+        if one is not None and not is_integer(one):
             raise value_error(
                 f"`axis` must hold a number or None for each leaf, got {one!r}."
             )

@@ -51,7 +51,7 @@ def require_static(**options: Any) -> None:
             "`optax.inject_hyperparams` name them in `static_args`."
         )
     for name, x in options.items():
-        if x is not None and not _is_integer(x):
+        if x is not None and not is_integer(x):
             raise value_error(
                 f"`{name}` must be a whole number, got {x!r}: use round(...)."
             )
@@ -81,7 +81,15 @@ def require_functions(**options: Any) -> None:
             )
 
 
-def _is_integer(x: Any) -> bool:
+def is_integer(x: Any) -> bool:
+    """Whether a value counts something: an integer of Python, NumPy or JAX, no bool.
+
+    Args:
+      x: anything.
+
+    Returns:
+      False also for `True`, 3.0 and arrays that are not 0-d.
+    """
     try:
         operator.index(x)
     except TypeError:

@@ -35,6 +35,7 @@ weights and plan apart::
     small.load_weights("small.weights.h5")
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -323,8 +324,15 @@ def _renumbered(plan: Plan, leaves: Mapping[str, Any]) -> Plan:
         old = sorted(plan.keep, key=lambda path: _natural(path[0]))
         new = sorted(paths, key=lambda path: _natural(path[0]))
         if [_bare(p[0]) for p in old] == [_bare(p[0]) for p in new]:
-            keep = {b: plan.keep[a] for a, b in zip(old, new, strict=True)}
-            plan = Plan(keep, free=plan.free, declared=plan.declared)
+            name = dict(zip(old, new, strict=True))
+            plan = dataclasses.replace(
+                plan,
+                keep={name[path]: kept for path, kept in plan.keep.items()},
+                lookups=tuple(
+                    tuple((name[path], axis) for path, axis in axes)
+                    for axes in plan.lookups
+                ),
+            )
     require_paths(
         plan,
         paths,

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
-from jprune._errors import value_error
+from jprune._errors import is_integer, listing, value_error
 from jprune._stacks import stacked_axes
-from jprune._tree import leaf_name, map_named
+from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import (
@@ -119,7 +119,7 @@ def is_n_of_m(
       A 0-d bool array.
 
     Raises:
-      ValueError: as `n_of_m`.
+      ValueError: as `n_of_m`, or no leaf is left to check.
     """
     _require_n_m(n, m)
     if scope is None:
@@ -143,14 +143,20 @@ def is_n_of_m(
         jnp.all(jnp.sum(_grouped(name, x != 0, m, axis), axis=-1) <= n)
         for name, x, axis in at
     ]
+    if not held and jax.tree.leaves(mask):
+        raise value_error(
+            "`is_n_of_m` finds no leaf to check: expected leaves of two axes or more "
+            "in `scope`, got only leaves that are out of it, 0-d, biases or "
+            f"embeddings.{listing([path for path, _ in named_leaves(mask)])}"
+        )
     return jnp.all(jnp.stack(held)) if held else jnp.array(True)
 
 
 def _require_n_m(n: int | jax.Array, m: int) -> None:
-    if is_traced(n):
-        return
-    whole = all(isinstance(x, int | np.integer) for x in (n, m))
-    if not whole or not 1 <= n <= m:
+    for name, x in (("n", n), ("m", m)):
+        if not is_traced(x) and not is_integer(x):
+            raise value_error(f"`{name}` must be an integer, got {x!r}.")
+    if not is_traced(n) and not 1 <= n <= m:
         raise value_error(f"N:M needs integers 1 <= n <= m, got n={n}, m={m}.")
 
 

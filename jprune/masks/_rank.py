@@ -207,7 +207,7 @@ def _require_room(keep: Any, floors: Sequence[int], units: Sequence[int]) -> Non
     if total < least:
         raise value_error(
             f"Asked to keep {total} in all, but `min_keep` guarantees {least} over "
-            f"{sum(units)} leaves. Lower `sparsity` or `min_keep`."
+            f"{sum(units)} leaves. Lower `sparsity`, raise `keep`, or lower `min_keep`."
         )
 
 

@@ -154,6 +154,10 @@ def blocks(
       Narang, Undersander and Diamos, "Block-Sparse Recurrent Neural Networks", arXiv
       1711.02782 (which reduces with "max").
     """
+    if not isinstance(block, Sequence) or isinstance(block, str):
+        raise value_error(
+            f"`block` must be a tuple of lengths, such as (4, 4), got {block!r}."
+        )
     scope = resolve_scope(scope, scores)
     leaves, names = in_scope(scores, scope), scoped_names(scores, scope)
     stacks = in_scope_list(stacked_axes(scores, stacked), scope)

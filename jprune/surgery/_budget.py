@@ -6,6 +6,7 @@ removed. So few plans are tried: FLOPs, which are free to count, say how far alo
 order to go, and the target is bracketed in them by false position.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -73,13 +74,14 @@ def cut_by_measure(
       k, of those tried the smallest within the budget.
 
     Raises:
-      ValueError: if nothing has to be removed, or all steps together are not enough.
+      ValueError: if nothing has to be removed, all steps together are not enough, or
+        a cost is no finite number.
     """
     seen: dict[int, float] = {}
 
     def cost(k: int) -> float:
         if k not in seen:
-            seen[k] = float(measure(k))
+            seen[k] = _number(measure(k))
         return seen[k]
 
     if cost(0) <= at_most:
@@ -108,6 +110,19 @@ def cut_by_measure(
             f"load its measure is noise.{excluded}"
         )
     return within
+
+
+def _number(cost: Any) -> float:
+    """A measured cost; NaN compares as false with every budget."""
+    try:
+        number = float(cost)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise value_error(
+            f"`cost` must return a finite number for every plan, got {cost!r}."
+        )
+    return number
 
 
 def _false_position(

@@ -218,7 +218,8 @@ def joined(
             "`other` was found without the state of this plan; declare it again in "
             f"`groups(shrink(fn, plan), state=...)`:{listing(missing)}"
         )
-    return {p: tuple(map(_compose, m, second[p])) for p, m in first.items()}
+    both = {p: tuple(map(_compose, m, second[p])) for p, m in first.items()}
+    return {**second, **both}
 
 
 def _compose(first: Any, second: Any) -> Any:

@@ -30,10 +30,14 @@ def plan_from_keep(deps: Groups, keep: Mapping[str, Any]) -> Plan:
 
     Raises:
       TypeError: `deps` are no groups.
-      ValueError: for an unknown id, a wrong length, an index out of range or named
-        twice, or numbers that are not whole.
+      ValueError: no mapping, an unknown id, a wrong length, an index that is out of
+        range, no integer, or given twice.
     """
     require_groups(deps)
+    if not isinstance(keep, Mapping):
+        raise value_error(
+            f"`keep` must be a mapping by group id, got {type(keep).__name__}."
+        )
     chosen = {}
     for name, kept in keep.items():
         chosen[deps.atoms[deps[name].id]] = _as_mask(deps[name], kept)
@@ -66,25 +70,24 @@ def _as_mask(group: Group, kept: Any) -> np.ndarray:
                 f"{array.shape}."
             )
         return array
-    if array.size and array.dtype.kind not in "iu":
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise value_error(
-            f"`keep` of {group.id!r} must hold bools or whole numbers, got "
-            f"{array.dtype}."
+            f"`keep` of {group.id!r} must hold bools or indices along one axis, got "
+            f"{array.dtype} of shape {array.shape}."
         )
     mask = np.zeros(group.size, bool)
-    index = array.astype(np.int64).reshape(-1)
+    index = array.astype(np.int64)
+    found, times = np.unique(index, return_counts=True)
+    if (times > 1).any():
+        twice = ", ".join(map(str, found[times > 1][:6]))
+        raise value_error(
+            f"`keep` of {group.id!r} must name each index once, got {twice} more than "
+            "once. A mask holds bools: `.astype(bool)`."
+        )
     if index.size and (index.min() < 0 or index.max() >= group.size):
         raise value_error(
             f"`keep` of {group.id!r} must hold indices in 0..{group.size - 1}, got "
             f"{index.min()}..{index.max()}."
-        )
-    found, times = np.unique(index, return_counts=True)
-    if (times > 1).any():
-        twice = found[times > 1]
-        hint = " (A mask holds bools: `mask.astype(bool)`.)" if index.max() <= 1 else ""
-        raise value_error(
-            f"`keep` of {group.id!r} must name each index once, got "
-            f"{twice[0]} {times[times > 1][0]} times.{hint}"
         )
     mask[index] = True
     return mask

@@ -24,6 +24,10 @@ def excluded_groups(deps: Groups, whole: Collection[str]) -> str:
 def named(deps: Groups, argument: str, patterns: Patterns) -> set[str]:
     """The ids of the groups that some patterns find."""
     found: set[str] = set()
+    if not isinstance(patterns, Collection):
+        raise value_error(
+            f"`{argument}` must be a regular expression or several, got {patterns!r}."
+        )
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         require_regex(argument, pattern)
         here = {group.id for group in deps.find(pattern)}

@@ -134,9 +134,14 @@ class Plan:
     def then(self, other: "Plan") -> "Plan":
         """This plan followed by a plan for its compact parameters, as one plan.
 
+        What either was declared with (`state=`, `lookups=`, outputs that shorten) holds
+        for both.
+
         Raises:
+          TypeError: if `other` is no plan.
           ValueError: if `other` is not a plan for the shapes this one leaves.
         """
+        require_plan(other, "other")
         if other.dense_shapes != self.compact_shapes:
             raise value_error(
                 "`other` must be a plan for the compact parameters of this plan: its "
@@ -148,9 +153,14 @@ class Plan:
                 path: tuple(map(_compose, masks, other.keep[path]))
                 for path, masks in self.keep.items()
             },
+            ties=_union(self.ties, other.ties),
+            free=_union(self.free, other.free),
+            declared=self.declared or other.declared,
             groups={},
             measured=None,
+            state=_union(self.state, other.state),
             inputs=_carried.joined(self.inputs, other.inputs),
+            lookups=_union(self.lookups, other.lookups),
         )
 
     def pack_state(
@@ -294,18 +304,19 @@ class Plan:
             )
 
 
-def require_plan(plan: Any) -> None:
+def require_plan(plan: Any, name: str = "plan") -> None:
     """Raises unless `plan` is a plan.
 
     Args:
       plan: what was given; groups, often.
+      name: of the argument.
 
     Raises:
       TypeError: anything else.
     """
     if not isinstance(plan, Plan):
         raise type_error(
-            f"`plan` must be a `surgery.Plan`, got {type(plan).__name__}: "
+            f"`{name}` must be a `surgery.Plan`, got {type(plan).__name__}: "
             "`surgery.select(deps, deps.scores(params), ...)` makes one."
         )
 
@@ -366,6 +377,11 @@ def _outer(masks: tuple[np.ndarray, ...]) -> np.ndarray:
     for mask in masks:
         out = np.logical_and.outer(out, mask)
     return out
+
+
+def _union(first: tuple, second: tuple) -> tuple:
+    """What either has, in order, once."""
+    return tuple(dict.fromkeys((*first, *second)))
 
 
 def _compose(first: np.ndarray, second: np.ndarray) -> np.ndarray:

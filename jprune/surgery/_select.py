@@ -12,12 +12,12 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsFloat, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, value_error
+from jprune._errors import is_integer, listing, value_error
 from jprune._groups import Group, Kind
 from jprune._tree import keys_text
 from jprune.masks._count import is_traced, removed_count
@@ -223,8 +223,7 @@ def choose(
             "give exactly one of `sparsity`, `flops`, `params` and `cost`, got "
             f"{given or 'none'}."
         )
-    if (cost is None) != (at_most is None):
-        raise value_error("`cost` and `at_most` belong together: give both or neither.")
+    _check_budget(cost, at_most)
     _check_options(ranking, round_to, min_keep, most)
     whole = named(deps, "exclude", exclude)
     pool = _candidates(deps, scores, exact, whole, kinds)
@@ -267,6 +266,17 @@ def _narrow(pool: Scores, round_to: int) -> str:
     )
 
 
+def _check_budget(cost: Any, at_most: Any) -> None:
+    if (cost is None) != (at_most is None):
+        raise value_error("`cost` and `at_most` belong together: give both or neither.")
+    if cost is not None and not callable(cost):
+        raise value_error(f"`cost` must be a function of a plan, got {cost!r}.")
+    if at_most is None:
+        return
+    if not isinstance(at_most, SupportsFloat) or not 0 < float(at_most) < math.inf:
+        raise value_error(f"`at_most` must be a positive number, got {at_most!r}.")
+
+
 def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> None:
     if ranking not in ("balanced", "global", "group", "isomorphic"):
         raise value_error(
@@ -274,12 +284,12 @@ def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> N
             f"{ranking!r}."
         )
     for name, value in (("round_to", round_to), ("min_keep", min_keep)):
-        if int(value) != value or value < 1:
+        if not is_integer(value) or value < 1:
             raise value_error(
-                f"`{name}` must be an integer of at least 1, got {value}."
+                f"`{name}` must be an integer of at least 1, got {value!r}."
             )
-    if not 0 < most <= 1:
-        raise value_error(f"`most` must be a fraction in (0, 1], got {most}.")
+    if not isinstance(most, float | int | np.number) or not 0 < most <= 1:
+        raise value_error(f"`most` must be a fraction in (0, 1], got {most!r}.")
 
 
 def _candidates(
@@ -361,8 +371,12 @@ def _fixed(
 ) -> dict[str, int]:
     """The kept counts of the groups that `ratios` names."""
     kept: dict[str, int] = {}
+    if not isinstance(ratios, Mapping):
+        raise value_error(
+            f"`ratios` must be a mapping from patterns to fractions, got {ratios!r}."
+        )
     for pattern, share in ratios.items():
-        if not 0 <= share < 1:
+        if not isinstance(share, float | int | np.number) or not 0 <= share < 1:
             raise value_error(
                 f"`ratios[{pattern!r}]` must be a fraction in [0, 1), got {share!r}."
             )

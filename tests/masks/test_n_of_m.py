@@ -121,7 +121,6 @@ def test_a_tree_of_axes():
 def test_is_n_of_m_counts_at_most_n():
     sparse = {"w": jnp.array([[1.0], [0.0], [0.0], [0.0], [2.0], [3.0], [0.0], [0.0]])}
     assert masks.is_n_of_m(sparse, 2, 4) and not masks.is_n_of_m(sparse, 1, 4)
-    assert masks.is_n_of_m({"bias": jnp.ones(8)}, 1, 4)  # nothing with two axes
     assert jax.jit(lambda p: masks.is_n_of_m(p, 2, 4))(sparse)
 
 
@@ -131,7 +130,10 @@ def test_is_n_of_m_counts_at_most_n():
         ({"w": (6, 2)}, 2, 4, None, r"m=4 does not divide axis 0 of w, shape \(6, 2\)"),
         ({"w": (8, 2)}, 5, 4, None, "N:M needs integers 1 <= n <= m, got n=5, m=4"),
         ({"w": (8, 2)}, 0, 4, None, "N:M needs integers 1 <= n <= m"),
-        ({"w": (8, 2)}, 1.5, 4, None, "N:M needs integers 1 <= n <= m, got n=1.5"),
+        ({"w": (8, 2)}, 1.5, 4, None, "`n` must be an integer, got 1.5"),
+        ({"w": (8, 2)}, True, 4, None, "`n` must be an integer, got True"),
+        ({"w": (8, 2)}, 2, "4", None, "`m` must be an integer, got '4'"),
+        ({"w": (8, 2)}, 2, 4, True, "`axis` must be a number or a tree of numbers"),
         (
             {"q": (8, 2)},
             2,
@@ -190,3 +192,11 @@ def test_pruned_weights_are_n_of_m_beside_wide_biases_and_embeddings():
     pruned = masks.apply(masks.n_of_m(params, 2, 4), params)
     assert masks.is_n_of_m(pruned, 2, 4) and not masks.is_n_of_m(params, 2, 4)
     assert not masks.is_n_of_m(params, 2, 4, axis=0, scope="embedding")
+
+
+def test_a_check_of_no_leaf_is_an_error():
+    """Whole leaves out of a mask's scope, or biases alone, prove nothing."""
+    for tree in ({"kernel": jnp.array(True)}, {"bias": jnp.ones((4, 4), bool)}):
+        with pytest.raises(ValueError, match="finds no leaf to check"):
+            masks.is_n_of_m(tree, 2, 4)
+    assert masks.is_n_of_m({}, 2, 4)

@@ -147,6 +147,7 @@ def test_errors_of_channels(arguments, message):
         ((0, 2), r"`block` must be positive integers, got \(0, 2\)"),
         ((), "`block` must be positive integers"),
         ((2.0,), "`block` must be positive integers"),
+        (2, r"`block` must be a tuple of lengths, such as \(4, 4\), got 2"),
     ],
 )
 def test_errors_of_blocks(block, message):

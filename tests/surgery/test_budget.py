@@ -88,6 +88,19 @@ def test_what_cannot_be_met_or_would_do_nothing_is_an_error(network):
         surgery.select(*network, cost=count, at_most=10, flops=0.5)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "fast", None])
+def test_a_cost_that_is_no_finite_number_is_refused(network, value):
+    """NaN compares as false with every budget: any plan would seem to meet it."""
+    with pytest.raises(ValueError, match=f"`cost` must return a finite .* {value!r}"):
+        surgery.select(*network, cost=lambda plan: value, at_most=0.5)
+
+
+@pytest.mark.parametrize("budget", [float("nan"), -1, 0, "0.5"])
+def test_a_budget_is_a_positive_number(network, budget):
+    with pytest.raises(ValueError, match="`at_most` must be a positive number"):
+        surgery.select(*network, cost=count, at_most=budget)
+
+
 def test_ready_made_costs_are_fractions_of_the_dense_network(network):
     whole = surgery.plan_from_keep(network[0], {})
     half = surgery.select(*network, sparsity=0.5, ranking="group")

@@ -125,16 +125,11 @@ def test_groups_that_rounding_keeps_whole_are_named(target, says):
 
 
 def test_an_index_that_is_given_twice():
-    says = r"`keep` of 'body/fc1:1' must name each index once, got 2 3 times\.$"
+    says = r"`keep` of 'body/fc1:1' must name each index once, got 2 more than once\."
     with pytest.raises(ValueError, match=says):
         surgery.plan_from_keep(DEPS, {FIRST: [0, 2, 2, 2]})
-
-
-def test_a_mask_of_integers_is_taken_for_indices_and_refused():
-    with pytest.raises(ValueError, match=r"index once, got 0 2 times. \(A mask holds"):
+    with pytest.raises(ValueError, match="got 0, 1 more than once. A mask holds bools"):
         surgery.plan_from_keep(DEPS, {FIRST: np.array([1, 0, 0, 1])})
-    with pytest.raises(ValueError, match="bools or whole numbers, got float"):
-        surgery.plan_from_keep(DEPS, {FIRST: [0.0, 1.5]})
 
 
 # A pattern that finds nothing.

@@ -223,6 +223,36 @@ def test_then_needs_the_shapes_it_left():
         plan.then(plan)
 
 
+def test_then_keeps_what_only_the_second_plan_declared():
+    """A vocabulary, an output that shortens, a cache: found on the compact function."""
+
+    def fn(p, tokens, cache):
+        h = jax.nn.relu(p["emb"][tokens] @ p["in"] + cache)
+        return jax.nn.relu(h @ p["mid"]) @ p["out"], h
+
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = {"emb": (9, 6), "in": (6, 8), "mid": (8, 7), "out": (7, 3)}
+    p = {
+        name: jax.random.normal(k, shape)
+        for k, (name, shape) in zip(keys, shapes.items(), strict=False)
+    }
+    call = jnp.array([0, 2]), jax.random.normal(keys[4], (2, 8))
+    first = surgery.plan_from_keep(surgery.groups(fn)(p, *call), {"mid:1": [0, 1, 4]})
+    small, packed = surgery.shrink(fn, first), first.pack(p)
+    declared = {"lookups": ["emb:0"], "state": {2: 1}}
+    deps = surgery.groups(small, **declared)(packed, *call)
+    keep = {"emb:0": [0, 2, 5], "emb:1": [0, 1], "in:1": [3, 4]}
+    second = surgery.plan_from_keep(deps, keep)
+    both = first.then(second)
+    twice = second.pack(packed)
+    cache = second.pack(call[1], argument=2)
+    got = surgery.shrink(fn, both)(twice, jnp.array([0, 1]), cache)
+    want = surgery.shrink(small, second)(twice, jnp.array([0, 1]), cache)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert got[1].shape == (2, 2) and both.lookups == second.lookups
+    np.testing.assert_array_equal(both.pack(call[1], argument=2), cache)
+
+
 # -- masks ---------------------------------------------------------------------------
 
 

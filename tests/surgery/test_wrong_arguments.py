@@ -70,3 +70,43 @@ def test_an_integer_is_a_count_and_a_text_no_number():
     ):
         with pytest.raises(TypeError, match="must be a number, got '0.9', a str"):
             call()
+
+
+@pytest.mark.parametrize(
+    "keep, message",
+    [
+        ({"up:1": [1.5]}, "bools or indices along one axis, got float64"),
+        ({"up:1": "0123"}, "bools or indices along one axis"),
+        ({"up:1": 3}, r"bools or indices along one axis, got int64 of shape \(\)"),
+        ({"up:1": [0, 0, 1]}, r"each index once, got 0 more than once"),
+        ({"up:1": np.ones(8, int)}, r"A mask holds bools: `\.astype\(bool\)`"),
+        (None, "`keep` must be a mapping by group id, got NoneType"),
+    ],
+)
+def test_kept_coordinates_are_bools_or_distinct_indices(keep, message):
+    with pytest.raises(ValueError, match=message):
+        surgery.plan_from_keep(DEPS, keep)
+    assert surgery.plan_from_keep(DEPS, {"up:1": []}).compact_shapes["up",] == (4, 0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"exclude": 3}, "`exclude` must be a regular expression or several, got 3"),
+        ({"most": "a"}, r"`most` must be a fraction in \(0, 1\], got 'a'"),
+        ({"round_to": "8"}, "`round_to` must be an integer of at least 1, got '8'"),
+        ({"ratios": 0.5}, "`ratios` must be a mapping from patterns"),
+        ({"ratios": {"up": "half"}}, r"must be a fraction in \[0, 1\), got 'half'"),
+    ],
+)
+def test_options_of_another_type(options, message):
+    given: Any = {"sparsity": 0.5, **options}
+    with pytest.raises(ValueError, match=message):
+        surgery.select(DEPS, SCORES, **given)
+
+
+def test_what_follows_a_plan_is_a_plan():
+    plan = surgery.plan_from_keep(DEPS, {"up:1": [0]})
+    wrong: Any = None
+    with pytest.raises(TypeError, match="`other` must be a `surgery.Plan`, got None"):
+        plan.then(wrong)
