@@ -1,7 +1,8 @@
-"""Groups by regular expressions: what `exclude` and `ratios` find."""
+"""Groups by regular expressions, and what errors say of groups that stay whole."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from jprune._errors import listing, nearest, require_regex, value_error
 from jprune._tree import keys_text
@@ -18,6 +19,18 @@ def excluded_groups(deps: Groups, whole: Collection[str]) -> str:
     return (
         " `exclude` keeps these groups whole, in each of which a pattern finds some "
         f"member, written or read ('fc/kernel:1' finds one axis):{listing(ids)}"
+    )
+
+
+def narrow_groups(pool: Mapping[str, Any], round_to: int) -> str:
+    """What an error says of the groups that `round_to` lets lose nothing."""
+    sizes = {name: score.shape[0] for name, score in pool.items()}
+    narrow = [f"{name}: {n}" for name, n in sizes.items() if n <= round_to]
+    if not narrow or round_to == 1:
+        return ""
+    return (
+        f" These groups are no wider than `round_to` {round_to} and stay whole:"
+        f"{listing(narrow)}"
     )
 
 

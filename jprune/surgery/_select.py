@@ -25,7 +25,7 @@ from jprune.surgery import _cut, _order
 from jprune.surgery._budget import Measured
 from jprune.surgery._groups import Groups
 from jprune.surgery._make import plan_from_keep, require_groups
-from jprune.surgery._patterns import Patterns, excluded_groups, named
+from jprune.surgery._patterns import Patterns, excluded_groups, named, narrow_groups
 from jprune.surgery._plan import Plan
 from jprune.surgery._reach import still_connected
 
@@ -227,7 +227,7 @@ def choose(
     _check_options(ranking, round_to, min_keep, most)
     whole = named(deps, "exclude", exclude)
     pool = _candidates(deps, scores, exact, whole, kinds)
-    excluded = excluded_groups(deps, whole) + _narrow(pool, round_to)
+    excluded = excluded_groups(deps, whole) + narrow_groups(pool, round_to)
     fixed = _fixed(deps, pool, ratios or {}, round_to, min_keep)
     kept: dict[str, Any] = {name: score.shape[0] for name, score in pool.items()}
     kept |= fixed
@@ -252,18 +252,6 @@ def choose(
             taken = _cut.by_cost(deps, steps, name, target, fixed, excluded)
         kept |= steps.kept(taken)
     return {name: _order.best(pool[name], kept[name]) for name in pool}
-
-
-def _narrow(pool: Scores, round_to: int) -> str:
-    """What an error says of the groups that `round_to` lets lose nothing."""
-    sizes = {name: score.shape[0] for name, score in pool.items()}
-    narrow = [f"{name}: {n}" for name, n in sizes.items() if n <= round_to]
-    if not narrow or round_to == 1:
-        return ""
-    return (
-        f" These groups are no wider than `round_to` {round_to} and stay whole:"
-        f"{listing(narrow)}"
-    )
 
 
 def _check_budget(cost: Any, at_most: Any) -> None:
