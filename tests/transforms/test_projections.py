@@ -77,7 +77,9 @@ def test_mask_of_another_structure(make):
     params = {"w": jnp.ones((2, 2)), "v": jnp.ones((2, 2))}
     with pytest.raises(ValueError, match="exactly the structure.*\n  missing: v"):
         make({"w": jnp.ones((2, 2), bool)}).init(params)
-    with pytest.raises(ValueError, match=r"`mask` at v must have .*shape \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"(?s)`mask` must have the shape.*v: \(2,\) against"
+    ):
         make({"w": jnp.ones((2, 2), bool), "v": jnp.ones(2, bool)}).init(params)
     with pytest.raises(ValueError, match="exactly the structure"):
         make({"w": jnp.ones((2, 2), bool), "v": None}).init(params)
@@ -252,6 +254,22 @@ def test_finish_masks_an_average():
     assert int(jnp.sum(average["w"] != 0)) > 16
     final, mask = transforms.finish(average, lambda p: masks.unstructured(p, 0.75))
     assert int(jnp.sum(final["w"] != 0)) == 16 == int(masks.count(mask))
+
+
+def test_scores_in_place_of_a_mask_are_refused():
+    """They would keep nearly everything, and nothing would tell."""
+    params = {"w": jnp.ones((2, 2))}
+    for call in (
+        lambda: transforms.finish(params, lambda p: p),
+        lambda: transforms.prune_once(lambda p: p, step=0).init(params),
+        lambda: transforms.keep_masked(params).init(params),
+        lambda: transforms.mask_updates(lambda p: p).init(params),
+        lambda: transforms.diagnostics(params, params),
+    ):
+        with pytest.raises(ValueError, match=r"`mask` must hold bools.*\n  w: float32"):
+            call()
+    with pytest.raises(ValueError, match="missing: w"):
+        transforms.diagnostics(params, {"a": jnp.ones((2, 2), bool)})
 
 
 @pytest.mark.parametrize("select", [0.9, {"w": np.ones((2, 2), bool)}])
