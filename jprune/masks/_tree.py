@@ -27,9 +27,9 @@ def apply(mask: Mask, params: Params) -> Params:
       Parameters with exact zeros where the mask is False (NaN and inf included).
 
     Raises:
-      ValueError: structures or shapes that differ.
+      ValueError: structures or shapes that differ, or no mask.
     """
-    _require_fit(mask, params)
+    require_fit(mask, params)
     return jax.tree.map(
         lambda m, p: jnp.where(m, p, jnp.zeros((), jnp.result_type(p))), mask, params
     )
@@ -81,7 +81,7 @@ def intersect(*masks: Mask) -> Mask:
         require_same_structure("mask", mask, masks[0])
     largest = jax.tree.map(lambda *ms: max(ms, key=jnp.ndim), *masks)
     for mask in masks:
-        _require_fit(mask, largest)
+        require_fit(mask, largest)
     return jax.tree.map(lambda *ms: functools.reduce(jnp.logical_and, ms, True), *masks)
 
 
@@ -148,7 +148,7 @@ def _removed_and_size(
 ) -> tuple[list[tuple[jax.Array, int]], int]:
     """What is removed of each leaf, as count and factor, and how many there are."""
     like = mask if params is None else params
-    _require_fit(mask, like)
+    require_fit(mask, like)
     if scope is None:
         scope = jax.tree.map(lambda m: params is not None or jnp.ndim(m) > 0, mask)
     require_same_structure("scope", scope, like)
@@ -161,10 +161,31 @@ def _removed_and_size(
     return removed, total
 
 
-def _require_fit(mask: Mask, params: Params) -> None:
-    """Raises unless `mask` has the structure of `params`, and their shapes or 0-d."""
+def require_fit(mask: Mask, params: Params) -> None:
+    """Raises unless `mask` is one for `params`.
+
+    Args:
+      mask: arrays of bools or integers, or their shapes; 0-d where a leaf stays whole.
+      params: the parameters, or their shapes.
+
+    Raises:
+      ValueError: other structures, shapes or dtypes. Scores or weights in place of a
+        mask would keep nearly everything, and nothing would tell.
+    """
     require_same_structure("mask", mask, params)
-    pairs = zip(named_leaves(mask), jax.tree.leaves(params), strict=True)
+    leaves = named_leaves(mask)
+    numbers = [
+        f"{path}: {jnp.result_type(m)}"
+        for path, m in leaves
+        if jnp.issubdtype(jnp.result_type(m), jnp.inexact)
+    ]
+    if numbers:
+        raise value_error(
+            "`mask` must hold bools, True = keep. Got scores or weights? A method or "
+            "`masks.unstructured` makes a mask of them, `masks.from_zeros` reads one "
+            f"off pruned weights.{listing(numbers)}"
+        )
+    pairs = zip(leaves, jax.tree.leaves(params), strict=True)
     bad = [
         f"{path}: {np.shape(m)} against {np.shape(p)}"
         for (path, m), p in pairs

@@ -41,7 +41,7 @@ def transformation(
     """
 
     def begin(params: Params) -> PyTree:
-        return own_buffers(init(params))
+        return own_buffers(init(params), params)
 
     def follow(
         updates: PyTree, state: PyTree, params: Params = None, **extra: Any
@@ -59,13 +59,14 @@ def transformation(
     return optax.GradientTransformationExtraArgs(begin, follow)
 
 
-def own_buffers(state: PyTree) -> PyTree:
+def own_buffers(state: PyTree, params: Params) -> PyTree:
     """`state` with every array in a buffer of its own.
 
     Masks and counters are copied: they may be the caller's, or one array in two places.
-    A floating array of some size was made by `init`; it is copied if it comes twice.
+    A floating array of some size was made by `init`; it is copied if it comes twice, or
+    is a parameter (an inner optimizer such as Prodigy keeps where it started).
     """
-    seen: set[int] = set()
+    seen = {id(x) for x in jax.tree.leaves(params)}
 
     def own(x: Any) -> Any:
         moment = jnp.issubdtype(jnp.result_type(x), jnp.floating) and jnp.ndim(x)

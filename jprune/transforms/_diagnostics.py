@@ -6,6 +6,7 @@ import optax
 
 from jprune import masks
 from jprune._typing import Mask, Params, PyTree
+from jprune.masks._tree import require_fit
 
 
 def diagnostics(
@@ -30,7 +31,11 @@ def diagnostics(
       0-d arrays: `targeted_fraction` of what the mask covers, `largest_targeted`
       magnitude, with `previous` also `mask_churn` (fraction of covered scalars that
       changed sides), with `state` also `threshold_passes` (the most of any).
+
+    Raises:
+      ValueError: `mask` is none of the parameters.
     """
+    require_fit(mask, params)
     fraction = masks.sparsity(mask)
     targeted = [
         jnp.max(jnp.where(m, 0, jnp.abs(p)), initial=0).astype(jnp.float32)

@@ -10,6 +10,7 @@ import optax
 from jprune import masks
 from jprune._errors import injected, require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
+from jprune.masks._tree import require_fit
 from jprune.selection._count_true import count_true
 from jprune.transforms._build import renewed, total, transformation
 from jprune.transforms._projection import project
@@ -55,7 +56,8 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
 
     Raises:
       TypeError: `select` is not a function.
-      ValueError: a negative `step`; from `update`, no `params`.
+      ValueError: a negative `step`; from `init`, a `select` that gives no mask of the
+        parameters; from `update`, no `params`.
     """
     _require_function(select)
     require_static(step=step)
@@ -64,7 +66,8 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
 
     def init(params: Params) -> PruneOnceState:
         if jax.tree.leaves(params):
-            jax.eval_shape(select, params)  # bad targets and scopes fail here
+            # Bad targets, bad scopes, and what is no mask fail here.
+            require_fit(jax.eval_shape(select, params), params)
         return PruneOnceState(jnp.int32(step), jnp.int32(0))
 
     def update(
@@ -148,6 +151,7 @@ def finish(params: Params, select: Select) -> tuple[Params, Mask]:
 
     Raises:
       TypeError: `select` is not a function.
+      ValueError: it gives no mask of the parameters.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune._errors import value_error
-from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, Params, PyTree
+from jprune.masks._tree import require_fit
 from jprune.transforms._build import transformation
 from jprune.transforms._projection import checkerboard, project
 
@@ -121,12 +120,5 @@ def _initial(mask: Mask | Callable[[Params], Mask], params: Params) -> Mask:
     if not jax.tree.leaves(params):
         return params
     given = mask(params) if callable(mask) else mask
-    require_same_structure("mask", given, params)
-    pairs = zip(named_leaves(given), jax.tree.leaves(params), strict=True)
-    for (path, m), p in pairs:
-        if jnp.ndim(m) and jnp.shape(m) != jnp.shape(p):
-            raise value_error(
-                f"`mask` at {path} must have the parameter's shape {jnp.shape(p)} or "
-                f"be a 0-d bool, got {jnp.shape(m)}."
-            )
+    require_fit(given, params)
     return jax.tree.map(lambda m: jnp.asarray(m, bool), given)

@@ -258,7 +258,11 @@ class Leaves:
     """The leaves in scope with their unfoldings; what is static about a tree."""
 
     def __init__(self, params: Params, scope: Any, kind: Unfold) -> None:
-        self.scope = resolve_scope(scope, params)
+        self.scope = jax.tree.map(
+            lambda taken, w: taken and np.size(w) > 0,  # no values, nothing to cut
+            resolve_scope(scope, params),
+            params,
+        )
         self.unfoldings = []
         if jax.tree.leaves(params):
             inside = zip(

@@ -122,12 +122,14 @@ def test_size():
 
 MISSHAPEN = MASK | {"b": jnp.array([True, False])}
 OTHER_TREE = {"w": MASK["w"], "b": None, "n": True}
+SCORES = MASK | {"b": jnp.ones(3)}
 
 
 @pytest.mark.parametrize("mask, message", [
     (MISSHAPEN, r"`mask` must have the shape.*\n  b: \(2,\) against \(3,\)"),
     (MASK | {"n": jnp.array([True])}, r"n: \(1,\) against \(\)"),
     (OTHER_TREE, r"(?s)`mask` must have exactly the structure.*missing: b"),
+    (SCORES, r"(?s)`mask` must hold bools.*Got scores or weights.*\n  b: float32"),
 ])  # fmt: skip
 def test_masks_that_do_not_fit(mask, message):
     for use in (masks.apply, masks.count, masks.sparsity):

@@ -467,7 +467,9 @@ def test_bad_targets():
         make(optax.sgd(0.1), 1.0).init(params)
     with pytest.raises(ValueError, match="`mask` holds a 0-d True for every leaf"):
         make(optax.sgd(0.1), mask={"w": True, "b": True}).init(params)
-    with pytest.raises(ValueError, match="`mask` at w must have the parameter's shape"):
+    with pytest.raises(
+        ValueError, match="`mask` must have the shape of each parameter"
+    ):
         make(optax.sgd(0.1), mask={"w": jnp.ones(3, bool), "b": True}).init(params)
     with pytest.raises(ValueError, match="No leaf is prunable"):
         make(optax.sgd(0.1), 0.5).init({"b": jnp.ones(4)})

@@ -54,6 +54,18 @@ def test_a_fresh_state_holds_no_buffer_twice(case):
     assert len(found) == len(set(found))
 
 
+@pytest.mark.parametrize("inner", [optax.contrib.prodigy, optax.contrib.dadapt_adamw])
+def test_an_inner_optimizer_that_keeps_the_parameters(inner):
+    """Prodigy and D-Adaptation remember where they started: not in the same buffer."""
+    for tx in (
+        transforms.drop_and_grow(inner(), 0.5),
+        transforms.grow_and_prune(inner(), 0.5, partitions=1, period=2, steps=1),
+    ):
+        params = jax.tree.map(jnp.copy, tree("dict"))
+        found = pointers((params, tx.init(params)))
+        assert len(found) == len(set(found))
+
+
 @CASES
 def test_parameters_and_state_are_donated(case):
     tx = case.make()

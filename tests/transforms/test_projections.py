@@ -10,7 +10,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jprune import masks, transforms
-from jprune.transforms._iterative import iterative_sparsities
 from tests.transforms.table import gradients, tree
 
 
@@ -77,7 +76,9 @@ def test_mask_of_another_structure(make):
     params = {"w": jnp.ones((2, 2)), "v": jnp.ones((2, 2))}
     with pytest.raises(ValueError, match="exactly the structure.*\n  missing: v"):
         make({"w": jnp.ones((2, 2), bool)}).init(params)
-    with pytest.raises(ValueError, match=r"`mask` at v must have .*shape \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"(?s)`mask` must have the shape.*v: \(2,\) against"
+    ):
         make({"w": jnp.ones((2, 2), bool), "v": jnp.ones(2, bool)}).init(params)
     with pytest.raises(ValueError, match="exactly the structure"):
         make({"w": jnp.ones((2, 2), bool), "v": None}).init(params)
@@ -102,8 +103,15 @@ def test_schedules_g2_cosine_and_iterative():
     path, _ = train(tx, {"w": jax.random.normal(jax.random.key(0), (10, 10))}, 12)
     zeros = [int(jnp.sum(p["w"] == 0)) for p in path]
     assert [zeros[t] for t in (0, 5, 10, 11)] == [0, 40, 80, 80]
-    densities = 1 - np.asarray(iterative_sparsities(0.9, 4))
-    np.testing.assert_allclose(densities, [0.5623, 0.3162, 0.1778, 0.1], atol=5e-5)
+    masks_of = []
+    transforms.prune_iteratively(
+        lambda p, mask: masks_of.append(mask) or p,
+        {"w": jax.random.normal(jax.random.key(0), (100, 200))},
+        0.9,
+        rounds=4,
+    )
+    densities = [1 - masks.sparsity(mask) for mask in masks_of]
+    np.testing.assert_allclose(densities, [1, 0.5623, 0.3162, 0.1778, 0.1], atol=8e-5)
 
 
 def test_last_update_at_end_whatever_the_period():
@@ -254,6 +262,22 @@ def test_finish_masks_an_average():
     assert int(jnp.sum(final["w"] != 0)) == 16 == int(masks.count(mask))
 
 
+def test_scores_in_place_of_a_mask_are_refused():
+    """They would keep nearly everything, and nothing would tell."""
+    params = {"w": jnp.ones((2, 2))}
+    for call in (
+        lambda: transforms.finish(params, lambda p: p),
+        lambda: transforms.prune_once(lambda p: p, step=0).init(params),
+        lambda: transforms.keep_masked(params).init(params),
+        lambda: transforms.mask_updates(lambda p: p).init(params),
+        lambda: transforms.diagnostics(params, params),
+    ):
+        with pytest.raises(ValueError, match=r"`mask` must hold bools.*\n  w: float32"):
+            call()
+    with pytest.raises(ValueError, match="missing: w"):
+        transforms.diagnostics(params, {"a": jnp.ones((2, 2), bool)})
+
+
 @pytest.mark.parametrize("select", [0.9, {"w": np.ones((2, 2), bool)}])
 def test_a_number_or_a_mask_is_no_select(select):
     message = r"`select` must be a function .* got (float|dict)\. .*`masks\.apply`"
@@ -399,8 +423,6 @@ def quadratic_training(goal):
 def test_iterative_magnitude_pruning(rewind):
     goal = {"w": jnp.array([[8.0, 7, 6, 5, 4, 3, 2, 1]])}
     start = {"w": jnp.full((1, 8), 0.1)}
-    rounds = iterative_sparsities(0.75, 2)
-    np.testing.assert_allclose(rounds, [0.5, 0.75])
     seen = []
 
     def train_and_note(params, mask):
@@ -432,4 +454,4 @@ def test_iterative_errors():
                 run, {"w": jnp.ones((1, 2))}, sparsity, rounds=rounds
             )
     with pytest.raises(ValueError, match="`rounds` must be at least 1"):
-        iterative_sparsities(0.5, 0)
+        transforms.prune_iteratively(run, {"w": jnp.ones((1, 2))}, 0.5, rounds=0)

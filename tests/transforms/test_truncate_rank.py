@@ -272,6 +272,17 @@ def test_zero_kernels_and_scope():
     chex.assert_tree_all_finite(found)
 
 
+def test_a_kernel_without_values_stays_as_it_is():
+    """What surgery leaves of an emptied branch."""
+    params = {"a": {"kernel": jnp.eye(4)}, "empty": {"kernel": jnp.zeros((0, 4))}}
+    found = compress.truncate(params, energy=0.5)
+    assert [int(k["kernel"]) for k in found.ranks.values()] == [2, 0]
+    tx = transforms.trp(0.1, every=1, total_steps=2)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert optax.apply_updates(params, updates)["empty"]["kernel"].shape == (0, 4)
+    assert int(state.ranks["empty"]["kernel"]) == 0
+
+
 def test_finish_uses_the_ranks_reached():
     rng = np.random.default_rng(5)
     params = {"kernel": jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)}
