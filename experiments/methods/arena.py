@@ -64,7 +64,7 @@ class Arena(NamedTuple):
     groups: list[Any]
     tune: Callable[[Ready, Run, int], Fit]
     whole: Callable[..., jax.Array]
-    decay: dict[str, float]
+    decay: dict[str, Any]
 
     @property
     def tree(self) -> Any:

@@ -4,7 +4,6 @@ Each prepares the dense network for `epochs`; `prepared` makes it a method that 
 cuts, trains on for `tune_epochs`, and tells a row for each budget.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,7 +36,6 @@ def prepared(make: Callable[..., Entrants]) -> Callable[..., Iterator[Row]]:
       make: prepares its entrants.
     """
 
-    @functools.wraps(make)
     def method(
         lab: Lab,
         dense: Fit,
@@ -56,19 +54,18 @@ def prepared(make: Callable[..., Entrants]) -> Callable[..., Iterator[Row]]:
             for share in flops:
                 yield entrant(arena, prepare(share), name, share, tune_epochs)
 
-    mine = [p for p in _parameters(method, False) if p.kind is not p.VAR_KEYWORD]
+    mine = [p for p in _parameters(method) if p.kind is not p.VAR_KEYWORD]
     theirs = [p for p in _parameters(make) if p.kind is p.KEYWORD_ONLY]
     method.__signature__ = inspect.Signature([*mine, *theirs])  # for the checks
+    method.__doc__ = make.__doc__
     return method
 
 
-def _parameters(
-    fn: Callable[..., Any], wrapped: bool = True
-) -> list[inspect.Parameter]:
-    return [*inspect.signature(fn, follow_wrapped=wrapped).parameters.values()]
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
 
 
-def _prepared(arena: Arena, name: str, share: float | None, epochs: int, tx: Any):
+def _trained(arena: Arena, name: str, share: float | None, epochs: int, tx: Any):
     """The dense network after `epochs` of the transformation `tx`."""
     lab = arena.lab
     run = lab.run(
@@ -111,7 +108,7 @@ def arena_slimming(
     shared: Any = {**arena.decay, "strength": strength, "nesterov": False}
     rate = warmup_cosine(lr, epochs * arena.lab.per_epoch)
     slim = transforms.network_slimming(rate, **shared)
-    slimmed = _prepared(arena, "slimming", None, epochs, slim)
+    slimmed = _trained(arena, "slimming", None, epochs, slim)
 
     def kept(share: float) -> Any:
         return arena.keeps(arena.norms(slimmed.params), share, "global")
@@ -121,7 +118,7 @@ def arena_slimming(
 
     def by_mask(share: float) -> Ready:
         tx = transforms.masksparsity(rate, arena.groups, kept(share), **shared)
-        done = _prepared(arena, "masksparsity", share, epochs, tx)
+        done = _trained(arena, "masksparsity", share, epochs, tx)
         return ready(arena, done, kept(share))
 
     return {"slimming": by_slimming, "masksparsity": by_mask}
@@ -162,7 +159,7 @@ def arena_csgd(
             total_steps=epochs * arena.lab.per_epoch,
             **arena.decay,
         )
-        done = _prepared(arena, "csgd", share, epochs, tx)
+        done = _trained(arena, "csgd", share, epochs, tx)
         tree = structured.variables(done.params, done.stats)
         index = structured.examples(arena.lab, arena.lab.batch)
         merged = compress.merge(
@@ -216,7 +213,7 @@ def arena_tpp(
             interval=interval,
             **arena.decay,
         )
-        done = _prepared(arena, "tpp", share, epochs, tx)
+        done = _trained(arena, "tpp", share, epochs, tx)
         return ready(arena, done, keeps)
 
     return {"tpp": prepare}
@@ -264,7 +261,7 @@ def arena_swd(
             ),
             remove=False,
         )
-        done = _prepared(arena, "swd channels", share, epochs, tx)
+        done = _trained(arena, "swd channels", share, epochs, tx)
         return ready(
             arena, done, arena.keeps(arena.norms(done.params), share, "global")
         )

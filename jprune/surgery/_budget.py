@@ -36,7 +36,9 @@ class Measured(NamedTuple):
         return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
 
     def doubt(self, at_most: float) -> str:
-        """Why the budget may not be met, a sentence; empty if it is."""
+        """Why the budget may not be met, a sentence; empty if it surely is."""
+        if self.high <= at_most:
+            return ""
         if self.high - self.low >= abs(1 - at_most):
             return (
                 f"Half of the rounds differ by {self.high - self.low:.2g} or more, as "

@@ -96,9 +96,9 @@ class Plan:
             gradients, scores, masks with full-size leaves). Leaves that are not arrays
             pass.
           at: where `tree` lies inside the parameters, when it is a sub-tree: a key, or
-            a tuple of keys ("params"); it must be all that lies there. `()` for some of
-            the leaves, under their full paths (a part of an NNX state, the trainable
-            part of an Equinox module).
+            a tuple of keys ("params"); it must hold all that is cut there. `()` for
+            some of the leaves, under their full paths (a part of an NNX state, the
+            trainable part of an Equinox module).
           argument: when `tree` is not the parameters but state that was declared in
             `groups(..., state=)`: the number or keyword of that argument. Axes that
             lose nothing (batch, time) have any size.
@@ -292,15 +292,19 @@ class Plan:
         return out
 
     def _require_all(self, tree: PyTree, prefix: KeyTuple) -> None:
-        """Raises unless a tree has every leaf that the plan has there."""
+        """Raises unless a tree has every leaf that the plan cuts there."""
         held = {(*prefix, *path) for path, _ in keyed_leaves(tree)}
-        missing = [p for p in self.keep if p[: len(prefix)] == prefix and p not in held]
+        missing = [
+            keys_text(path)
+            for path in self.removed
+            if path[: len(prefix)] == prefix and path not in held
+        ]
         if missing:
             where = f" at {keys_text(prefix)}" if prefix else ""
             raise value_error(
-                f"`tree` must have every leaf that the plan has{where}; for a part of "
-                "them, under their full paths, say so by `at=()`. Missing:"
-                f"{listing([keys_text(path) for path in missing])}"
+                f"`tree` must have every leaf that the plan cuts{where}; for a part of "
+                f"them, under their full paths, say so by `at=()`. Missing:"
+                f"{listing(missing)}"
             )
 
 

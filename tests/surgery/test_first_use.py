@@ -26,7 +26,7 @@ PARAMS = jax.tree.map(
 )
 DEPS = surgery.groups(net)(PARAMS, jnp.ones((1, 2)))
 FIRST, SECOND = "body/fc1:1", "body/fc2:1"
-PLAN = surgery.plan_from_keep(DEPS, {FIRST: [0, 3]})
+PLAN = surgery.plan_from_keep(DEPS, {FIRST: [0, 3], SECOND: [0, 1]})
 
 
 def test_the_groups():
@@ -63,7 +63,7 @@ def test_packing_a_part_names_what_is_missing():
         with pytest.raises(ValueError, match=r"by `at=\(\)`. Missing:\n  head/fc3$"):
             do(part)
     inner = {"fc1": PARAMS["body"]["fc1"]}
-    says = r"has at body; .*Missing:\n  body/bias1\n  body/fc2$"
+    says = r"cuts at body; .*Missing:\n  body/bias1\n  body/fc2$"
     with pytest.raises(ValueError, match=says):
         PLAN.pack(inner, at="body")
     compact = PLAN.pack(PARAMS)
@@ -77,7 +77,20 @@ def test_packing_a_part_on_purpose():
         part["body"]["fc1"], np.asarray(PARAMS["body"]["fc1"])[:, [0, 3]]
     )
     body = PLAN.pack(PARAMS["body"], at="body")
-    assert body["fc2"].shape == (2, 3)
+    assert body["fc2"].shape == (2, 2)
+
+
+def test_a_leaf_that_stays_whole_may_be_missing():
+    """Such as the counters and keys of an NNX state, beside its parameters."""
+    first = surgery.plan_from_keep(DEPS, {FIRST: [0, 3]})
+    assert first.pack({"body": PARAMS["body"]})["body"]["fc2"].shape == (2, 3)
+
+
+def test_the_compact_network_is_no_reference():
+    small = surgery.shrink(net, PLAN)
+    says = "`verify` takes the dense function and parameters, .* compact shapes"
+    with pytest.raises(ValueError, match=says):
+        surgery.verify(small, PLAN, PLAN.pack(PARAMS), jnp.ones((1, 2)))
 
 
 # A target that asks for nothing.
