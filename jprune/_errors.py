@@ -4,6 +4,7 @@ Errors are plain `ValueError` and `TypeError`, so nothing has to be imported to 
 them; the prefix says where they come from in a long trace.
 """
 
+import difflib
 import operator
 import re
 from collections.abc import Sequence
@@ -111,8 +112,31 @@ def require_regex(name: str, pattern: str) -> None:
     except re.error as error:
         raise value_error(
             f"`{name}`={pattern!r} is not a regular expression ({error}); for a glob "
-            "such as '*/kernel' write '/kernel$'."
+            "such as '*/kernel' write '/kernel$', for '*' write '.*'."
         ) from error
+
+
+def nearest(pattern: str, names: Sequence[str], limit: int = 6) -> list[str]:
+    """Which of some names a pattern that found none may have meant, best first.
+
+    Those that it finds in another case, then those of which an entry is spelled like
+    its own longest run of letters.
+    """
+    try:
+        loose = re.compile(pattern, re.IGNORECASE)
+    except re.error:
+        loose = re.compile(re.escape(pattern), re.IGNORECASE)
+    near = [name for name in names if loose.search(name)]
+    if not near:
+        words = sorted(re.findall(r"[A-Za-z_]\w*", pattern), key=len)
+        word = words[-1].lower() if words else pattern
+        entries: dict[str, list[str]] = {}
+        for name in names:
+            for entry in re.split(r"[/:]", name.lower()):
+                entries.setdefault(entry, []).append(name)
+        close = difflib.get_close_matches(word, entries, 3)
+        near = [name for entry in close for name in entries[entry]]
+    return list(dict.fromkeys(near))[:limit]
 
 
 def listing(lines: Sequence[str], limit: int = 12) -> str:

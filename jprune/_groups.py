@@ -214,6 +214,44 @@ def member_leaves(
     return found
 
 
+def require_whole(
+    found: Sequence[tuple[Group, Sequence[tuple[AxisRef, Any, Any]]]],
+    roles: Sequence[Role] | None,
+) -> None:
+    """Raises where a tree holds some members of a group and lacks others that count.
+
+    Scores of half a group say nothing beside those of whole ones. A group of which the
+    tree holds nothing is no error: it has no score.
+
+    Args:
+      found: what `member_leaves` gave.
+      roles: those that count; None for all but "stat".
+
+    Raises:
+      ValueError: naming the group and the leaves that are missing.
+    """
+
+    def counts(ref: AxisRef) -> bool:
+        return ref.role != "stat" if roles is None else ref.role in roles
+
+    lines = []
+    for group, members in found:
+        held = {ref.path for ref, _, _ in members if counts(ref)}
+        lacks = dict.fromkeys(
+            keys_text(ref.path)
+            for ref in group.members
+            if held and ref.path not in held and counts(ref)
+        )
+        lines += [f"{path}, of the group {group.id!r}" for path in lacks]
+    if lines:
+        raise value_error(
+            "`tree` holds some members of these groups and lacks others, so their "
+            "scores would be those of a part. Pass the tree that the groups were found "
+            "on, or one that leaves whole groups out (`roles=` counts some members "
+            f"only). Missing:{listing(lines)}"
+        )
+
+
 def chosen(
     groups: Sequence[Group], keeps: Mapping[str, Any], what: str = "keeps"
 ) -> list[tuple[Group, Any]]:

@@ -64,6 +64,21 @@ def strict_promotion() -> Iterator[None]:
 
 
 @pytest.fixture
+def broadcasting() -> Iterator[None]:
+    """Ranks are promoted, as where users and frameworks write the program."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
+def double(broadcasting: None) -> Iterator[None]:
+    """Float64, for comparisons to rounding."""
+    del broadcasting
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
 def data_dir() -> Path:
     """The folder named by TFDS_DATA_DIR; the `data` marker skips where it is absent."""
     return Path(os.environ["TFDS_DATA_DIR"])

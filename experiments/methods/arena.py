@@ -55,6 +55,7 @@ class Arena(NamedTuple):
       groups: those inside the blocks, which lose channels.
       tune: `tune(ready, run, epochs)` -> the fine-tuned run.
       whole: the dense network, compiled: (variables, indices) -> logits.
+      decay: "momentum" and "weight_decay" of the training after the cut.
     """
 
     lab: Lab
@@ -63,6 +64,7 @@ class Arena(NamedTuple):
     groups: list[Any]
     tune: Callable[[Ready, Run, int], Fit]
     whole: Callable[..., jax.Array]
+    decay: dict[str, Any]
 
     @property
     def tree(self) -> Any:
@@ -133,7 +135,8 @@ def open_arena(
         return fit(lab, program(epochs), run, epochs, start=start, hyper=mask)
 
     whole = jax.jit(structured.network(lab))
-    return Arena(lab, dense, deps, structured.inner(deps), tune, whole)
+    decay = {"momentum": momentum, "weight_decay": weight_decay}
+    return Arena(lab, dense, deps, structured.inner(deps), tune, whole, decay)
 
 
 def entrant(

@@ -21,7 +21,7 @@ from experiments.methods.arena import (
     measured,
     open_arena,
 )
-from experiments.methods.arena_prepared import entrants, ready
+from experiments.methods.arena_prepared import Entrants, prepared, ready
 from experiments.methods.one_shot import recalibration
 from experiments.methods.reparameterized import train_theta
 from experiments.methods.swept import sgd
@@ -32,43 +32,31 @@ from experiments.schedules import warmup_cosine
 from jprune import analysis, compress, masks, reparam, transforms
 
 
+@prepared
 def arena_gates(
-    lab: Lab,
-    dense: Fit,
+    arena: Arena,
     *,
-    flops: tuple[float, ...],
     rate: float,
     channel_rate: float,
     epochs: int,
     lr: float,
     stats_momentum: float,
-    tune_epochs: int,
-    tune_lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> Iterator[Row]:
+) -> Entrants:
     """Learned gates on channels, their price settling at the budget.
 
     What the gates leave is brought to the budget exactly: those most open stay.
 
     Args:
-      lab: the shared part.
-      dense: the dense run.
-      flops: shares of the dense FLOPs that may be left.
+      arena: what all share.
       rate: of the price, for each step.
       channel_rate: Adam's learning rate for the gates.
       epochs: before the cut.
       lr: where the cosine of the weights starts.
       stats_momentum: of the network's running averages, measured anew at the cut.
-      tune_epochs: after the cut.
-      tune_lr: where their cosine starts.
-      momentum: of heavy ball, in both.
-      weight_decay: of the kernels, in both.
     """
-    tuning = {"momentum": momentum, "weight_decay": weight_decay}
-    arena = open_arena(lab, dense, lr=tune_lr, **tuning)
+    lab, dense = arena.lab, arena.dense
     refresh = recalibration(lab, stats_momentum)
-    weights = sgd(warmup_cosine(lr, epochs * lab.per_epoch), momentum, weight_decay)
+    weights = sgd(warmup_cosine(lr, epochs * lab.per_epoch), **arena.decay)
     tx = optax.partition(
         {
             "weights": weights,
@@ -92,42 +80,30 @@ def arena_gates(
         done = done._replace(stats=refresh(done.params, done.stats))
         return ready(arena, done, keeps, **{"expected flops": expected})
 
-    yield from entrants(arena, "gates", flops, tune_epochs, prepare)
+    return {"gates": prepare}
 
 
+@prepared
 def arena_scales(
-    lab: Lab,
-    dense: Fit,
+    arena: Arena,
     *,
-    flops: tuple[float, ...],
     price: float,
     epochs: int,
     lr: float,
     stats_momentum: float,
-    tune_epochs: int,
-    tune_lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> Iterator[Row]:
+) -> Entrants:
     """Shrinking scales: a proximal step whose price is the FLOPs that a channel costs.
 
     Trained once for all shares; the largest scales stay.
 
     Args:
-      lab: the shared part.
-      dense: the dense run.
-      flops: shares of the dense FLOPs that may be left.
+      arena: what all share.
       price: of the mean gate.
       epochs: before the cut.
       lr: where the cosine starts.
       stats_momentum: of the network's running averages, measured anew at the cut.
-      tune_epochs: after the cut.
-      tune_lr: where their cosine starts.
-      momentum: of heavy ball, in both.
-      weight_decay: of the kernels, in both.
     """
-    tuning = {"momentum": momentum, "weight_decay": weight_decay}
-    arena = open_arena(lab, dense, lr=tune_lr, **tuning)
+    lab, dense = arena.lab, arena.dense
     rate = warmup_cosine(lr, epochs * lab.per_epoch)
     r = reparam.shrinking_scales(
         arena.groups, price=price, learning_rate=rate, cost=arena.deps.flops
@@ -136,12 +112,12 @@ def arena_scales(
     def kernels(theta: Any) -> Any:
         return type(theta)(masks.prunable(theta.weights), {})
 
-    decay = optax.add_decayed_weights(weight_decay, mask=kernels)
+    decay = optax.add_decayed_weights(arena.decay["weight_decay"], mask=kernels)
     run = lab.run("scales before the cut")
     done = train_theta(
         lab,
         r,
-        optax.chain(decay, optax.sgd(rate, momentum)),
+        optax.chain(decay, optax.sgd(rate, arena.decay["momentum"])),
         run=run,
         epochs=epochs,
         start=(dense.params, dense.stats),
@@ -153,7 +129,7 @@ def arena_scales(
         keeps = arena.keeps(arena.norms(done.params), share, "global")
         return ready(arena, done, keeps)
 
-    yield from entrants(arena, "scales", flops, tune_epochs, prepare)
+    return {"scales": prepare}
 
 
 def arena_trp(

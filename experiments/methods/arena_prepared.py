@@ -1,9 +1,10 @@
 """Entrants of the structured arena that train before the cut; see `arena`.
 
-Each is a function of the configuration: it prepares the dense network for `epochs`,
-cuts, and trains on for `tune_epochs`.
+Each prepares the dense network for `epochs`; `prepared` makes it a method that then
+cuts, trains on for `tune_epochs`, and tells a row for each budget.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,21 +20,52 @@ from experiments.rules import percent
 from experiments.schedules import warmup_cosine
 from jprune import compress, masks, surgery, transforms
 
-Tuning = dict[str, Any]
+Entrants = dict[str, Callable[[float], Ready]]
+"""By name of the entrant: from a share of the FLOPs to its network at the cut."""
 
 
-def entrants(
-    arena: Arena,
-    name: str,
-    flops: tuple[float, ...],
-    tune_epochs: int,
-    prepare: Callable[[float], Ready],
-) -> Iterator[Row]:
-    for share in flops:
-        yield entrant(arena, prepare(share), name, share, tune_epochs)
+def prepared(make: Callable[..., Entrants]) -> Callable[..., Iterator[Row]]:
+    """Makes a method of `make(arena, *, epochs, ...) -> entrants`.
+
+    The method takes, beside the keywords of `make`: `flops`, the shares of the dense
+    FLOPs that may be left; `tune_epochs` and `tune_lr`, length of the training after
+    the cut and where its cosine starts; `momentum` and `weight_decay`, of that
+    training, and of the one before unless `make` says otherwise.
+
+    Args:
+      make: prepares its entrants.
+    """
+
+    def method(
+        lab: Lab,
+        dense: Fit,
+        *,
+        flops: tuple[float, ...],
+        tune_epochs: int,
+        tune_lr: float,
+        momentum: float,
+        weight_decay: float,
+        **own: Any,
+    ) -> Iterator[Row]:
+        arena = open_arena(
+            lab, dense, lr=tune_lr, momentum=momentum, weight_decay=weight_decay
+        )
+        for name, prepare in make(arena, **own).items():
+            for share in flops:
+                yield entrant(arena, prepare(share), name, share, tune_epochs)
+
+    mine = [p for p in _parameters(method) if p.kind is not p.VAR_KEYWORD]
+    theirs = [p for p in _parameters(make) if p.kind is p.KEYWORD_ONLY]
+    method.__signature__ = inspect.Signature([*mine, *theirs])  # for the checks
+    method.__doc__ = make.__doc__
+    return method
 
 
-def _prepared(arena: Arena, name: str, share: float | None, epochs: int, tx: Any):
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
+
+
+def _trained(arena: Arena, name: str, share: float | None, epochs: int, tx: Any):
     """The dense network after `epochs` of the transformation `tx`."""
     lab = arena.lab
     run = lab.run(
@@ -52,43 +84,31 @@ def ready(arena: Arena, done: Any, keeps: Any, **extra: float) -> Ready:
     return Ready(tree, arena.plan(keeps), uncut, done.seconds, extra)
 
 
+@prepared
 def arena_slimming(
-    lab: Lab,
-    dense: Fit,
+    arena: Arena,
     *,
-    flops: tuple[float, ...],
     strength: float,
     epochs: int,
     lr: float,
-    tune_epochs: int,
-    tune_lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> Iterator[Row]:
+) -> Entrants:
     """Network slimming, and MaskSparsity with the masks that slimming leaves.
 
     Slimming is trained once for all shares and cut at one threshold of the scales. The
     same channels go after MaskSparsity, which starts from the dense network again; its
-    search is that run of slimming, which comes on top of its own epochs.
+    search is that run of slimming, which comes on top of its own epochs. Both decay all
+    leaves before the cut.
 
     Args:
-      lab: the shared part.
-      dense: the dense run.
-      flops: shares of the dense FLOPs that may be left.
+      arena: what all share.
       strength: of the L1 penalty, in both.
       epochs: before the cut.
       lr: where their cosine starts.
-      tune_epochs: after the cut.
-      tune_lr: where their cosine starts.
-      momentum: of heavy ball, in both.
-      weight_decay: of all leaves before the cut, of the kernels after it.
     """
-    tuning: Tuning = {"momentum": momentum, "weight_decay": weight_decay}
-    arena = open_arena(lab, dense, lr=tune_lr, **tuning)
-    shared: Tuning = {**tuning, "strength": strength, "nesterov": False}
-    rate = warmup_cosine(lr, epochs * lab.per_epoch)
+    shared: Any = {**arena.decay, "strength": strength, "nesterov": False}
+    rate = warmup_cosine(lr, epochs * arena.lab.per_epoch)
     slim = transforms.network_slimming(rate, **shared)
-    slimmed = _prepared(arena, "slimming", None, epochs, slim)
+    slimmed = _trained(arena, "slimming", None, epochs, slim)
 
     def kept(share: float) -> Any:
         return arena.keeps(arena.norms(slimmed.params), share, "global")
@@ -98,109 +118,86 @@ def arena_slimming(
 
     def by_mask(share: float) -> Ready:
         tx = transforms.masksparsity(rate, arena.groups, kept(share), **shared)
-        done = _prepared(arena, "masksparsity", share, epochs, tx)
+        done = _trained(arena, "masksparsity", share, epochs, tx)
         return ready(arena, done, kept(share))
 
-    yield from entrants(arena, "slimming", flops, tune_epochs, by_slimming)
-    yield from entrants(arena, "masksparsity", flops, tune_epochs, by_mask)
+    return {"slimming": by_slimming, "masksparsity": by_mask}
 
 
+@prepared
 def arena_csgd(
-    lab: Lab,
-    dense: Fit,
+    arena: Arena,
     *,
-    flops: tuple[float, ...],
     strength: float,
     vector_multiplier: float,
     epochs: int,
     lr: float,
-    tune_epochs: int,
-    tune_lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> Iterator[Row]:
+) -> Entrants:
     """C-SGD: k-means clusters in every block become equal and are merged.
 
+    With Nesterov's momentum before the cut.
+
     Args:
-      lab: the shared part.
-      dense: the dense run.
-      flops: shares of the dense FLOPs that may be left.
+      arena: what all share.
       strength: the pull to the mean.
       vector_multiplier: of the pull, on norm scales and shifts.
       epochs: before the cut.
       lr: where their cosine starts.
-      tune_epochs: after the cut.
-      tune_lr: where their cosine starts.
-      momentum: of Nesterov before the cut, of heavy ball after it.
-      weight_decay: of the kernels.
     """
-    tuning: Tuning = {"momentum": momentum, "weight_decay": weight_decay}
-    arena = open_arena(lab, dense, lr=tune_lr, **tuning)
-    rate = warmup_cosine(lr, epochs * lab.per_epoch)
+    rate = warmup_cosine(lr, epochs * arena.lab.per_epoch)
 
     def prepare(share: float) -> Ready:
         keeps = arena.keeps(arena.filters(arena.tree), share)
         counts = {name: int(np.sum(keep)) for name, keep in keeps.items()}
-        clusters = compress.find_clusters(dense.params, arena.groups, keep=counts)
+        clusters = compress.find_clusters(arena.dense.params, arena.groups, keep=counts)
         tx = transforms.csgd(
             rate,
             arena.groups,
             clusters,
             strength=strength,
             vector_multiplier=vector_multiplier,
-            total_steps=epochs * lab.per_epoch,
-            **tuning,
+            total_steps=epochs * arena.lab.per_epoch,
+            **arena.decay,
         )
-        done = _prepared(arena, "csgd", share, epochs, tx)
+        done = _trained(arena, "csgd", share, epochs, tx)
         tree = structured.variables(done.params, done.stats)
-        index = structured.examples(lab, lab.batch)
+        index = structured.examples(arena.lab, arena.lab.batch)
         merged = compress.merge(
-            structured.network(lab), arena.deps, tree, clusters, index
+            structured.network(arena.lab), arena.deps, tree, clusters, index
         )
-        uncut = lab.logits(done.params, done.stats)
+        uncut = arena.lab.logits(done.params, done.stats)
         values = merged.plan.unpack(merged.variables)
         extra = {"deviation": max(merged.deviation.values())}
         return Ready(values, merged.plan, uncut, done.seconds, extra)
 
-    yield from entrants(arena, "csgd", flops, tune_epochs, prepare)
+    return {"csgd": prepare}
 
 
+@prepared
 def arena_tpp(
-    lab: Lab,
-    dense: Fit,
+    arena: Arena,
     *,
-    flops: tuple[float, ...],
     grow: float,
     interval: int,
     gram: float,
     ceiling: float,
     epochs: int,
     lr: float,
-    tune_epochs: int,
-    tune_lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> Iterator[Row]:
+) -> Entrants:
     """TPP: the filters of small L1 norm are decorrelated from the others, then zeroed.
 
+    All leaves decay before the cut.
+
     Args:
-      lab: the shared part.
-      dense: the dense run.
-      flops: shares of the dense FLOPs that may be left.
+      arena: what all share.
       grow: share of the preparation in which the strength grows.
       interval: steps between the zeroing of two groups.
       gram: weight of the Gram term.
       ceiling: of the strength.
       epochs: before the cut.
       lr: constant there.
-      tune_epochs: after the cut.
-      tune_lr: where their cosine starts.
-      momentum: of heavy ball, in both.
-      weight_decay: of all leaves before the cut, of the kernels after it.
     """
-    tuning: Tuning = {"momentum": momentum, "weight_decay": weight_decay}
-    arena = open_arena(lab, dense, lr=tune_lr, **tuning)
-    steps = epochs * lab.per_epoch
+    steps = epochs * arena.lab.per_epoch
 
     def prepare(share: float) -> Ready:
         keeps = arena.keeps(arena.filters(arena.tree), share)
@@ -214,49 +211,37 @@ def arena_tpp(
             ceiling=ceiling,
             gram=gram,
             interval=interval,
-            **tuning,
+            **arena.decay,
         )
-        done = _prepared(arena, "tpp", share, epochs, tx)
+        done = _trained(arena, "tpp", share, epochs, tx)
         return ready(arena, done, keeps)
 
-    yield from entrants(arena, "tpp", flops, tune_epochs, prepare)
+    return {"tpp": prepare}
 
 
+@prepared
 def arena_swd(
-    lab: Lab,
-    dense: Fit,
+    arena: Arena,
     *,
-    flops: tuple[float, ...],
     mu: float,
     a_min: float,
     a_max: float,
     epochs: int,
     lr: float,
-    tune_epochs: int,
-    tune_lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> Iterator[Row]:
+) -> Entrants:
     """SWD on channels: norm scales and shifts that the budget drops now decay harder.
 
+    `mu` is the decay before the cut.
+
     Args:
-      lab: the shared part.
-      dense: the dense run.
-      flops: shares of the dense FLOPs that may be left.
+      arena: what all share.
       mu: base weight decay before the cut.
       a_min: first strength of the selective decay.
       a_max: last one; exponential in between.
       epochs: before the cut.
       lr: where their cosine starts.
-      tune_epochs: after the cut.
-      tune_lr: where their cosine starts.
-      momentum: of heavy ball, in both.
-      weight_decay: of the kernels after the cut.
     """
-    arena = open_arena(
-        lab, dense, lr=tune_lr, momentum=momentum, weight_decay=weight_decay
-    )
-    steps = epochs * lab.per_epoch
+    steps = epochs * arena.lab.per_epoch
 
     def prepare(share: float) -> Ready:
         @jax.jit
@@ -270,15 +255,15 @@ def arena_swd(
             a_min=a_min,
             a_max=a_max,
             total_steps=steps,
-            momentum=momentum,
+            momentum=arena.decay["momentum"],
             select=lambda p: masks.from_groups(
                 p, arena.groups, keeps(p), roles=("scale", "bias")
             ),
             remove=False,
         )
-        done = _prepared(arena, "swd channels", share, epochs, tx)
+        done = _trained(arena, "swd channels", share, epochs, tx)
         return ready(
             arena, done, arena.keeps(arena.norms(done.params), share, "global")
         )
 
-    yield from entrants(arena, "swd channels", flops, tune_epochs, prepare)
+    return {"swd channels": prepare}

@@ -140,7 +140,7 @@ def _call(name: str, given: Any, args: tuple) -> tuple:
     if model_kind(given) not in (None, "linen", "haiku"):
         fn, args, _ = as_function(given, args, {})
         return fn, *args
-    pair = isinstance(given, tuple) and len(given) == 2
+    pair = isinstance(given, tuple) and len(given) == 2 and model_kind(given) is None
     if not pair or not (callable(given[0]) or model_kind(given[0])):
         raise type_error(
             f"`{name}` must be a pair `(apply, variables)`, or a model object that "

@@ -106,14 +106,23 @@ def in_turns(
     calls: Mapping[str, Callable[[], Any]], rounds: int, warmup: int
 ) -> dict[str, Latency]:
     """Median times of prepared calls, one each per round."""
+    times = seconds_in_turns(calls, rounds, warmup)
+    return {name: _summary(seconds) for name, seconds in times.items()}
+
+
+def seconds_in_turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, warmup: int
+) -> dict[str, list[float]]:
+    """The seconds of each call in each round; those of the warm-up are left out."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + rounds):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            took = time.perf_counter() - start
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: _summary(times) for name, times in seconds.items()}
+                seconds[name].append(took)
+    return seconds
 
 
 def of_arrays(call: Callable[[list[Any]], Any]) -> Callable[[list[Any]], list[Any]]:

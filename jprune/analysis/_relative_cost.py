@@ -14,8 +14,14 @@ import numpy as np
 from jprune._errors import value_error
 from jprune._jaxpr._trace import arrays_apart, is_array
 from jprune._typing import PyTree
-from jprune.analysis._latency import in_turns, of_arrays, prepared
+from jprune.analysis._latency import (
+    in_turns,
+    of_arrays,
+    prepared,
+    seconds_in_turns,
+)
 from jprune.surgery import Groups, Plan, plan_from_keep, shrink
+from jprune.surgery._budget import Measured
 from jprune.surgery._callable import as_function, require_function, state_outputs_of
 
 Measure = Callable[[Plan], float]
@@ -45,7 +51,8 @@ def relative_cost(
 
     Returns:
       `plan -> fraction`, for `surgery.select(cost=)`. Each call compiles the compact
-      network, but for "bytes".
+      network, but for "bytes". Of "latency" it has `again(plan)`, which measures anew
+      and tells the spread: `select` asks it about the plan that it accepts.
 
     Raises:
       TypeError: `fn` is no function and no model object.
@@ -61,7 +68,7 @@ def relative_cost(
     args = tuple(rest)
     require_function(fn, "groups")
     if of == "latency":
-        return _relative_latency(fn, params, args, rounds)
+        return _RelativeLatency(fn, params, args, rounds)
     if of == "bytes":
         dense = _bytes(params)
         return lambda plan: _bytes(plan.pack(_shapes(params))) / dense
@@ -132,19 +139,35 @@ def _shrunk(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     return shrink(fn, plan, state_outputs=state_outputs_of(fn))
 
 
-def _relative_latency(
-    fn: Callable[..., Any], params: PyTree, args: Any, rounds: int
-) -> Measure:
-    dense = functools.cache(lambda: prepared((fn, params, *args)))
+class _RelativeLatency:
+    """The time of a plan's compact network over that of the dense one, in turns."""
 
-    def measure(plan: Plan) -> float:
+    def __init__(
+        self, fn: Callable[..., Any], params: PyTree, args: Any, rounds: int
+    ) -> None:
+        self.fn, self.params, self.args, self.rounds = fn, params, args, rounds
+        self.dense = functools.cache(lambda: prepared((fn, params, *args)))
+
+    def __call__(self, plan: Plan) -> float:
         if not plan.removed:  # by definition; a small network's noise would be read
             return 1.0
-        compact = prepared((_shrunk(fn, plan), plan.pack(params), *args))
-        found = in_turns({"dense": dense(), "compact": compact}, rounds, 2)
+        found = in_turns(self._calls(plan), self.rounds, _WARMUP)
         return found["compact"].median / found["dense"].median
 
-    return measure
+    def again(self, plan: Plan) -> Measured:
+        """A second measurement, with the quartiles of the rounds' own fractions."""
+        times = seconds_in_turns(self._calls(plan), self.rounds, _WARMUP)
+        ratios = np.divide(times["compact"], times["dense"])
+        low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+        return Measured(float(median), float(low), float(high))
+
+    def _calls(self, plan: Plan) -> dict[str, Callable[[], Any]]:
+        small = _shrunk(self.fn, plan), plan.pack(self.params)
+        return {"dense": self.dense(), "compact": prepared((*small, *self.args))}
+
+
+_WARMUP = 2
+"""Calls that are not counted; the first compiles."""
 
 
 def _relative(

@@ -219,7 +219,8 @@ class CompactModule(nn.Module):
         mutable = () if self.is_initializing() else scope.mutable
         known = frozenset(variables)
         dense = _Call(setting.model, jprune_method, mutable, known)
-        small = shrunk(dense, setting.plan, setting.mean, setting.rng)
+        plan = _over(setting.plan, known)
+        small = shrunk(dense, plan, setting.mean, setting.rng)
         (out, made), new = small(variables, rngs or None, args, kwargs)
         self._store(made)
         self._store(_replaced(variables, new))
@@ -230,6 +231,12 @@ class CompactModule(nn.Module):
             for name, value in entries.items():
                 if not (missing and self.has_variable(collection, name)):
                     self.put_variable(collection, name, value)
+
+
+def _over(plan: Plan, collections: frozenset[str]) -> Plan:
+    """The plan for a call without some collections: a full forward has no cache."""
+    keep = {path: masks for path, masks in plan.keep.items() if path[0] in collections}
+    return dataclasses.replace(plan, keep=keep) if len(keep) < len(plan.keep) else plan
 
 
 def _plain(variables: Any) -> dict[str, Any]:

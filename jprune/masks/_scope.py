@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from jprune._errors import listing, require_regex, type_error, value_error
+from jprune._errors import (
+    listing,
+    nearest,
+    require_regex,
+    type_error,
+    value_error,
+)
 from jprune._tree import leaf_name, named_leaves, require_same_structure
 from jprune._typing import Mask, Params, PyTree, Scope
 
@@ -41,8 +47,9 @@ def prunable(
     Args:
       params: the parameters, or their shapes and dtypes (`jax.ShapeDtypeStruct`).
       include: a regular expression searched in the leaf path `a/b/kernel`, or a
-        predicate `(path, leaf) -> bool`; it replaces the default rule (a leaf must
-        still be floating).
+        predicate `(path, leaf) -> bool`; it replaces the default rule. Leaves that are
+        not floating are passed over where it would take any name (".*", "layer/"), and
+        refused where it asks for theirs.
       exclude: likewise; leaves it matches are left out.
       verbose: print each leaf with what was decided.
       names: a path for each leaf, in flattening order, where the tree has none: Keras
@@ -54,6 +61,7 @@ def prunable(
       leaves (as `optax.masked` and `optax.tree.map_params` hand over).
 
     Raises:
+      TypeError: `include` names a leaf that is not floating.
       ValueError: `params` has leaves and none of them is in scope, or `include` or
         `exclude` matches no leaf or is no regular expression; a list of arrays with two
         axes or more and no names, of which any could be an embedding.
@@ -78,9 +86,11 @@ def prunable(
             _matches(pattern, path, leaf) for path, leaf in leaves
         ):
             raise value_error(
-                f"`{name}`={pattern!r} matches no leaf. The leaves are:"
-                + listing([path for path, _ in leaves])
+                f"`{name}`={pattern!r} matches no leaf. {_leaves_near(pattern, leaves)}"
             )
+
+    if include is not None:
+        _require_floating(include, leaves)
 
     def takes_part(path: str, leaf: Any) -> bool:
         if not _is_floating(leaf):
@@ -107,6 +117,28 @@ def prunable(
     return jax.tree.unflatten(jax.tree.structure(params), decided)
 
 
+def _require_floating(include: Pattern, leaves: list[tuple[str, Any]]) -> None:
+    """Raises for a pattern that asks for the very name of a leaf that cannot be pruned.
+
+    It does if it matches the leaf, and would not under any other name.
+    """
+    for path, leaf in leaves:
+        if _is_floating(leaf) or not _matches(include, path, leaf):
+            continue
+        before, name, after = path.rpartition(leaf_name(path))
+        others = [f"{before}{x}{after}" for x in _OTHER_NAMES if x != name]
+        if not any(_matches(include, other, leaf) for other in others):
+            raise type_error(
+                f"Only floating leaves can be pruned, got {_kind(leaf)} at {path}, "
+                f"which {include!r} names. Leave it out of `scope` or `include`; a "
+                "pattern for any name, such as '.*', passes it over."
+            )
+
+
+_OTHER_NAMES = ("q", "other_name", "Other", "73")
+"""Names that stand for any other, of a leaf."""
+
+
 def _require_no_step(params: Params) -> None:
     """Raises for one 0-d integer: no parameters, but the step that a schedule gets."""
     dtype = getattr(params, "dtype", None)
@@ -117,6 +149,15 @@ def _require_no_step(params: Params) -> None:
             "it with the step: name the functions that are none (`select`, `scope`, "
             "`mask`, ...) in its `static_args`."
         )
+
+
+def _leaves_near(pattern: Pattern, leaves: list[tuple[str, Any]]) -> str:
+    """The leaves that a pattern may have meant, or all."""
+    paths = [path for path, _ in leaves]
+    near = nearest(pattern, paths) if isinstance(pattern, str) else []
+    if near and len(near) < len(paths) and len(paths) > 12:
+        return f"Near it are:{listing(near)}"
+    return f"The leaves are:{listing(near + [p for p in paths if p not in near])}"
 
 
 def _renamed(
@@ -166,7 +207,8 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
       ValueError: another structure than `params`, no leaf in scope, or a text that is
         no regular expression.
       TypeError: a leaf that is not a Python bool, or an integer or complex leaf in
-        scope.
+        scope: True in a tree, or named by an expression (one for any name, as ".*",
+        passes it over).
     """
     if not jax.tree.leaves(params):
         return params

@@ -8,7 +8,14 @@ import numpy as np
 
 from jprune._dtypes import in_host_memory
 from jprune._errors import value_error
-from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
+from jprune._groups import (
+    AxisRef,
+    Group,
+    Role,
+    member_leaves,
+    no_member,
+    require_whole,
+)
 from jprune._stacks import stacked_axes
 from jprune._typing import PyTree
 
@@ -73,8 +80,8 @@ def over_groups(
       the given roles in the tree is left out.
 
     Raises:
-      ValueError: no group has a member of the given roles in the tree; `signed` with
-        another `norm`.
+      ValueError: no group has a member of the given roles in the tree, or one has only
+        some of them there; `signed` with another `norm`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -97,9 +104,11 @@ def over_groups(
         raise value_error(f'Signed scores need `norm="l1"`, got {norm!r}.')
     if signed and reduce == "product":
         raise value_error('Signed scores add up: give reduce="sum", no product.')
+    there = member_leaves(tree, groups, at)
+    require_whole(there, roles)
     found = [
         (group, [m for m in members if _counts(m[0], m[2], roles)])
-        for group, members in member_leaves(tree, groups, at)
+        for group, members in there
     ]
     stacks = stacked_axes(tree, stacked)
     layers = {

@@ -18,7 +18,14 @@ import numpy as np
 
 from jprune._axes import whole_along
 from jprune._dtypes import wide
-from jprune._groups import AxisRef, Group, Role, member_leaves, no_member
+from jprune._groups import (
+    AxisRef,
+    Group,
+    Role,
+    member_leaves,
+    no_member,
+    require_whole,
+)
 from jprune._typing import PyTree
 
 _ROWS = 1024  # at a time, so that a wide layer needs no square of its width
@@ -64,8 +71,9 @@ def geometric_median(
       He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural
       Networks Acceleration", CVPR 2019, eq. (6).
     """
-    vectors = {}
-    for group, members in member_leaves(tree, groups, at):
+    vectors, found = {}, member_leaves(tree, groups, at)
+    require_whole(found, roles)
+    for group, members in found:
         parts = [
             _by_coordinate(ref, leaf, group.size)
             for ref, _, leaf in members

@@ -8,7 +8,7 @@ order to go, and the target is bracketed in them by false position.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jprune._errors import value_error
 
@@ -17,6 +17,41 @@ MOST_CALLS = 12
 
 CLOSE = 0.02
 """A plan this close below the budget ends the search, as a fraction of the budget."""
+
+
+class Measured(NamedTuple):
+    """A measure of an accepted plan, taken a second time; the dense network is 1.
+
+    Attributes:
+      median: over the rounds.
+      low: first quartile.
+      high: third quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+    def doubt(self, at_most: float) -> str:
+        """Why the budget may not be met, a sentence; empty if it surely is."""
+        if self.high <= at_most:
+            return ""
+        if self.high - self.low >= abs(1 - at_most):
+            return (
+                f"Half of the rounds differ by {self.high - self.low:.2g} or more, as "
+                f"much as the saving that is asked for, {1 - at_most:.2g}: this says "
+                "nothing. Measure on a quieter machine, with more `rounds`, or on a "
+                "larger input."
+            )
+        if self.low > at_most:
+            return (
+                f"That is over the budget of {at_most:.3g}: the first measurement was "
+                "lucky. Ask for less time, or measure with more `rounds`."
+            )
+        return ""
 
 
 def cut_by_measure(

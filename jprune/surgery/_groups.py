@@ -16,7 +16,7 @@ import jax
 import jax.tree_util as jtu
 import numpy as np
 
-from jprune._errors import type_error, value_error
+from jprune._errors import nearest, type_error, value_error
 from jprune._groups import AxisRef, Group, Kind, Role
 from jprune._jaxpr._trace import trace
 from jprune._stacks import stacked_axes
@@ -109,8 +109,10 @@ class Groups(Sequence[Group]):
         if isinstance(group_id, int | slice):
             return list(self._groups.values())[group_id]
         if group_id not in self._groups:
+            near = nearest(re.escape(str(group_id)), list(self._groups), 3)
+            hint = f" Near it: {', '.join(map(repr, near))}." if near else ""
             raise value_error(
-                f"there is no group {group_id!r}: see `deps.table()` for the ids."
+                f"there is no group {group_id!r}: see `deps.table()` for the ids.{hint}"
             )
         return self._groups[group_id]
 
@@ -204,7 +206,8 @@ class Groups(Sequence[Group]):
           `{group.id: [size]}`, of the groups that have members in `tree`.
 
         Raises:
-          ValueError: a leaf of another shape, or no group has a member.
+          ValueError: a leaf of another shape, no group has a member, or `tree` holds
+            some members of a group and lacks others.
           TypeError: a single object that is no array, such as a Keras model.
         """
         if jtu.all_leaves([tree]) and not hasattr(tree, "shape"):

@@ -77,11 +77,12 @@ def _as_mask(group: Group, kept: Any) -> np.ndarray:
         )
     mask = np.zeros(group.size, bool)
     index = array.astype(np.int64)
-    if np.unique(index).size != index.size:
+    found, times = np.unique(index, return_counts=True)
+    if (times > 1).any():
+        twice = ", ".join(map(str, found[times > 1][:6]))
         raise value_error(
-            f"`keep` of {group.id!r} must name each index once, got {index.size} of "
-            f"which {np.unique(index).size} differ. A mask holds bools: "
-            "`.astype(bool)`."
+            f"`keep` of {group.id!r} must name each index once, got {twice} more than "
+            "once. A mask holds bools: `.astype(bool)`."
         )
     if index.size and (index.min() < 0 or index.max() >= group.size):
         raise value_error(

@@ -19,9 +19,9 @@ import numpy as np
 
 from jprune._dtypes import in_host_memory
 from jprune._errors import listing, type_error, value_error
-from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
+from jprune._tree import KeyTuple, keyed_leaves, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
-from jprune.surgery import _carried, _numbering, _saved
+from jprune.surgery import _budget, _carried, _numbering, _saved
 from jprune.surgery._cells import take
 from jprune.surgery._split import is_split, take_split
 
@@ -46,6 +46,8 @@ class Plan:
         coordinates, None for the others, whose size is free.
       lookups: axes that the function looks up by number, as (path, axis), those that
         are one axis together.
+      measured: the latency over that of the dense network, measured again after the
+        plan was accepted; its quartiles. For `table` only, as `groups`.
     """
 
     keep: Mapping[KeyTuple, tuple[np.ndarray, ...]]
@@ -56,6 +58,7 @@ class Plan:
     state: _carried.Roots = ()
     inputs: Mapping[KeyTuple, _carried.Kept] = dataclasses.field(default_factory=dict)
     lookups: _numbering.Lookups = ()
+    measured: _budget.Measured | None = None
 
     def __repr__(self) -> str:
         shapes = self.dense_shapes, self.compact_shapes
@@ -93,13 +96,16 @@ class Plan:
             gradients, scores, masks with full-size leaves). Leaves that are not arrays
             pass.
           at: where `tree` lies inside the parameters, when it is a sub-tree: a key, or
-            a tuple of keys ("params").
+            a tuple of keys ("params"); it must hold all that is cut there. `()` for
+            some of the leaves, under their full paths (a part of an NNX state, the
+            trainable part of an Equinox module).
           argument: when `tree` is not the parameters but state that was declared in
             `groups(..., state=)`: the number or keyword of that argument. Axes that
             lose nothing (batch, time) have any size.
 
         Raises:
-          ValueError: for a path that the plan does not have, or another shape.
+          ValueError: for a path that the plan does not have, another shape, or leaves
+            that are missing (they are named).
         """
         return self._map(tree, at, pack_leaf, argument)
 
@@ -151,6 +157,7 @@ class Plan:
             free=_union(self.free, other.free),
             declared=self.declared or other.declared,
             groups={},
+            measured=None,
             state=_union(self.state, other.state),
             inputs=_carried.joined(self.inputs, other.inputs),
             lookups=_union(self.lookups, other.lookups),
@@ -246,6 +253,7 @@ class Plan:
         fn: Any,
         argument: Any = None,
         compact: bool = False,
+        part: bool = False,
     ) -> Any:
         keep = self.keep if argument is None else self.inputs
         prefix = (*prefix_of(argument), *prefix_of(at))
@@ -279,7 +287,25 @@ class Plan:
                 "`tree` must have the paths and shapes that the plan was made for (a "
                 f"sub-tree is given as `at={self._root(tree)!r}`).{listing(wrong)}"
             )
+        if argument is None and not part and at != ():
+            self._require_all(tree, prefix)
         return out
+
+    def _require_all(self, tree: PyTree, prefix: KeyTuple) -> None:
+        """Raises unless a tree has every leaf that the plan cuts there."""
+        held = {(*prefix, *path) for path, _ in keyed_leaves(tree)}
+        missing = [
+            keys_text(path)
+            for path in self.removed
+            if path[: len(prefix)] == prefix and path not in held
+        ]
+        if missing:
+            where = f" at {keys_text(prefix)}" if prefix else ""
+            raise value_error(
+                f"`tree` must have every leaf that the plan cuts{where}; for a part of "
+                f"them, under their full paths, say so by `at=()`. Missing:"
+                f"{listing(missing)}"
+            )
 
 
 def require_plan(plan: Any, name: str = "plan") -> None:

@@ -8,6 +8,7 @@ parameter target is found by bisection without tracing. One logic serves a plan 
 the host and a choice that training makes anew at every step, traced.
 """
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,19 +17,20 @@ from typing import Any, Literal, SupportsFloat, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import is_integer, listing, require_regex, value_error
+from jprune._errors import is_integer, listing, value_error
 from jprune._groups import Group, Kind
 from jprune._tree import keys_text
 from jprune.masks._count import is_traced, removed_count
 from jprune.surgery import _cut, _order
+from jprune.surgery._budget import Measured
 from jprune.surgery._groups import Groups
 from jprune.surgery._make import plan_from_keep, require_groups
+from jprune.surgery._patterns import Patterns, excluded_groups, named, narrow_groups
 from jprune.surgery._plan import Plan
 from jprune.surgery._reach import still_connected
 
 Ranking = Literal["balanced", "global", "group", "isomorphic"]
 _BY_RANK = ("group", "isomorphic")
-Patterns = str | Sequence[str]
 Scores = Mapping[str, Any]
 
 
@@ -66,8 +68,10 @@ def select(
         absolute count. The plan removes the fewest steps that meet it.
       params: the same for the number of parameters.
       cost: a measure of a plan, in any unit that falls as more is removed: seconds,
-        bytes, yours; `analysis.relative_cost` makes some. It is
-        called at most 12 times.
+        bytes, yours; `analysis.relative_cost` makes some. It is called at most 12
+        times. The latency of the plan that is accepted is measured once more, in turns
+        with the dense network: `plan.measured`, the median and quartiles, stands in
+        `plan.table()`.
       at_most: the budget for `cost`, in its unit. A plan within 2 % of it ends the
         search.
       ranking: what competes with what. "balanced": every group loses the same share,
@@ -86,7 +90,9 @@ def select(
         their scores, floor(s n + 1/2) of n; a target is met by the others. Of several
         patterns that find a group the last counts.
       most: the largest fraction that any group may lose.
-      round_to: kept counts are multiples of this, or all (8 or 128 suit hardware).
+      round_to: kept counts are multiples of this, or all. 8 is the least that suits
+        hardware, 64 or 128 wide layers on accelerators; a small network takes 4 or
+        less, since a group no wider than it stays whole.
       min_keep: least number kept of each group. It moves the budget to other groups.
       exact: only groups whose removal is proved to equal zeroing. False takes the
         others, too, and warns of those that it cuts.
@@ -103,12 +109,13 @@ def select(
     Raises:
       TypeError: `deps` are no groups.
       ValueError: not exactly one target, scores that do not fit, a pattern that finds
-        nothing, a target that cannot be met, or nothing that can be removed (with the
-        reasons).
+        nothing, a target that cannot be met or that is met already (`params=1.0`,
+        `sparsity=0.0`), or nothing that can be removed (with the reasons).
 
     Warns:
       UserWarning: a group that `ratios` does not name loses more than nine tenths; a
-        group that is cut is not exact.
+        group that is cut is not exact; the second measurement of a latency is over the
+        budget, or its spread as large as the saving that is asked for.
     """
     keep = choose(
         deps,
@@ -128,9 +135,24 @@ def select(
         allow_empty=allow_empty,
         kinds=kinds,
     )
-    asked = {name for p in ratios or () for name in _named(deps, "ratios", p)}
+    _require_removal(keep, given=bool(ratios))
+    asked = {name for p in ratios or () for name in named(deps, "ratios", p)}
     _warn_of(deps, keep, asked)
-    return plan_from_keep(deps, keep)
+    plan = plan_from_keep(deps, keep)
+    again = getattr(cost, "again", None)
+    return plan if again is None else _measured_again(plan, again(plan), at_most)
+
+
+def _measured_again(plan: Plan, found: Measured, at_most: float | None) -> Plan:
+    """The plan with its second measurement, and a warning where that is in doubt."""
+    assert at_most is not None
+    if doubt := found.doubt(at_most):
+        warnings.warn(
+            f"[jprune] measured again, the plan takes {found} of the dense time. "
+            f"{doubt}",
+            stacklevel=3,
+        )
+    return dataclasses.replace(plan, measured=found)
 
 
 def choose(
@@ -152,7 +174,7 @@ def choose(
     allow_empty: bool = False,
     kinds: Sequence[Kind] = ("coupled",),
 ) -> dict[str, Any]:
-    """What `select` keeps of each group, also of traced scores.
+    """What `select` keeps of each group, also of traced scores; it may be everything.
 
     With scores that are traced (inside a training step, which may ask again at every
     step) the result is traced. Costs are then float32: where two heads of the order
@@ -203,9 +225,9 @@ def choose(
         )
     _check_budget(cost, at_most)
     _check_options(ranking, round_to, min_keep, most)
-    whole = _named(deps, "exclude", exclude)
+    whole = named(deps, "exclude", exclude)
     pool = _candidates(deps, scores, exact, whole, kinds)
-    excluded = _excluded(deps, whole)
+    excluded = excluded_groups(deps, whole) + narrow_groups(pool, round_to)
     fixed = _fixed(deps, pool, ratios or {}, round_to, min_keep)
     kept: dict[str, Any] = {name: score.shape[0] for name, score in pool.items()}
     kept |= fixed
@@ -328,36 +350,6 @@ def _why_nothing(deps: Groups, whole: Collection[str]) -> str:
     return listing(lines)
 
 
-def _excluded(deps: Groups, whole: Collection[str]) -> str:
-    """What an error says of the groups that `exclude` found."""
-    if not whole:
-        return ""
-    ids = [g.id for g in deps if g.id in whole]
-    return (
-        " `exclude` keeps these groups whole, in each of which a pattern finds some "
-        f"member, written or read ('fc/kernel:1' finds one axis):{listing(ids)}"
-    )
-
-
-def _named(deps: Groups, argument: str, patterns: Patterns) -> set[str]:
-    """The ids of the groups that some patterns find."""
-    found: set[str] = set()
-    if not isinstance(patterns, Collection):
-        raise value_error(
-            f"`{argument}` must be a regular expression or several, got {patterns!r}."
-        )
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        require_regex(argument, pattern)
-        here = {group.id for group in deps.find(pattern)}
-        if not here:
-            raise value_error(
-                f"`{argument}` {pattern!r} finds no group. Their ids:"
-                + listing([group.id for group in deps])
-            )
-        found |= here
-    return found
-
-
 def _fixed(
     deps: Groups,
     pool: Scores,
@@ -376,7 +368,7 @@ def _fixed(
             raise value_error(
                 f"`ratios[{pattern!r}]` must be a fraction in [0, 1), got {share!r}."
             )
-        for name in _named(deps, "ratios", pattern) & pool.keys():
+        for name in named(deps, "ratios", pattern) & pool.keys():
             size = pool[name].shape[0]
             least = size - removed_count(size, share)
             allowed = _order.levels(size, round_to, max(least, min_keep))
@@ -447,6 +439,17 @@ def _without_cuts(
         else:
             allowed = {**allowed, name: allowed[name][:-1]}
     return allowed
+
+
+def _require_removal(keep: Mapping[str, np.ndarray], given: bool) -> None:
+    """Raises for a plan that would remove nothing."""
+    if all(mask.all() for mask in keep.values()):
+        target = "the target is met already" if not given else "nothing is asked"
+        raise value_error(
+            f"nothing would be removed: {target} (`flops` and `params` are what to "
+            "keep, `sparsity` and `ratios` what to remove). The plan that removes "
+            "nothing is `plan_from_keep(deps, {})`."
+        )
 
 
 def _warn_of(

@@ -59,6 +59,8 @@ def plan_table(plan: Any) -> str:
         sum(map(_product, shapes.values())) for shapes in (plan.dense_shapes, after)
     ]
     lines += ["", f"parameters {sizes[0]:,} -> {sizes[1]:,}"]
+    if plan.measured is not None:
+        lines.append(f"measured again, of the dense: {plan.measured}")
     return "\n".join(lines)
 
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import type_error, value_error
-from jprune._jaxpr._trace import trace
+from jprune._jaxpr._trace import is_array, trace
+from jprune._tree import keyed_leaves
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
 from jprune.surgery._callable import (
@@ -181,7 +182,7 @@ def verify(
     _require_functions(fn, compact)
     fn, (params, *rest), kwargs = as_function(fn, (params, *args), kwargs)
     args = tuple(rest)
-    require_function(fn, "verify")
+    _require_dense(fn, plan, params)
     traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
     avals = traced.input_avals[len(traced.params) :]
     shapes = dict(zip(traced.others, (a.shape for a in avals), strict=True))
@@ -354,6 +355,17 @@ class _Check:
         if not self.gradient:
             return _Found(forward, None)
         return _Found(forward, gap(matched(want.gradient, got.gradient)))
+
+
+def _require_dense(fn: Any, plan: Plan, params: PyTree) -> None:
+    """Raises for what is no function, and for the compact parameters."""
+    require_function(fn, "verify")
+    shapes = {p: tuple(x.shape) for p, x in keyed_leaves(params) if is_array(x)}
+    if plan.removed and shapes == plan.compact_shapes:
+        raise value_error(
+            "`verify` takes the dense function and parameters, and makes the compact "
+            "ones itself; got parameters of the compact shapes."
+        )
 
 
 def _require_functions(fn: Any, compact: Any) -> None:

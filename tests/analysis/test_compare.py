@@ -7,8 +7,6 @@ import pytest
 from jax.experimental import sparse
 
 from jprune import analysis, compress
-from jprune.analysis._compare import Comparison, Measures
-from jprune.analysis._latency import Latency
 
 
 def mlp(params, x):
@@ -39,12 +37,19 @@ def test_zeros_are_counted_over_all_leaves():
     assert both.dense.sparsity == 0.5
 
 
-def test_text_shows_every_measure_with_its_ratio():
-    time = Latency(0.004, 0.003, 0.005, 9)
-    dense = Measures(2_000_000, 0.5, 4_000_000, 10**9, time)
+@pytest.fixture(scope="module")
+def found():
+    """Some comparison, whose numbers the tests replace."""
+    fn, params = lambda p, x: x @ p["a"], {"a": jnp.ones((2, 2))}
+    return analysis.compare((fn, params), (fn, params), jnp.ones((1, 2)), rounds=1)
+
+
+def test_text_shows_every_measure_with_its_ratio(found):
+    time = type(found.dense.latency)(0.004, 0.003, 0.005, 9)
+    dense = type(found.dense)(2_000_000, 0.5, 4_000_000, 10**9, time)
     quick = time._replace(median=0.001)
-    compact = Measures(1_000_000, 0.0, 2_000_000, 25 * 10**7, quick)
-    lines = str(Comparison(dense, compact)).splitlines()
+    compact = type(dense)(1_000_000, 0.0, 2_000_000, 25 * 10**7, quick)
+    lines = str(type(found)(dense, compact)).splitlines()
     cells = [line.rsplit(maxsplit=3) for line in lines]
     assert lines[0].split() == ["dense", "compact", "dense/compact"]
     assert cells[2][-3:] == ["2,000,000", "1,000,000", "2.00x"]
@@ -63,11 +68,12 @@ def test_text_shows_every_measure_with_its_ratio():
         (0.0060, 0.0100, False, ""),
     ],
 )
-def test_smaller_and_slower_is_said(low, high, smaller, line):
-    dense = Measures(100, 0.5, 400, 10, Latency(0.004, 0.002, 0.005, 9))
-    time = Latency((low + high) / 2, low, high, 9)
+def test_smaller_and_slower_is_said(found, low, high, smaller, line):
+    time = type(found.dense.latency)((low + high) / 2, low, high, 9)
+    usual = time._replace(median=0.004, low=0.002, high=0.005)
+    dense = type(found.dense)(100, 0.5, 400, 10, usual)
     parameters = 50 if smaller else 100
-    both = Comparison(dense, dense._replace(parameters=parameters, latency=time))
+    both = type(found)(dense, dense._replace(parameters=parameters, latency=time))
     assert (line in both.warning) and (bool(both.warning) == bool(line))
     assert str(both).endswith(both.warning)
 

@@ -19,10 +19,7 @@ V = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(3), 4)
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 @functools.cache

@@ -19,10 +19,7 @@ X = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
 KEY = jax.random.key(7)
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 @functools.cache

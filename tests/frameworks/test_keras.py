@@ -15,19 +15,16 @@ from jprune.frameworks import keras as jkeras
 from tests.frameworks import fresh
 from tests.frameworks.keras_nets import conv_net, text_net
 
-pytestmark = pytest.mark.filterwarnings(  # Keras' own, where it writes a file
-    "ignore:__array__ implementation:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("broadcasting"),
+    pytest.mark.filterwarnings(  # Keras' own, where it writes a file
+        "ignore:__array__ implementation:DeprecationWarning"
+    ),
+]
 
 X = np.random.default_rng(0).standard_normal((8, 8, 8, 3)).astype(np.float32)
 Y = np.ones((8, 4), np.float32)
 TOKENS = np.random.default_rng(1).integers(0, 11, (4, 6))
-
-
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def halves(model, *args):

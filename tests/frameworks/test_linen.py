@@ -25,10 +25,7 @@ TRAIN = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 @functools.cache

@@ -17,10 +17,7 @@ from tests.frameworks.nnx_nets import ConvNet, ConvNeXt, Qwen, ViT
 X = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 def halves(model, *args):

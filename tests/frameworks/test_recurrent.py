@@ -20,10 +20,7 @@ from jprune.frameworks import nnx as jnnx
 XS = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def _promotion():
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 def halves(deps):

@@ -65,7 +65,9 @@ def test_no_function_at_all():
         surgery.groups({"w": X})
 
 
-def test_compare_of_objects_says_how():
-    model = MODELS["linen"]()
-    with pytest.raises(TypeError, match=r"got Dense\. .*`\(model, variables\)`"):
+@pytest.mark.parametrize("name", ["linen", "haiku"])
+def test_compare_of_objects_says_how(name):
+    model = MODELS[name]()
+    says = rf"got {type(model).__name__}\. .*`\(model, variables\)`"
+    with pytest.raises(TypeError, match=says):
         analysis.compare(model, model, X)

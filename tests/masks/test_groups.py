@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune import masks
-from jprune._groups import AxisRef, Group, member_leaves
+from jprune import masks, scores
+from jprune.surgery import AxisRef, Group
 
 
 def hidden(at=("params",)):
@@ -84,22 +84,23 @@ def test_from_groups_errors():
 
 
 def found(tree, groups):
-    """{member path: the leaf it was found at}, leaves being their own names."""
-    return {
-        ref.path: str(leaf[0, 0])
-        for _, members in member_leaves(tree, groups)
-        for ref, _, leaf in members
-    }
+    """{member path: the number in the leaf where it was found}."""
+    numbers = scores.over_groups(tree, groups, norm="l1", raw=True)
+    return {g.members[0].path: numbers[g.id][0] for g in groups if g.id in numbers}
+
+
+def number(path):
+    return float(sum(i * ord(c) for i, c in enumerate("/".join(path), 1)))
 
 
 def named(*paths):
-    """A tree whose leaves hold their own path as text."""
+    """A tree whose leaves hold a number that stands for their path."""
     tree = {}
     for path in paths:
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = np.array([["/".join(path)]])
+        node[path[-1]] = np.array([[number(path)]])
     return tree
 
 
@@ -110,14 +111,15 @@ def on(*paths):
 def test_members_in_the_whole_tree_and_in_parts_of_it():
     paths = [("params", "a", "w"), ("params", "b", "w"), ("stats", "a", "mean")]
     whole = named(*paths)
-    assert found(whole, on(*paths)) == {p: "/".join(p) for p in paths}
+    assert found(whole, on(*paths)) == {p: number(p) for p in paths}
     # Some of its leaves, under their full paths.
     part = named(paths[0], paths[2])
-    assert found(part, on(*paths)) == {p: "/".join(p) for p in (paths[0], paths[2])}
+    assert found(part, on(*paths)) == {p: number(p) for p in (paths[0], paths[2])}
     # The sub-tree `params`.
     below = found(whole["params"], on(*paths))
-    assert below == {p: "/".join(p) for p in paths[:2]}
-    assert found(named(("else",)), on(*paths)) == {}
+    assert below == {p: number(p) for p in paths[:2]}
+    with pytest.raises(ValueError, match="None of the groups has a member"):
+        found(named(("else",)), on(*paths))
     assert found(whole, []) == {}
 
 
@@ -126,11 +128,11 @@ def test_layers_of_one_name_are_not_confused():
     paths = [("params", "dense", "w"), ("params", "encoder", "dense", "w")]
     whole = named(*paths)
     inner = found(whole["params"]["encoder"], on(*paths))
-    assert inner == {paths[1]: "params/encoder/dense/w"}
+    assert inner == {paths[1]: number(paths[1])}
     # A part of the whole tree, which is also the whole of a sub-tree: either.
     nested = [("a", "w"), ("b", "a", "w")]
     with pytest.raises(ValueError, match=r"at each of \[\(\), \('b',\)\]"):
-        member_leaves(named(nested[0]), on(*nested))
+        found(named(nested[0]), on(*nested))
     twins = [("left", "w"), ("right", "w")]
     with pytest.raises(ValueError, match="pass the whole tree that the groups were"):
-        member_leaves(named(*twins)["left"], on(*twins))
+        found(named(*twins)["left"], on(*twins))

@@ -1,5 +1,6 @@
 """Which leaves take part, in the trees of every framework."""
 
+import re
 from typing import Any
 
 import equinox as eqx
@@ -40,9 +41,9 @@ def test_default_rule():
 
 def test_include_and_exclude():
     assert taken(masks.prunable(PARAMS, include="embed")) == ["embed/embedding"]
-    assert taken(masks.prunable(PARAMS, include="kernel$")) == DEFAULT
+    assert taken(masks.prunable(PARAMS, include="n/kernel$|v/kernel$")) == DEFAULT
     assert taken(masks.prunable(PARAMS, exclude="^conv")) == ["attention/kernel"]
-    both = masks.prunable(PARAMS, include="bias|kernel", exclude="bias")
+    both = masks.prunable(PARAMS, include="conv|attention", exclude="bias")
     assert taken(both) == DEFAULT
     large = masks.prunable(PARAMS, include=lambda path, leaf: leaf.size > 30)
     assert taken(large) == ["conv/kernel", "embed/embedding"]
@@ -74,8 +75,53 @@ def test_a_glob_is_no_regular_expression():
 def test_nothing_prunable():
     with pytest.raises(ValueError, match="by the default rule.*\n.*b float32.3."):
         masks.prunable({"b": jnp.ones(3)})
-    with pytest.raises(ValueError, match="by `include`='step'.*must be floating"):
-        masks.prunable(PARAMS, include="step")
+    counts = {"step": jnp.ones((2, 2), jnp.int32)}
+    with pytest.raises(ValueError, match="by `include`='.*'.*must be floating"):
+        masks.prunable(counts, include=".*")
+
+
+TABLES = {
+    "one": {"kernel": jnp.ones((2, 2)), "ids": jnp.ones((2, 2), jnp.int32)},
+    "two": {"kernel": jnp.ones((2, 2), jnp.int8), "bias": jnp.ones(2)},
+    "count": jnp.int32(0),
+}
+
+
+@pytest.mark.parametrize("pattern", ["ids", "one/ids$", "kernel", "bias|kernel", "nt$"])
+def test_a_pattern_that_names_an_integer_leaf_is_refused(pattern):
+    for take in (
+        lambda: masks.prunable(TABLES, include=pattern),
+        lambda: masks.unstructured(TABLES, 0.5, scope=pattern),
+        lambda: masks.prunable(
+            TABLES, include=lambda p, _: bool(re.search(pattern, p))
+        ),
+    ):
+        with pytest.raises(TypeError, match=r"Only floating .*got int(32|8)\[.* at "):
+            take()
+
+
+@pytest.mark.parametrize(
+    "pattern, names",
+    [
+        (".*", ["one/kernel", "two/bias"]),
+        ("^one/", ["one/kernel"]),
+        ("one|bias", ["one/kernel", "two/bias"]),
+        ("one/kernel", ["one/kernel"]),
+        (r"\w", ["one/kernel", "two/bias"]),
+    ],
+)
+def test_a_pattern_for_any_name_passes_an_integer_leaf_over(pattern, names):
+    assert taken(masks.prunable(TABLES, include=pattern)) == names
+    mask = masks.from_zeros(TABLES, pattern)
+    assert mask["one"]["ids"].ndim == 0 == mask["count"].ndim
+
+
+def test_a_pattern_in_another_case_finds_what_it_may_mean():
+    many = {f"layer_{i}": {"kernel": jnp.ones((2, 2))} for i in range(20)}
+    with pytest.raises(ValueError, match=r"matches no leaf. Near it are:\n  layer_7/k"):
+        masks.prunable(many, include="Layer_7")
+    with pytest.raises(ValueError, match=r"Near it are:\n  layer_0/kernel\n  layer_1/"):
+        masks.prunable(many, exclude="kernal")
 
 
 def test_verbose(capsys):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jprune import selection
-from jprune.selection._image import ImageKind
-from jprune.selection._threshold import Ranking
 from tests.jaxprs import jaxprs_in_params
 from tests.selection.oracle import SIZE, build, flat, hard_trees, top
 
 F32 = jnp.float32
+Image = Literal["magnitude", "signed"]
 LEAVES = 5
 
 
 @functools.partial(jax.jit, static_argnames=("image",))
-def select_leaves(tree, k, within=None, image: ImageKind = "magnitude"):
+def select_leaves(tree, k, within=None, image: Image = "magnitude"):
     found = selection.kth_magnitude(tree, k, ranking="leaf", within=within, image=image)
     return found, selection.keep_mask(tree, found, k, within=within, image=image)
 
 
 @functools.partial(jax.jit, static_argnames=("image",))
-def select_within(tree, k, within, image: ImageKind = "magnitude"):
+def select_within(tree, k, within, image: Image = "magnitude"):
     found = selection.kth_magnitude(tree, k, within=within, image=image)
     return found, selection.keep_mask(tree, found, k, within=within, image=image)
 
@@ -229,7 +229,7 @@ MILLION = [
 ]
 
 
-def kth_and_mask(tree, k, ranking: Ranking = "global", **kwargs):
+def kth_and_mask(tree, k, ranking: Literal["global", "leaf"] = "global", **kwargs):
     found = selection.kth_magnitude(tree, k, ranking=ranking, **kwargs)
     return selection.keep_mask(tree, found, k)
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jprune import selection
-from jprune.selection._image import ImageKind
 from tests.selection.oracle import COUNTS, SIZE, build, flat, hard_trees, top
 
 BF16, F16, F32, F64 = jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64
@@ -24,7 +23,7 @@ def select(
     tree: Any,
     k: Any,
     init: selection.WarmStart | None = None,
-    image: ImageKind = "magnitude",
+    image: Literal["magnitude", "signed"] = "magnitude",
     snap: bool = False,
     ties: Literal["first", "all"] = "first",
 ):

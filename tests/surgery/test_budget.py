@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jprune import analysis, surgery
+from jprune.analysis import _latency
+from jprune.surgery._budget import Measured
 
 
 def net(p, x):
@@ -115,3 +117,62 @@ def test_ready_made_costs_are_fractions_of_the_dense_network(network):
     assert latency(half) > 0
     with pytest.raises(ValueError, match="`of` must be.*got 'time'"):
         analysis.relative_cost("time", net, PARAMS)  # pyright: ignore
+
+
+class Clock:
+    """A cost of plans that is measured again; the second figures are given."""
+
+    def __init__(self, *again):
+        self.figures, self.plan = Measured(*again), None
+
+    def __call__(self, plan):
+        return count(plan) / count(EVERYTHING)
+
+    def again(self, plan):
+        self.plan = plan
+        return self.figures
+
+
+EVERYTHING = surgery.plan_from_keep(surgery.groups(net)(PARAMS, X), {})
+
+
+def test_an_accepted_latency_is_measured_again(network):
+    clock = Clock(0.49, 0.47, 0.52)
+    plan = surgery.select(*network, cost=clock, at_most=0.5)
+    assert clock.plan.keep is plan.keep and plan.measured == (0.49, 0.47, 0.52)
+    assert plan.table().endswith("measured again, of the dense: 0.49 (0.47 to 0.52)")
+    assert surgery.select(*network, cost=count, at_most=1500).measured is None
+
+
+@pytest.mark.parametrize(
+    "again, at_most, says",
+    [
+        # 0.75 - 0.25 is the 0.5 that was to be saved.
+        ((0.5, 0.25, 0.75), 0.5, r"by 0\.5 or more, as much as .* asked for, 0\.5"),
+        ((0.7, 0.69, 0.95), 0.9, r"by 0\.26 or more, as much as .* asked for, 0\.1"),
+        ((0.6, 0.55, 0.65), 0.5, r"takes 0\.6 \(0\.55 to 0\.65\).* over the budget"),
+    ],
+)
+def test_a_latency_in_doubt_is_told(network, again, at_most, says):
+    with pytest.warns(UserWarning, match=f"measured again.*{says}"):
+        surgery.select(*network, cost=Clock(*again), at_most=at_most)
+
+
+def test_a_latency_far_below_its_budget_is_not_in_doubt(network):
+    """The upper quartile is within it, however wide the spread."""
+    plan = surgery.select(*network, cost=Clock(0.5, 0.2, 0.57), at_most=0.95)
+    assert plan.measured == (0.5, 0.2, 0.57)
+
+
+def test_the_second_measurement_takes_turns_and_leaves_out_the_warm_up(monkeypatch):
+    """Two rounds of warm-up, then fractions 5/10, 6/10, 10/20 and 8/10."""
+    rounds = [(99, 1), (99, 1), (10, 5), (10, 6), (20, 10), (10, 8)]
+    ticks = [0.0]
+    for seconds in (s for pair in rounds for s in pair):
+        ticks += [ticks[-1], ticks[-1] + seconds]
+    clock = iter(ticks[1:])
+    monkeypatch.setattr(_latency.time, "perf_counter", lambda: next(clock))
+    half = surgery.plan_from_keep(surgery.groups(net)(PARAMS, X), {"a:1": range(32)})
+    cost = analysis.relative_cost("latency", net, PARAMS, X, rounds=4)
+    found = cost.again(half)  # pyright: ignore
+    np.testing.assert_allclose(found, (0.55, 0.5, 0.65))

@@ -10,11 +10,7 @@ from jax import lax
 
 from jprune import surgery
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def centred(h: Any) -> Any:

@@ -10,11 +10,7 @@ import pytest
 from jprune import surgery
 from tests.surgery.structures import two_pass
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @jax.custom_jvp

@@ -36,10 +36,7 @@ FORMS = {
 SLOW = ("one key head", "ALiBi", "T5")
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def largest(tree: Any, other: Any) -> float:

@@ -14,10 +14,7 @@ EXPERTS, WIDTH, HIDDEN = 6, 4, 5
 KEPT = [0, 2, 5]
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def case(seed: int = 0) -> tuple:

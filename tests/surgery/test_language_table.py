@@ -52,10 +52,7 @@ MAMBA = "Mamba"
 ROWS = (*FORMS, MAMBA)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Net(NamedTuple):

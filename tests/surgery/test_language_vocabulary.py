@@ -21,10 +21,7 @@ TEXT = tokens(2, 6, VOCABULARY)
 jit = partial(jax.jit, compiler_options=QUICK)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def found(name: str, fn: Any = None) -> tuple:

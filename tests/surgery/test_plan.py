@@ -12,8 +12,6 @@ import pytest
 
 from jprune import masks, surgery, transforms
 
-MASKED = lambda v: isinstance(v, optax.MaskedNode)  # noqa: E731
-
 
 def fn(p: Any, x: Any) -> Any:
     """Two layers inside a collection, with a norm scale and heads of three units."""

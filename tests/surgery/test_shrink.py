@@ -17,11 +17,7 @@ from jprune.surgery._groups import Frozen
 from jprune.surgery.rules import RULES, NoRule, elementwise_axes, positionwise
 from tests.surgery.structures import attention, two_pass, two_pass_norm
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def normal(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Any]:

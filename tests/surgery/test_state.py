@@ -12,10 +12,7 @@ from jprune import surgery
 X = np.random.default_rng(9).standard_normal((5, 4))
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def normal(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Any]:

@@ -24,10 +24,7 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 every = pytest.mark.parametrize("structure", STRUCTURES, ids=lambda s: s.name)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def coupled(deps: Any) -> list:

@@ -15,10 +15,7 @@ X = np.random.default_rng(9).standard_normal((5, 4))
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def normal(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

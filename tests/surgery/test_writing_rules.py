@@ -14,12 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jprune import analysis, surgery
 from jprune.surgery.rules import RULES
 
-
-@pytest.fixture(autouse=True)
-def _broadcasting():
-    """The programs are written as users write them."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "surgery_rules.md"

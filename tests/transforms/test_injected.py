@@ -12,8 +12,6 @@ import optax
 import pytest
 
 from jprune import masks, transforms
-from jprune.transforms._decorrelation import growing_strength
-from jprune.transforms._merge_clusters import collapse_factor
 
 STEPS, SIZE, KEPT = 9, 100, 10
 
@@ -78,7 +76,7 @@ def test_numbers_that_must_be_static_are_named(name):
         (lambda n: transforms.truncate_rank(0.5, every=n), "every"),
         (lambda n: transforms.add_growing_decay(0.1, 0.5, every=n), "every"),
         (lambda n: transforms.issr(0.1, sparsity=0.5, end=n), "end"),
-        (lambda n: growing_strength(n), "grow"),
+        (lambda n: transforms.tpp(0.1, [], {}, weight_decay=0.0, total_steps=n), None),
         (lambda n: transforms.prune_unmoved(0.1, every=n, end=4), "every"),
     ],
 )
@@ -198,10 +196,11 @@ NO_STEPS = {
     "prune_to_n_of_m": lambda: transforms.prune_to_n_of_m(2, 4, end=1.5, begin=0),
     "prune_to_n_of_m-n": lambda: transforms.prune_to_n_of_m(2.0, 4, end=1),
     "add_pruned_decay": lambda: transforms.add_pruned_decay(0.1, True, 4),
-    "growing_strength": lambda: growing_strength(7.5),
     "prune_in_turn": lambda: transforms.prune_in_turn([], {}, begin=7.5),
     "tpp": lambda: transforms.tpp(0.1, [], {}, total_steps=9.5, weight_decay=0.0),
-    "collapse_factor": lambda: collapse_factor(lambda t: 0.1, 0.1, 9.5),
+    "tpp-end": lambda: transforms.tpp(
+        0.1, [], {}, total_steps=9, end=7.5, weight_decay=0.0
+    ),
 }
 
 

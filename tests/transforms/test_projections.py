@@ -10,7 +10,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jprune import masks, transforms
-from jprune.transforms._iterative import iterative_sparsities
 from tests.transforms.table import gradients, tree
 
 
@@ -104,8 +103,15 @@ def test_schedules_g2_cosine_and_iterative():
     path, _ = train(tx, {"w": jax.random.normal(jax.random.key(0), (10, 10))}, 12)
     zeros = [int(jnp.sum(p["w"] == 0)) for p in path]
     assert [zeros[t] for t in (0, 5, 10, 11)] == [0, 40, 80, 80]
-    densities = 1 - np.asarray(iterative_sparsities(0.9, 4))
-    np.testing.assert_allclose(densities, [0.5623, 0.3162, 0.1778, 0.1], atol=5e-5)
+    masks_of = []
+    transforms.prune_iteratively(
+        lambda p, mask: masks_of.append(mask) or p,
+        {"w": jax.random.normal(jax.random.key(0), (100, 200))},
+        0.9,
+        rounds=4,
+    )
+    densities = [1 - masks.sparsity(mask) for mask in masks_of]
+    np.testing.assert_allclose(densities, [1, 0.5623, 0.3162, 0.1778, 0.1], atol=8e-5)
 
 
 def test_last_update_at_end_whatever_the_period():
@@ -417,8 +423,6 @@ def quadratic_training(goal):
 def test_iterative_magnitude_pruning(rewind):
     goal = {"w": jnp.array([[8.0, 7, 6, 5, 4, 3, 2, 1]])}
     start = {"w": jnp.full((1, 8), 0.1)}
-    rounds = iterative_sparsities(0.75, 2)
-    np.testing.assert_allclose(rounds, [0.5, 0.75])
     seen = []
 
     def train_and_note(params, mask):
@@ -450,4 +454,4 @@ def test_iterative_errors():
                 run, {"w": jnp.ones((1, 2))}, sparsity, rounds=rounds
             )
     with pytest.raises(ValueError, match="`rounds` must be at least 1"):
-        iterative_sparsities(0.5, 0)
+        transforms.prune_iteratively(run, {"w": jnp.ones((1, 2))}, 0.5, rounds=0)

@@ -8,7 +8,6 @@ import optax
 import pytest
 
 from jprune import masks, transforms
-from jprune.transforms._low_set import LowSet
 from tests.masks.test_jaxprs import BIG, LIMIT, equations
 from tests.transforms.table import gradients, tree
 
@@ -34,17 +33,22 @@ def row(*values):
 
 
 def test_issp_g1_counts():
-    asked = {"a": 0.6, "b": 0.99, "c": 0.999, "d": 0.0, "e": 0.07}
-    sizes = {"a": 5, "b": 100, "c": 1000, "d": 10, "e": 100}
-    params = {k: jax.ShapeDtypeStruct((1, n), jnp.float32) for k, n in sizes.items()}
-    kept, _ = LowSet(asked, None, None, "leaf").counts(params)
-    low = {k: n - left for (k, n), left in zip(sizes.items(), kept, strict=True)}
+    asked = {"a": 0.6, "b": 0.99, "c": 0.999, "d": 0.0, "e": 0.07, "f": 0.99}
+    sizes = {"a": 5, "b": 100, "c": 1000, "d": 10, "e": 100, "f": 1}
+    params = {k: jnp.arange(1.0, n + 1)[None] for k, n in sizes.items()}
+
+    def low(sparsity):
+        """How many weights of each leaf one step shrinks."""
+        tx = transforms.shrink_softly(sparsity, end=9, scope=".*")
+        zero = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = tx.update(zero, tx.init(params), params)
+        return jax.tree.map(jnp.count_nonzero, updates)
+
     # (100, 0.07) is of section (i): ceil(7) is 7, though floats say 8.
-    assert low == {"a": 3, "b": 99, "c": 995, "d": 0, "e": 7}
-    one = {"w": jax.ShapeDtypeStruct((1, 1), jnp.float32)}
-    assert LowSet(0.99, None, None, "leaf").counts(one)[0] == [1]
-    traced = jax.jit(lambda s: LowSet(s, None, None, "leaf").counts(params)[0])
-    assert [int(k) for k in traced(0.6)] == [2, 40, 400, 4, 40]
+    found = jax.jit(lambda: low(asked))()
+    assert found == {"a": 3, "b": 99, "c": 995, "d": 0, "e": 7, "f": 0}
+    traced = jax.jit(low)(0.6)
+    assert traced == {"a": 3, "b": 60, "c": 600, "d": 6, "e": 60, "f": 0}
 
 
 def test_issp_g2_ten_steps():
