@@ -189,8 +189,7 @@ def verify(
     roots, inputs = located(plan, None, shapes)
     program = analyzed(traced, plan, state_outputs_of(fn), roots)
     check = _Check(fn, params, args, kwargs, gradient, mean, reference, program)
-    if tolerance is None:
-        tolerance = _tolerance(params)
+    tolerance = _tolerance(params) if tolerance is None else tolerance
     keep = solve(plan, program, inputs)
     graph = Graph(program, keep, Options(removed=mean == "compact"))
     way, reasons = exactness_of(graph.status())
