@@ -49,6 +49,7 @@ from experiments.models import (
     digits_resnet,
     fbnetv3,
     lenet,
+    residual_mlp,
     resnet,
     vgg,
 )
@@ -104,9 +105,11 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "gcn": _gcn,
     "lenet300": lenet.LeNet300,
     "lenet5": lenet.LeNet5,
+    "residual_mlp": residual_mlp.ResidualMLP,
     "resnet50": lambda classes: resnet.ResNet((3, 4, 6, 3), 64, classes),
     **{f"resnet{n}": partial(_cifar_resnet, n) for n in (20, 32, 56, 110)},
     "densenet40": densenet.densenet40,
+    "stable_mlp": partial(residual_mlp.ResidualMLP, branch_scale=10**-0.5),
     "vgg16": vgg.VGG16,
     **{n: partial(fbnetv3.FBNetV3, member) for n, member in fbnetv3.MEMBERS.items()},
 }

@@ -253,7 +253,8 @@ def _orbax(folder: Path) -> Arrays:
         raise ValueError("an Orbax checkpoint needs orbax-checkpoint") from error
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as reader:
-        meta = reader.metadata(folder.absolute()).item_metadata
+        meta = reader.metadata(folder.absolute())
+        meta = getattr(meta, "item_metadata", meta)  # older ones give the tree itself
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), meta)
         tree = reader.restore(folder.absolute(), restore_args=args)
     return {path: np.asarray(leaf) for path, leaf in by_path(tree).items()}

@@ -324,6 +324,10 @@ def test_docstrings_send_nobody_to_what_is_not_public(package: str):
             known |= set(inspect.signature(value).parameters)
         words = re.findall(r"`(\w+)`", inspect.getdoc(value) or "")
         bad += [f"{name}: {word}" for word in words if word in found - known]
+        private = r"(?:from|import) jprune[\w.]*\._\w+"
+        bad += [
+            f"{name}: {m}" for m in re.findall(private, inspect.getdoc(value) or "")
+        ]
     assert not bad, "\n".join(bad)
 
 

@@ -82,7 +82,7 @@ CRITERIA = (
 )
 
 
-AGAIN = ("mnist_arena", "authors_lenet300", "authors_resnet32")
+AGAIN = ("mnist_arena", "mnist_stable", "authors_lenet300", "authors_resnet32")
 
 
 def get_config() -> Config:

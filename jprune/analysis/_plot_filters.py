@@ -30,11 +30,14 @@ def plot_filters(
       ValueError: `logs` is empty.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jprune import analysis, transforms
-      >>> from jprune._scale_groups import ScaleGroup, Scaled
-      >>> tx = transforms.log_filters([ScaleGroup(Scaled(("w",), 1, 1.0))])
-      >>> state = tx.init({"w": jnp.ones((2, 2))})
+      >>> def net(p, x):
+      ...     h = x @ p["w"]
+      ...     return h * jax.lax.rsqrt((h * h).mean(0)[None])
+      >>> p = {"w": jnp.ones((2, 2))}
+      >>> groups = analysis.scale_invariance(net, p, jnp.eye(2)).groups
+      >>> state = transforms.log_filters(groups).init(p)
       >>> [a.get_ylabel() for a in analysis.plot_filters([state], angle=0.01).axes]
       ['turn of a step (rad)', 'length']
     """

@@ -74,12 +74,14 @@ def dissipating(
         `sparsity`, a `pattern` without `sparsity`.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, optax
       >>> from jprune import at_init
-      >>> from jprune.at_init._early import Early
-      >>> w0, w = jnp.array([[1.0, -2.0, 0.5]]), jnp.array([[1.05, -2.5, 0.54]])
-      >>> early = Early(w, None, w0, w, jnp.ones((1, 3), bool))
-      >>> at_init.dissipating(0.1, min_keep=0)(early)
+      >>> loss, tx = lambda p, x: jnp.sum(p["kernel"] * x), optax.sgd(1.0)
+      >>> start = {"kernel": jnp.array([[1.0, -2.0, 0.5]])}
+      >>> window = jnp.array([[[-0.05, 0.5, -0.04]]])  # one step: 1.05, -2.5, 0.54
+      >>> rule = at_init.dissipating(0.1, min_keep=0)
+      >>> early = at_init.train_early(loss, tx, start, [window], [rule])
+      >>> early.mask["kernel"]
       Array([[False,  True, False]], dtype=bool)
 
     References:

@@ -85,7 +85,7 @@ def wanda(
 
     Raises:
       ValueError: neither or both of `sparsity` and `n`, `m`; inputs that `m` does not
-        divide; what `capture` raises.
+        divide; values that are not finite; what `capture` raises.
 
     Examples:
       >>> import jax.numpy as jnp

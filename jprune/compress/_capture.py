@@ -185,6 +185,24 @@ def statistics(x: jax.Array, y: jax.Array, keep: Keep) -> dict[str, jax.Array]:
     return found
 
 
+def require_finite(name: str, *sums: Any) -> None:
+    """Raises if statistics of a contraction are not finite: no fit survives one NaN.
+
+    Args:
+      name: of the contraction.
+      *sums: its sums over the batches, or None.
+
+    Raises:
+      ValueError: a NaN or infinity.
+    """
+    if not all(np.isfinite(x).all() for x in sums if x is not None):
+        raise value_error(
+            f"`batches` must give finite values, got NaN, infinities or squares beyond "
+            f"the range of float32 in what {name} reads or makes. Look for them in the "
+            "data and in the weights of the layers before it."
+        )
+
+
 def product(x: jax.Array, y: jax.Array) -> jax.Array:
     """X^T Y for each of G, in full precision."""
     return jnp.einsum("gnk,gnm->gkm", x, y, precision=jax.lax.Precision.HIGHEST)

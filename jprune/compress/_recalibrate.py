@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import type_error, value_error
-from jprune._tree import require_same_structure
+from jprune._errors import listing, type_error, value_error
+from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import PyTree
 from jprune.surgery._callable import model_kind
 
@@ -69,8 +69,8 @@ def recalibrate(
     Raises:
       TypeError: no batches, or keyword arguments of a call without a model object.
       ValueError: if `batches` is empty, `momentum` is out of range or not known, the
-        statistics did not move (no training mode), or `update` returns another
-        structure.
+        statistics did not move (no training mode) or are not finite, or `update`
+        returns another structure.
 
     Examples:
       >>> m = 0.9
@@ -103,7 +103,7 @@ def recalibrate(
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
     step = jax.jit(update)
     if momentum is None:
-        return put(_run(step, stats, data))
+        return put(_finite(_run(step, stats, data), stats))
     blank = jax.tree.map(lambda s: jnp.zeros_like(s) if _floating(s) else s, stats)
     start = jax.tree.map(lambda s: jnp.zeros_like(s) if _counts(s) else s, blank)
     counted = any(map(_counts, jax.tree.leaves(stats)))
@@ -119,7 +119,23 @@ def recalibrate(
         count += 1
     _require_batches(count)
     assert first is not None
-    return put(first.means(total, stats, count))
+    return put(_finite(first.means(total, stats, count), stats))
+
+
+def _finite(new: PyTree, old: PyTree) -> PyTree:
+    """The new statistics; raises where a batch has made one NaN or infinite."""
+    pairs = zip(named_leaves(new), jax.tree.leaves(old), strict=True)
+    bad = [
+        path
+        for (path, x), s in pairs
+        if _floating(x) and np.any(np.isnan(x) | (np.isinf(x) & np.isfinite(s)))
+    ]
+    if bad:
+        raise value_error(
+            "`batches` must give finite statistics, got NaN or infinities. Look for "
+            f"them in the data and in the weights before:{listing(bad)}"
+        )
+    return new
 
 
 def _same(x: Any) -> Any:

@@ -33,7 +33,7 @@ from jprune._jaxpr._matrix import MatrixForm
 from jprune._jaxpr._trace import trace
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune._typing import PyTree
-from jprune.compress._capture import as_args, capture, site_name
+from jprune.compress._capture import as_args, capture, require_finite, site_name
 from jprune.compress._lasso import (
     least_squares,
     normal_form,
@@ -133,7 +133,8 @@ def reconstruct(
 
     Raises:
       ValueError: an unknown name or count in `keep`; a group that no contraction reads
-        alone (branches and unbounded loops, tied weights); batches of unlike shapes.
+        alone (branches and unbounded loops, tied weights); batches of unlike shapes, or
+        that give values which are not finite.
 
     Warns:
       UserWarning: a layer was fitted to fewer rows than it keeps inputs.
@@ -156,6 +157,10 @@ def reconstruct(
       count (the authors stop within 10 %); every output has its own intercept in the
       LASSO where it has a bias; all rows enter it, not a sample of 400.
     """
+    if not isinstance(keep, Mapping):
+        raise value_error(
+            f"`keep` must be a mapping by group id, got {type(keep).__name__}."
+        )
     key = jax.random.key(0) if key is None else key
     batches = list(batches)
     jobs = [_job(deps, variables, name, budget) for name, budget in keep.items()]
@@ -304,6 +309,7 @@ def _jointly(
             param = np.asarray(leaves[one.path])[_at(one.form, leaves[one.path])]
             w = np.asarray(one.form.weights(one.form.as_operand(param)), np.float64)
             x, y, n = one.input_sum, one.output_sum, one.rows
+            require_finite(site_name(one.form), one.gram, one.cross, one.output_squares)
             assert one.gram is not None and one.cross is not None
             gram = one.gram - x[:, :, None] * x[:, None, :] / n
             cross = one.cross - x[:, :, None] * y[:, None, :] / n

@@ -21,7 +21,13 @@ from jprune._jaxpr._matrix import MatrixForm, random_positions
 from jprune._jaxpr._trace import abstract, flatten_call, trace
 from jprune._tree import KeyTuple, path_keys
 from jprune._typing import PyTree
-from jprune.compress._capture import as_args, site_name, statistics, wanted_forms
+from jprune.compress._capture import (
+    as_args,
+    require_finite,
+    site_name,
+    statistics,
+    wanted_forms,
+)
 
 Env = dict[Any, Any]
 
@@ -100,6 +106,9 @@ class Stages:
           chain: what follows it, if the other summand's error is to be made up for.
           samples: positions of a convolution; see `capture`.
           key: for them.
+
+        Raises:
+          ValueError: values that are not finite.
         """
         partner = chain.partner if chain is not None and self.then is not None else None
         (out,) = form.eqn.outvars
@@ -140,6 +149,7 @@ class Stages:
             found = jax.device_get(found)
             for name, value in found.items():
                 total[name] = total.get(name, 0) + np.asarray(value, np.float64)
+        require_finite(site_name(form), *total.values())
         return total
 
     def replace(

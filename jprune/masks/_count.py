@@ -12,6 +12,7 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -175,5 +176,11 @@ def share_kept(n: int, sparsity: Any) -> Any:
     """`kept_count`, also for a traced sparsity: an int, or an int32 0-d array."""
     if not is_traced(sparsity):
         return kept_count(n, sparsity)
-    removed = jnp.floor(wide(sparsity) * n + 0.5)
-    return n - jnp.clip(removed, 0, n).astype(jnp.int32)
+    return n - jnp.clip(traced_share(sparsity, n), 0, n)
+
+
+def traced_share(share: Any, n: Any) -> jax.Array:
+    r"""$\lfloor s n + 1/2 \rfloor$ in floating point, float32 at least. [] int32"""
+    product = wide(share) * n
+    whole = jnp.floor(product)  # from 2^23 on a float has no half to add
+    return (whole + (product - whole >= 0.5)).astype(jnp.int32)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._axes import placed_as
+
 
 def largest_of_rows(images: jax.Array, keep: Any, axes: Sequence[int]) -> jax.Array:
     """Which entries are among the largest of their row; ties go to the first.
@@ -49,7 +51,8 @@ def largest_of_rows(images: jax.Array, keep: Any, axes: Sequence[int]) -> jax.Ar
         place = _places(images.shape, others)
         length = max(images.size, 1).bit_length()
         enough = lambda p: count(equal & (place < p)) <= room  # noqa: E731
-        return place < _last(enough, length, jnp.uint32, wanted)
+        # Both branches of the `cond` lie on the devices of an Explicit mesh alike.
+        return placed_as(place < _last(enough, length, jnp.uint32, wanted), equal)
 
     tied = jnp.any(count(equal) > room)
     chosen = jax.lax.cond(tied, first, lambda: jnp.ones_like(equal))

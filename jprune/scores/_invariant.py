@@ -43,12 +43,14 @@ def invariant_magnitude(
       ValueError: leaves of two axes or more outside of `groups`, and no `rest`.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> from jprune import scores
-      >>> from jprune._scale_groups import ScaleGroup, Scaled
-      >>> group = ScaleGroup(Scaled(("w",), 1, 1.0))
-      >>> w = jnp.array([[1.0, 10.0], [2.0, 20.0]])
-      >>> scores.invariant_magnitude({"w": w}, [group], kind="unit")["w"].round(4)
+      >>> import jax, jax.numpy as jnp
+      >>> from jprune import analysis, scores
+      >>> def net(p, x):
+      ...     h = x @ p["w"]
+      ...     return h * jax.lax.rsqrt((h * h).mean(0)[None])
+      >>> p = {"w": jnp.array([[1.0, 10.0], [2.0, 20.0]])}
+      >>> groups = analysis.scale_invariance(net, p, jnp.eye(2)).groups
+      >>> scores.invariant_magnitude(p, groups, kind="unit")["w"].round(4)
       Array([[0.4472, 0.4472],
              [0.8944, 0.8944]], dtype=float32)
 

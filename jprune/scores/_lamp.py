@@ -29,7 +29,8 @@ def lamp(params: Params, *, stacked: Any = None) -> Scores:
       stacked: see `masks.unstructured`; every layer of a stack is scored by itself.
 
     Returns:
-      Scores, float32 or the leaf's wider dtype. A leaf of zeros scores 0.
+      Scores, float32 or the leaf's wider dtype. A leaf of zeros scores 0. A weight that
+      is not finite scores NaN, which never ranks, and counts in no other's score.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -58,7 +59,8 @@ def _lamp_leaf(w: jax.Array, stack: Axes) -> jax.Array:
 
 
 def _lamp_layer(w: jax.Array) -> jax.Array:
-    size = jnp.abs(jnp.ravel(wide(w)))
+    given = jnp.abs(jnp.ravel(wide(w)))
+    size = jnp.where(jnp.isfinite(given), given, 0)
     order = jnp.argsort(-size, stable=True)
     # Dividing by the largest keeps the squares inside the float range; ratios stay.
     largest = jnp.max(size, initial=0)
@@ -66,4 +68,5 @@ def _lamp_layer(w: jax.Array) -> jax.Array:
     score = square / jnp.maximum(jnp.cumsum(square), jnp.finfo(size.dtype).tiny)
     # The sum is rounded; the minimum so far keeps the order of the magnitudes exact.
     score = jax.lax.cummin(score)
-    return jnp.zeros_like(size).at[order].set(score).reshape(w.shape)
+    score = jnp.zeros_like(size).at[order].set(score)
+    return jnp.where(jnp.isfinite(given), score, jnp.nan).reshape(w.shape)

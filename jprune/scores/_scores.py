@@ -270,7 +270,8 @@ def normalized(scores: Scores, *, stacked: Any = None) -> Scores:
       stacked: see `masks.unstructured`; each layer of a stack is divided by its own.
 
     Returns:
-      Scores whose leaves, or layers, have norm 1 (or 0); float32 or wider.
+      Scores whose leaves, or layers, have norm 1 (or 0); float32 or wider. Entries that
+      are not finite stay so, and count in no norm.
     """
 
     def divide(path: str, s: jax.Array, stack: Axes) -> jax.Array:
@@ -278,10 +279,13 @@ def normalized(scores: Scores, *, stacked: Any = None) -> Scores:
         s = wide(s)
         how: Any = {"keepdims": True}
         how["axis"] = tuple(i for i in range(s.ndim) if i not in stack)
-        largest = jnp.max(jnp.abs(s), initial=0, **how)
+        finite = jnp.where(jnp.isfinite(s), s, 0)
+        largest = jnp.max(jnp.abs(finite), initial=0, **how)
         # At scale 1 no square leaves the float range.
-        unit = s / jnp.where(largest > 0, largest, 1)
-        return unit / jnp.where(largest > 0, jnp.sqrt(jnp.sum(unit * unit, **how)), 1)
+        largest = jnp.where(largest > 0, largest, 1)
+        unit = finite / largest
+        norm = jnp.sqrt(jnp.sum(unit * unit, **how))
+        return s / largest / jnp.where(norm > 0, norm, 1)
 
     return _by_stack(divide, scores, stacked)
 

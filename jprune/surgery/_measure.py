@@ -135,11 +135,13 @@ class Gap:
         nothing.
       compared: number of entries compared.
       left_out: number of entries whose reference is not finite.
+      largest: of the references compared, by magnitude.
     """
 
     error: float = 0.0
     compared: int = 0
     left_out: int = 0
+    largest: float = 0.0
 
     @property
     def nonfinite(self) -> float:
@@ -161,9 +163,10 @@ def gap(pairs: Sequence[tuple[Any, Any]]) -> Gap:
             off = np.abs(a[finite] - b[finite])
             gaps.append(float(np.where(np.isnan(off), np.inf, off).max()))
             scales.append(float(np.abs(a[finite]).max()))
-    floor = max(1e-3 * max(scales, default=0.0), 1e-30)
+    largest = max(scales, default=0.0)
+    floor = max(1e-3 * largest, 1e-30)
     each = [g / max(scale, floor) for g, scale in zip(gaps, scales, strict=True)]
-    return Gap(max(each, default=0.0), count - lost, lost)
+    return Gap(max(each, default=0.0), count - lost, lost, largest)
 
 
 def matched(

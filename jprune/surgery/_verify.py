@@ -3,9 +3,10 @@
 The certificate says whether removal equals zeroing without computing anything; the run
 compares the compact function with the zeroed dense one. Where the reference itself is
 not finite (0 / 0 in a weight norm of a removed unit) its entries are left out of the
-comparison, and the report says so; if that leaves nothing, nothing is verified. When
-the two disagree, the groups that the certificate calls inexact are suspected first, and
-the suspects are halved, on the side of the larger error, until one is left.
+comparison, and the report says so; if that leaves nothing, or zeros alone, nothing is
+verified. When the two disagree, the groups that the certificate calls inexact are
+suspected first, and the suspects are halved, on the side of the larger error, until one
+is left.
 """
 
 import dataclasses
@@ -57,7 +58,8 @@ class Report:
 
     Attributes:
       ok: the compact model equals the reference within the tolerance, on at least one
-        entry; with `compact=`, that function equals the meaning asked for.
+        entry, and not all of them are 0; with `compact=`, that function equals the
+        meaning asked for.
       way: how the certificate says it does: "zero", "constant", "ghost" or "no".
       reasons: for "no", where removed coordinates that differ met a sum.
       error: largest difference of the outputs, relative to the largest reference value.
@@ -69,6 +71,8 @@ class Report:
       stopped: whether the search for them ended at `limit`.
       compact: the error of the function given as `compact`, by what removal means:
         `{"dense": ..., "compact": ...}`; None without one.
+      zero: whether the reference is 0 in every entry, so that equal numbers say
+        nothing.
     """
 
     ok: bool
@@ -81,6 +85,7 @@ class Report:
     groups: tuple[str, ...] = ()
     stopped: bool = False
     compact: dict[str, float] | None = None
+    zero: bool = False
 
     def __str__(self) -> str:
         lines = [
@@ -92,6 +97,11 @@ class Report:
         lines += [f"not exact: {why}" for why in self.reasons]
         if self.nonfinite == 1.0:
             lines.append("nothing was compared: no entry of the reference is finite")
+        elif self.zero:
+            lines.append(
+                "nothing was compared: the reference is 0 in every entry, as with a "
+                "last layer that starts at 0. Verify with random values in its place"
+            )
         elif self.nonfinite:
             lines.append(f"reference not finite in {self.nonfinite:.1%} of its entries")
         if self.compact is not None:
@@ -190,7 +200,7 @@ def verify(
     stopped, errors = False, None
     if compact is not None:
         errors = check.meanings(plan, compact)
-        ok = errors[mean] <= tolerance and (ok or mean == "compact")
+        ok = errors[mean] <= tolerance and (ok or mean == "compact") and not found.zero
     elif not ok:
         deps = groups(
             fn,
@@ -213,6 +223,7 @@ def verify(
         groups=blame,
         stopped=stopped,
         compact=errors,
+        zero=found.zero,
     )
 
 
@@ -225,12 +236,22 @@ class _Found:
 
     @property
     def worst(self) -> float:
-        return max(g.error for g in (self.forward, self.gradient) if g is not None)
+        return max(g.error for g in self.gaps)
 
     @property
     def vacuous(self) -> bool:
         """Whether outputs or gradients have no entry that was compared."""
-        return any(g.compared == 0 for g in (self.forward, self.gradient) if g)
+        return self.zero or any(g.compared == 0 for g in self.gaps)
+
+    @property
+    def zero(self) -> bool:
+        """Whether all that was compared is 0 on both sides, which says nothing."""
+        compared = [g for g in self.gaps if g.compared]
+        return bool(compared) and all(g.largest == g.error == 0 for g in compared)
+
+    @property
+    def gaps(self) -> list[Gap]:
+        return [g for g in (self.forward, self.gradient) if g is not None]
 
     def ok(self, tolerance: float) -> bool:
         return not self.vacuous and self.worst <= tolerance

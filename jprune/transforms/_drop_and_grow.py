@@ -35,11 +35,10 @@ import optax
 
 from jprune import masks, scores, selection
 from jprune._axes import Axes
-from jprune._dtypes import wide
 from jprune._errors import require_functions, require_static, value_error
 from jprune._stacks import stacked_axes
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
-from jprune.masks._count import is_traced
+from jprune.masks._count import is_traced, traced_share
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._target import require_target
 from jprune.masks._unstructured import ranked
@@ -412,8 +411,7 @@ def _move(
 
 def _share(fraction: Any, kept: jax.Array) -> jax.Array:
     """How many of so many kept weights are dropped."""
-    count = jnp.floor(wide(fraction) * kept + 0.5)
-    return jnp.clip(count.astype(jnp.int32), 0, kept)
+    return jnp.clip(traced_share(fraction, kept), 0, kept)
 
 
 def _of_layers(mask: jax.Array, axes: Axes) -> jax.Array:

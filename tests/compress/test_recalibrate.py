@@ -99,6 +99,11 @@ def test_errors():
         compress.recalibrate(lambda s, x: s, stats, [1], momentum=1.0)
     with pytest.raises(ValueError, match=r"exactly the structure[^$]*missing: mean"):
         compress.recalibrate(lambda s, x: {"m": s["mean"]}, stats, [jnp.ones(1)])
+    update = lambda s, x: {"mean": 0.9 * s["mean"] + 0.1 * x.mean(0)}  # noqa: E731
+    good, bad = jnp.ones((3, 2)), jnp.ones((3, 2)).at[0, 0].set(jnp.nan)
+    for momentum in (None, 0.9):
+        with pytest.raises(ValueError, match="must give finite statistics.*\n  mean"):
+            compress.recalibrate(update, stats, [good, bad], momentum=momentum)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 10, 1000])

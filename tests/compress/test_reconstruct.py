@@ -387,6 +387,27 @@ def test_what_cannot_be_reconstructed_is_an_error():
             compress.reconstruct(tied, found, q, [normal(2, 5, 3)], {group.id: 2})
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_data_that_is_not_finite_is_refused(value):
+    """One such example in a thousand would make every weight NaN, or any choice."""
+
+    def net(p, x):
+        return x @ p["a"] @ p["b"]
+
+    p = {"a": jnp.eye(4), "b": jnp.ones((4, 2))}
+    x = jnp.ones((5, 4)).at[2, 1].set(value)
+    deps = surgery.groups(net)(p, x)
+    for call in (
+        lambda: compress.reconstruct(net, deps, p, [x], {"a:1": 2}),
+        lambda: compress.wanda(net, p, [jnp.ones((5, 4)), x], sparsity=0.5),
+        lambda: compress.sparse_gpt(net, p, [x], sparsity=0.5),
+    ):
+        with pytest.raises(ValueError, match="must give finite .* [ab] reads"):
+            call()
+    with pytest.raises(ValueError, match="`keep` must be a mapping by group id"):
+        compress.reconstruct(net, deps, p, [x], None)  # type: ignore[arg-type]
+
+
 def test_a_fit_to_fewer_rows_than_inputs_is_a_warning():
     def net(p, x):
         return (x @ p["a"]) @ p["b"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.build import MODELS
-from experiments.models import fbnetv3
+from experiments.models import fbnetv3, residual_mlp
 from jprune import masks
 
 IMAGES = {
@@ -34,6 +34,10 @@ IMAGES = {
         + 304**2
         + 448 * 10,
     ),
+    **{
+        name: ((28, 28, 1), 784 * 100 + 10 * 100 * 100 + 100 * 10)
+        for name in ("residual_mlp", "stable_mlp")
+    },
     "vgg16": (
         (32, 32, 3),
         9 * 64 * 64 * 399 + 27 * 64 + 512 * 10,
@@ -55,6 +59,16 @@ def test_kernel_weights(name):
     assert masks.size(variables["params"]) == count + head
     logits = jax.eval_shape(model.apply, variables, image)
     assert getattr(logits, "shape", None) == (2, 10)
+
+
+def test_scaled_branches_grow_as_the_paper_says():
+    """Four blocks y + y / 2: 1.5**4; the stable network of ten has 10**-0.5."""
+    net = residual_mlp.ResidualMLP(classes=1, blocks=4, width=1, branch_scale=0.5)
+    x = jnp.ones((1, 1))
+    params = jax.tree.map(jnp.ones_like, net.init(jax.random.key(0), x))
+    params = jax.tree.map(lambda leaf: leaf * (leaf.ndim == 2), params)  # no biases
+    assert net.apply(params, x) == 1.5**4
+    assert MODELS["stable_mlp"](10).branch_scale == 10**-0.5
 
 
 def test_gcn_is_the_renormalized_convolution():

@@ -325,3 +325,22 @@ def test_sharded_leaves_give_the_same_mask(kind):
     assert want[1].sum() == 1
     for x, y in zip(kernels(mask), want, strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("ranking", ["leaf", "output"])
+def test_rows_of_sharded_leaves_on_an_explicit_mesh(ranking):
+    """Layers and outputs of a kernel that is split along both axes; with ties."""
+    rng = np.random.default_rng(3)
+    stack = np.round(rng.normal(size=(2, 4, 6)), 1).astype(np.float32)
+    params = {"layers": {"kernel": stack}}
+    want = masks.unstructured(params, 0.5, ranking=ranking)["layers"]["kernel"]
+    types = (AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((2, 2), ("d", "m"), axis_types=types)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, P(None, "d", "m"))
+        split = jax.device_put(params, place)
+        choose = functools.partial(masks.unstructured, sparsity=0.5, ranking=ranking)
+        mask = jax.jit(choose)(split)
+    found = mask["layers"]["kernel"]
+    assert found.sharding.is_equivalent_to(place, 3)
+    np.testing.assert_array_equal(found, want)

@@ -65,3 +65,5 @@ def test_zeros_and_nan():
     got = np.asarray(lamp(jnp.array([1.0, jnp.nan, 2.0, 0.0])))
     assert np.isnan(got[1])  # where a mask keeps it and it can be seen
     np.testing.assert_allclose(got[[0, 2, 3]], [0.2, 1, 0], rtol=1e-6)
+    got = np.asarray(lamp(jnp.array([1.0, -jnp.inf, 2.0, jnp.nan])))
+    np.testing.assert_allclose(got, [0.2, np.nan, 1, np.nan], rtol=1e-6)

@@ -143,6 +143,11 @@ def test_normalized_has_norm_one_at_any_scale(scale):
     np.testing.assert_array_equal(got["zero"], [0, 0, 0])
 
 
+def test_normalized_counts_finite_entries_only():
+    got = scores.normalized({"w": jnp.array([3.0, jnp.inf, -4.0, jnp.nan])})["w"]
+    np.testing.assert_allclose(got, [0.6, np.inf, -0.8, np.nan], rtol=1e-6)
+
+
 def test_wanda_by_hand():
     norms = {"kernel": jnp.array([10.0, 1.0]), "bias": 2.0}
     got = scores.wanda(PARAMS, norms)

@@ -84,5 +84,5 @@ def check(act: Any, way: str, times: int = 1) -> None:
     kept = np.tile(np.isin(np.arange(6), [0, 2, 5]), times)
     plan = surgery.plan_from_keep(deps, {"w:1": kept})
     report = surgery.verify(fn, plan, params, x, gradient=True)
-    assert report.ok and report.way == way, str(report)
+    assert (report.ok or report.zero) and report.way == way, str(report)
     assert report.error < 1e-12 and (report.gradient_error or 0) < 1e-12, str(report)

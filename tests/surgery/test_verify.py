@@ -191,6 +191,31 @@ def test_where_nothing_is_compared_nothing_is_verified():
     assert "nothing was compared" in str(report)
 
 
+def test_zeros_on_both_sides_verify_nothing():
+    """A last layer that starts at 0 makes any two functions equal."""
+
+    def net(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["b"]
+
+    p = {"a": jnp.arange(1.0, 13).reshape(3, 4), "b": jnp.zeros((4, 2))}
+    x = jnp.ones((2, 3))
+    plan = surgery.plan_from_keep(surgery.groups(net)(p, x), {"a:1": [0, 2]})
+
+    def wrong(p, x):
+        return jnp.cos(x @ p["a"]) @ p["b"]
+
+    for report in (
+        surgery.verify(net, plan, p, x),
+        surgery.verify(net, plan, p, x, compact=wrong),
+    ):
+        assert report.zero and not report.ok
+        assert "the reference is 0 in every entry" in str(report)
+    assert surgery.verify(net, plan, p, x, gradient=True).ok  # that of `b` is not 0
+    trained = p | {"b": jnp.ones((4, 2))}
+    report = surgery.verify(net, plan, trained, x)
+    assert report.ok and not report.zero
+
+
 def test_the_inexact_group_is_blamed_before_noise():
     """In float32 with a tolerance that an exact group of large sums crosses as well."""
     params = normal(DEEP)
