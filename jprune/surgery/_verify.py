@@ -190,8 +190,8 @@ def verify(
     program = analyzed(traced, plan, state_outputs_of(fn), roots)
     check = _Check(fn, params, args, kwargs, gradient, mean, reference, program)
     tolerance = _tolerance(params) if tolerance is None else tolerance
-    keep = solve(plan, program, inputs)
-    graph = Graph(program, keep, Options(removed=mean == "compact"))
+    options = Options(removed=mean == "compact")
+    graph = Graph(program, solve(plan, program, inputs), options)
     way, reasons = exactness_of(graph.status())
     found = check(plan)
     ok = found.ok(tolerance)
