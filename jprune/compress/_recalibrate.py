@@ -90,9 +90,9 @@ def recalibrate(
         )  # Haiku
     """
     put: Callable[[Any], Any] = _same
+    data: Any = batches
     if (name := model_kind(update)) is not None:
-        held = None if batches is None else stats
-        batches = stats if batches is None else batches
+        held, data = (None, stats) if batches is None else (stats, batches)
         update, stats, put, momentum = _of_model(name, update, held, momentum, kwargs)
     elif batches is None or kwargs:
         raise type_error(
@@ -103,13 +103,13 @@ def recalibrate(
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
     step = jax.jit(update)
     if momentum is None:
-        return put(_finite(_run(step, stats, batches), stats))
+        return put(_finite(_run(step, stats, data), stats))
     blank = jax.tree.map(lambda s: jnp.zeros_like(s) if _floating(s) else s, stats)
     start = jax.tree.map(lambda s: jnp.zeros_like(s) if _counts(s) else s, blank)
     counted = any(map(_counts, jax.tree.leaves(stats)))
     ahead = jax.tree.map(lambda s: s + 1 if _counts(s) else s, blank)
     total, count, first = jax.tree.map(jnp.zeros_like, blank), 0, None
-    for batch in batches:
+    for batch in data:
         found = _checked(step(start, batch), stats)
         if first is None:
             later = _checked(step(ahead, batch), stats) if counted else found
@@ -154,7 +154,7 @@ _HELD_BY = {
 
 def _of_model(
     name: str, model: Any, held: Any, momentum: float | None, kwargs: dict[str, Any]
-) -> tuple[Any, Any, Any, float]:
+) -> tuple[Any, Any, Any, float | None]:
     """A model object as `(update, stats, put, momentum)`; see `Recalibration`."""
     where = _HELD_BY[name]
     if (held is None) != (where is None):
@@ -166,13 +166,20 @@ def _of_model(
     file: Any = importlib.import_module(f"jprune.frameworks.{name}")
     args = () if where is None else (held,)
     update, stats, put, momenta = file.recalibration(model, *args, **kwargs)
+    known = {m for m in momenta if m == m}
+    if len(known) > 1 or (momentum is not None and known - {momentum}):
+        raise value_error(
+            f"the norm layers have `momentum` {sorted(known)}, and one number must be "
+            f"right for all; got {momentum}. Set it in the layers, or pass a function "
+            "`update(stats, batch)` of your own without `momentum`."
+        )
     if momentum is None:
-        if len(momenta) != 1 or any(m != m for m in momenta):
+        if known != set(momenta) or not known:
             raise value_error(
                 "give `momentum=`, that of the norm layers (0.99 by default in Flax "
-                f"and Keras): read from the model were {sorted(momenta) or 'none'}."
+                "and Keras): it cannot be read from the model."
             )
-        (momentum,) = momenta
+        (momentum,) = known
     return update, stats, put, momentum
 
 

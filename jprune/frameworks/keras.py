@@ -201,9 +201,9 @@ def recalibration(model: keras.Model, **kwargs: Any) -> Recalibration:
     def update(stats: Any, batch: Any) -> Any:
         args = positional(batch)
         values = [stats[path] for path in other]
-        kwargs_ = {"training": True, **kwargs}
-        _, new = model.stateless_call(moving, values, *args, **kwargs_)
-        return dict(zip(other, new, strict=True))
+        how = {"training": True, **kwargs}
+        result: Any = model.stateless_call(moving, values, *args, **how)
+        return dict(zip(other, result[1], strict=True))
 
     def put(new: Any) -> Any:
         for path, v in other.items():

@@ -148,6 +148,11 @@ def load(
 def as_function(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """One `apply` as a function of the variables, and the arguments of that."""
     variables, *rest = args
+    if not isinstance(variables, Mapping):
+        raise type_error(
+            "a module of Linen is followed by its `variables`, a dict of collections, "
+            f"got {type(variables).__name__}."
+        )
     how = dict(kwargs)
     rngs, method = how.pop("rngs", None), how.pop("method", None)
     call = _Call(model, method, how.pop("mutable", False), frozenset(variables))

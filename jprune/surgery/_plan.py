@@ -255,6 +255,11 @@ class Plan:
         compact: bool = False,
         part: bool = False,
     ) -> Any:
+        if jtu.all_leaves([tree]) and not hasattr(tree, "shape"):
+            raise type_error(
+                f"`tree` must be a tree of arrays, got {type(tree).__name__}: under "
+                "Keras `jprune.frameworks.keras.named(model)`."
+            )
         keep = self.keep if argument is None else self.inputs
         prefix = (*prefix_of(argument), *prefix_of(at))
         sizes = _carried.compact if compact else _carried.dense

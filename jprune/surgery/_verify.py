@@ -189,10 +189,9 @@ def verify(
     roots, inputs = located(plan, None, shapes)
     program = analyzed(traced, plan, state_outputs_of(fn), roots)
     check = _Check(fn, params, args, kwargs, gradient, mean, reference, program)
-    if tolerance is None:
-        tolerance = _tolerance(params)
-    keep = solve(plan, program, inputs)
-    graph = Graph(program, keep, Options(removed=mean == "compact"))
+    tolerance = _tolerance(params) if tolerance is None else tolerance
+    options = Options(removed=mean == "compact")
+    graph = Graph(program, solve(plan, program, inputs), options)
     way, reasons = exactness_of(graph.status())
     found = check(plan)
     ok = found.ok(tolerance)

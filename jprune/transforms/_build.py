@@ -90,9 +90,12 @@ def require_strengths(**given: Any) -> None:
         values pass: they are not known here.
 
     Raises:
+      TypeError: a text.
       ValueError: a number that is negative, infinite or NaN.
     """
     for name, x in given.items():
+        if isinstance(x, str | bytes):
+            raise type_error(f"`{name}` must be a number or a schedule, got {x!r}.")
         known = isinstance(x, int | float | np.number | np.ndarray | jax.Array)
         if known and not is_traced(x) and not np.all((0 <= x) & np.isfinite(x)):
             raise value_error(f"`{name}` must be finite and >= 0, got {x}.")
@@ -114,6 +117,40 @@ def require_rate(learning_rate: Any, recipe: str, how: str) -> None:
             "`learning_rate` must be a number or a schedule, got an optimizer. "
             f"`{recipe}` is a whole optimizer; for another one {how}."
         )
+
+
+def around(inner: Any, name: str = "inner") -> optax.GradientTransformationExtraArgs:
+    """The optimizer that a wrapper stands around, taking extra arguments.
+
+    Args:
+      inner: the caller's argument; a chain, a recipe or `optax.MultiSteps` as well.
+      name: of it.
+
+    Raises:
+      TypeError: it has no `init` and `update`.
+    """
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise type_error(
+            f"`{name}` must be an Optax transformation such as `optax.adam(1e-3)`, got "
+            f"{inner!r}."
+        )
+    return optax.with_extra_args_support(inner)
+
+
+def seeded(key: Any) -> jax.Array:
+    """A PRNG key from a seed, a key, or the words of a raw key.
+
+    Raises:
+      TypeError: none of these.
+    """
+    kind = None if key is None or isinstance(key, str) else jnp.result_type(key)
+    if kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key):
+        return key
+    if kind is None or not jnp.issubdtype(kind, jnp.integer):
+        raise type_error(
+            f"`key` must be a seed, an integer, or a key of `jax.random`, got {key!r}."
+        )
+    return jax.random.wrap_key_data(key) if jnp.ndim(key) else jax.random.key(key)
 
 
 def exactly_one(**given: Any) -> None:

@@ -26,6 +26,7 @@ import optax
 from jprune._errors import listing, value_error
 from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import Params, PyTree
+from jprune.transforms._build import around
 
 _MEAN_OF = 16
 """The most gradients whose mean is taken for a gradient that was handed on."""
@@ -52,6 +53,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         weights back for longer.
 
     Raises:
+      TypeError: `tx` is no transformation.
       ValueError: a removed weight is not 0, with the leaf's path and the usual cause;
         the chain has no projection, so that nothing in it ends at zero; or no update
         has come through.
@@ -65,6 +67,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
       >>> tx = optax.chain(optax.sgd(0.1), transforms.prune_gradually(0.5, end=9))
       >>> transforms.check(tx, {"w": jnp.ones((4, 4))})
     """
+    update = jax.jit(around(tx, "tx").update)
     state, enforced = _probed(tx.init(params))
     if not enforced:
         raise value_error(
@@ -72,7 +75,6 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             "zero. Add `keep_masked`, `prune_gradually` or `prune_once` last, or call "
             "`finish` after training."
         )
-    update = jax.jit(optax.with_extra_args_support(tx).update)
 
     # From a random point: a weight that is 0 already shows nothing.
     key = jax.random.key(0)

@@ -45,10 +45,12 @@ from jprune.masks._unstructured import ranked
 from jprune.selection._count_true import counts_true
 from jprune.selection._pack import laid_flat
 from jprune.transforms._build import (
+    around,
     exactly_one,
     is_finite,
     next_step,
     renewed,
+    seeded,
     transformation,
     value_at,
 )
@@ -186,7 +188,7 @@ def drop_and_grow(
     require_static(every=every, begin=begin, end=end, min_keep=min_keep)
     _require(sparsity, mask, drop_fraction, grow, every, begin, end)
     require_target(sparsity, min_keep=min_keep)
-    inner = optax.with_extra_args_support(inner)
+    inner = around(inner)
     require_functions(allocation=allocation)
     first = _First(sparsity, allocation or masks.erk, mask, scope, min_keep, stacked)
     moves = _Moves(drop_fraction, every, begin, end, grow, stacked)
@@ -430,10 +432,7 @@ def _counts(mask: Mask) -> jax.Array:
 
 def _data(key: Any) -> jax.Array:
     """Two words from a seed, or from a key of any kind."""
-    typed = jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
-    if not typed:
-        key = jax.random.wrap_key_data(key) if jnp.ndim(key) else jax.random.key(key)
-    return jax.random.bits(key, (2,), jnp.uint32)
+    return jax.random.bits(seeded(key), (2,), jnp.uint32)
 
 
 def _wrapped(data: jax.Array) -> jax.Array:

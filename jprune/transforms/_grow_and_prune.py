@@ -33,10 +33,13 @@ from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts, require_target
 from jprune.masks._unstructured import ranked
 from jprune.transforms._build import (
+    around,
     decay_all,
     next_step,
     renewed,
     require_rate,
+    require_strengths,
+    seeded,
     transformation,
     value_at,
 )
@@ -153,7 +156,8 @@ def grow_and_prune(
             f"`steps` at least 1; got {period}, {steps}."
         )
     require_target(sparsity, min_keep=min_keep)
-    inner = optax.with_extra_args_support(inner)
+    require_strengths(rate=rate)
+    inner = around(inner)
     given = (sparsity, partitions, scope, min_keep)
 
     def init(params: Params) -> GrowAndPruneState:
@@ -237,6 +241,7 @@ def gap(
       Ma et al., arXiv 2106.09857.
     """
     require_rate(learning_rate, "gap", "wrap it: `grow_and_prune(optimizer, ...)`")
+    require_strengths(learning_rate=learning_rate)
     require_static(total_steps=total_steps, period=period, steps=steps)
     if period is None and total_steps is not None:
         period = 28 * total_steps // (33 * max(steps, 1))
@@ -311,7 +316,7 @@ class Growth(NamedTuple):
     def first(self, given: Any, key: Any, params: Params) -> Mask:
         """The masks before the first step: given or random, but part 0 is dense."""
         if given is None:
-            return self.grown(self.start(typed_key(key), params), 0)
+            return self.grown(self.start(seeded(key), params), 0)
         held: Any = keep_masked(given).init(params)
         return self.grown(held.mask, 0)
 
@@ -336,12 +341,6 @@ class Growth(NamedTuple):
             return m | ((jnp.asarray(part) == at) & now) if m.ndim else m
 
         return jax.tree.map(leaf, mask, self.partition)
-
-
-def typed_key(key: Any) -> jax.Array:
-    """A PRNG key from a seed or a key."""
-    is_key = jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key)
-    return key if is_key else jax.random.key(key)
 
 
 def _begun(

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jprune import masks
 from jprune._errors import value_error
 from jprune._typing import Mask, Params, PyTree
-from jprune.transforms._grow_and_prune import Growth, typed_key
+from jprune.transforms._build import seeded
+from jprune.transforms._grow_and_prune import Growth
 from jprune.transforms._partitions import Partitions
 
 Train = Callable[[Params, Mask, Any, Any], Params]
@@ -71,7 +72,7 @@ def grow_in_parallel(
     if workers not in ("vmap", "loop"):
         raise value_error(f"`workers` must be 'vmap' or 'loop', got {workers!r}.")
     plan = Growth.of(params, sparsity, partitions, scope, min_keep)
-    mask = plan.start(typed_key(key), params)
+    mask = plan.start(seeded(key), params)
     params = masks.apply(mask, params)
     for number in range(rounds):
         grown = [plan.grown(mask, i) for i in range(plan.parts)]

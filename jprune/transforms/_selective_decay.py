@@ -133,9 +133,8 @@ def add_selective_decay(
     require_target(sparsity, keep, min_keep=min_keep, ranking=ranking)
     chosen = Ranking(sparsity, keep, scope, ranking, min_keep, stacked)
     require_static(every=every, min_keep=min_keep)
+    _require_every(every)
     require_strengths(mu=mu, strength=strength)
-    if every < 1:
-        raise value_error(f"`every` must be at least 1, got {every}.")
     penalty = _Penalty(mu, strength, chosen, select, every)
 
     def update(
@@ -144,6 +143,11 @@ def add_selective_decay(
         return penalty.update(updates, state, params)[:2]
 
     return transformation(penalty.init, update, "add_selective_decay")
+
+
+def _require_every(every: int) -> None:
+    if every < 1:
+        raise value_error(f"`every` must be at least 1, got {every}.")
 
 
 class _Penalty(NamedTuple):
@@ -294,6 +298,7 @@ def swd(
       code.
     """
     require_static(total_steps=total_steps, every=every, min_keep=min_keep)
+    _require_every(every)
     require_strengths(mu=mu, a_max=a_max)
     exactly_one(sparsity=sparsity, keep=keep, select=select)
     require_functions(select=select)

@@ -25,13 +25,13 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 from math import floor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, require_static, value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Params, PyTree
 from jprune._unfolding import (
@@ -82,13 +82,15 @@ class Rule(NamedTuple):
                 "Give exactly one of `energy`, `value`, `rate` and `ranks`, got "
                 f"{', '.join(given) or 'none'}."
             )
+        require_static(min_rank=self.min_rank)
         if self.min_rank < 1:
             raise value_error(f"`min_rank` must be at least 1, got {self.min_rank}.")
         for name in ("energy", "rate"):
             share = getattr(self, name)
             if share is None or is_traced(share):
                 continue
-            if np.ndim(share) != 0 or not 0 < float(share) <= 1:
+            one = isinstance(share, SupportsFloat) and np.ndim(share) == 0
+            if not one or not 0 < float(share) <= 1:
                 raise value_error(
                     f"`{name}` must be one number in (0, 1], got {share}."
                 )

@@ -31,13 +31,14 @@ import optax
 from jprune._errors import require_static, value_error
 from jprune._typing import Params, PyTree, ScalarOrSchedule
 from jprune._unfolding import Unfold, first_values
-from jprune.masks._count import is_traced
 from jprune.transforms._build import (
     added,
+    around,
     decay_all,
     next_step,
     renewed,
     require_rate,
+    require_strengths,
     transformation,
     value_at,
 )
@@ -137,12 +138,12 @@ def truncate_rank(
     rule = Rule(energy=energy, min_rank=min_rank)
     rule.check()
     _check(every, end, nuclear, inner, by_loop)
-    around = optax.with_extra_args_support(inner or optax.identity())
+    outer = around(optax.identity() if inner is None else inner)
 
     def init(params: Params) -> TruncateRankState:
         leaves = Leaves(params, scope, kind)
         ranks, directions = _before_any(leaves, params, nuclear is not None)
-        return TruncateRankState(jnp.int32(0), ranks, directions, around.init(params))
+        return TruncateRankState(jnp.int32(0), ranks, directions, outer.init(params))
 
     def update(
         updates: PyTree, state: TruncateRankState, params: Params, **extra: Any
@@ -153,7 +154,7 @@ def truncate_rank(
             updates = _add_directions(
                 updates, state.directions, lam, state.count % every == 0
             )
-        updates, following = around.update(updates, state.inner, params, **extra)
+        updates, following = outer.update(updates, state.inner, params, **extra)
         count = next_step(state.count)
         if by_loop:
             return updates, state._replace(count=count, inner=following)
@@ -264,8 +265,7 @@ def _check(
             "`nuclear` adds to the raw gradient, which a projection placed last does "
             "not see: give the optimizer as `inner`, got None."
         )
-    if not callable(nuclear) and not is_traced(nuclear) and float(nuclear) < 0:
-        raise value_error(f"`nuclear` must not be negative, got {nuclear}.")
+    require_strengths(nuclear=nuclear)
 
 
 def trp(

@@ -296,6 +296,24 @@ def test_a_call_that_is_not_in_training_mode_says_so():
         compress.recalibrate(case.small, BATCHES, momentum=0.8)
 
 
+def test_norms_of_two_momenta_have_no_one_mean():
+    nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+    norms = [nnx.BatchNorm(4, momentum=m, rngs=nnx.Rngs(0)) for m in (0.9, 0.5)]
+    for given in ({}, {"momentum": 0.9}):
+        with pytest.raises(ValueError, match=r"have `momentum` \[0.5, 0.9\], and one"):
+            compress.recalibrate(nnx.Sequential(*norms), BATCHES, **given)
+    with pytest.raises(ValueError, match=r"have `momentum` \[0.9\], .*got 0.99"):
+        compress.recalibrate(norms[0], BATCHES, momentum=0.99)
+
+
+def test_a_model_is_no_tree_and_no_variables():
+    linen = pytest.importorskip("flax.linen", reason="flax is not installed")
+    with pytest.raises(TypeError, match="followed by its `variables`.*got ArrayImpl"):
+        analysis.flops(linen.Dense(3))(X)
+    with pytest.raises(TypeError, match="must be a tree of arrays, got Dense"):
+        linen_case().plan.pack(linen.Dense(3))
+
+
 def test_a_model_without_statistics():
     nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
     with pytest.raises(ValueError, match="no batch statistics: no `nnx.BatchStat`"):

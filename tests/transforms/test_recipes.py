@@ -1,5 +1,6 @@
 """What every recipe refuses: another optimizer in the place of its learning rate."""
 
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -30,3 +31,66 @@ def test_an_optimizer_is_no_learning_rate(name):
     says = f"`learning_rate` must be a number.*`{name}` is a whole optimizer"
     with pytest.raises(TypeError, match=says):
         RECIPES[name](optax.adam(1e-3))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda inner: transforms.drop_and_grow(inner, 0.5),
+        lambda inner: transforms.grow_and_prune(
+            inner, 0.5, partitions=2, period=2, steps=1
+        ),
+        lambda inner: transforms.truncate_rank(0.9, inner=inner),
+    ],
+)
+def test_what_a_wrapper_stands_around_is_an_optimizer(build):
+    for inner in (0.1, optax.adam):
+        with pytest.raises(TypeError, match="`inner` must be an Optax transformation"):
+            build(inner)
+    build(optax.MultiSteps(optax.adam(1e-3), 2))
+    with pytest.raises(TypeError, match="`tx` must be an Optax transformation"):
+        transforms.check(3, {"w": jnp.ones((2, 2))})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "build, error, message",
+    [
+        (
+            lambda: transforms.grow_and_prune(
+                optax.sgd(0.1), 0.5, partitions=2, period=2, steps=1, rate=-1.0
+            ),
+            ValueError,
+            "`rate` must be finite and >= 0, got -1.0",
+        ),
+        (
+            lambda: transforms.trp(0.1, nuclear=float("nan")),
+            ValueError,
+            "`nuclear` must be finite and >= 0, got nan",
+        ),
+        (
+            lambda: transforms.trp(0.1, min_rank=float("inf")),  # type: ignore[arg-type]
+            ValueError,
+            "`min_rank` must be a whole number, got inf",
+        ),
+        (
+            lambda: transforms.swd(0.1, mu=0.1, total_steps=4, sparsity=0.5, every=-1),
+            ValueError,
+            "`every` must be at least 1, got -1",
+        ),
+        (
+            lambda: transforms.add_selective_decay("a", 1.0, sparsity=0.5),  # type: ignore[arg-type]
+            TypeError,
+            "`mu` must be a number or a schedule, got 'a'",
+        ),
+        (
+            lambda: transforms.rigl(0.1, sparsity=0.5, total_steps=9, key=1.5).init(
+                {"w": jnp.ones((4, 4))}
+            ),
+            TypeError,
+            "`key` must be a seed, an integer, or a key of `jax.random`, got 1.5",
+        ),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_the_run(build, error, message):
+    with pytest.raises(error, match=message):
+        build()

@@ -401,5 +401,5 @@ def test_errors():
         transforms.trp(0.1, every=3, total_steps=9, by_loop=True)
     with pytest.raises(ValueError, match="nothing left to do"):
         transforms.trp(0.1, nuclear=None, by_loop=True)
-    with pytest.raises(ValueError, match="`nuclear` must not be negative"):
+    with pytest.raises(ValueError, match="`nuclear` must be finite and >= 0"):
         transforms.trp(0.1, nuclear=-1.0)
