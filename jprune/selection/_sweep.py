@@ -23,6 +23,7 @@ from jax import lax
 
 from jprune.selection._bracket import Bracket, Counts, Pivots
 from jprune.selection._count_true import count_true
+from jprune.selection._image import Image
 from jprune.selection._leaves import Leaf, Table
 
 
@@ -49,9 +50,7 @@ def sweep_images(table: Table, per_leaf: bool) -> Callable[..., Counts]:
 
     def count(pivots: Pivots, bracket: Bracket | None = None) -> Counts:
         ends = [] if bracket is None else [bracket.lo, bracket.hi]
-        leaves, pivots, ends = lax.optimization_barrier(
-            ([leaf.swept for leaf in table.leaves], pivots, ends)
-        )
+        leaves, pivots, ends = lax.optimization_barrier((_swept(table), pivots, ends))
         images = [table.image.of(*leaf) for leaf in leaves]
         return _count(table, images, pivots, ends, per_leaf)
 
@@ -70,7 +69,7 @@ def sweep_positions(
 
     def count(pivots: Pivots) -> Counts:
         swept, steps, pivots = lax.optimization_barrier(
-            ([leaf.swept for leaf in table.leaves], strides, pivots)
+            (_swept(table), strides, pivots)
         )
         places = []
         for i, leaf in enumerate(table.leaves):
@@ -112,24 +111,39 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
     positions = _positions(table)
 
     def count(pivots: Pivots, places: jax.Array, cut: Cut) -> Counts:
-        swept, where, pivots, cut, places = lax.optimization_barrier(
-            ([leaf.swept for leaf in table.leaves], positions, pivots, cut, places)
+        leaves, where, *rest = lax.optimization_barrier(
+            (_swept(table), positions, pivots, places, cut)
         )
-        seen = []
-        for leaf, arrays, position in zip(table.leaves, swept, where, strict=True):
-            image = table.image.of(*arrays)
-            if ties:
-                above, least = _row(cut, position)
-                place = _place(position, image.shape).astype(image.dtype)
-                place = jnp.where(image >= least, place, -1)
-                place = jnp.where(image > above, leaf.size, place)
-                image = jnp.where(places, place, image)
-            seen.append(_reduce(image, _row(pivots, position), []))
+        each = functools.partial(_counted, image=table.image, ties=ties)
+        seen = [each(*x, *rest) for x in zip(leaves, where, strict=True)]
         columns = [jnp.stack(column) for column in zip(*seen, strict=True)]
         # Or XLA would write a sum of one as a chain over all leaves, in each kernel.
         return Counts(lax.optimization_barrier(columns))
 
     return count
+
+
+# What is compiled for each leaf is traced and lowered once for all of one shape.
+@functools.partial(jax.jit, static_argnames=("image", "ties"))
+def _counted(
+    arrays: tuple[jax.Array | None, ...],
+    position: jax.Array,
+    pivots: Pivots,
+    places: jax.Array,
+    cut: Cut,
+    *,
+    image: Image,
+    ties: bool,
+) -> list[jax.Array]:
+    """How many images of a leaf, or places, reach each of its pivots."""
+    integers = image.of(*arrays)
+    if ties:
+        above, least = _row(cut, position)
+        place = _place(position, integers.shape).astype(integers.dtype)
+        place = jnp.where(integers >= least, place, -1)
+        place = jnp.where(integers > above, integers.size, place)
+        integers = jnp.where(places, place, integers)
+    return _reduce(integers, _row(pivots, position), [])
 
 
 def keep_cut(
@@ -147,45 +161,63 @@ def keep_cut(
     Returns:
       Bool arrays of the leaves' shapes.
     """
-    masks = []
-    for leaf, position in zip(table.leaves, _positions(table, flat), strict=True):
-        image = table.image.of(*leaf.swept)
-        above, least, end = _row((*cut, last.astype(jnp.int32)), position)
-        shape = (leaf.size,) if flat else image.shape
-        first = (_place(position, shape) >= end).reshape(image.shape)
-        masks.append((image > above) | ((image >= least) & first))
-    return masks
+    each = functools.partial(_kept, image=table.image, flat=flat)
+    pairs = zip(_swept(table), _positions(table, flat), strict=True)
+    return [each(*pair, cut, last.astype(jnp.int32)) for pair in pairs]
+
+
+@functools.partial(jax.jit, static_argnames=("image", "flat"))
+def _kept(
+    arrays: tuple[jax.Array | None, ...],
+    position: jax.Array,
+    cut: Cut,
+    last: jax.Array,
+    *,
+    image: Image,
+    flat: bool,
+) -> jax.Array:
+    """The mask of one leaf."""
+    integers = image.of(*arrays)
+    above, least, end = _row((*cut, last), position)
+    place = _place(position, (integers.size,) if flat else integers.shape)
+    first = (place >= end).reshape(integers.shape)
+    return (integers > above) | ((integers >= least) & first)
+
+
+def _swept(table: Table) -> list[tuple[jax.Array | None, ...]]:
+    """What `Image.of` takes of each leaf."""
+    return [leaf.swept for leaf in table.leaves]
 
 
 def _positions(table: Table, flat: bool = False) -> list[jax.Array]:
     """For each leaf its number, the place from the end of its first entry, and steps.
 
-    Behind a barrier, so that the kernels of two leaves of one shape are one.
+    Behind a barrier, so that the kernels of two leaves of one shape are one, and no
+    places are made before the loop.
     """
     rows = []
     for i, leaf in enumerate(table.leaves):
         shape = (leaf.size,) if flat else leaf.value.shape
         steps = [math.prod(shape[d + 1 :]) for d in range(len(shape)) if shape[d] > 1]
-        row = np.array([i, leaf.size - 1, *steps], np.int32)
-        rows.append(lax.optimization_barrier(jnp.asarray(row)))
+        row = np.array([i, leaf.size - 1, *steps], np.uint32)
+        rows.append(lax.optimization_barrier(row))
     return rows
 
 
 def entry(x: jax.Array, i: int) -> jax.Array:
     """`x[i]` of a vector, by a kernel that does not know i: one for many leaves. 0-d"""
-    position = lax.optimization_barrier(jnp.asarray([i, 0], jnp.uint32))
-    return _row([x], position)[0]
+    return _row([x], lax.optimization_barrier(np.array([i, 0], np.uint32)))[0]
 
 
 def _row(columns: Sequence[jax.Array], position: jax.Array) -> list[jax.Array]:
     """The entries of one leaf, of arrays with one for each."""
-    # Unsigned, or JAX would ask whether it is negative.
-    i = position[0].astype(jnp.uint32)
-    return [lax.dynamic_slice(x, (i,), (1,)).reshape(()) for x in columns]
+    # The number is unsigned, or JAX would ask whether it is negative.
+    return [lax.dynamic_slice(x, (position[0],), (1,)).reshape(()) for x in columns]
 
 
 def _place(position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The place from the end of each entry, row-major: the first has the largest."""
+    position = position.astype(jnp.int32)
     place = jnp.broadcast_to(position[1], shape)
     axes = [axis for axis, length in enumerate(shape) if length > 1]
     for step, axis in enumerate(axes, start=2):

@@ -404,8 +404,10 @@ def _move(
         return jax.tree.map(lambda m, *x: fn(m, *x) if m.ndim else m, *trees)
 
     a, _, one = largest(params, stays, mask)
-    b, _, two = largest(lots, dropped, each(jnp.logical_not, a))
-    union = each(jnp.logical_or, a, b)
+    # Behind a barrier, so that of each leaf what is free is all that is written of `a`.
+    free = jax.lax.optimization_barrier(each(jnp.logical_not, a))
+    b, _, two = largest(lots, dropped, free)
+    union = each(lambda grown, out: grown | ~out, b, free)
     # What was dropped and grown again is not new.
     new = jax.tree.map(lambda now, was: now & ~was if was.ndim else ~was, union, mask)
     return union, new, jnp.maximum(one, two)
