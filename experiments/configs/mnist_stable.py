@@ -13,6 +13,25 @@ Rates: of 0.1 to 0.0001 in three epochs of dense training on 50,000 images, judg
 larger rate, 0.01, diverges. With 30 blocks s = 1 trains at none of these rates, and the
 scaled network as with 10 (96.9).
 
+Found, three seeds, test accuracy in percent:
+
+                 90 %           95 %           98 %           99 %
+    scaled, dense 97.93 +- 0.05
+      random   95.45 +-  0.12  93.37 +-  0.37  80.23 +- 14.72  50.59 +-  5.87
+      SNIP     96.79 +-  0.15  95.60 +-  0.46  92.44 +-  0.76  89.01 +-  0.58
+      SynFlow  95.45 +-  0.22  93.86 +-  0.44  89.81 +-  1.00  84.11 +-  1.10
+    plain, dense 96.96 +- 0.11
+      random   93.78 +-  0.31  90.94 +-  0.36  69.23 +- 10.21  37.11 +-  5.64
+      SNIP     92.62 +-  0.80  89.67 +-  1.70  78.39 +-  2.17  57.39 +-  4.02
+      SynFlow  93.10 +-  0.29  91.22 +-  0.44  83.94 +-  0.69  73.53 +-  2.67
+
+Every claim holds in every seed. The scaled network is also easier to train. On it SNIP
+is ahead of random masks and of SynFlow; on the plain one it is behind both up to 95 %
+and behind SynFlow beyond. Magnitude (one scale for layers of unlike fan-in)
+leaves 35 at 90 % and chance below, with or without scaling.
+
+Cost: 12 to 19 minutes of one shared core a seed.
+
 Command: `python -m experiments.train mnist_stable --data-dir FOLDER`.
 """
 

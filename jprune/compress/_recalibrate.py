@@ -68,9 +68,9 @@ def recalibrate(
 
     Raises:
       TypeError: no batches, or keyword arguments of a call without a model object.
-      ValueError: if `batches` is empty, `momentum` is out of range or not known, the
-        statistics did not move (no training mode) or are not finite, or `update`
-        returns another structure.
+      ValueError: if `batches` is empty, `momentum` is out of range, not known or not
+        that of the layers, the statistics did not move (no training mode) or are not
+        finite, or `update` returns another structure.
 
     Examples:
       >>> m = 0.9
@@ -115,6 +115,8 @@ def recalibrate(
             later = _checked(step(ahead, batch), stats) if counted else found
             first = _Averages.seen(found, later, momentum, counted)
             _require_change(step, start, found, batch)
+            if not counted:
+                _require_average(step(stats, batch), stats, found, momentum)
         total = jax.tree.map(_added, total, found)
         count += 1
     _require_batches(count)
@@ -193,6 +195,26 @@ def _require_change(step: Callable, start: Any, found: Any, batch: Any) -> None:
         raise value_error(
             "no statistic moved: the call is not in training mode. Pass what your "
             "model takes for it: `train=True`, `is_training=True`."
+        )
+
+
+def _require_average(after: Any, stats: Any, fresh: Any, momentum: float) -> None:
+    """Raises unless old statistics enter as momentum s and in no other way."""
+    wrong = []
+    pairs = zip(*map(jax.tree.leaves, (after, stats, fresh)), strict=True)
+    for (path, _), (x, s, b) in zip(named_leaves(stats), pairs, strict=True):
+        if not _floating(s) or not np.all(np.isfinite(s)):
+            continue
+        x, s, b = (np.asarray(leaf, np.float64) for leaf in (x, s, b))
+        size = np.max(np.abs(x) + np.abs(s) + np.abs(b), initial=0.0)
+        if np.any(np.abs(x - momentum * s - b) > 0.01 * size):
+            wrong.append(path)
+    if wrong:
+        raise value_error(
+            f"one batch does not change these statistics s to {momentum} s + (1 - "
+            f"{momentum}) b: `momentum` is not that of the layers, or they divide by "
+            'running values in training (Equinox\'s `mode="ema"`: pass the model '
+            f"object).{listing(wrong)}"
         )
 
 

@@ -197,25 +197,46 @@ def recalibration(model: Any, state: Any, **kwargs: Any) -> Recalibration:
     if len(names) > 1:
         raise value_error(f"the norms must share one `axis_name`, got {names}.")
     training = jax.tree.map(_training, model, is_leaf=_is_norm)
+    running = [norm for norm in norms if norm.mode == "ema"]
 
     def update(state: Any, batch: Any) -> Any:
+        begun = _begun(running, state, True)
+
         def one(*args: Any) -> Any:
-            out = training(*args, state, **kwargs)
+            out = training(*args, begun, **kwargs)
             return next(filter(_is_state, jax.tree.leaves(out, is_leaf=_is_state)))
 
         every = jax.vmap(one, axis_name=names.copy().pop(), out_axes=None)
-        return every(*positional(batch))
+        return _averaged(running, state, every(*positional(batch)))
 
-    before = jax.tree.map(lambda x: x, state)  # a state that is set is used up
-    for norm in norms:
-        if norm.mode == "ema":  # its first value is no average
-            before = before.set(norm.ema_first_time_index, jnp.array(False))
     return Recalibration(
         update,
-        before,
+        _begun(running, state, False),
         lambda new: _undebiased(norms, new),
         frozenset(float(x.momentum) for x in norms),
     )
+
+
+def _begun(norms: list[Any], state: Any, first: bool) -> Any:
+    """A copy of the state; a norm in "ema" mode divides by a batch's own values first.
+
+    Later it divides by its running values, even in training: what the next norm sees
+    would depend on statistics that are not known yet.
+    """
+    state = jax.tree.map(lambda x: x, state)  # a state that is set is used up
+    for norm in norms:
+        state = state.set(norm.ema_first_time_index, jnp.array(first))
+    return state
+
+
+def _averaged(norms: list[Any], old: Any, new: Any) -> Any:
+    """The state with m s + (1 - m) b where a norm in "ema" mode has left b itself."""
+    for norm in norms:
+        m, index = norm.momentum, norm.ema_state_index
+        pairs = zip(old.get(index), new.get(index), strict=True)
+        new = new.set(index, tuple(m * s + (1 - m) * b for s, b in pairs))
+        new = new.set(norm.ema_first_time_index, jnp.array(False))
+    return new
 
 
 def _undebiased(norms: list[Any], state: Any) -> Any:

@@ -126,7 +126,7 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
 # What is compiled for each leaf is traced and lowered once for all of one shape.
 @functools.partial(jax.jit, static_argnames=("image", "ties"))
 def _counted(
-    arrays: tuple[jax.Array | None, ...],
+    arrays: tuple[jax.Array, jax.Array | None],
     position: jax.Array,
     pivots: Pivots,
     places: jax.Array,
@@ -168,7 +168,7 @@ def keep_cut(
 
 @functools.partial(jax.jit, static_argnames=("image", "flat"))
 def _kept(
-    arrays: tuple[jax.Array | None, ...],
+    arrays: tuple[jax.Array, jax.Array | None],
     position: jax.Array,
     cut: Cut,
     last: jax.Array,

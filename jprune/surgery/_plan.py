@@ -19,7 +19,7 @@ import numpy as np
 
 from jprune._dtypes import in_host_memory
 from jprune._errors import listing, type_error, value_error
-from jprune._tree import KeyTuple, keyed_leaves, keys_text, path_keys, prefix_of
+from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
 from jprune.surgery import _budget, _carried, _numbering, _saved
 from jprune.surgery._cells import take
@@ -93,19 +93,17 @@ class Plan:
 
         Args:
           tree: a tree with the parameters' paths and dense shapes (parameters,
-            gradients, scores, masks with full-size leaves). Leaves that are not arrays
-            pass.
+            gradients, scores, masks with full-size leaves). It may lack leaves (a part
+            of an NNX state, gradients without the statistics of batch norm). Leaves
+            that are not arrays pass.
           at: where `tree` lies inside the parameters, when it is a sub-tree: a key, or
-            a tuple of keys ("params"); it must hold all that is cut there. `()` for
-            some of the leaves, under their full paths (a part of an NNX state, the
-            trainable part of an Equinox module).
+            a tuple of keys ("params").
           argument: when `tree` is not the parameters but state that was declared in
             `groups(..., state=)`: the number or keyword of that argument. Axes that
             lose nothing (batch, time) have any size.
 
         Raises:
-          ValueError: for a path that the plan does not have, another shape, or leaves
-            that are missing (they are named).
+          ValueError: for a path that the plan does not have, or another shape.
         """
         return self._map(tree, at, pack_leaf, argument)
 
@@ -253,7 +251,6 @@ class Plan:
         fn: Any,
         argument: Any = None,
         compact: bool = False,
-        part: bool = False,
     ) -> Any:
         if jtu.all_leaves([tree]) and not hasattr(tree, "shape"):
             raise type_error(
@@ -292,25 +289,7 @@ class Plan:
                 "`tree` must have the paths and shapes that the plan was made for (a "
                 f"sub-tree is given as `at={self._root(tree)!r}`).{listing(wrong)}"
             )
-        if argument is None and not part and at != ():
-            self._require_all(tree, prefix)
         return out
-
-    def _require_all(self, tree: PyTree, prefix: KeyTuple) -> None:
-        """Raises unless a tree has every leaf that the plan cuts there."""
-        held = {(*prefix, *path) for path, _ in keyed_leaves(tree)}
-        missing = [
-            keys_text(path)
-            for path in self.removed
-            if path[: len(prefix)] == prefix and path not in held
-        ]
-        if missing:
-            where = f" at {keys_text(prefix)}" if prefix else ""
-            raise value_error(
-                f"`tree` must have every leaf that the plan cuts{where}; for a part of "
-                f"them, under their full paths, say so by `at=()`. Missing:"
-                f"{listing(missing)}"
-            )
 
 
 def require_plan(plan: Any, name: str = "plan") -> None:

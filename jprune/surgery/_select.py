@@ -17,7 +17,7 @@ from typing import Any, Literal, SupportsFloat, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import is_integer, listing, value_error
+from jprune._errors import is_integer, listing, type_error, value_error
 from jprune._groups import Group, Kind
 from jprune._tree import keys_text
 from jprune.masks._count import is_traced, removed_count
@@ -107,7 +107,7 @@ def select(
       The plan.
 
     Raises:
-      TypeError: `deps` are no groups.
+      TypeError: `deps` are no groups, or scores are traced.
       ValueError: not exactly one target, scores that do not fit, a pattern that finds
         nothing, a target that cannot be met or that is met already (`params=1.0`,
         `sparsity=0.0`), or nothing that can be removed (with the reasons).
@@ -442,7 +442,12 @@ def _without_cuts(
 
 
 def _require_removal(keep: Mapping[str, np.ndarray], given: bool) -> None:
-    """Raises for a plan that would remove nothing."""
+    """Raises for a plan that would remove nothing, or whose shapes are not known."""
+    if any(map(is_traced, keep.values())):
+        raise type_error(
+            "`scores` are traced, and a plan decides shapes: call `select` outside of "
+            "`jit` and `grad`, or `choose`, which gives masks of the groups."
+        )
     if all(mask.all() for mask in keep.values()):
         target = "the target is met already" if not given else "nothing is asked"
         raise value_error(

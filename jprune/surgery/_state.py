@@ -93,7 +93,7 @@ def _fresh_shapes(plan: Plan, params: PyTree, at: Any, tx: Any) -> dict[KeyTuple
 
 def _packed(plan: Plan, params: PyTree, at: Any) -> PyTree:
     """`plan.pack`, also of those parameters alone that an optimizer was given."""
-    return plan._map(params, at, pack_leaf, part=True)
+    return plan._map(params, at, pack_leaf)
 
 
 def _counts_itself(x: Any) -> bool:

@@ -143,14 +143,16 @@ def seeded(key: Any) -> jax.Array:
     Raises:
       TypeError: none of these.
     """
-    kind = None if key is None or isinstance(key, str) else jnp.result_type(key)
-    if kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key):
-        return key
-    if kind is None or not jnp.issubdtype(kind, jnp.integer):
-        raise type_error(
-            f"`key` must be a seed, an integer, or a key of `jax.random`, got {key!r}."
-        )
-    return jax.random.wrap_key_data(key) if jnp.ndim(key) else jax.random.key(key)
+    if key is not None and not isinstance(key, str):
+        kind = jnp.result_type(key)
+        if jnp.issubdtype(kind, jax.dtypes.prng_key):
+            return key
+        if jnp.issubdtype(kind, jnp.integer):
+            one = jnp.ndim(key) == 0
+            return jax.random.key(key) if one else jax.random.wrap_key_data(key)
+    raise type_error(
+        f"`key` must be a seed, an integer, or a key of `jax.random`, got {key!r}."
+    )
 
 
 def exactly_one(**given: Any) -> None:

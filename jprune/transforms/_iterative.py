@@ -69,7 +69,7 @@ def prune_iteratively(
       early: the checkpoint to rewind to; `params` by default (the original lottery
         ticket). Only for "weights".
       scope: see `masks.unstructured`.
-      ranking: "global" or "leaf".
+      ranking: see `masks.unstructured`.
 
     Returns:
       The parameters of the last run, trained at the final sparsity, and its mask.

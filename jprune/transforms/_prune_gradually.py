@@ -80,7 +80,7 @@ def prune_gradually(
       begin: first step that prunes.
       every: steps between two rankings.
       scope: which leaves are pruned; see `masks.unstructured`.
-      ranking: "global" or "leaf".
+      ranking: see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps; 0 for the masks of codes that have no
         floor.
       stacked: which leaves are stacks of layers, each ranked and floored as a leaf of

@@ -37,14 +37,16 @@ def state_sharding(
         raise value_error(
             "`shardings` must hold a `jax.sharding.NamedSharding` for each parameter."
         )
-    replicated = NamedSharding(named[0].mesh, PartitionSpec())
     shapes = jax.eval_shape(tx.init, params)
+
+    def replicated(x: Any) -> NamedSharding:
+        # As long as the array has axes: so a step returns it on an Explicit mesh, and
+        # one that is handed back in another form compiles the step again.
+        return NamedSharding(named[0].mesh, PartitionSpec(*[None] * len(x.shape)))
 
     def follow(moment: PyTree, param: Any, sharding: NamedSharding) -> PyTree:
         return jax.tree.map(
-            lambda x: sharding if x.shape == param.shape else replicated, moment
+            lambda x: sharding if x.shape == param.shape else replicated(x), moment
         )
 
-    return map_moments(
-        tx, follow, shapes, params, shardings, other=lambda _: replicated
-    )
+    return map_moments(tx, follow, shapes, params, shardings, other=replicated)

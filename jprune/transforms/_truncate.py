@@ -89,7 +89,7 @@ class Rule(NamedTuple):
             share = getattr(self, name)
             if share is None or is_traced(share):
                 continue
-            one = isinstance(share, SupportsFloat) and np.ndim(share) == 0
+            one = np.ndim(share) == 0 and isinstance(share, SupportsFloat)
             if not one or not 0 < float(share) <= 1:
                 raise value_error(
                     f"`{name}` must be one number in (0, 1], got {share}."

@@ -147,3 +147,10 @@ def test_another_use_of_a_counter_is_refused():
 def test_an_update_that_returns_the_output_too():
     with pytest.raises(ValueError, match="structure of `stats`"):
         compress.recalibrate(lambda s, b: (b, s), {"mean": jnp.zeros(2)}, [jnp.ones(2)])
+
+
+def test_a_momentum_that_is_not_the_layers_is_refused(flax_case):
+    update, stats, batches, _ = flax_case
+    says = r"change these statistics s to 0.9 s .* `momentum` is not that of the layers"
+    with pytest.raises(ValueError, match=says):
+        compress.recalibrate(update, stats, batches, momentum=0.9)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import surgery
+from jprune import compress, surgery
 from jprune.frameworks import equinox as jeqx
 from tests.frameworks import fresh
 from tests.frameworks.equinox_nets import MLP, ConvNet
@@ -195,3 +195,41 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="one `eqx.nn.State`, got 2"):
         jeqx.groups(dense, X[0], state, state)
     del model
+
+
+class TwoNorms(eqx.Module):
+    """Two norms that divide by their running values, in training too."""
+
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+    norms: list[eqx.nn.BatchNorm]
+
+    def __init__(self, key):
+        keys = jax.random.split(key)
+        self.first, self.second = (eqx.nn.Linear(8, 8, key=key) for key in keys)
+        norm = functools.partial(eqx.nn.BatchNorm, 8, "batch", momentum=0.9)
+        self.norms = [norm(mode="ema"), norm(mode="ema")]
+
+    def __call__(self, x, state):
+        x, state = self.norms[0](self.first(x), state)
+        x, state = self.norms[1](self.second(jax.nn.relu(x)), state)
+        return x, state
+
+
+def test_running_values_of_two_norms_are_measured_layer_by_layer():
+    """Against NumPy: the second norm sees what the first divided by the batch's own."""
+    model, state = eqx.nn.make_with_state(TwoNorms)(jax.random.key(1))
+    batches = [np.asarray(jax.random.normal(key, (16, 8))) + 2 for key in KEYS]
+    _, state = jax.vmap(
+        model, axis_name="batch", in_axes=(0, None), out_axes=(0, None)
+    )(batches[0], state)
+    new = compress.recalibrate(model, state, batches)
+    means = {0: [], 1: []}
+    for x in batches:
+        for i, layer in enumerate((model.first, model.second)):
+            x = x @ np.asarray(layer.weight).T + np.asarray(layer.bias)
+            means[i].append((x.mean(0), x.var(0)))
+            x = np.maximum((x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), 0)
+    for i, norm in enumerate(model.norms):
+        got = new.get(norm.ema_state_index)
+        np.testing.assert_allclose(got, np.mean(means[i], 0), rtol=1e-3, atol=1e-4)

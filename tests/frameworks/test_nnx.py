@@ -124,7 +124,7 @@ def test_train_step():
         nnx.Optimizer(m, optax.adam(0.01), wrt=nnx.Param) for m in (dense, small)
     ]
     (_, want), (_, got) = map(step, (dense, small), optimizers, (X, X))
-    want = nnx.to_pure_dict(plan.pack(want, at=()))
+    want = nnx.to_pure_dict(plan.pack(want))
     jax.tree.map(close, nnx.to_pure_dict(got), want)
     moments = arrays(optimizers[1], nnx.optimizer.OptState)
     assert any(x.shape == (3, 3, 3, 4) for x in jax.tree.leaves(moments))

@@ -57,33 +57,16 @@ def test_scores_of_whole_groups_stand():
     assert list(by_role) == [FIRST, SECOND]
 
 
-def test_packing_a_part_names_what_is_missing():
-    part = {"body": PARAMS["body"]}
-    for do in (PLAN.pack, PLAN.zero, PLAN.masks):
-        with pytest.raises(ValueError, match=r"by `at=\(\)`. Missing:\n  head/fc3$"):
-            do(part)
-    inner = {"fc1": PARAMS["body"]["fc1"]}
-    says = r"cuts at body; .*Missing:\n  body/bias1\n  body/fc2$"
-    with pytest.raises(ValueError, match=says):
-        PLAN.pack(inner, at="body")
-    compact = PLAN.pack(PARAMS)
-    with pytest.raises(ValueError, match=r"Missing:\n  head/fc3$"):
-        PLAN.unpack({"body": compact["body"]})
-
-
-def test_packing_a_part_on_purpose():
-    part = PLAN.pack({"body": {"fc1": PARAMS["body"]["fc1"]}}, at=())
+def test_a_part_of_the_parameters_is_packed_by_its_paths():
+    """Gradients without statistics, a part of an NNX state; or a sub-tree, by `at`."""
+    part = PLAN.pack({"body": {"fc1": PARAMS["body"]["fc1"]}})
     np.testing.assert_array_equal(
         part["body"]["fc1"], np.asarray(PARAMS["body"]["fc1"])[:, [0, 3]]
     )
     body = PLAN.pack(PARAMS["body"], at="body")
     assert body["fc2"].shape == (2, 2)
-
-
-def test_a_leaf_that_stays_whole_may_be_missing():
-    """Such as the counters and keys of an NNX state, beside its parameters."""
-    first = surgery.plan_from_keep(DEPS, {FIRST: [0, 3]})
-    assert first.pack({"body": PARAMS["body"]})["body"]["fc2"].shape == (2, 3)
+    with pytest.raises(ValueError, match=r"a sub-tree is given as `at='body'`"):
+        PLAN.pack(PARAMS["body"])
 
 
 def test_the_compact_network_is_no_reference():

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -110,3 +111,13 @@ def test_what_follows_a_plan_is_a_plan():
     wrong: Any = None
     with pytest.raises(TypeError, match="`other` must be a `surgery.Plan`, got None"):
         plan.then(wrong)
+
+
+def test_a_plan_inside_jit():
+    """Shapes cannot depend on what is traced; masks can."""
+
+    def pack(p: Any) -> Any:
+        return surgery.select(DEPS, DEPS.scores(p), sparsity=0.5).pack(p)
+
+    with pytest.raises(TypeError, match="`scores` are traced.* or `choose`"):
+        jax.jit(pack)(P)
