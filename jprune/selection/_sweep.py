@@ -199,7 +199,7 @@ def _positions(table: Table, flat: bool = False) -> list[jax.Array]:
     for i, leaf in enumerate(table.leaves):
         shape = (leaf.size,) if flat else leaf.value.shape
         steps = [math.prod(shape[d + 1 :]) for d in range(len(shape)) if shape[d] > 1]
-        row = np.array([i, leaf.size - 1, *steps], np.uint32)
+        row = np.array([i, max(leaf.size - 1, 0), *steps], np.uint32)
         rows.append(lax.optimization_barrier(row))
     return rows
 

@@ -154,3 +154,9 @@ def test_a_momentum_that_is_not_the_layers_is_refused(flax_case):
     says = r"change these statistics s to 0.9 s .* `momentum` is not that of the layers"
     with pytest.raises(ValueError, match=says):
         compress.recalibrate(update, stats, batches, momentum=0.9)
+
+
+def test_a_network_without_statistics_has_none_to_measure():
+    assert (
+        compress.recalibrate(lambda s, x: s, {}, [jnp.ones((2, 3))], momentum=0.9) == {}
+    )
