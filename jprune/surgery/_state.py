@@ -87,13 +87,8 @@ def _fresh_shapes(plan: Plan, params: PyTree, at: Any, tx: Any) -> dict[KeyTuple
     """The shapes of a state that is made for the compact parameters, by path."""
     if tx is None:
         return {}
-    state = jax.eval_shape(lambda p: tx.init(_packed(plan, p, at)), params)
+    state = jax.eval_shape(lambda p: tx.init(plan.pack(p, at)), params)
     return {path_keys(p): tuple(x.shape) for p, x in jtu.tree_leaves_with_path(state)}
-
-
-def _packed(plan: Plan, params: PyTree, at: Any) -> PyTree:
-    """`plan.pack`, also of those parameters alone that an optimizer was given."""
-    return plan._map(params, at, pack_leaf)
 
 
 def _counts_itself(x: Any) -> bool:
