@@ -143,17 +143,20 @@ def csgd(
     )
 
 
-def small(config: Config, epochs: int, *, examples: int, tests: int) -> Config:
+def small(
+    config: Config, epochs: int, *, examples: int, tests: int, batch: int = 32
+) -> Config:
     """A small form, minutes of one core: every method with all its phases, briefly.
 
-    Batches of 32; for images of CIFAR-10 and ImageNet those of CIFAR-10 at 16 x 16. It
-    shows that everything runs and that counts are exact, and judges no accuracy.
+    Images of CIFAR-10 and ImageNet are those of CIFAR-10 at 16 x 16. It shows that
+    everything runs and that counts are exact, and judges no accuracy.
 
     Args:
       config: the whole.
       epochs: of the longest run of each part.
       examples: training examples.
       tests: test examples.
+      batch: examples in a step.
     """
     data, of = _IMAGES[config.data]
     fields = {"data": data, "compute": "float32", "accumulate": 1}
@@ -162,7 +165,7 @@ def small(config: Config, epochs: int, *, examples: int, tests: int) -> Config:
         epochs,
         examples=examples,
         of=of,
-        batch=32,
+        batch=batch,
         test_examples=tests,
         **fields,
     )

@@ -49,7 +49,7 @@ def get_config(small: bool = False) -> Config:
     whole = combine([gsm, lenet("lenet5", scope="Conv|Dense_0/kernel")])
     if not small:
         return whole
-    return authors.small(whole, 4, examples=640, tests=500)
+    return authors.small(whole, 4, examples=320, tests=500)
 
 
 def _gsm(compression: int) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def get_config(small: bool = False) -> Config:
     whole = combine([_rigl(), _masksparsity_and_gsm(), _gap()])
     if not small:
         return whole
-    return authors.small(whole, 3, examples=256, tests=100)
+    return authors.small(whole, 3, examples=128, tests=100)
 
 
 IMAGENET: dict[str, Any] = {

@@ -62,7 +62,7 @@ def get_config(small: bool = False) -> Config:
     whole = combine([gsm, csgd, _tpp(), aswl])
     if not small:
         return whole
-    return authors.small(whole, 4, examples=320, tests=100)
+    return authors.small(whole, 4, examples=320, tests=100, batch=10)
 
 
 def _tpp() -> Config:

@@ -40,7 +40,7 @@ def get_config(small: bool = False) -> Config:
     whole = combine([aswl, _weightmom()])
     if not small:
         return whole
-    return authors.small(whole, 5, examples=320, tests=100)
+    return authors.small(whole, 3, examples=128, tests=100)
 
 
 def _weightmom() -> Config:
