@@ -50,6 +50,7 @@ import jax.tree_util as jtu
 
 from jprune._errors import type_error, value_error
 from jprune._jaxpr._trace import is_array
+from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune.frameworks._state import (
     Mean,
@@ -360,8 +361,15 @@ class _Call:
         rest = [None if _is_state(x) else x for x in leaves]
         return jax.tree.unflatten(self.tree, rest), new
 
+    def statistics(self, path: KeyTuple) -> bool:
+        """Whether a leaf lies in the state."""
+        return self.stateful and path[0] == 1
+
     def filled(self, out: Any, state: Any) -> Any:
         """A result with a state where the last call had one."""
         rest = iter(jax.tree.leaves(out))
         leaves = [state if here else next(rest) for here in self.places]
         return jax.tree.unflatten(self.tree, leaves)
+
+
+__dir__ = settled(globals())
