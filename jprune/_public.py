@@ -1,10 +1,9 @@
 """What every public function does for its caller: arguments of another kind are named.
 
-A package ends with `__dir__ = settled(globals())`. Its functions then look at their
-numbers before they run: a text, None or NaN where a number belongs is an error that
-names the argument, not one of NumPy's from somewhere inside. What else is of another
-kind than the signature says is looked for where a call has failed with an error that is
-not ours.
+A package ends with `__dir__ = settled(globals())`. Where a call of its functions fails
+with an error that is not ours, or succeeds with a text, None or NaN where the signature
+says a number, the argument at fault is named. A function's own checks come first: they
+know more.
 """
 
 import functools
@@ -12,6 +11,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin
 
 import jax
@@ -21,8 +21,8 @@ from jprune._errors import PREFIX, is_integer, type_error, value_error
 from jprune._typing import kinds_of, text_of
 
 _TREES = ("PyTree", "Params", "Mask", "Scores")
-_ARRAYS = (("Params",), ("Mask",), ("Scores",))
 _NUMBERS = {int, float, jax.Array}
+_NO_NUMBERS = (str, bytes, float, type(None))
 
 
 def settled(package: dict[str, Any]) -> Callable[[], list[str]]:
@@ -61,7 +61,6 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
         and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
     numbers = {name: k for name, k in kinds.items() if _is_scalar(k)}
-    trees = {name for name, k in kinds.items() if k in _ARRAYS}
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -69,17 +68,15 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
             return fn(*args, **kwargs)  # Python says what is missing
-        for name in given:
-            if name in numbers:
-                _require_number(name, given[name], numbers[name])
-            elif name in trees:
-                _require_tree(name, given[name])
         try:
-            return fn(*args, **kwargs)
+            result = fn(*args, **kwargs)
         except Exception as error:
             if PREFIX not in str(error):
+                _require_numbers(given, numbers, error)
                 _blame(given, kinds, signature, error)
             raise
+        _require_numbers(given, numbers)
+        return result
 
     call.__module__ = package
     readable = [
@@ -131,7 +128,7 @@ def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
         return
     if bool in kinds and not _NUMBERS & set(kinds):
         raise type_error(f"`{name}` must be True or False, got {value!r}.")
-    if whole and is_integer(value) or not whole and isinstance(value, int | float):
+    if is_integer(value) if whole else isinstance(value, Real):
         if value != value:
             raise value_error(f"`{name}` must be a number, got NaN.")
         return
@@ -144,10 +141,19 @@ def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     raise type_error(f"`{name}` must be {what}, got {_short(value)}{kind}.")
 
 
-def _require_tree(name: str, tree: Any) -> None:
-    """Raises for None, an empty tree to JAX, and for a text."""
-    if tree is None or isinstance(tree, str | bytes):
-        raise type_error(f"`{name}` must be a tree of arrays, got {_short(tree)}.")
+def _require_numbers(
+    given: Mapping[str, Any],
+    kinds: Mapping[str, tuple[Any, ...]],
+    cause: Exception | None = None,
+) -> None:
+    """Raises for the first number that is none."""
+    for name in filter(kinds.__contains__, given):
+        if cause is None and not isinstance(given[name], _NO_NUMBERS):
+            continue  # it was understood: a tree of shares, say
+        try:
+            _require_number(name, given[name], kinds[name])
+        except (TypeError, ValueError) as error:
+            raise error from cause
 
 
 def _blame(
@@ -157,7 +163,7 @@ def _blame(
     error: Exception,
 ) -> None:
     """Raises for the first argument that is of no kind that the signature says."""
-    for name in given.keys() & kinds.keys():
+    for name in filter(kinds.__contains__, given):
         if not any(_fits(given[name], kind) for kind in kinds[name]):
             expected = _Text(signature.parameters[name].annotation)
             raise type_error(

@@ -60,11 +60,15 @@ class Named:
         return Named(f"{text_of(other)} | {self}", (*kinds_of(other), *self.kinds))
 
 
+_UNIONS: Any = (type(float | int), type(Any | None))
+"""How Python writes a union, of classes and of others."""
+
+
 def kinds_of(annotation: Any) -> tuple[Any, ...]:
     """The members of a union; of anything else itself."""
     if isinstance(annotation, Named):
         return annotation.kinds
-    if not isinstance(annotation, (type(float | int), type(Any | None))):
+    if not isinstance(annotation, _UNIONS):
         return (annotation,)
     return tuple(kind for part in get_args(annotation) for kind in kinds_of(part))
 

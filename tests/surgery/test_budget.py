@@ -97,8 +97,7 @@ def test_a_cost_that_is_no_finite_number_is_refused(network, value):
 
 @pytest.mark.parametrize("budget", [float("nan"), -1, 0, "0.5"])
 def test_a_budget_is_a_positive_number(network, budget):
-    kinds = ValueError, TypeError
-    with pytest.raises(kinds, match="`at_most` must be a (positive )?number"):
+    with pytest.raises(ValueError, match="`at_most` must be a positive number"):
         surgery.select(*network, cost=count, at_most=budget)
 
 
