@@ -39,6 +39,7 @@ Save and reload in another process::
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -187,6 +188,14 @@ def as_function(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     rest = dict(kwargs)
     call, state, *given = _split(rest.pop("method", "__call__"), args, rest)
     return call, model if state is None else (model, state), *given
+
+
+def with_state(model: Any, args: tuple, state: Any) -> tuple:
+    """The arguments of a call with the state where the call names it, else last."""
+    dense = model.packed if isinstance(model, CompactModule) else model
+    names = list(inspect.signature(dense.__call__).parameters)
+    place = names.index("state") if "state" in names else len(args)
+    return (*args[:place], state, *args[place:])
 
 
 def recalibration(model: Any, state: Any, **kwargs: Any) -> Recalibration:

@@ -99,12 +99,14 @@ def with_variables(pair: tuple[Any, Any], args: tuple) -> tuple[Any, tuple]:
 
     Returns:
       The function or model, and the arguments with the variables in their place: of
-      Equinox the state comes last, of Haiku `(params, state)` are two.
+      Equinox the state stands where the call names a `state`, else last; of Haiku
+      `(params, state)` are two.
     """
     fn, variables = pair
     name = model_kind(fn)
     if name == "equinox":
-        return fn, (*args, variables)
+        file: Any = importlib.import_module("jprune.frameworks.equinox")
+        return fn, file.with_state(fn, args, variables)
     if name == "haiku" and isinstance(variables, tuple):
         return fn, (*variables, *args)
     return fn, (variables, *args)
