@@ -28,7 +28,6 @@ here: that is `python -m experiments.train`.
 
 import argparse
 import importlib
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,6 +43,7 @@ from jprune._archive import by_path, read_arrays, write_safetensors
 from jprune._cite import cite, cited_names
 from jprune._errors import type_error, value_error
 from jprune._version import __version__
+from jprune._weights import count_parameters
 from jprune.analysis import flops, report
 
 _SAVING = """To write such an archive from any pytree:
@@ -141,10 +141,9 @@ def _add_flops(commands: Any) -> None:
 
 def _flops(args: argparse.Namespace) -> str:
     fn, variables, *rest = _model(args)
-    scalars = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(variables))
     with _blaming(args.model):
         count = flops(fn)(variables, *rest)
-    return f"{count:,} FLOPs (2 per MAC)\n{scalars:,} scalars"
+    return f"{count:,} FLOPs (2 per MAC)\n{count_parameters(variables):,} parameters"
 
 
 def _add_groups(commands: Any) -> None:
@@ -198,10 +197,11 @@ def _shrink(args: argparse.Namespace) -> str:
         packed = plan.pack(variables)
         small = surgery.shrink(fn, plan)
         counts = [flops(f)(v, *rest) for f, v in ((fn, variables), (small, packed))]
-    sizes = [sum(np.size(x) for x in jax.tree.leaves(v)) for v in (variables, packed)]
+    sizes = [count_parameters(v) for v in (variables, packed)]
     text = (
-        f"FLOPs    {counts[0]:>16,} -> {counts[1]:>16,}\n"
-        f"scalars  {sizes[0]:>16,} -> {sizes[1]:>16,}\n\n{checked}\n\n{deps.table()}\n"
+        f"FLOPs       {counts[0]:>16,} -> {counts[1]:>16,}\n"
+        f"parameters  {sizes[0]:>16,} -> {sizes[1]:>16,}\n\n"
+        f"{checked}\n\n{deps.table()}\n"
     )
     if not checked.ok:
         raise value_error(

@@ -269,8 +269,12 @@ def exported(package: str) -> list[str]:
     names = []
     if package == "jprune":  # its packages are imported when they are first used
         return list(importlib.import_module(package).__all__)
-    for node in TREES[package].body:
+    *body, last = TREES[package].body
+    assert ast.unparse(last) == "__dir__ = settled(globals())", short(package)
+    for node in body:
         if isinstance(node, ast.ImportFrom):
+            if node.module == "jprune._public":
+                continue
             for alias in node.names:
                 assert alias.asname == alias.name, f"{short(package)}: {alias.name}"
                 names.append(alias.name)

@@ -184,7 +184,7 @@ def test_flops_of_a_module(module, capsys):
     assert main(["flops", f"{module}:net"]) == 0
     expected = 2 * 2 * (8 * 16 + 16 * 4)
     assert capsys.readouterr().out == (
-        f"{expected:,} FLOPs (2 per MAC)\n{8 * 16 + 16 * 4} scalars\n"
+        f"{expected:,} FLOPs (2 per MAC)\n{8 * 16 + 16 * 4} parameters\n"
     )
 
 

@@ -89,10 +89,46 @@ def make_jaxpr(fn: Callable[..., Any], *avals: Any) -> ClosedJaxpr:
         try:
             return jax.make_jaxpr(fn, axis_env=named or None)(*avals)
         except NameError as error:
-            found = re.search(r"unbound axis name: (\w+)", str(error))
-            if found is None or (found.group(1), 1) in named:
-                raise
-            named.append((found.group(1), 1))
+            named.append((_unbound(error, [name for name, _ in named]), 1))
+
+
+def one_position(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of arrays that also runs outside of the `vmap` that names its axes.
+
+    An axis name that is not bound is given one position, as by `make_jaxpr`: a batch
+    norm then sees a batch of one example.
+    """
+    names: list[str] = []
+
+    def run(*args: Any) -> Any:
+        while True:
+            try:
+                return _mapped(fn, names)(*args)
+            except NameError as error:
+                names.append(_unbound(error, names))
+
+    return run
+
+
+def _mapped(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """The function inside of `vmap`s over axes of one position with these names."""
+    if not names:
+        return fn
+    inner = _mapped(fn, names[1:])
+
+    def run(*args: Any) -> Any:
+        mapped = jax.vmap(lambda _: inner(*args), axis_name=names[0])
+        return jax.tree.map(lambda x: x[0], mapped(np.zeros(1, np.float32)))
+
+    return run
+
+
+def _unbound(error: NameError, known: Sequence[str]) -> str:
+    """The axis name that is not bound; any other error, or one known, is raised."""
+    found = re.search(r"unbound axis name: (\w+)", str(error))
+    if found is None or found.group(1) in known:
+        raise error
+    return found.group(1)
 
 
 def _names(aval: Any) -> frozenset[str]:

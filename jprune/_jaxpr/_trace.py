@@ -14,6 +14,7 @@ import jax
 import jax.tree_util as jtu
 
 from jprune._jaxpr import _compat
+from jprune._jaxpr._writes import joined_writes
 from jprune._tree import KeyTuple, path_keys
 from jprune._typing import PyTree
 
@@ -162,7 +163,8 @@ def trace(
         given = [shapes.get(name) for name in flat.params]
         given += [(others or {}).get(name) for name in flat.others]
         avals = list(map(abstract, flat.arrays, given))
-        jaxpr = _compat.without_dead_code(_compat.make_jaxpr(flat_fn, *avals))
+        jaxpr = joined_writes(_compat.make_jaxpr(flat_fn, *avals))
+        jaxpr = _compat.without_dead_code(jaxpr)
         return Traced(jaxpr, flat.params, tuple(paths), trees[-1], flat.others)
 
     return traced

@@ -15,6 +15,7 @@
   `plot_sparsity`.
 """
 
+from jprune._public import settled
 from jprune.analysis._blocks import block_influence as block_influence
 from jprune.analysis._branches import residual_branches as residual_branches
 from jprune.analysis._compare import compare as compare
@@ -32,3 +33,5 @@ from jprune.analysis._report import report as report
 from jprune.analysis._scale_invariance import equilibrium as equilibrium
 from jprune.analysis._scale_invariance import scale_invariance as scale_invariance
 from jprune.analysis._trainability import trainability as trainability
+
+__dir__ = settled(globals())

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune._errors import type_error
 from jprune._jaxpr._trace import is_array
+from jprune._weights import parameters
 from jprune.analysis._flops import flops
 from jprune.analysis._latency import Latency, latency
 from jprune.analysis._report import report
@@ -26,12 +28,13 @@ class Measures(NamedTuple):
     """What one model weighs.
 
     Attributes:
-      parameters: number of scalars in its variables.
+      parameters: number of scalars that are trained.
       sparsity: fraction of them that is exactly zero.
       stored_bytes: least bytes of a file with the non-zero values and one bit an entry,
         or with the arrays as they are, leaf by leaf.
       flops: operations of one call, 2 per multiply-add.
       latency: seconds of one call.
+      statistics: number of the other scalars: running statistics, counters.
     """
 
     parameters: int
@@ -39,6 +42,7 @@ class Measures(NamedTuple):
     stored_bytes: int
     flops: int
     latency: Latency
+    statistics: int = 0
 
 
 class Comparison(NamedTuple):
@@ -58,12 +62,17 @@ class Comparison(NamedTuple):
         rows = [
             _row("parameters", a.parameters, b.parameters, "{:,}".format),
             ("zeros among them", f"{a.sparsity:.1%}", f"{b.sparsity:.1%}", "-"),
+            *self._others(),
             _row("stored", a.stored_bytes, b.stored_bytes, byte_size),
             _row("FLOPs (2 per MAC)", a.flops, b.flops, "{:.4g}".format),
             _row("latency (ms)", 1e3 * a.latency.median, 1e3 * b.latency.median, _ms),
         ]
         table = text_table(("", "dense", "compact", "dense/compact"), [rows])
         return "\n".join(filter(None, (table, self.warning)))
+
+    def _others(self) -> list[tuple]:
+        a, b = self.dense.statistics, self.compact.statistics
+        return [_row("statistics", a, b, "{:,}".format)] if a or b else []
 
     @property
     def warning(self) -> str:
@@ -161,10 +170,20 @@ def _measure(fn: Callable, variables: Any, *args: Any, time: Latency) -> Measure
         jax.tree.map(lambda x: x if _counts(x) else None, variables)
     )
     total = report(values, jax.tree.map(lambda x: x != 0, values)).total
+    trained = jax.tree.leaves(parameters(_without_state(values)))
+    size = sum(x.size for x in trained)
+    zeros = size - sum(map(np.count_nonzero, trained))
     return Measures(
-        parameters=total.size,
-        sparsity=total.sparsity,
+        parameters=size,
+        sparsity=zeros / size if size else 0.0,
         stored_bytes=total.bytes_stored or 0,
         flops=flops(fn)(variables, *args),
         latency=time,
+        statistics=total.size - size,
     )
+
+
+def _without_state(variables: Any) -> Any:
+    """A module, or parameters, of the pair of it and its state."""
+    pair = isinstance(variables, tuple) and len(variables) == 2
+    return variables[0] if pair and model_kind(variables[0]) else variables

@@ -8,8 +8,7 @@ ResNet-50 at 224 x 224 is 8.2e9 operations, "4.1 GMACs".
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
+from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import arrays_apart
 from jprune.surgery import _flops
 from jprune.surgery._callable import as_function
@@ -27,7 +26,8 @@ def flops(fn: Callable[..., Any]) -> Callable[..., int]:
       A function with the signature of `fn` that takes arrays, or
       `jax.ShapeDtypeStruct`s in their place, and returns the number of floating-point
       operations, 2 per multiply-add, as a Python int. Leaves that are no arrays (flags,
-      the functions of an Equinox module) are passed on as they are.
+      the functions of an Equinox module) are passed on as they are. An axis name that
+      no `vmap` binds (a batch norm of Equinox in training) has one position.
 
     A convolution counts the taps of every output, on padding too, as papers do; a
     transposed one (a dilated image, or padding as wide as the kernel on both sides)
@@ -44,6 +44,6 @@ def flops(fn: Callable[..., Any]) -> Callable[..., int]:
 
     def count(*args: Any, **kwargs: Any) -> int:
         call, arrays = arrays_apart(*as_function(fn, args, kwargs))
-        return _flops.count(jax.make_jaxpr(call)(arrays))
+        return _flops.count(_compat.make_jaxpr(call, arrays))
 
     return count

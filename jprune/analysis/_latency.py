@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jprune._errors import type_error, value_error
+from jprune._jaxpr._compat import one_position
 from jprune._jaxpr._trace import arrays_apart, is_array
 from jprune.surgery._callable import as_function, model_kind
 
@@ -63,7 +64,8 @@ def latency(
       fn: a function of arrays or pytrees of arrays; other leaves pass as they are. Or a
         model object, with what `groups` of its framework takes after it. Or several,
         name to `(fn, *args)`: one call each per round, so that their ratios can be
-        compared (those of two separate runs less so).
+        compared (those of two separate runs less so). An axis name that no `vmap` binds
+        (a batch norm of Equinox in training) has one position.
       *args: its arguments; their arrays are put on the default device once.
       rounds: timed calls of each.
       warmup: calls of each before them that are not counted; the first one compiles.
@@ -98,7 +100,7 @@ def prepared(call: tuple) -> Callable[[], Any]:
     """A call, jitted, its arrays on the device: it returns when it is done."""
     fn, args, kwargs = as_function(call[0], tuple(call[1:]), {})
     rest, arrays = arrays_apart(fn, args, kwargs)
-    run, given = jax.jit(of_arrays(rest)), jax.device_put(arrays)
+    run, given = jax.jit(one_position(of_arrays(rest))), jax.device_put(arrays)
     return lambda: jax.block_until_ready(run(given))
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jprune._errors import value_error
+from jprune._jaxpr._compat import one_position
 from jprune._jaxpr._trace import arrays_apart, is_array
 from jprune._typing import PyTree
 from jprune.analysis._latency import (
@@ -186,7 +187,7 @@ def _relative(
 
 def _compiled(fn: Callable[..., Any], params: PyTree, args: Any) -> Any:
     call, arrays = arrays_apart(fn, (params, *args))
-    return jax.jit(of_arrays(call)).lower(arrays).compile()
+    return jax.jit(one_position(of_arrays(call))).lower(arrays).compile()
 
 
 def _shapes(tree: PyTree) -> PyTree:

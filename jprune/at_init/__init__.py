@@ -16,6 +16,7 @@ Every function is pure and takes any pytree. Train on with `transforms.keep_mask
   makes.
 """
 
+from jprune._public import settled
 from jprune.at_init._collapse import critical_sparsity as critical_sparsity
 from jprune.at_init._collapse import emptied as emptied
 from jprune.at_init._collapse import flow as flow
@@ -32,3 +33,5 @@ from jprune.at_init._sbp import sbp as sbp
 from jprune.at_init._snip import snip as snip
 from jprune.at_init._synflow import synflow as synflow
 from jprune.at_init._synflow import synflow_mask as synflow_mask
+
+__dir__ = settled(globals())

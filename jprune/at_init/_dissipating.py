@@ -21,7 +21,7 @@ import jax
 
 from jprune import masks, scores
 from jprune._errors import value_error
-from jprune._typing import Mask, Params, Scores
+from jprune._typing import Mask, Params, Scalar, Scores
 from jprune.at_init._early import Early, Rule
 from jprune.at_init._k_starts import k_starts
 from jprune.at_init._random_mask import ELEMENT, Pattern
@@ -43,7 +43,7 @@ def _fittest(key: jax.Array, sparsity: Any, **settings: Any) -> Rule:
 
 
 def dissipating(
-    fraction: Any = None,
+    fraction: Scalar | None = None,
     *,
     sparsity: Any = None,
     unit: Unit = scores.magnitude,
@@ -119,7 +119,7 @@ def dissipating_k_starts(
     *,
     epochs: int = 2,
     order: Literal["dissipating_first", "k_starts_first"] = "dissipating_first",
-    fraction: Any = 0.1,
+    fraction: Scalar = 0.1,
     first: float | None = None,
     unit: Unit = scores.magnitude,
     pattern: Pattern = ELEMENT,

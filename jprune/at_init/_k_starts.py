@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jprune import masks
 from jprune._errors import value_error
 from jprune._tree import require_same_structure
-from jprune._typing import Mask, Params, Scope
+from jprune._typing import Mask, Params, Scalar, Scope
 from jprune.at_init._fitness import fitness, require_balance
 from jprune.at_init._random_mask import ELEMENT, Pattern, random_mask
 from jprune.masks._scope import resolve_scope
@@ -46,7 +46,7 @@ def k_starts(
     sparsity: Any,
     *,
     k: int | jax.Array = 16,
-    balance: Any = 0.5,
+    balance: Scalar = 0.5,
     share: Share = "leaf",
     pattern: Pattern = ELEMENT,
     within: Mask | None = None,

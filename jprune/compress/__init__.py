@@ -19,6 +19,7 @@ functions here change values so that removal costs less, or nothing.
 * Single weights as compressed rows, which pay on a CPU: `to_bcsr`, `sparse_dot`.
 """
 
+from jprune._public import settled
 from jprune._unfolding import Unfolding as Unfolding
 from jprune.compress._bcsr import sparse_dot as sparse_dot
 from jprune.compress._bcsr import to_bcsr as to_bcsr
@@ -39,3 +40,5 @@ from jprune.compress._similar import data_distances as data_distances
 from jprune.compress._similar import remove_similar as remove_similar
 from jprune.compress._similar import similar_channels as similar_channels
 from jprune.transforms._truncate import truncate as truncate
+
+__dir__ = settled(globals())

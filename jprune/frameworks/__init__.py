@@ -22,4 +22,7 @@ with).
 after it.
 """
 
+from jprune._public import settled
 from jprune.frameworks._widths import widths as widths
+
+__dir__ = settled(globals())

@@ -16,7 +16,7 @@ import jax
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
-from jprune.surgery._callable import STATE_OUTPUTS
+from jprune.surgery._callable import STATE_OUTPUTS, STATISTICS
 from jprune.surgery._plan import require_plan
 
 Stateful = Callable[..., tuple[Any, Mapping[KeyTuple, Any]]]
@@ -46,6 +46,7 @@ def tied(fn: Stateful) -> Callable[..., dict[str, Any]]:
         return {"out": out, "state": nested(new)}
 
     setattr(call, STATE_OUTPUTS, _is_state)
+    setattr(call, STATISTICS, getattr(fn, "statistics", None))
     return call
 
 

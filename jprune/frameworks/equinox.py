@@ -39,6 +39,7 @@ Save and reload in another process::
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ import jax.tree_util as jtu
 
 from jprune._errors import type_error, value_error
 from jprune._jaxpr._trace import is_array
+from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune.frameworks._state import (
     Mean,
@@ -187,6 +189,14 @@ def as_function(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     rest = dict(kwargs)
     call, state, *given = _split(rest.pop("method", "__call__"), args, rest)
     return call, model if state is None else (model, state), *given
+
+
+def with_state(model: Any, args: tuple, state: Any) -> tuple:
+    """The arguments of a call with the state where the call names it, else last."""
+    dense = model.packed if isinstance(model, CompactModule) else model
+    names = list(inspect.signature(dense.__call__).parameters)
+    place = names.index("state") if "state" in names else len(args)
+    return (*args[:place], state, *args[place:])
 
 
 def recalibration(model: Any, state: Any, **kwargs: Any) -> Recalibration:
@@ -351,8 +361,15 @@ class _Call:
         rest = [None if _is_state(x) else x for x in leaves]
         return jax.tree.unflatten(self.tree, rest), new
 
+    def statistics(self, path: KeyTuple) -> bool:
+        """Whether a leaf lies in the state."""
+        return self.stateful and path[0] == 1
+
     def filled(self, out: Any, state: Any) -> Any:
         """A result with a state where the last call had one."""
         rest = iter(jax.tree.leaves(out))
         leaves = [state if here else next(rest) for here in self.places]
         return jax.tree.unflatten(self.tree, leaves)
+
+
+__dir__ = settled(globals())

@@ -38,6 +38,7 @@ import haiku as hk
 import jax
 
 from jprune._errors import type_error, value_error
+from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
     Mean,
@@ -227,3 +228,6 @@ def _compact_stateful(apply: Any, plan: Plan, mean: Mean, rng: Mean) -> Any:
         return out, nested(leaves)
 
     return compact
+
+
+__dir__ = settled(globals())

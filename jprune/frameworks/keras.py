@@ -46,6 +46,7 @@ import keras
 import optax
 
 from jprune._errors import listing, type_error, value_error
+from jprune._public import settled
 from jprune._tree import KeyTuple
 from jprune.frameworks._state import (
     Mean,
@@ -459,3 +460,6 @@ def _impl(x: Any) -> Any:
     if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.key_impl(x)
     return None
+
+
+__dir__ = settled(globals())

@@ -40,6 +40,7 @@ from flax import linen as nn
 from flax.core import unfreeze
 
 from jprune._errors import type_error
+from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
     Mean,
@@ -54,6 +55,7 @@ from jprune.frameworks._state import (
 )
 from jprune.surgery import Groups, Plan
 from jprune.surgery._plan import require_plan
+from jprune.surgery._table import changed
 
 __all__ = ("groups", "load", "shrink")
 
@@ -186,7 +188,9 @@ class _Setting:
         self.rng: Mean = rng
 
     def __repr__(self) -> str:
-        return f"{type(self.model).__name__}, mean={self.mean!r}"
+        """The class, and the leaves that are smaller; alike ones share a line."""
+        head = f"{type(self.model).__name__}, mean={self.mean!r}"
+        return "\n".join([head, *changed(self.plan)])
 
 
 class CompactModule(nn.Module):
@@ -299,3 +303,6 @@ def _replaced(variables: Any, new: Mapping[KeyTuple, Any]) -> dict[str, Any]:
         if path[:2] in touched
     }
     return nested(leaves)
+
+
+__dir__ = settled(globals())

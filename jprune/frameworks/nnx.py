@@ -43,6 +43,7 @@ import jax
 from flax import nnx
 
 from jprune._errors import type_error, value_error
+from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
     Mean,
@@ -332,3 +333,6 @@ def _refusing_method(cls: type, name: str, fn: Any) -> Any:
         )
 
     return method
+
+
+__dir__ = settled(globals())

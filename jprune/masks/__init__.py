@@ -12,6 +12,7 @@ keep; a leaf out of scope holds a 0-d True.
 * Of groups, channels tied across layers: `from_groups`, `keep_by_scale`.
 """
 
+from jprune._public import settled
 from jprune.masks._above import above as above
 from jprune.masks._allocation import erdos_renyi as erdos_renyi
 from jprune.masks._allocation import erk as erk
@@ -33,3 +34,5 @@ from jprune.masks._units import blocks as blocks
 from jprune.masks._units import channels as channels
 from jprune.masks._unstructured import unstructured as unstructured
 from jprune.masks._voting import keep_by_scale as keep_by_scale
+
+__dir__ = settled(globals())

@@ -14,6 +14,7 @@ A `Reparam` is five pure functions: `init`, `apply`, `export`, and where needed
   noise), `shrinking_scales` (without), of a `Branch`.
 """
 
+from jprune._public import settled
 from jprune.reparam._gated import Branch as Branch
 from jprune.reparam._learned_attention import learned_attention as learned_attention
 from jprune.reparam._learned_gates import learned_gates as learned_gates
@@ -28,3 +29,5 @@ from jprune.reparam._reparam import wrap as wrap
 from jprune.reparam._shrinking_scales import shrinking_scales as shrinking_scales
 from jprune.reparam._straight_through import straight_through as straight_through
 from jprune.reparam._straight_through import top_kast as top_kast
+
+__dir__ = settled(globals())

@@ -14,6 +14,7 @@ floating point (random keys, counters) come back as they are; masks leave them o
 * Made comparable between leaves: `normalized`.
 """
 
+from jprune._public import settled
 from jprune.scores._groups import over_groups as over_groups
 from jprune.scores._invariant import invariant_magnitude as invariant_magnitude
 from jprune.scores._lamp import lamp as lamp
@@ -28,3 +29,5 @@ from jprune.scores._scores import relative_change as relative_change
 from jprune.scores._scores import saliency as saliency
 from jprune.scores._scores import second_order as second_order
 from jprune.scores._scores import wanda as wanda
+
+__dir__ = settled(globals())

@@ -10,7 +10,10 @@ method of your own that ranks at every step.
   is a few reads of the tree.
 """
 
+from jprune._public import settled
 from jprune.selection._select import keep_mask as keep_mask
 from jprune.selection._select import kth_magnitude as kth_magnitude
 from jprune.selection._threshold import Threshold as Threshold
 from jprune.selection._threshold import WarmStart as WarmStart
+
+__dir__ = settled(globals())

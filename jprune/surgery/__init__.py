@@ -23,6 +23,7 @@ coordinate still contributes (a norm's variance, a pooled sigmoid) is carried al
 
 from jprune._groups import AxisRef as AxisRef
 from jprune._groups import Group as Group
+from jprune._public import settled
 from jprune.surgery._groups import Groups as Groups
 from jprune.surgery._groups import contraction_axes as contraction_axes
 from jprune.surgery._groups import groups as groups
@@ -37,3 +38,5 @@ from jprune.surgery._select import choose as choose
 from jprune.surgery._select import select as select
 from jprune.surgery._shrink import shrink as shrink
 from jprune.surgery._verify import verify as verify
+
+__dir__ = settled(globals())

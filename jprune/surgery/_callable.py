@@ -6,13 +6,14 @@ an object arrives.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 
 from jprune._errors import type_error
 from jprune._jaxpr._trace import is_array
+from jprune._tree import KeyTuple
 
 _FRAMEWORKS = {
     ("flax", "linen"): "linen",
@@ -52,6 +53,16 @@ def require_function(fn: Any, call: str) -> None:
 
 STATE_OUTPUTS = "_jprune_state_outputs"
 """Where the function of a model says which of its outputs are its new state."""
+
+
+STATISTICS = "_jprune_statistics"
+"""Where the function of a model says which of its parameters are statistics."""
+
+
+def statistics_of(fn: Any, paths: Iterable[KeyTuple]) -> frozenset[KeyTuple]:
+    """The parameters that the function of a model says to be statistics."""
+    says = getattr(fn, STATISTICS, None)
+    return frozenset(filter(says, paths)) if says else frozenset()
 
 
 def state_outputs_of(fn: Any) -> Any:
@@ -99,12 +110,14 @@ def with_variables(pair: tuple[Any, Any], args: tuple) -> tuple[Any, tuple]:
 
     Returns:
       The function or model, and the arguments with the variables in their place: of
-      Equinox the state comes last, of Haiku `(params, state)` are two.
+      Equinox the state stands where the call names a `state`, else last; of Haiku
+      `(params, state)` are two.
     """
     fn, variables = pair
     name = model_kind(fn)
     if name == "equinox":
-        return fn, (*args, variables)
+        file: Any = importlib.import_module("jprune.frameworks.equinox")
+        return fn, file.with_state(fn, args, variables)
     if name == "haiku" and isinstance(variables, tuple):
         return fn, (*variables, *args)
     return fn, (variables, *args)

@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, overload
 
 import jax
 import jax.tree_util as jtu
@@ -34,18 +34,14 @@ from jprune.surgery._axes import (
     resolve,
     why_frozen,
 )
-from jprune.surgery._callable import Finder, require_function
+from jprune.surgery._callable import Finder, require_function, statistics_of
 from jprune.surgery._carried import State, roots_of
 from jprune.surgery._cost import Contraction, Cost, total
 from jprune.surgery._layout import every_label, structure
 from jprune.surgery._program import Program, StateOutputs, analyze, paths_read
+from jprune.surgery._trained import roles_of, trained_axes
 
 _PRODUCES: tuple[Role, ...] = ("out", "table")
-_STATISTICS = frozenset(
-    "batch_stats stats mean var mean_ema var_ema ema moving_mean moving_variance "
-    "moving_var running_mean running_var rng rngs".split()
-)
-"""Names, in a leaf's path, of running statistics and of what is no weight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +79,8 @@ class Groups(Sequence[Group]):
         self.shapes = shapes
         pairs, self.tree = jtu.tree_flatten_with_path(like)
         self.paths = [path_keys(path) for path, _ in pairs]
+        known = dict(zip(self.paths, (leaf for _, leaf in pairs), strict=True))
+        self._trained = trained_axes(program, known)
         self.atoms: dict[str, Atom] = {}
         self._groups: dict[str, Group] = {}
         for group, atom in _collect(program):
@@ -190,7 +188,8 @@ class Groups(Sequence[Group]):
 
         Running statistics have the role "stat" and do not count: leaves that the
         function subtracts, takes the root of or returns updated, and leaves in whose
-        path stands a name such as `batch_stats`, `mean`, `var`, `mean_ema`.
+        path stands a collection such as `batch_stats` or `mean_ema`, or that are named
+        `mean` or `var`.
 
         Args:
           tree: the parameters, gradients x parameters, a Fisher estimate, ...
@@ -236,13 +235,17 @@ class Groups(Sequence[Group]):
         return total(self.program.ctx.costs, self._counts(kept))
 
     def parameters(self, kept: dict[str, int] | None = None) -> int:
-        """Parameters with `kept` coordinates of each group."""
+        """Parameters with `kept` coordinates of each group.
+
+        What is trained counts: floating leaves, running statistics (the role "stat")
+        and random keys aside.
+        """
         return total(self.parameter_costs, self._counts(kept))
 
     @functools.cached_property
     def parameter_costs(self) -> list[Cost]:
-        """The size of each parameter as a product over its axes."""
-        return [Contraction(1, axes) for axes in self.program.params.values()]
+        """The size of each leaf that is trained as a product over its axes."""
+        return [Contraction(1, axes) for axes in self._trained]
 
     def table(self) -> str:
         """The groups for people, then what is frozen and why, then what is tied."""
@@ -334,6 +337,7 @@ def groups(
         )
         _certificate.settle_rounds(program)
         _certificate.settle_reductions(program)
+        program = dataclasses.replace(program, still=statistics_of(fn, program.params))
         return Groups(program, shapes, params)
 
     return Finder(deps)
@@ -394,7 +398,7 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
     """The free atoms on parameter axes with their members, in order of appearance."""
     members: dict[Atom, list[AxisRef]] = {}
     memo: dict[Any, dict[Atom, Any]] = {}  # axes that share a structure
-    roles = _roles(program)
+    roles = roles_of(program)
     for index, (path, axes) in enumerate(program.params.items()):
         for axis, term in enumerate(map(resolve, axes)):
             role = roles.get((index, axis), "other")
@@ -424,33 +428,6 @@ def _collect(program: Program) -> list[tuple[Group, Atom]]:
         kind = "depth" if atom in rounds and kind != "unused" else kind
         out.append((Group(name, atom.size, tuple(refs), kind), atom))
     return out
-
-
-def _roles(program: Program) -> Mapping[tuple[int, int], Role]:
-    """The role of each parameter axis, running statistics among them.
-
-    The program shows some ("stat": subtracted, or under a root). In training mode a
-    running average is only scaled and returned, and an evaluation may not read it at
-    all: what the function returns updated is a statistic (unless it returns updated
-    kernels, too), and so is what lies in a collection of that name (see `_STATISTICS`).
-    What a product contracts or a look-up reads is a weight whatever its name.
-    """
-    found = cast("Mapping[tuple[int, int], Role]", program.ctx.roles)
-    axes_of = list(program.params.values())
-    roles: dict[tuple[int, int], Role] = {
-        (i, a): r for (i, a), r in found.items() if axes_of[i][a].size != 1
-    }
-    weights = {i for (i, _), role in roles.items() if role in ("in", "out", "table")}
-    state = {param for _, param in program.ties}
-    paths = list(program.params)
-    if any(paths[i] in state for i in weights):
-        state = set()
-    for index, (path, axes) in enumerate(program.params.items()):
-        words = (word for key in path for word in str(key).split("/"))  # Keras, Haiku
-        named = any(word in _STATISTICS for word in words)
-        if index not in weights and (named or path in state):
-            roles |= {(index, axis): "stat" for axis in range(len(axes))}
-    return roles
 
 
 def _kind(

@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from jprune._errors import value_error
+from jprune._jaxpr._compat import one_position
 from jprune._jaxpr._trace import flatten_call, is_array
 from jprune._tree import KeyTuple, path_keys
 from jprune._typing import PyTree
@@ -62,7 +63,7 @@ class Run:
         names = flat.params
         moving = [i for i in range(len(names)) if is_float(flat.arrays[i])]
         if self._compiled is None:
-            self._compiled = jax.jit(self._function(flat, moving))
+            self._compiled = jax.jit(one_position(self._function(flat, moving)))
         taken = set(moving if self.projected is not None else ())
         floats = [flat.arrays[i] for i in sorted(taken)]
         rest = [x for i, x in enumerate(flat.arrays) if i not in taken]

@@ -50,6 +50,7 @@ class Program:
       carried: (input path, output path) of each leaf that comes back.
       lookups: the axes of parameters that may shrink although they are looked up.
       memo: what was found out about derivative rules, see `Builder`.
+      still: parameters that are known to be statistics, whatever the function does.
     """
 
     traced: Traced
@@ -66,6 +67,7 @@ class Program:
     carried: Ties = ()
     lookups: Lookups = ()
     memo: dict[int, bool] = dataclasses.field(default_factory=dict)
+    still: frozenset[KeyTuple] = frozenset()
 
 
 def analyze(

@@ -37,7 +37,7 @@ def table(deps: Any) -> str:
 
 
 def plan_table(plan: Any) -> str:
-    """Shapes before and after, what each group lost, and the number of parameters."""
+    """Shapes before and after, what each group lost, and the number of scalars."""
     after = plan.compact_shapes
     rows = [
         (keys_text(path) or "params", (_shape(shape), _shape(after[path])))
@@ -58,10 +58,22 @@ def plan_table(plan: Any) -> str:
     sizes = [
         sum(map(_product, shapes.values())) for shapes in (plan.dense_shapes, after)
     ]
-    lines += ["", f"parameters {sizes[0]:,} -> {sizes[1]:,}"]
+    lines += ["", f"scalars {sizes[0]:,} -> {sizes[1]:,}"]
     if plan.measured is not None:
         lines.append(f"measured again, of the dense: {plan.measured}")
     return "\n".join(lines)
+
+
+def changed(plan: Any) -> list[str]:
+    """The leaves that a plan makes smaller, as lines `name  before -> after`."""
+    after = plan.compact_shapes
+    rows = [
+        (keys_text(path) or "params", (_shape(shape), _shape(after[path])))
+        for path, shape in plan.dense_shapes.items()
+        if after[path] != shape
+    ]
+    body = [(_times(name, n), f"{a} -> {b}") for name, (a, b), n in fold(rows)]
+    return _columns(("", ""), body)[1:] if body else ["nothing is removed"]
 
 
 def fold(rows: Iterable[tuple[str, Hashable]]) -> list[tuple[str, Any, int]]:

@@ -19,19 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import type_error, value_error
+from jprune._errors import value_error
 from jprune._jaxpr._trace import is_array, trace
 from jprune._tree import keyed_leaves
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
 from jprune.surgery._callable import (
     as_function,
-    model_kind,
     require_function,
     state_outputs_of,
 )
 from jprune.surgery._carried import Kept, located, with_state
 from jprune.surgery._certificate import exactness_of
+from jprune.surgery._compact_model import Call, compact_call, paired
 from jprune.surgery._groups import Groups, groups
 from jprune.surgery._layout import Choice
 from jprune.surgery._make import plan_from_keep
@@ -135,7 +135,7 @@ def verify(
     tolerance: float | None = None,
     mean: Mean = "dense",
     reference: Literal["zeroed", "dense"] = "zeroed",
-    compact: Callable[..., Any] | None = None,
+    compact: Any = None,
     limit: float = 60.0,
     progress: Callable[[str], None] | None = None,
     **kwargs: Any,
@@ -158,8 +158,10 @@ def verify(
         `fn(params)`, what the removal itself changes (0 when everything removed was
         without effect).
       compact: a function of your own over the packed parameters, such as your class at
-        the compact widths: `compact(plan.pack(params), *args, **kwargs)`. The report
-        then says which meaning of removal it has; `ok` is whether that is `mean`.
+        the compact widths: `compact(plan.pack(params), *args, **kwargs)`. Where `fn` is
+        a model object, a model object of the same framework: one that holds its
+        parameters is called with those. The report then says which meaning of removal
+        it has; `ok` is whether that is `mean`.
       limit: seconds after which the search for a failing group ends. The comparison
         itself always runs to its end.
       progress: called with a line of text at each step of that search, as `print`.
@@ -169,7 +171,8 @@ def verify(
       A `Report`; printing it says what happened.
 
     Raises:
-      TypeError: `fn` is no function and no model, or `compact` is a model.
+      TypeError: `fn` is no function and no model, or `compact` is a model beside a
+        function, or a function beside a model.
       ValueError: if `compact` cannot run, or gives results of other paths or shapes.
 
     Examples:
@@ -179,7 +182,7 @@ def verify(
         print(surgery.verify(apply, plan, params, x, compact=narrow.apply))
     """
     require_plan(plan)
-    _require_functions(fn, compact)
+    beside = compact_call(compact, fn, plan, (params, *args), kwargs)
     fn, (params, *rest), kwargs = as_function(fn, (params, *args), kwargs)
     args = tuple(rest)
     _require_dense(fn, plan, params)
@@ -197,8 +200,8 @@ def verify(
     ok = found.ok(tolerance)
     blame: tuple[str, ...] = ()
     stopped, errors = False, None
-    if compact is not None:
-        errors = check.meanings(plan, compact)
+    if beside is not None:
+        errors = check.meanings(plan, beside)
         ok = errors[mean] <= tolerance and (ok or mean == "compact") and not found.zero
     elif not ok:
         deps = groups(
@@ -290,11 +293,12 @@ class _Check:
         want = self.dense(params, args, kwargs, self._weights(plan, zero_leaf))
         return self._found(self._packed(want, plan), self._small(plan, self.mean))
 
-    def meanings(self, plan: Plan, compact: Callable[..., Any]) -> dict[str, float]:
+    def meanings(self, plan: Plan, compact: Call) -> dict[str, float]:
         """The error of a function of the packed parameters, by meaning of removal."""
-        run = Run(compact, self.projected)
+        run = Run(compact.fn, self.projected)
         try:
-            got = run(*self._compact(plan), self._weights(plan, pack_leaf))
+            given = compact.given or self._compact(plan)
+            got = paired(run(*given, self._weights(plan, pack_leaf)), compact)
         except Exception as error:  # the user's class, whatever it raises
             raise value_error(
                 "`compact` cannot run on the packed parameters: "
@@ -305,7 +309,15 @@ class _Check:
         means: tuple[Mean, ...] = ("dense", "compact")
         for mean in means:
             want = self._small(plan, mean)
+            if compact.given is not None:  # of a model the result alone, not its state
+                outputs = {p: x for p, x in want.outputs.items() if p[0] == "out"}
+                want = dataclasses.replace(want, outputs=outputs)
             _require_same_results(want.outputs, got.outputs)
+            if self.gradient and not matched(want.gradient, got.gradient):
+                raise value_error(
+                    "`gradient=True`: the parameters of `compact` have other paths "
+                    "than the packed ones, so no gradient can be compared."
+                )
             errors[mean] = self._found(want, got).worst
         return errors
 
@@ -364,15 +376,6 @@ def _require_dense(fn: Any, plan: Plan, params: PyTree) -> None:
         raise value_error(
             "`verify` takes the dense function and parameters, and makes the compact "
             "ones itself; got parameters of the compact shapes."
-        )
-
-
-def _require_functions(fn: Any, compact: Any) -> None:
-    if compact is not None and (model_kind(fn) or model_kind(compact)):
-        raise type_error(
-            "`compact` compares functions of the parameters: give functions, no model "
-            f"objects, for it and for `fn`; got {type(compact).__name__} and "
-            f"{type(fn).__name__}."
         )
 
 

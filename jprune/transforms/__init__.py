@@ -52,6 +52,7 @@ by the path of a leaf that makes the channels. The State classes are in the modu
 their transformations, e.g. `jprune.transforms._prune_gradually`.
 """
 
+from jprune._public import settled
 from jprune.transforms._check import check as check
 from jprune.transforms._decorrelation import add_decorrelation as add_decorrelation
 from jprune.transforms._decorrelation import keep_large_filters as keep_large_filters
@@ -98,3 +99,5 @@ from jprune.transforms._truncate_rank import truncate_rank as truncate_rank
 from jprune.transforms._weight_history import (
     prune_by_weight_history as prune_by_weight_history,
 )
+
+__dir__ = settled(globals())

@@ -93,7 +93,7 @@ def add_decorrelation(
     keeps: Mapping[str, jax.Array],
     strength: ScalarOrSchedule,
     *,
-    gram: Any = 1000.0,
+    gram: ScalarOrSchedule = 1000.0,
     decay_kernels: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the gradient of TPP's penalty (a penalty: place it before momentum).
@@ -317,12 +317,12 @@ def tpp(
     groups: Sequence[Group],
     keeps: Mapping[str, jax.Array],
     *,
-    weight_decay: Any,
+    weight_decay: ScalarOrSchedule,
     total_steps: int,
     end: int | None = None,
     every: int = 10,
     ceiling: float = 1.0,
-    gram: Any = 1000.0,
+    gram: ScalarOrSchedule = 1000.0,
     decay_kernels: bool = True,
     interval: int = 100,
     momentum: float = 0.9,

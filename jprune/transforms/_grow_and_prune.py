@@ -203,7 +203,7 @@ def gap(
     steps: int,
     total_steps: int | None = None,
     period: int | None = None,
-    weight_decay: Any = 1e-4,
+    weight_decay: ScalarOrSchedule = 1e-4,
     momentum: float = 0.9,
     nesterov: bool = False,
     scope: Any = None,

@@ -34,7 +34,7 @@ import optax
 from jprune._errors import listing, require_static, value_error
 from jprune._groups import AxisRef, Group, member_leaves
 from jprune._tree import keys_text, leaf_name, named_leaves
-from jprune._typing import Params, PyTree, ScalarOrSchedule, Scope
+from jprune._typing import Params, PyTree, Scalar, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
 from jprune.transforms._build import (
@@ -66,10 +66,10 @@ def merge_clusters(
     groups: Sequence[Group],
     clusters: Clusters,
     *,
-    strength: Any,
-    weight_decay: Any,
-    vector_multiplier: Any = 0.1,
-    vector_weight_decay: Any = 0.0,
+    strength: Scalar,
+    weight_decay: Scalar,
+    vector_multiplier: Scalar = 0.1,
+    vector_weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Averages gradients within clusters and pulls members together (a gradient map).
 
@@ -163,12 +163,12 @@ def csgd(
     groups: Sequence[Group],
     clusters: Clusters,
     *,
-    strength: Any,
-    weight_decay: Any,
+    strength: Scalar,
+    weight_decay: Scalar,
     momentum: float = 0.9,
     nesterov: bool = True,
-    vector_multiplier: Any = 0.1,
-    vector_weight_decay: Any = 0.0,
+    vector_multiplier: Scalar = 0.1,
+    vector_weight_decay: Scalar = 0.0,
     bias_rate: float = 1.0,
     scope: Any = None,
     total_steps: int | None = None,

@@ -154,7 +154,7 @@ def sr_ste(
     axis: int | PyTree | None = None,
     *,
     strength: ScalarOrSchedule = 2e-4,
-    weight_decay: Any = 5e-5,
+    weight_decay: ScalarOrSchedule = 5e-5,
     momentum: float = 0.9,
     scope: Any = None,
     total_steps: int | None = None,

@@ -33,7 +33,7 @@ import numpy as np
 
 from jprune._errors import listing, require_static, value_error
 from jprune._tree import named_leaves, require_same_structure
-from jprune._typing import Params, PyTree
+from jprune._typing import Params, PyTree, Scalar
 from jprune._unfolding import (
     Spectrum,
     Unfold,
@@ -134,9 +134,9 @@ def _share(count: int, rate: Any) -> Any:
 def truncate(
     params: Params,
     *,
-    energy: Any = None,
-    value: Any = None,
-    rate: Any = None,
+    energy: Scalar | None = None,
+    value: Scalar | None = None,
+    rate: Scalar | None = None,
     ranks: PyTree = None,
     kind: Unfold = "channel",
     scope: Any = None,

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune._errors import require_static, value_error
-from jprune._typing import Params, PyTree, ScalarOrSchedule
+from jprune._typing import Params, PyTree, Scalar, ScalarOrSchedule
 from jprune._unfolding import Unfold, first_values
 from jprune.transforms._build import (
     added,
@@ -63,7 +63,7 @@ class TruncateRankState(NamedTuple):
 
 
 def truncate_rank(
-    energy: Any = 0.98,
+    energy: Scalar = 0.98,
     *,
     every: int = 20,
     kind: Unfold = "channel",
@@ -271,7 +271,7 @@ def _check(
 def trp(
     learning_rate: ScalarOrSchedule,
     *,
-    energy: Any = 0.98,
+    energy: Scalar = 0.98,
     every: int = 20,
     nuclear: ScalarOrSchedule | None = 3e-4,
     kind: Unfold = "channel",
@@ -279,7 +279,7 @@ def trp(
     min_rank: int = 1,
     total_steps: int | None = None,
     by_loop: bool = False,
-    weight_decay: Any = 1e-4,
+    weight_decay: ScalarOrSchedule = 1e-4,
     decay_scope: Any = None,
     momentum: float = 0.9,
     nesterov: bool = False,

@@ -30,7 +30,7 @@ from jprune import selection
 from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._tree import require_same_structure
-from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
+from jprune._typing import Mask, Params, PyTree, Scalar, ScalarOrSchedule, Scope, Scores
 from jprune.masks._count import is_traced
 from jprune.selection._count_true import counts_true
 from jprune.selection._sweep import entry
@@ -108,8 +108,8 @@ def prune_by_weight_history(
     end: int,
     begin: int = 0,
     every: int = 100,
-    beta: Any = 0.9,
-    gamma: Any = 1.0,
+    beta: Scalar = 0.9,
+    gamma: Scalar = 1.0,
     signal: Signal = "weight_ema",
     layer_norm: bool = False,
     regrow: bool = False,

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import compress, surgery
+from jprune import analysis, compress, surgery
 from jprune.frameworks import equinox as jeqx
 from tests.frameworks import fresh
 from tests.frameworks.equinox_nets import MLP, ConvNet
@@ -233,3 +233,23 @@ def test_running_values_of_two_norms_are_measured_layer_by_layer():
     for i, norm in enumerate(model.norms):
         got = new.get(norm.ema_state_index)
         np.testing.assert_allclose(got, np.mean(means[i], 0), rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_mode_model_is_measured_outside_of_its_vmap():
+    """As `groups` does: an axis name that is not bound has one position.
+
+    FLOPs of one example by hand: 8 filters of 3 x 3 x 3 at 6 x 6, then 8-12-4.
+    """
+    pair = model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(0))
+    call = X[0], state, KEYS[0]
+    assert analysis.flops(model)(*call) == 2 * (36 * 27 * 8 + 8 * 12 + 12 * 4)
+    deps = jeqx.groups(model, *call)
+    half = {"0/conv/weight:0": range(4), "0/dense/weight:0": range(6)}
+    plan = surgery.plan_from_keep(deps, half)
+    assert analysis.latency(model, *call, rounds=1).median > 0
+    measures = ("latency", "flops")
+    costs = [analysis.relative_cost(of, model, *call, rounds=1) for of in measures]
+    assert all(0 < cost(plan) for cost in costs) and 0.4 < costs[1](plan) < 0.6
+    both = analysis.compare(pair, jeqx.shrink(model, plan, state), X[0], KEYS[0])
+    assert both.compact.flops == 2 * (36 * 27 * 4 + 4 * 6 + 6 * 4)
+    assert surgery.verify(model, plan, *call, gradient=True).ok

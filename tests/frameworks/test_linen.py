@@ -42,6 +42,13 @@ def close(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+def test_its_text_shows_the_widths():
+    rows = {tuple(line.split()) for line in repr(compact_pair()[3]).splitlines()}
+    assert ("params/conv/kernel", "3x3x3x8", "->", "3x3x3x4") in rows
+    assert ("batch_stats/norm/mean", "8", "->", "4") in rows
+    assert not any("head/bias" in row[0] for row in rows)  # it is as it was
+
+
 def test_build():
     _, plan, _, small, packed = compact_pair()
     assert isinstance(small, nn.Module)

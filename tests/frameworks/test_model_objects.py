@@ -10,6 +10,8 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
+import functools
+import importlib
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +43,7 @@ class Case(NamedTuple):
       training: keywords of a call in training mode, and the momentum.
       first: from the recalibrated thing to kernel, bias, mean and variance.
       tail: what stands after the input in a call.
+      kind: its file in `jprune.frameworks`.
     """
 
     model: Any
@@ -54,6 +57,7 @@ class Case(NamedTuple):
     tail: tuple = ()
     packed_tail: tuple = ()
     x: Any = X
+    kind: str = ""
 
 
 def nnx_case() -> Case:
@@ -229,7 +233,7 @@ def case(request):
     package, make = NEEDS[request.param]
     pytest.importorskip(package, reason=f"{package} is not installed")
     with jax.numpy_rank_promotion("allow"):
-        return make()
+        return make()._replace(kind=request.param)
 
 
 def test_verify(case):
@@ -237,6 +241,17 @@ def test_verify(case):
     found = surgery.verify(case.model, case.plan, *given)
     assert found.ok and found.error < 1e-5
     assert surgery.verify(case.model, case.plan, *given, reference="dense").error > 0
+
+
+def test_a_compact_object_is_compared(case):
+    """It equals the compact form; with another's weights, or doubled, it does not."""
+    given = (*case.call, case.x, *case.tail)
+    found = surgery.verify(
+        case.model, case.plan, *given, compact=case.small, gradient=True
+    )
+    assert found.ok and found.compact["dense"] < 1e-5
+    with pytest.raises(TypeError, match="`compact` must be what `fn` is"):
+        surgery.verify(case.model, case.plan, *given, compact=lambda *args: args)
 
 
 def test_the_statistics_of_the_compact_network(case):
@@ -282,7 +297,19 @@ def test_compare(case):
         x = (*case.call[2:], *x)
     both = analysis.compare(*pairs, *x, rounds=1)
     assert both.dense.flops == 2 * both.compact.flops
-    assert both.compact.parameters < both.dense.parameters
+    assert (both.dense.parameters, both.compact.parameters) == (83, 43)
+    assert both.dense.statistics >= 2 * WIDTH
+    assert "statistics" in str(both)
+
+
+def test_parameters_are_what_is_trained(case):
+    """By hand 4 x 8 + 8, twice 8 of the norm, 8 x 3 + 3; no mean, variance, counter."""
+    file = importlib.import_module(f"jprune.frameworks.{case.kind}")
+    deps = file.groups(case.model, *case.call, case.x, *case.tail)
+    (unit,) = (g.id for g in deps if g.kind == "coupled")
+    assert deps.parameters() == 83 and deps.parameters({unit: 4}) == 43
+    plan = surgery.select(deps, {unit: np.arange(8.0)}, params=43)
+    assert plan.groups[unit] == (4, 8)
 
 
 def test_a_call_that_is_not_in_training_mode_says_so():
@@ -327,8 +354,21 @@ def test_a_function_takes_no_keywords():
         compress.recalibrate(lambda s, x: s, {})
 
 
-def test_a_class_of_your_own_is_compared_as_a_function():
-    pytest.importorskip("flax", reason="flax is not installed")
+def test_a_class_of_your_own_at_the_compact_widths():
+    nn = pytest.importorskip("flax.linen", reason="flax is not installed")
     case = linen_case()
-    with pytest.raises(TypeError, match="`compact` compares functions"):
-        surgery.verify(case.model, case.plan, *case.call, X, compact=case.small)
+
+    class Narrow(nn.Module):
+        gain: float = 1.0
+
+        @nn.compact
+        def __call__(self, x, train: bool = False):
+            h = nn.Dense(WIDTH // 2, name="up")(x)
+            h = nn.BatchNorm(not train, momentum=0.8, name="norm")(h)
+            return self.gain * nn.Dense(OUT)(nn.relu(h))
+
+    for fn in (case.model, case.model.apply):
+        call = functools.partial(surgery.verify, fn, case.plan, *case.call, X)
+        assert call(compact=Narrow()).ok
+        wrong = call(compact=Narrow(1.5))
+        assert not wrong.ok and wrong.compact["dense"] == pytest.approx(0.5, rel=1e-3)

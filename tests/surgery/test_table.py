@@ -62,6 +62,6 @@ def test_the_table_of_a_plan_says_what_goes():
     assert (stream, "6", "5", "17%") in rows
     before = sum(int(np.prod(s)) for s in plan.dense_shapes.values())
     after = sum(int(np.prod(s)) for s in plan.compact_shapes.values())
-    assert ("parameters", str(before), "->", str(after)) in rows
+    assert ("scalars", str(before), "->", str(after)) in rows
     whole = surgery.plan_from_keep(deps, {}).table()
     assert "group" not in whole and "blocks/*/up x 3" in whole

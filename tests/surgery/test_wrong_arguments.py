@@ -96,13 +96,14 @@ def test_kept_coordinates_are_bools_or_distinct_indices(keep, message):
         ({"exclude": 3}, "`exclude` must be a regular expression or several, got 3"),
         ({"most": "a"}, r"`most` must be a fraction in \(0, 1\], got 'a'"),
         ({"round_to": "8"}, "`round_to` must be an integer of at least 1, got '8'"),
+        ({"exact": "no"}, "`exact` must be True or False, got 'no'"),
         ({"ratios": 0.5}, "`ratios` must be a mapping from patterns"),
         ({"ratios": {"up": "half"}}, r"must be a fraction in \[0, 1\), got 'half'"),
     ],
 )
 def test_options_of_another_type(options, message):
     given: Any = {"sparsity": 0.5, **options}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         surgery.select(DEPS, SCORES, **given)
 
 

@@ -128,6 +128,9 @@ def _in_range(eqn: Equation, where: Cell) -> bool:
     return bool((where.known >= 0).all() and (where.known <= np.asarray(limits)).all())
 
 
+_WRITTEN = "a part of it is written (into a constant it would be a concatenation)"
+
+
 def scatter_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
     """Axes that the update covers whole pass; scattered ones freeze.
 
@@ -143,13 +146,13 @@ def scatter_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axe
         site.unify(operand[d], indices[i])
     site.freeze(indices[-1], "coordinates of an index")
     for d in inserted:
-        site.freeze(operand[d], "scattered into")
+        site.freeze(operand[d], _WRITTEN)
     for d, place in zip(window, numbers.update_window_dims, strict=True):
         if updates[place].size == operand[d].size:
             site.unify(operand[d], updates[place])
         else:
-            site.freeze(operand[d], "scattered into")
-            site.freeze(updates[place], "scattered")
+            site.freeze(operand[d], _WRITTEN)
+            site.freeze(updates[place], "written into a part of an axis")
     rows = [d for d in range(len(updates)) if d not in set(numbers.update_window_dims)]
     for i, d in enumerate(rows):
         site.unify(updates[d], indices[i])
@@ -254,8 +257,8 @@ def dynamic_update_axes(
         if s.size == t.size:
             site.unify(s, t)
         else:
-            site.freeze(s, "written at a run-time position")
-            site.freeze(t, "written at a run-time position")
+            site.freeze(s, _WRITTEN)
+            site.freeze(t, "written into a part of an axis")
     return [operand]
 
 

@@ -1,0 +1,197 @@
+"""What every public function does for its caller: arguments of another kind are named.
+
+A package ends with `__dir__ = settled(globals())`. Where a call of its functions fails
+with an error that is not ours, or succeeds with a text, None or NaN where the signature
+says a number, the argument at fault is named. A function's own checks come first: they
+know more.
+"""
+
+import functools
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any, Literal, get_args, get_origin
+
+import jax
+import numpy as np
+
+from jprune._errors import PREFIX, is_integer, type_error, value_error
+from jprune._typing import kinds_of, text_of
+
+_TREES = ("PyTree", "Params", "Mask", "Scores")
+_NUMBERS = {int, float, jax.Array}
+_NO_NUMBERS = (str, bytes, float, type(None))
+
+
+def settled(package: dict[str, Any]) -> Callable[[], list[str]]:
+    """Gives the public functions of a package their checks, and the package its names.
+
+    Args:
+      package: its namespace.
+
+    Returns:
+      Its `__dir__`: the public names, for tab completion.
+    """
+    for key in _names(package):
+        if isinstance(package[key], types.FunctionType):
+            package[key] = _checked(package[key], package["__name__"])
+    return lambda: _names(package)
+
+
+def _names(package: dict[str, Any]) -> list[str]:
+    """The public names: those of `__all__`, or all without an underscore."""
+    if "__all__" in package:
+        return sorted(package["__all__"])
+    return sorted(
+        key
+        for key, value in package.items()
+        if not key.startswith("_") and value is not settled
+    )
+
+
+def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
+    """The function, which names an argument of another kind."""
+    signature = inspect.signature(fn)
+    kinds = {
+        name: kinds_of(p.annotation)
+        for name, p in signature.parameters.items()
+        if p.annotation is not p.empty
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    numbers = {name: k for name, k in kinds.items() if _is_scalar(k)}
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return fn(*args, **kwargs)  # Python says what is missing
+        try:
+            result = fn(*args, **kwargs)
+        except Exception as error:
+            if PREFIX not in str(error):
+                _require_numbers(given, numbers, error)
+                _blame(given, kinds, signature, error)
+            raise
+        _require_numbers(given, numbers)
+        return result
+
+    call.__module__ = package
+    readable = [
+        p if p.annotation is p.empty else p.replace(annotation=_Text(p.annotation))
+        for p in signature.parameters.values()
+    ]
+    returned = signature.return_annotation
+    if returned not in (None, signature.empty):
+        returned = _Text(returned)
+    # A function has none by itself, as the type checker says.
+    vars(call)["__signature__"] = signature.replace(
+        parameters=readable, return_annotation=returned
+    )
+    return call
+
+
+class _Text:
+    """An annotation that `help` prints without the modules of its names."""
+
+    def __init__(self, annotation: Any) -> None:
+        self._text = re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", text_of(annotation))
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _is_scalar(kinds: tuple[Any, ...]) -> bool:
+    """Whether an argument is one number, or a switch, or a schedule of numbers.
+
+    An integer or an array is a seed or a key, and has a check of its own.
+    """
+    plain = {k for k in kinds if get_origin(k) is not Callable}
+    if not plain <= {int, float, bool, jax.Array, type(None)}:
+        return False
+    return bool(plain & {float, bool}) or (int in plain and jax.Array not in plain)
+
+
+def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
+    """Raises unless a value is a number of the kind that a signature says.
+
+    Arrays pass: whether they may be traced, and of which shape, the function knows.
+    """
+    if value is None and type(None) in kinds or hasattr(value, "dtype"):
+        return
+    if callable(value):  # where a schedule does not go, the function says why
+        return
+    whole = float not in kinds
+    if bool in kinds and isinstance(value, bool):
+        return
+    if bool in kinds and not _NUMBERS & set(kinds):
+        raise type_error(f"`{name}` must be True or False, got {value!r}.")
+    if is_integer(value) if whole else isinstance(value, Real):
+        if value != value:
+            raise value_error(f"`{name}` must be a number, got NaN.")
+        return
+    what = "a whole number" if whole else "a number"
+    if any(get_origin(k) is Callable for k in kinds):
+        what += " or a schedule"
+    if isinstance(value, float):
+        raise value_error(f"`{name}` must be {what}, got {value!r}: use round(...).")
+    kind = f", a {type(value).__name__}" if isinstance(value, str | bytes) else ""
+    raise type_error(f"`{name}` must be {what}, got {_short(value)}{kind}.")
+
+
+def _require_numbers(
+    given: Mapping[str, Any],
+    kinds: Mapping[str, tuple[Any, ...]],
+    cause: Exception | None = None,
+) -> None:
+    """Raises for the first number that is none."""
+    for name in filter(kinds.__contains__, given):
+        if cause is None and not isinstance(given[name], _NO_NUMBERS):
+            continue  # it was understood: a tree of shares, say
+        try:
+            _require_number(name, given[name], kinds[name])
+        except (TypeError, ValueError) as error:
+            raise error from cause
+
+
+def _blame(
+    given: Mapping[str, Any],
+    kinds: Mapping[str, tuple[Any, ...]],
+    signature: inspect.Signature,
+    error: Exception,
+) -> None:
+    """Raises for the first argument that is of no kind that the signature says."""
+    for name in filter(kinds.__contains__, given):
+        if not any(_fits(given[name], kind) for kind in kinds[name]):
+            expected = _Text(signature.parameters[name].annotation)
+            raise type_error(
+                f"`{name}` must be {expected}, got {_short(given[name])}."
+            ) from error
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value may be of a kind; what is not known here may be."""
+    if kind in _TREES:
+        return value is not None and not isinstance(value, str | bytes)
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return isinstance(value, str | int | None) and value in get_args(kind)
+    if origin in (int, float):
+        return isinstance(value, int | float | np.number) or hasattr(value, "dtype")
+    if origin is Callable:
+        return callable(value)
+    if isinstance(origin, type) and origin is not object:
+        if issubclass(origin, Iterable) and not issubclass(origin, Mapping | str):
+            return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+        return isinstance(value, origin)
+    return True
+
+
+def _short(value: Any) -> str:
+    """A value on one line, or its type."""
+    text = repr(value)
+    if len(text) <= 40 and "\n" not in text:
+        return text
+    return type(value).__name__

@@ -1,0 +1,105 @@
+"""Every public function names an argument of another kind, and packages their names."""
+
+import importlib
+import inspect
+import pickle
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jprune
+from jprune import analysis, masks, reparam, surgery, transforms
+
+PARAMS = {"kernel": jnp.arange(8.0).reshape(2, 4)}
+NAN = float("nan")
+WRONG: dict[str, Any] = {
+    "a text for a rate": (
+        lambda: transforms.gsm("a", weight_decay=0.1, keep=2),
+        "learning_rate",
+    ),
+    "none for a step": (lambda: transforms.prune_gradually(0.5, end=None), "end"),
+    "half a step": (lambda: transforms.prune_gradually(0.5, end=2.5), "end"),
+    "none for beta": (
+        lambda: transforms.prune_by_weight_history(0.5, end=9, beta=None),
+        "beta",
+    ),
+    "a text for gamma": (
+        lambda: transforms.prune_by_weight_history(0.5, end=9, gamma="1"),
+        "gamma",
+    ),
+    "a text for a factor": (
+        lambda: transforms.shrink_softly(0.5, end=9, factor="a"),
+        "factor",
+    ),
+    "NaN for momentum": (
+        lambda: transforms.rigl(0.1, sparsity=0.5, total_steps=900, momentum=NAN),
+        "momentum",
+    ),
+    "a text for a switch": (
+        lambda: transforms.rigl(0.1, sparsity=0.5, total_steps=900, nesterov="no"),
+        "nesterov",
+    ),
+    "a text for alpha": (lambda: reparam.powerpropagation("2"), "alpha"),
+    "none for a plan's file": (lambda: surgery.load_plan(None), "path"),
+    "a number for groups": (lambda: masks.from_groups(PARAMS, 3, {}), "groups"),
+    "none for a function": (
+        lambda: analysis.trainability(None, PARAMS, jnp.ones((1, 2))),
+        "apply",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_argument_is_named(case):
+    call, name = WRONG[case]
+    with pytest.raises((TypeError, ValueError), match=rf"^\[jprune\] `{name}` must be"):
+        call()
+
+
+def test_what_python_says_of_missing_arguments_stays():
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        transforms.rigl()
+
+
+def test_an_error_of_the_callers_own_function_stays():
+    def select(params):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        transforms.finish(PARAMS, select)
+
+
+def test_numbers_of_every_kind_pass():
+    for rate in (1, 0.5, np.float32(0.5), jnp.float32(0.5), lambda step: 0.5):
+        transforms.gsm(rate, weight_decay=0.1, keep=2).init(PARAMS)
+    tx = optax.inject_hyperparams(transforms.gsm, static_args=("keep",))
+    tx(learning_rate=0.1, weight_decay=0.1, keep=2).init(PARAMS)
+
+
+PACKAGES = sorted({*jprune.__all__} - {"__version__", "cite"}) + ["frameworks"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_shows_its_public_names_alone(package):
+    module = importlib.import_module(f"jprune.{package}")
+    names = dir(module)
+    assert names and not any(
+        name.startswith("_") or name == "settled" for name in names
+    )
+    for name in names:
+        value = getattr(module, name)
+        if inspect.isfunction(value):
+            assert value.__module__ == f"jprune.{package}"
+            assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_help_is_short():
+    """Aliases stand under their names, classes without their modules."""
+    text = str(inspect.signature(transforms.rigl))
+    assert "learning_rate: ScalarOrSchedule," in text
+    assert "mask: Mask | Callable[[Params], Mask] | None = None" in text
+    assert text.endswith("-> GradientTransformationExtraArgs") and "jaxlib" not in text
+    assert "deps: Groups" in str(inspect.signature(surgery.select))
