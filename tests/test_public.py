@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jprune
-from jprune import analysis, masks, reparam, surgery, transforms
+from jprune import analysis, at_init, compress, masks, reparam, surgery, transforms
 
 PARAMS = {"kernel": jnp.arange(8.0).reshape(2, 4)}
 NAN = float("nan")
@@ -103,3 +103,36 @@ def test_help_is_short():
     assert "mask: Mask | Callable[[Params], Mask] | None = None" in text
     assert text.endswith("-> GradientTransformationExtraArgs") and "jaxlib" not in text
     assert "deps: Groups" in str(inspect.signature(surgery.select))
+
+
+BAD = {"kernel": jnp.array([[1.0, NAN], [2.0, 3.0]]), "out": jnp.ones((2, 2))}
+
+
+def loss(params, x):
+    return jnp.sum(x @ params["kernel"]) ** 2
+
+
+NOT_FINITE = [
+    lambda: at_init.snip(loss, BAD, NAN * np.eye(2)),
+    lambda: at_init.grasp(loss, BAD, np.eye(2)),
+    lambda: compress.truncate(BAD, energy=0.9),
+    lambda: transforms.truncate_rank(0.9).init(BAD),
+    lambda: compress.low_rank(loss, BAD, {"kernel": 1}, break_even=False),
+]
+
+
+@pytest.mark.parametrize("call", NOT_FINITE)
+def test_values_that_are_not_finite_are_found_by_their_leaf(call):
+    message = r"(?s)^\[jprune\] .*finite:.*\n  kernel: \d of 4$"
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_plan_that_is_not_there(tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(
+        FileNotFoundError, match=r"`path` must be a file.*are other\.json"
+    ):
+        surgery.load_plan(tmp_path / "plan.json")
+    with pytest.raises(ValueError, match="is a folder"):
+        surgery.load_plan(tmp_path)

@@ -31,6 +31,7 @@ import numpy as np
 
 from jprune._errors import listing, value_error
 from jprune._factors import Factors, Thin, split
+from jprune._finite import require_finite
 from jprune._jaxpr import _compat
 from jprune._jaxpr._trace import flatten_call, is_array, trace
 from jprune._tree import (
@@ -108,7 +109,8 @@ def low_rank(
       A `LowRank`. Its parameters can be trained on as they are.
 
     Raises:
-      ValueError: ranks that fit no leaf or are out of range; nothing to split; with
+      ValueError: ranks that fit no leaf or are out of range; a kernel that is not
+        finite; nothing to split; with
         `args`, outputs that differ. With `args`, and whenever the result is called: a
         kernel that the function reads in a way that two factors cannot serve (an
         element-wise function of it, a grouped convolution, a contraction over other
@@ -145,6 +147,11 @@ def low_rank(
         if why:
             whole[name] = why
             continue
+        require_finite(
+            "`params`",
+            [(name, leaf)],
+            "a kernel with NaN or infinities has no singular values.",
+        )
         kernels[name] = _Kernel(path_keys(path), tuple(leaf.shape), unfolding)
         parts = spectrum(leaf, unfolding)
         keep = first_values(parts.s, rank)

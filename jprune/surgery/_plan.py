@@ -388,8 +388,9 @@ def load_plan(path: str | pathlib.Path) -> Plan:
       The plan, ready to pack trees of the same paths and shapes.
 
     Raises:
+      FileNotFoundError: naming the file, if there is none, and the plans beside it.
       ValueError: naming the file, if it is anything but what `Plan.save` writes:
         other types, a leaf twice, indices outside their axis or repeated, an axis above
         2^31 - 1.
     """
-    return Plan(**_saved.read(pathlib.Path(path).read_bytes(), path))
+    return Plan(**_saved.read(_saved.content(path), path))
