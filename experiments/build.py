@@ -215,7 +215,7 @@ def check(config: Config) -> None:
 
 _TRAINING = (
     *("validation", "smoothing", "ema", "compute", "accumulate"),
-    *("distill", "distill_temperature"),
+    *("distill", "distill_temperature", "train_examples", "test_examples"),
 )
 _COUNTS = ("batch", "steps_per_dispatch", "checkpoint_every")
 
@@ -236,7 +236,10 @@ def open_lab(
       ConfigError: if the batch does not fit the training set or the devices.
       DataError: if the data is not there.
     """
-    dataset = without_validation(DATA[config.data](data_dir), config.validation, tune)
+    dataset = first_examples(
+        DATA[config.data](data_dir), config.train_examples, config.test_examples
+    )
+    dataset = without_validation(dataset, config.validation, tune)
     model = MODELS[config.model](dataset.classes)
     lab = make_lab(
         config,
@@ -252,6 +255,29 @@ def open_lab(
         if "batch" in run:
             lab.rebatched(run["batch"], f"{label}.batch")  # refuses what does not fit
     return lab
+
+
+def first_examples(dataset: Dataset, train: int, test: int) -> Dataset:
+    """The data set with its first training and test examples alone.
+
+    Args:
+      dataset: all of it.
+      train: how many of the training examples; 0 for all.
+      test: how many of the test examples; 0 for all.
+
+    Raises:
+      ConfigError: if there are not so many.
+    """
+    asked = {"train_examples": train, "test_examples": test}
+    for name, there in zip(asked, (dataset.train, dataset.test), strict=True):
+        if asked[name] > len(there):
+            raise ConfigError(
+                f"`{name}` is {asked[name]}: {dataset.name} has {len(there)}; 0 takes "
+                "all of them."
+            )
+    return dataset._replace(
+        train=dataset.train[: train or None], test=dataset.test[: test or None]
+    )
 
 
 def without_validation(dataset: Dataset, count: int, tune: bool) -> Dataset:

@@ -16,7 +16,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import experiments.configs
 
@@ -35,11 +35,14 @@ class Claim:
         of the first part may speak of rows of those `beside` it, whose labels begin
         with the name of their model ("fbnetv3_a dense").
       holds: from those rows to whether it is true.
+      small: whether it must hold in a small form too, which trains too briefly to say
+        anything about accuracy.
     """
 
     text: str
     runs: tuple[str, ...]
     holds: Callable[..., bool]
+    small: bool = False
 
 
 def loses(run: str, points: float, extra: str = "") -> Claim:
@@ -67,6 +70,7 @@ def exact(*runs: str) -> Claim:
         f"every count is exactly the one asked for ({runs[0]} and its like)",
         runs,
         lambda *rows: all(row.nonzero == row.kept for row in rows),
+        small=True,
     )
 
 
@@ -95,6 +99,8 @@ class Config:
         1 for a network with convolutions on CPU, where XLA runs a convolution
         inside a loop many times slower.
       checkpoint_every: epochs between checkpoints; 0 for none but the last.
+      train_examples: the first so many training examples are used; 0 for all.
+      test_examples: likewise of the test set.
       validation: the last so many training examples are kept out of training; with
         `--tune` every accuracy is on them, and the test set is not looked at.
       smoothing: of the labels; the share that is spread over all classes.
@@ -121,6 +127,8 @@ class Config:
     augment: str = "none"
     steps_per_dispatch: int = 0
     checkpoint_every: int = 10
+    train_examples: int = 0
+    test_examples: int = 0
     validation: int = 0
     smoothing: float = 0.0
     ema: float = 0.0
@@ -172,42 +180,86 @@ def load(name: str, *, small: bool = False) -> Config:
     return found(small=True)
 
 
-def shortened(config: Config, epochs: float, steps: float, **fields: Any) -> Config:
-    """The same experiment, every run of it shorter: for a small form.
+def shortened(
+    config: Config, epochs: int, *, examples: int, of: int, batch: int, **fields: Any
+) -> Config:
+    """The same experiment on few examples and for few epochs: a small form.
+
+    In each part the longest run takes `epochs` epochs and the others in proportion, at
+    least one; rates fall at the same shares of a run. `interval` shrinks in proportion
+    to the steps of its run, `every` to a tenth of them if it is more. Of a sweep of
+    numbers the first stays, and of the claims those that need no training.
 
     Args:
       config: the whole.
-      epochs: what all that is counted in epochs is multiplied by; at least 1 is left.
-      steps: likewise what is counted in steps.
-      **fields: of every part, in place of its own: `data`, `batch`.
+      epochs: of the longest run.
+      examples: training examples that are used.
+      of: how many the whole has.
+      batch: examples in a step.
+      **fields: of every part, in place of its own.
     """
-    parts = [
-        dataclasses.replace(
-            part,
-            dense=_scaled(part.dense, epochs, steps),
-            runs={name: _scaled(run, epochs, steps) for name, run in part.runs.items()},
-            **fields,
+    parts = []
+    for part in config.parts():
+        runs = [part.dense, *part.runs.values()]
+        longest = max(run.get(name, 0) for run in runs for name in _LENGTHS)
+        held = round(part.validation * examples / of)
+        cut = _Cut(
+            epochs / longest,
+            before=lambda size, part=part: (of - part.validation) // size,
+            after=(examples - held) // batch,
+            batch=batch,
         )
-        for part in config.parts()
-    ]
+        short = dataclasses.replace(
+            part,
+            train_examples=examples,
+            validation=held,
+            batch=batch,
+            dense=cut(part.dense, part.batch),
+            runs={name: cut(run, part.batch) for name, run in part.runs.items()},
+            claims=tuple(claim for claim in part.claims if claim.small),
+        )
+        parts.append(dataclasses.replace(short, **fields))
     return dataclasses.replace(parts[0], beside=tuple(parts[1:]))
 
 
-def _scaled(settings: dict[str, Any], epochs: float, steps: float) -> dict[str, Any]:
-    times = {
-        **dict.fromkeys(("epochs", "tune_epochs", "drops"), epochs),
-        **dict.fromkeys(("every", "interval"), steps),
-    }
+_LENGTHS = ("epochs", "tune_epochs")
+_SWEPT = ("sparsity", "density", "strength")
 
-    def one(value: Any, factor: float) -> Any:
-        if isinstance(value, tuple):
-            return tuple(sorted({one(item, factor) for item in value}))
-        return max(1, round(factor * value))
 
-    made = {k: one(v, times[k]) if k in times else v for k, v in settings.items()}
-    if "warmup" in settings:  # epochs too, but there may be none
-        made["warmup"] = round(epochs * settings["warmup"])
-    return made
+class _Cut(NamedTuple):
+    """How the runs of one part become shorter.
+
+    Attributes:
+      share: of the epochs.
+      before: steps in an epoch of the whole, from the batch.
+      after: steps in an epoch.
+      batch: examples in a step.
+    """
+
+    share: float
+    before: Callable[[int], int]
+    after: int
+    batch: int
+
+    def __call__(self, run: dict[str, Any], batch: int) -> dict[str, Any]:
+        """The settings of one run, whose batch was `batch` if it does not say."""
+        made = dict(run)
+        for name in (*_LENGTHS, "window"):
+            if name in run:
+                made[name] = max(1, round(self.share * run[name]))
+        for name in _SWEPT:
+            if isinstance(run.get(name), tuple):
+                made[name] = run[name][:1]
+        if "batch" in run:
+            made["batch"] = self.batch
+        if "every" in run:
+            steps = made["epochs"] * self.after
+            made["every"] = min(run["every"], max(1, steps // 10))
+        if "interval" in run:
+            steps = made["epochs"] * self.after
+            whole = run["epochs"] * self.before(run.get("batch", batch))
+            made["interval"] = max(1, round(run["interval"] * steps / whole))
+        return made
 
 
 def override(config: Config, settings: Iterable[str]) -> Config:

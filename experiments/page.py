@@ -63,6 +63,12 @@ class Section(NamedTuple):
         return self.facts[0]["settings"].get("data", "")
 
     @property
+    def tests(self) -> int | None:
+        """How many test examples; None where it is not known."""
+        settings = self.facts[0]["settings"]
+        return settings.get("test_examples") or TEST_SIZES.get(self.data)
+
+    @property
     def chosen(self) -> config.Config | None:
         """The configuration as it is now; None if it is no more."""
         try:
@@ -93,7 +99,7 @@ def write(folder: Path = RESULTS, docs: Path = DOCS) -> Path:
       docs: where the page goes, its figures in `figures` beside it.
 
     Raises:
-      FileError: if a result file is damaged.
+      FileError: if a result file is damaged, or of a small form.
     """
     found = sections(folder)
     (docs / "figures").mkdir(parents=True, exist_ok=True)
@@ -114,6 +120,8 @@ def sections(folder: Path) -> list[Section]:
         if path.name.startswith(("bench_", "digits_all_")):
             continue  # benchmarks have pages of their own; the sum repeats the parts
         facts, rows = results.load(path, *results.FACTS, "settings")
+        if facts.get("small"):
+            raise files.FileError(f"{path} is of a small form, which is no evidence.")
         name = re.sub(r"_seed\d+$", "", path.stem)
         key = f"{name} {json.dumps(facts['settings'], sort_keys=True)}"
         groups.setdefault(key, []).append((path, facts, rows))
@@ -127,7 +135,7 @@ def sections(folder: Path) -> list[Section]:
 def verdicts(section: Section) -> list[Verdict]:
     """Every claim of the configuration, or of the files where it has none of them."""
     told = {text: holds for facts in section.facts for text, holds in _told(facts)}
-    random, size = np.random.default_rng(0), TEST_SIZES.get(section.data)
+    random, size = np.random.default_rng(0), section.tests
     found: dict[str, Verdict] = {}
     for prefix, claim in _claims(section):
         text = prefix + claim.text
@@ -221,7 +229,7 @@ def error(row: Row, size: int | None) -> float:
 
 def merged(section: Section) -> list[tuple[Row, float, float]]:
     """Of each row: its first form, mean accuracy over the files, and its error."""
-    size, by_run = TEST_SIZES.get(section.data), {}
+    size, by_run = section.tests, {}
     for rows in section.rows:
         for row in rows:
             by_run.setdefault(row.run, []).append(row)

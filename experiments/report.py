@@ -61,8 +61,13 @@ def text(facts: dict[str, Any], rows: Sequence[Row]) -> str:
         f"{facts['config']}, seed {facts['seed']}, {device['count']} x "
         f"{device['kind']}, {facts['seconds']:.0f} s\n{facts['command']}"
     )
+    if facts.get("small"):
+        heading += f"\n{_SMALL}"
     parts = [heading, results.table(rows), results.verdict_text(facts["claims"])]
     return "\n\n".join(part for part in parts if part)
+
+
+_SMALL = "A small form: it shows that every part runs. No accuracy of it is evidence."
 
 
 def spread(runs: Sequence[Sequence[Row]]) -> str:

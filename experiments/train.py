@@ -127,6 +127,7 @@ def run(
         "seconds": seconds,
         "claims": claims,
         "split": "validation" if args.tune else "test",
+        "small": args.small,
     }
     if ended:
         facts["stopped"] = str(ended)

@@ -15,8 +15,8 @@ Deviations:
   it, as for ResNet-56, leaves them apart by a fifth at this rate, and nothing could be
   merged).
 
-Ours: not run. `--small`: 16 x 16 pixels, 10,000 images, a hundredth of the epochs, a
-minute each [estimated], C-SGD a thousand times stronger to be done in time.
+Ours: not run.
+`--small`: some minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_densenet40 --data-dir FOLDER`, a method
 alone with `--only gsm8`, `gsm10`, `csgd`.
@@ -34,7 +34,7 @@ def get_config(small: bool = False) -> Config:
     """The settings.
 
     Args:
-      small: fewer and smaller images, a hundredth of the epochs.
+      small: minutes of one core, see `authors.small`.
     """
     base: dict[str, Any] = authors.gsm_base()
     runs = {f"gsm{x}": authors.gsm(x) for x in (8, 10)}
@@ -43,7 +43,9 @@ def get_config(small: bool = False) -> Config:
     csgd = authors.csgd("densenet40", 1 / 3, rate, vector_multiplier=1.0)
     csgd = dataclasses.replace(csgd, claims=CSGD)
     whole = combine([gsm, csgd])
-    return authors.small(whole, 0.01, strength=3.0) if small else whole
+    if not small:
+        return whole
+    return authors.small(whole, 4, examples=320, tests=100)
 
 
 GSM = (

@@ -16,9 +16,9 @@ Deviations:
   at 300x magnitude cannot empty one.
 - the others: those of `authors_lenet300`.
 
-Ours: not run; a day of one core [estimated from 30 s an epoch], minutes with `--small`,
-a hundredth of the epochs and without K-starts (its convolutions are inside a loop,
-which XLA runs ten times slower on a CPU).
+Ours: not run; a day of one core [estimated from 30 s an epoch], K-starts longer (its
+convolutions are inside a loop, which XLA runs ten times slower on a CPU).
+`--small`: some minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_lenet5 --data-dir FOLDER`, a method alone
 with `--only gsm125`, `gsm300`, `at_init`, `aswl`, `asl`, `k_starts`.
@@ -26,14 +26,13 @@ with `--only gsm125`, `gsm300`, `at_init`, `aswl`, `asl`, `k_starts`.
 
 from typing import Any
 
+from experiments import authors
 from experiments.config import (
     Claim,
     Config,
     combine,
     exact,
     loses,
-    only,
-    shortened,
 )
 from experiments.configs.authors_lenet300 import base, lenet
 from experiments.schedules import in_steps
@@ -43,14 +42,14 @@ def get_config(small: bool = False) -> Config:
     """The settings.
 
     Args:
-      small: a hundredth of the epochs, without K-starts.
+      small: minutes of one core, see `authors.small`.
     """
     runs = {f"gsm{x}": _gsm(x) for x in (125, 300)}
     gsm = Config(**base("lenet5"), runs=runs, claims=CLAIMS)
     whole = combine([gsm, lenet("lenet5", scope="Conv|Dense_0/kernel")])
     if not small:
         return whole
-    return shortened(only(whole, [*runs, "at_init", "aswl", "asl"]), 0.01, 0.01)
+    return authors.small(whole, 4, examples=320, tests=500)
 
 
 def _gsm(compression: int) -> dict[str, Any]:

@@ -18,9 +18,8 @@ Deviations:
   in fine-tuning, and no decay of the norms there. What share goes is an outcome of the
   strength.
 
-Ours: not run; half an hour an epoch on two cores [estimated]. `--small`: 16 x 16
-pixels, 10,000 images, a hundredth of the epochs, a minute or two each [estimated],
-C-SGD a hundred times stronger to be done in time.
+Ours: not run; half an hour an epoch on two cores [estimated].
+`--small`: some minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_resnet110 --data-dir FOLDER`, a method
 alone with `--only csgd` or `--only masksparsity`.
@@ -39,12 +38,14 @@ def get_config(small: bool = False) -> Config:
     """The settings.
 
     Args:
-      small: fewer and smaller images, a hundredth of the epochs.
+      small: minutes of one core, see `authors.small`.
     """
     rate = in_steps(3e-2, 600, (200, 400))
     csgd = dataclasses.replace(authors.csgd("resnet110", 0.375, rate), claims=CSGD)
     whole = combine([csgd, _masksparsity()])
-    return authors.small(whole, 0.01) if small else whole
+    if not small:
+        return whole
+    return authors.small(whole, 3, examples=256, tests=100)
 
 
 def _masksparsity() -> Config:

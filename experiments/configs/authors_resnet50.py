@@ -30,8 +30,8 @@ Deviations:
 TPP's ratios differ by stage and C-SGD's widths by layer, which their runs here have no
 setting for; TRP's settings on ImageNet are not given. SWD: `imagenet_swd`.
 
-Ours: not run; it needs an accelerator for weeks. `--small`: CIFAR-10, 10,000 images of
-16 x 16, a hundredth of the epochs, batch 256, a minute or two each [estimated].
+Ours: not run; it needs an accelerator for weeks.
+`--small`: some minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_resnet50 --data-dir FOLDER`, a method
 alone with `--only rigl,static`, `gsm4`, `gsm5`, `masksparsity`, `gap`.
@@ -39,6 +39,7 @@ alone with `--only rigl,static`, `gsm4`, `gsm5`, `masksparsity`, `gap`.
 
 from typing import Any
 
+from experiments import authors
 from experiments.config import (
     Claim,
     Config,
@@ -46,8 +47,6 @@ from experiments.config import (
     combine,
     exact,
     loses,
-    override,
-    shortened,
 )
 from experiments.schedules import in_steps
 
@@ -56,17 +55,12 @@ def get_config(small: bool = False) -> Config:
     """The settings.
 
     Args:
-      small: other, fewer and smaller images, a hundredth of the epochs, one round.
+      small: minutes of one core, see `authors.small`.
     """
     whole = combine([_rigl(), _masksparsity_and_gsm(), _gap()])
     if not small:
         return whole
-    fields = {"data": "cifar10_small", "batch": 256, "compute": "float32"}
-    short = shortened(whole, 0.01, 0.01, **fields, accumulate=1)
-    return override(
-        short,
-        [f"gap.{key}=1" for key in ("cyclic_rounds", "parallel_rounds")],
-    )
+    return authors.small(whole, 3, examples=128, tests=100)
 
 
 IMAGENET: dict[str, Any] = {

@@ -16,8 +16,8 @@ Deviations:
   epochs at batch 128 after a dense run of as many. Against beta 0 and gamma 0, gradual
   pruning by magnitude.
 
-Ours: not run. `--small`: 16 x 16 pixels, 10,000 images, a fiftieth of the epochs,
-about a minute each [estimated].
+Ours: not run.
+`--small`: some minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_vgg16 --data-dir FOLDER`, a method alone
 with `--only aswl` or `--only weightmom`.
@@ -34,11 +34,13 @@ def get_config(small: bool = False) -> Config:
     """The settings.
 
     Args:
-      small: fewer and smaller images, a fiftieth of the epochs.
+      small: minutes of one core, see `authors.small`.
     """
     aswl = authors.aswl("cifar10", "vgg16", held=5000, epochs=46)
     whole = combine([aswl, _weightmom()])
-    return authors.small(whole, 0.02) if small else whole
+    if not small:
+        return whole
+    return authors.small(whole, 3, examples=128, tests=100)
 
 
 def _weightmom() -> Config:

@@ -57,6 +57,10 @@ def early_pruning(
       lr: where the cosine starts.
       momentum: of heavy ball.
       weight_decay: of the kernels.
+
+    Raises:
+      ConfigError: for an unknown arm, or one that decides last of all, when nothing is
+        trained any more.
     """
     rate = optax.cosine_decay_schedule(lr, epochs * lab.per_epoch)
     tx = optax.chain(
@@ -68,6 +72,12 @@ def early_pruning(
     for name in arms:
         if name not in known:
             raise unknown("arm", name, known)
+        if len(known[name].steps) >= epochs:
+            raise ConfigError(
+                f"`epochs` is {epochs}: the arm `{name}` decides after each of the "
+                f"first {len(known[name].steps)} epochs, and needs one more to train "
+                "what is left. Give more epochs, or a shorter `window`."
+            )
     compiled = {name: [_vmapped(step) for step in known[name].steps] for name in arms}
     yield trial.row(f"dense, {seeds} seeds", [], None)
     for share in sparsity:

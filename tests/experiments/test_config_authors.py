@@ -39,10 +39,16 @@ def mock(name):
 
 def two_steps(part):
     """The part with batches of 8 and runs of one epoch, which has two of them."""
-    fields = {"validation": 0, "accumulate": 1, "compute": "float32"}
-    short = config.shortened(part, 0, 0, batch=8, **fields)
-    short = dataclasses.replace(short, model=DEEP.get(part.model, part.model))
+    short = dataclasses.replace(
+        part,
+        model=DEEP.get(part.model, part.model),
+        **{"batch": 8, "validation": 0, "accumulate": 1, "compute": "float32"},
+        dense={**part.dense, "epochs": 1},
+        runs={name: dict(run) for name, run in part.runs.items()},
+    )
+    ones = ("epochs", "tune_epochs", "every", "interval", "window")
     for run in short.runs.values():
+        run.update({key: 1 for key in ones if key in run})
         run.update({key: 8 for key in ("batch",) if key in run})
         run.update({key: 2 for key in ("rounds", "seeds") if key in run})
         if run["method"] in ("prune_at_init", "tpp"):  # many programs for each share
@@ -56,6 +62,8 @@ def two_steps(part):
             run.update(end=0.5)
         if run["method"] == "tpp":  # every group needs a step of its own at the end
             run.update(epochs=6, grow=0.1)
+        if run["method"] == "early_pruning":  # two decisions, then training
+            run.update(epochs=3)
     return short
 
 
@@ -144,15 +152,76 @@ def test_the_papers_figures_are_in_the_document_too(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_small_form_is_short_and_complete(name):
+def test_a_small_form_has_every_method_and_ends_in_minutes(name):
+    """Seconds of one core, from what was measured: see `SECONDS`."""
     whole, small = config.load(name), config.load(name, small=True)
     build.check(small)
-    for part in small.parts():
-        assert part.dense["epochs"] <= 20
-    assert {part.model for part in small.parts()} == {
-        part.model for part in whole.parts()
-    }
+    methods = [
+        [(part.model, label, run["method"]) for label, run in part.runs.items()]
+        for part in small.parts()
+    ]
+    assert methods == [
+        [(part.model, label, run["method"]) for label, run in part.runs.items()]
+        for part in whole.parts()
+    ]
     assert train._parser().parse_args([name, "--small"]).small
+    spent = sum(map(seconds, small.parts()))
+    assert 30 < spent < 480, spent
+    assert sum(map(seconds, whole.parts())) > 20 * spent  # the estimate sees the length
+
+
+SECONDS = {
+    "densenet40": (0.03, 40),
+    "lenet300": (0.00005, 3),
+    "lenet5": (0.0005, 4),
+    "resnet110": (0.03, 30),
+    "resnet20": (0.005, 8),
+    "resnet32": (0.008, 10),
+    "resnet50": (0.025, 15),
+    "resnet56": (0.016, 15),
+    "vgg16": (0.14, 12),
+}
+"""Of a training image of a small form, and of what a run has beside its training."""
+
+
+def seconds(part):
+    """What a part of a small form takes, about."""
+    image, beside = SECONDS[part.model]
+    images = part.train_examples or 50_000
+    found = [(part.dense["epochs"], 1)]
+    found += [trained(part, run) for run in part.runs.values()]
+    return sum(images * image * epochs + beside * runs for epochs, runs in found)
+
+
+def trained(part, run):
+    """The epochs of all networks that one entry of a configuration trains, and runs."""
+    epochs, tuned = run.get("epochs", 0), run.get("tune_epochs", 0)
+    shares, arms = len(np.atleast_1d(run.get("sparsity", 0))), len(run.get("arms", ()))
+    match run["method"]:
+        case "one_shot":
+            return 0, 1
+        case "gsm_tickets":
+            return epochs + 2 * part.dense["epochs"], 3
+        case "early_pruning":
+            rows = 1 + arms * shares + len(run["fraction"])
+            slow = 10 if part.model == "lenet5" else 1  # convolutions inside a loop
+            return slow * rows * run["seeds"] * epochs, rows
+        case "gap":
+            (cyclic,), (parallel,) = run["cyclic_rounds"], run["parallel_rounds"]
+            steps = 4 * (2 * cyclic + parallel) * epochs
+            return shares * (steps + 3 * tuned), shares * 6
+        case "masksparsity":
+            return 2 * (epochs + tuned), 4
+        case "prune_at_init":
+            return shares * len(run["criteria"]) * epochs, shares
+        case "tpp":
+            return shares * (epochs + 2 * tuned), shares * 3
+        case "trp":
+            return len(run["kinds"]) * epochs, len(run["kinds"])
+        case "weightmom":
+            return shares * len(run["strengths"]) * epochs, shares
+    assert run["method"] in ("asl", "aswl", "csgd", "dynamic_sparse", "gsm", "swd")
+    return shares * epochs, shares
 
 
 def test_what_has_no_small_form_says_so():
@@ -160,30 +229,83 @@ def test_what_has_no_small_form_says_so():
         config.load("digits", small=True)
 
 
-def test_a_shorter_experiment_keeps_the_shape_of_its_rates():
+def test_a_shorter_experiment_keeps_its_proportions():
     whole = config.load("authors_resnet56")
-    short = config.shortened(whole, 0.01, 0.5, batch=16)
-    assert [part.batch for part in short.parts()] == [16] * 4
-    tpp = short.parts()[2].runs["tpp"]
-    assert (tpp["epochs"], tpp["tune_epochs"], tpp["interval"]) == (3, 1, 50)
-    assert tpp["tune_lr"] == whole.parts()[2].runs["tpp"]["tune_lr"]
+    short = config.shortened(whole, 50, examples=5000, of=50_000, batch=32, ema=0.5)
+    gsm, csgd, tpp, aswl = short.parts()
+    assert {(p.batch, p.train_examples, p.ema) for p in short.parts()} == {
+        (32, 5000, 0.5)
+    }
+    assert (gsm.dense["epochs"], gsm.runs["gsm"]["epochs"]) == (42, 50)
+    assert (csgd.dense["epochs"], csgd.runs["csgd"]["epochs"]) == (50, 50)
+    run = tpp.runs["tpp"]
+    assert (tpp.dense["epochs"], run["epochs"], run["tune_epochs"]) == (50, 28, 12)
+    assert run["sparsity"] == (0.3,)
+    # 28 epochs of 156 steps for 283 of 390, and 100 steps between two groups
+    assert run["interval"] == round(100 * 28 * 156 / (283 * 390)) == 4
+    assert run["tune_lr"] == whole.parts()[2].runs["tpp"]["tune_lr"]
+    assert (aswl.validation, aswl.dense["epochs"]) == (500, 50)
     assert whole.parts()[2].runs["tpp"]["epochs"] == 283
-    drops = config.shortened(config.load("mnist_gsm"), 0.1, 1).runs["gsm"]
-    assert (drops["epochs"], drops["drops"], drops["warmup"]) == (24, (16, 20), 0)
+
+
+def test_every_group_has_its_turn_in_a_short_tpp():
+    part = config.load("authors_resnet56", small=True).parts()[2]
+    run, groups = part.runs["tpp"], (56 - 2) // 2
+    steps = run["epochs"] * (part.train_examples // part.batch)
+    assert steps - round(run["grow"] * steps) > run["interval"] * groups
+
+
+def test_what_happens_every_so_many_steps_happens_in_a_short_run_too():
+    def runs(name, number, epochs):
+        whole = config.load(name)
+        short = config.shortened(whole, epochs, examples=640, of=50_000, batch=32)
+        return short.parts()[number].runs
+
+    rigl = runs("authors_resnet50", 0, 4)["rigl"]  # 80 steps
+    assert (rigl["every"], rigl["end"], rigl["sparsity"]) == (8, 25 / 32, (0.8,))
+    assert runs("authors_resnet50", 0, 60)["rigl"]["every"] == 100  # of 1,200
+    assert runs("authors_resnet20", 1, 8)["trp"]["every"] == 5  # of 160: as it was
+    momentum = runs("authors_vgg16", 1, 6)["weightmom"]
+    assert (momentum["every"], momentum["batch"]) == (12, 32)
+    starts = runs("authors_lenet300", 3, 30)["k_starts"]
+    assert (starts["epochs"], starts["window"], len(starts["arms"])) == (30, 2, 8)
+    assert runs("authors_lenet300", 3, 5)["k_starts"]["window"] == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_form_judges_no_accuracy(name):
+    """Its claims are those that hold of the counts of networks at chance."""
+    worst = Row("x", "m", asked=0.9, got=0.9, kept=5, nonzero=5, after=0.0)
+    for part in config.load(name, small=True).parts():
+        for claim in part.claims:
+            assert claim.small and claim.holds(*[worst] * len(claim.runs))
+            assert not claim.holds(*[worst._replace(nonzero=6)] * len(claim.runs))
 
 
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_csgd_brings_filters_together_before_it_merges_them(name, small):
-    """Their spread ends below 1e-4 of the first one: kernels, norms and biases."""
+    """Their spread ends below 1e-4 of the first one: kernels, norms and biases.
+
+    The difference of two filters sees nothing but the pull, so its run can be had here:
+    Nesterov's momentum on it, biases at twice the rate.
+    """
     for part in config.load(name, small=small).parts():
         for run in [run for run in part.runs.values() if run["method"] == "csgd"]:
-            images = 10_000 if small else 50_000
+            images = part.train_examples or 50_000
             steps = run["epochs"] * (images // part.batch)
-            rates = learning_rate(run["lr"], steps)(np.arange(steps)).astype(float)
-            assert rates.max() * run["strength"] < 0.1  # far from a step too large
-            for pull in (run["strength"], run["strength"] * run["vector_multiplier"]):
-                assert rates.sum() * pull / (1 - run["momentum"]) > np.log(1e4)
+            rates = np.asarray(learning_rate(run["lr"], steps)(np.arange(steps)), float)
+            vectors = run["strength"] * run["vector_multiplier"]
+            for pull, times in (
+                (run["strength"], 1),
+                (vectors, 1),
+                (vectors, run["bias_rate"]),
+            ):
+                spread, trace = 1.0, 0.0
+                for rate in times * rates:
+                    trace = run["momentum"] * trace + pull * spread
+                    spread -= rate * (pull * spread + run["momentum"] * trace)
+                assert abs(spread) < 1e-4
 
 
 def row(run, after, **extra):

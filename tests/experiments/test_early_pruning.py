@@ -84,6 +84,8 @@ def test_another_seed_has_its_own_start_and_order(lab, open_tiny, tmp_path):
 def test_mistakes(lab):
     with pytest.raises(ConfigError, match="unknown arm `K-start`: did you mean K-star"):
         run(lab, arms=("K-start",))
+    with pytest.raises(ConfigError, match="`epochs` is 2: the arm .* first 2 epochs"):
+        run(lab, epochs=2)  # the mask would come last: nothing trains what it left
     params, _ = lab.init()
     normed = lab._replace(init=lambda seed: (params, {"mean": np.zeros(3)}))
     with pytest.raises(ConfigError, match="without batch statistics; `lenet300` has"):

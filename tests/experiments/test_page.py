@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import config, page, panels, report, results
+from experiments import config, files, page, panels, report, results
 from experiments.config import Claim
 from experiments.results import Row
 
@@ -89,6 +89,25 @@ def _grid(methods=11):
         for m in range(methods)
         for share in (90, 95, 99.5)
     ]
+
+
+def test_a_small_form_is_no_evidence(tmp_path):
+    facts, rows = results.load(page.RESULTS / "digits_seed0.json")
+    results.save(tmp_path / "digits_seed0.json", rows, **facts, small=True)
+    with pytest.raises(files.FileError, match="is of a small form, which is no eviden"):
+        page.sections(tmp_path)
+    assert "No accuracy of it is evidence" in report.text({**facts, "small": True}, [])
+    assert "No accuracy" not in report.text(facts, [])
+
+
+def test_errors_are_those_of_the_test_examples_that_were_used(tmp_path):
+    facts, rows = results.load(page.RESULTS / "digits_seed0.json")
+    fewer = {**facts["settings"], "test_examples": 90}
+    known = [
+        page.Section("digits", (), ({**facts, "settings": settings},), (rows,)).tests
+        for settings in (facts["settings"], fewer)
+    ]
+    assert known == [360, 90]
 
 
 def test_many_methods_are_a_table_with_a_column_for_each_sparsity(tmp_path):

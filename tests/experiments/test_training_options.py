@@ -154,6 +154,20 @@ def test_a_validation_split_is_neither_trained_nor_tested_on():
             build.without_validation(whole, count, tune)
 
 
+def test_the_first_examples_are_what_is_trained_and_tested_on(tmp_path, open_tiny):
+    lab = open_tiny(tmp_path, batch=40, train_examples=100, test_examples=30)
+    whole = build.DATA["digits"](None)
+    np.testing.assert_array_equal(lab.dataset.train, whole.train[:100])
+    np.testing.assert_array_equal(lab.dataset.test, whole.test[:30])
+    assert lab.per_epoch == 2 and lab.logits(*lab.init()).shape == (30, 10)
+    held = open_tiny(tmp_path, batch=40, train_examples=100, validation=10)
+    np.testing.assert_array_equal(held.dataset.train, whole.train[:90])
+    for asked in ({"train_examples": 1438}, {"test_examples": 361}):
+        (name,) = asked
+        with pytest.raises(ConfigError, match=f"`{name}` is .*: digits has"):
+            open_tiny(tmp_path, batch=40, **asked)
+
+
 def test_what_a_runner_does_not_do_is_refused():
     chosen = config.load("mnist_gsm")
     with pytest.raises(ConfigError, match="`smoothing`.*the runner `mnist`"):
