@@ -2,12 +2,13 @@
 
 A package ends with `__dir__ = settled(globals())`. Where a call of its functions fails
 with an error that is not ours, or succeeds with a text, None or NaN where the signature
-says a number, the argument at fault is named. A function's own checks come first: they
-know more.
+says a number, or with a number out of the range that its name has everywhere, the
+argument at fault is named. A function's own checks come first: they know more.
 """
 
 import functools
 import inspect
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,18 @@ from jprune._typing import kinds_of, text_of
 _TREES = ("PyTree", "Params", "Mask", "Scores")
 _NUMBERS = {int, float, jax.Array}
 _NO_NUMBERS = (str, bytes, float, type(None))
+
+
+_RANGES = {
+    **dict.fromkeys(("momentum", "b1", "b2"), (0, 1)),
+    "total_steps": (1, math.inf),
+    **dict.fromkeys(
+        "learning_rate weight_decay bias_rate vector_multiplier "
+        "vector_weight_decay".split(),
+        (0, math.inf),
+    ),
+}
+"""What numbers of these names mean is the same everywhere, and so are their ranges."""
 
 
 def settled(package: dict[str, Any]) -> Callable[[], list[str]]:
@@ -76,6 +89,7 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
                 _blame(given, kinds, signature, error)
             raise
         _require_numbers(given, numbers)
+        _require_ranges(given)
         return result
 
     call.__module__ = package
@@ -156,6 +170,15 @@ def _require_numbers(
             raise error from cause
 
 
+def _require_ranges(given: Mapping[str, Any]) -> None:
+    """Raises for a known number out of the range of its name."""
+    for name in filter(_RANGES.__contains__, given):
+        (low, high), x = _RANGES[name], given[name]
+        if isinstance(x, int | float) and not low <= x <= high:
+            most = "" if high == math.inf else f" and at most {high}"
+            raise value_error(f"`{name}` must be at least {low}{most}, got {x}.")
+
+
 def _blame(
     given: Mapping[str, Any],
     kinds: Mapping[str, tuple[Any, ...]],
@@ -173,6 +196,8 @@ def _blame(
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value may be of a kind; what is not known here may be."""
+    if kind is Any:  # a class in Python 3.11
+        return True
     if kind in _TREES:
         return value is not None and not isinstance(value, str | bytes)
     origin = get_origin(kind) or kind

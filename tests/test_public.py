@@ -38,6 +38,19 @@ WRONG: dict[str, Any] = {
         lambda: transforms.rigl(0.1, sparsity=0.5, total_steps=900, momentum=NAN),
         "momentum",
     ),
+    "a negative rate": (
+        lambda: transforms.rigl(-0.1, sparsity=0.5, end=9),
+        "learning_rate",
+    ),
+    "momentum above 1": (
+        lambda: transforms.trp(0.1, momentum=2.5),
+        "momentum",
+    ),
+    "a text for a tree": (lambda: masks.above(PARAMS, "x"), "threshold"),
+    "a text for a rate that may be None": (
+        lambda: transforms.add_masked_l1(0.1, masks.full(PARAMS), learning_rate="x"),
+        "learning_rate",
+    ),
     "a text for a switch": (
         lambda: transforms.rigl(0.1, sparsity=0.5, total_steps=900, nesterov="no"),
         "nesterov",
