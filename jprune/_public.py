@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import jax
 import numpy as np
 
-from jprune._errors import PREFIX, is_integer, type_error, value_error
+from jprune._errors import PREFIX, is_integer, short, type_error, value_error
 from jprune._typing import kinds_of, text_of
 
 _TREES = ("PyTree", "Params", "Mask", "Scores")
@@ -90,6 +90,7 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
             raise
         _require_numbers(given, numbers)
         _require_ranges(given)
+        _require_functions(given, kinds, signature)
         return result
 
     call.__module__ = package
@@ -152,7 +153,7 @@ def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     if isinstance(value, float):
         raise value_error(f"`{name}` must be {what}, got {value!r}: use round(...).")
     kind = f", a {type(value).__name__}" if isinstance(value, str | bytes) else ""
-    raise type_error(f"`{name}` must be {what}, got {_short(value)}{kind}.")
+    raise type_error(f"`{name}` must be {what}, got {short(value)}{kind}.")
 
 
 def _require_numbers(
@@ -179,18 +180,31 @@ def _require_ranges(given: Mapping[str, Any]) -> None:
             raise value_error(f"`{name}` must be at least {low}{most}, got {x}.")
 
 
+def _require_functions(
+    given: Mapping[str, Any],
+    kinds: Mapping[str, tuple[Any, ...]],
+    signature: inspect.Signature,
+) -> None:
+    """Raises for what is no function where nothing else goes; it would fail later."""
+    alone = {Callable, type(None)}
+    functions = {
+        n: k for n, k in kinds.items() if {get_origin(x) or x for x in k} <= alone
+    }
+    _blame(given, functions, signature, None)
+
+
 def _blame(
     given: Mapping[str, Any],
     kinds: Mapping[str, tuple[Any, ...]],
     signature: inspect.Signature,
-    error: Exception,
+    error: Exception | None,
 ) -> None:
     """Raises for the first argument that is of no kind that the signature says."""
     for name in filter(kinds.__contains__, given):
         if not any(_fits(given[name], kind) for kind in kinds[name]):
             expected = _Text(signature.parameters[name].annotation)
             raise type_error(
-                f"`{name}` must be {expected}, got {_short(given[name])}."
+                f"`{name}` must be {expected}, got {short(given[name])}."
             ) from error
 
 
@@ -212,11 +226,3 @@ def _fits(value: Any, kind: Any) -> bool:
             return isinstance(value, Iterable) and not isinstance(value, str | bytes)
         return isinstance(value, origin)
     return True
-
-
-def _short(value: Any) -> str:
-    """A value on one line, or its type."""
-    text = repr(value)
-    if len(text) <= 40 and "\n" not in text:
-        return text
-    return type(value).__name__
