@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import value_error
-from jprune._jaxpr._trace import is_array, trace
-from jprune._tree import keyed_leaves
+from jprune._errors import listing, value_error
+from jprune._jaxpr._trace import Traced, is_array, trace
+from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
 from jprune.surgery._callable import (
     as_function,
+    calling,
     require_function,
     state_outputs_of,
 )
@@ -185,8 +186,7 @@ def verify(
     beside = compact_call(compact, fn, plan, (params, *args), kwargs)
     fn, (params, *rest), kwargs = as_function(fn, (params, *args), kwargs)
     args = tuple(rest)
-    _require_dense(fn, plan, params)
-    traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+    traced = _traced(fn, plan, params, args, kwargs)
     avals = traced.input_avals[len(traced.params) :]
     shapes = dict(zip(traced.others, (a.shape for a in avals), strict=True))
     roots, inputs = located(plan, None, shapes)
@@ -368,6 +368,15 @@ class _Check:
         return _Found(forward, gap(matched(want.gradient, got.gradient)))
 
 
+def _traced(
+    fn: Callable[..., Any], plan: Plan, params: PyTree, args: tuple, kwargs: Any
+) -> Traced:
+    """The dense function on the caller's arguments."""
+    _require_dense(fn, plan, params)
+    with calling("verify(fn, plan, params, *args)", params, args, kwargs):
+        return trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+
+
 def _require_dense(fn: Any, plan: Plan, params: PyTree) -> None:
     """Raises for what is no function, and for the compact parameters."""
     require_function(fn, "verify")
@@ -376,6 +385,13 @@ def _require_dense(fn: Any, plan: Plan, params: PyTree) -> None:
         raise value_error(
             "`verify` takes the dense function and parameters, and makes the compact "
             "ones itself; got parameters of the compact shapes."
+        )
+    dense = plan.dense_shapes
+    other = sorted(keys_text(p) for p, shape in shapes.items() if shape != dense.get(p))
+    if other:
+        raise value_error(
+            "`params` must have the leaves and shapes that the plan was made for; "
+            f"these differ:{listing(other)}"
         )
 
 

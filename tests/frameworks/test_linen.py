@@ -218,3 +218,12 @@ def test_what_is_refused():
         jlinen.shrink(MODEL, {})
     with pytest.raises(ValueError, match=r"pass `plan\.pack"):
         small.apply(variables, X)
+
+
+def test_parameters_in_place_of_variables():
+    model = nn.Dense(3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X)
+    with pytest.raises(
+        ValueError, match=r"^\[jprune\] `variables` must be all.*kernel"
+    ):
+        jlinen.groups(model, shapes["params"], X)
