@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jprune._errors import listing, value_error
 
@@ -23,7 +24,7 @@ def require_finite(what: str, leaves: Iterable[tuple[str, Any]], advice: str) ->
     bad = [
         f"{path}: {int((~jnp.isfinite(x)).sum())} of {x.size}"
         for path, x in leaves
-        if not isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)
+        if not isinstance(x, Tracer | jax.ShapeDtypeStruct)
         and jnp.issubdtype(x.dtype, jnp.inexact)
         and not jnp.isfinite(x).all()
     ]

@@ -2,12 +2,13 @@
 
 A package ends with `__dir__ = settled(globals())`. Where a call of its functions fails
 with an error that is not ours, or succeeds with a text, None or NaN where the signature
-says a number, the argument at fault is named. A function's own checks come first: they
-know more.
+says a number, or with a number out of the range that its name has everywhere, the
+argument at fault is named. A function's own checks come first: they know more.
 """
 
 import functools
 import inspect
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -17,12 +18,24 @@ from typing import Any, Literal, get_args, get_origin
 import jax
 import numpy as np
 
-from jprune._errors import PREFIX, is_integer, type_error, value_error
+from jprune._errors import PREFIX, is_integer, short, type_error, value_error
 from jprune._typing import kinds_of, text_of
 
 _TREES = ("PyTree", "Params", "Mask", "Scores")
 _NUMBERS = {int, float, jax.Array}
 _NO_NUMBERS = (str, bytes, float, type(None))
+
+
+_RANGES = {
+    **dict.fromkeys(("momentum", "b1", "b2"), (0, 1)),
+    "total_steps": (1, math.inf),
+    **dict.fromkeys(
+        "learning_rate weight_decay bias_rate vector_multiplier "
+        "vector_weight_decay".split(),
+        (0, math.inf),
+    ),
+}
+"""What numbers of these names mean is the same everywhere, and so are their ranges."""
 
 
 def settled(package: dict[str, Any]) -> Callable[[], list[str]]:
@@ -76,6 +89,8 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
                 _blame(given, kinds, signature, error)
             raise
         _require_numbers(given, numbers)
+        _require_ranges(given)
+        _require_functions(given, kinds, signature)
         return result
 
     call.__module__ = package
@@ -138,7 +153,7 @@ def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     if isinstance(value, float):
         raise value_error(f"`{name}` must be {what}, got {value!r}: use round(...).")
     kind = f", a {type(value).__name__}" if isinstance(value, str | bytes) else ""
-    raise type_error(f"`{name}` must be {what}, got {_short(value)}{kind}.")
+    raise type_error(f"`{name}` must be {what}, got {short(value)}{kind}.")
 
 
 def _require_numbers(
@@ -156,25 +171,58 @@ def _require_numbers(
             raise error from cause
 
 
+def _require_ranges(given: Mapping[str, Any]) -> None:
+    """Raises for a known number out of the range of its name."""
+    for name in filter(_RANGES.__contains__, given):
+        (low, high), x = _RANGES[name], given[name]
+        if isinstance(x, int | float) and not low <= x <= high:
+            most = "" if high == math.inf else f" and at most {high}"
+            raise value_error(f"`{name}` must be at least {low}{most}, got {x}.")
+
+
+def _require_functions(
+    given: Mapping[str, Any],
+    kinds: Mapping[str, tuple[Any, ...]],
+    signature: inspect.Signature,
+) -> None:
+    """Raises for what is no function where nothing else goes; it would fail later."""
+    alone = {Callable, type(None)}
+    functions = {
+        n: k for n, k in kinds.items() if {get_origin(x) or x for x in k} <= alone
+    }
+    _blame(given, functions, signature, None)
+
+
 def _blame(
     given: Mapping[str, Any],
     kinds: Mapping[str, tuple[Any, ...]],
     signature: inspect.Signature,
-    error: Exception,
+    error: Exception | None,
 ) -> None:
     """Raises for the first argument that is of no kind that the signature says."""
     for name in filter(kinds.__contains__, given):
         if not any(_fits(given[name], kind) for kind in kinds[name]):
-            expected = _Text(signature.parameters[name].annotation)
+            expected = _expected(signature.parameters[name].annotation)
             raise type_error(
-                f"`{name}` must be {expected}, got {_short(given[name])}."
+                f"`{name}` must be {expected}, got {short(given[name])}."
             ) from error
+
+
+def _expected(annotation: Any) -> str:
+    """An annotation in words."""
+    text = re.sub(r"Callable\[.*\]", "a function", repr(_Text(annotation)))
+    text = re.sub(r"\b(PyTree|Params|Scores)\b", "a tree of arrays", text)
+    return re.sub(r"\bMask\b", "a tree of bools", text)
 
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value may be of a kind; what is not known here may be."""
+    if kind is Any:  # a class in Python 3.11
+        return True
     if kind in _TREES:
-        return value is not None and not isinstance(value, str | bytes)
+        plain = isinstance(value, int | float | complex | np.generic)
+        array = hasattr(value, "dtype") and hasattr(value, "shape")
+        return plain or array or not jax.tree_util.all_leaves([value])
     origin = get_origin(kind) or kind
     if origin is Literal:
         return isinstance(value, str | int | None) and value in get_args(kind)
@@ -187,11 +235,3 @@ def _fits(value: Any, kind: Any) -> bool:
             return isinstance(value, Iterable) and not isinstance(value, str | bytes)
         return isinstance(value, origin)
     return True
-
-
-def _short(value: Any) -> str:
-    """A value on one line, or its type."""
-    text = repr(value)
-    if len(text) <= 40 and "\n" not in text:
-        return text
-    return type(value).__name__

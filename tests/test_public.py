@@ -11,7 +11,15 @@ import optax
 import pytest
 
 import jprune
-from jprune import analysis, at_init, compress, masks, reparam, surgery, transforms
+from jprune import (
+    analysis,
+    at_init,
+    compress,
+    masks,
+    reparam,
+    surgery,
+    transforms,
+)
 
 PARAMS = {"kernel": jnp.arange(8.0).reshape(2, 4)}
 NAN = float("nan")
@@ -38,11 +46,29 @@ WRONG: dict[str, Any] = {
         lambda: transforms.rigl(0.1, sparsity=0.5, total_steps=900, momentum=NAN),
         "momentum",
     ),
+    "a negative rate": (
+        lambda: transforms.rigl(-0.1, sparsity=0.5, end=9),
+        "learning_rate",
+    ),
+    "momentum above 1": (
+        lambda: transforms.trp(0.1, momentum=2.5),
+        "momentum",
+    ),
+    "a text for a tree": (lambda: masks.above(PARAMS, "x"), "threshold"),
+    "a text for a rate that may be None": (
+        lambda: transforms.add_masked_l1(0.1, masks.full(PARAMS), learning_rate="x"),
+        "learning_rate",
+    ),
     "a text for a switch": (
         lambda: transforms.rigl(0.1, sparsity=0.5, total_steps=900, nesterov="no"),
         "nesterov",
     ),
     "a text for alpha": (lambda: reparam.powerpropagation("2"), "alpha"),
+    "a share for a function": (lambda: reparam.straight_through(0.5), "select"),
+    "an optimizer for a share": (
+        lambda: transforms.prune_gradually(optax.sgd(0.1), end=9),
+        "sparsity",
+    ),
     "none for a plan's file": (lambda: surgery.load_plan(None), "path"),
     "a number for groups": (lambda: masks.from_groups(PARAMS, 3, {}), "groups"),
     "none for a function": (
@@ -136,3 +162,40 @@ def test_a_plan_that_is_not_there(tmp_path):
         surgery.load_plan(tmp_path / "plan.json")
     with pytest.raises(ValueError, match="is a folder"):
         surgery.load_plan(tmp_path)
+
+
+def test_what_a_function_raises_says_how_it_was_called():
+    fn = lambda p, x: x @ p["w"]  # noqa: E731
+    with pytest.raises(TypeError) as error:
+        surgery.groups(fn)(jnp.ones((2, 3)), {"w": jnp.ones((3, 4))})
+    (note,) = [n for n in error.value.__notes__ if n.startswith("[jprune]")]
+    assert "`params` float32[2, 3] and dict of 'w'." in note
+    with pytest.raises(TypeError) as error:
+        compress.recalibrate(lambda s, x: x @ s, jnp.ones(2), jnp.ones((3, 5)))
+    assert any("one batch is given as `[x]`" in n for n in error.value.__notes__)
+
+
+def test_an_object_for_a_tree_is_said():
+    class Model:
+        """As a Keras model, which has a `dtype`."""
+
+        dtype = np.dtype("float32")
+
+    message = r"^\[jprune\] `params` must be a tree of arrays, got Model\.$"
+    with pytest.raises(TypeError, match=message):
+        analysis.report(Model())
+    message = r"^\[jprune\] `apply` must be a function, got 3\.$"
+    with pytest.raises(TypeError, match=message):
+        analysis.trainability(3, PARAMS, jnp.ones((1, 2)))
+
+
+def test_a_long_argument_is_not_printed():
+    with pytest.raises(TypeError, match=r"got dict of 'kernel'\.$"):
+        transforms.check(PARAMS, optax.sgd(0.1))
+
+
+def test_a_plan_goes_into_a_folder_that_is_there(tmp_path):
+    deps = surgery.groups(lambda p, x: x @ p["kernel"])(PARAMS, jnp.ones((1, 2)))
+    plan = surgery.plan_from_keep(deps, {})
+    with pytest.raises(FileNotFoundError, match=r"lies in no folder: make '.*gone'"):
+        plan.save(tmp_path / "gone" / "plan.json")

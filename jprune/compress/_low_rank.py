@@ -33,7 +33,7 @@ from jprune._errors import listing, value_error
 from jprune._factors import Factors, Thin, split
 from jprune._finite import require_finite
 from jprune._jaxpr import _compat
-from jprune._jaxpr._trace import flatten_call, is_array, trace
+from jprune._jaxpr._trace import is_array, jitted_call, trace
 from jprune._tree import (
     KeyTuple,
     named_leaves,
@@ -290,9 +290,9 @@ def _compare(
     tolerance: float | None,
 ) -> None:
     """Raises unless the outputs are those of the truncated kernels."""
-    expected = _jitted(fn, truncated, args)
+    expected = jitted_call(fn, truncated, args)
     require_shown("low_rank", expected)
-    found = _jitted(result.fn, result.params, args)
+    found = jitted_call(result.fn, result.params, args)
     if tolerance is None:
         pairs = [
             pair.first.dtype
@@ -309,14 +309,3 @@ def _compare(
             f"(`tolerance` {tolerance:.1e}): rounding, if the precision is low. Give a "
             "`tolerance` that you accept."
         )
-
-
-def _jitted(fn: Callable[..., Any], params: PyTree, args: tuple) -> Any:
-    """`fn(params, *args)`, compiled; leaves that are no arrays stay as they are."""
-    flat = flatten_call(params, args, {})
-
-    def run(arrays: list[Any]) -> Any:
-        call, _ = flat.rebuild(arrays)
-        return fn(*call)
-
-    return jax.jit(run)(flat.arrays)

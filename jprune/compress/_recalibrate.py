@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, type_error, value_error
+from jprune._errors import listing, noting, short, type_error, value_error
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import PyTree
 from jprune.surgery._callable import model_kind
@@ -101,7 +101,7 @@ def recalibrate(
         )
     if momentum is not None and not 0 <= momentum < 1:
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
-    step = jax.jit(update)
+    step = _noted(jax.jit(update), data)
     if momentum is None:
         return put(_finite(_run(step, stats, data), stats))
     blank = jax.tree.map(lambda s: jnp.zeros_like(s) if _floating(s) else s, stats)
@@ -287,6 +287,18 @@ class _Averages(NamedTuple):
 
 def _close(a: Any, b: Any) -> bool:
     return bool(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-7))
+
+
+def _noted(step: Callable, batches: Any) -> Callable:
+    """The step, whose errors say which batch it was called on."""
+    row = ", a row of `batches`: one batch is given as `[x]`"
+
+    def call(stats: PyTree, batch: Any) -> Any:
+        where = row if hasattr(batches, "shape") else ""
+        with noting(lambda: f"the call was on the batch {short(batch)}{where}."):
+            return step(stats, batch)
+
+    return call
 
 
 def _run(step: Callable, stats: PyTree, batches: Iterable[Any]) -> PyTree:

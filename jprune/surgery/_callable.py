@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jprune._errors import type_error
+from jprune._errors import noting, short, type_error
 from jprune._jaxpr._trace import is_array
 from jprune._tree import KeyTuple
 
@@ -131,13 +131,23 @@ class Finder:
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The groups of the function on these arguments."""
-        return self._find(params, *args, **kwargs)
+        with noting(lambda: _called(params, args, kwargs)):
+            return self._find(params, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
             f"[jprune] `surgery.groups(fn)` is a function and has no {name!r}: the "
             "groups are `surgery.groups(fn)(params, *args)`."
         )
+
+
+def _called(params: Any, args: tuple, kwargs: dict[str, Any]) -> str:
+    """How a function was called, for a note on what it raised."""
+    given = [*map(short, args), *(f"{k}={short(x)}" for k, x in kwargs.items())]
+    return (
+        "`groups(fn)(params, *args)` calls `fn(params, *args)`: it was called with "
+        f"`params` {short(params)} and {', '.join(given) or 'nothing else'}."
+    )
 
 
 _PURE = {

@@ -59,6 +59,11 @@ def _leaf(key: KeyTuple, masks: Any) -> dict[str, Any]:
 def write(path: str | pathlib.Path, text: str) -> None:
     """Writes a plan: the file is the old one or the new one, never half of it."""
     target = pathlib.Path(path)
+    folder = str(target.parent)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"{PREFIX}`path` {str(path)!r} lies in no folder: make {folder!r}."
+        )
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w") as file:

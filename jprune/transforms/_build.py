@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune._errors import listing, no_params, require_static, type_error, value_error
+from jprune._errors import (
+    listing,
+    no_params,
+    require_static,
+    short,
+    type_error,
+    value_error,
+)
 from jprune._groups import Group, chosen
 from jprune._tree import keys_text
 from jprune._typing import Params, PyTree, Scores
@@ -132,7 +139,7 @@ def around(inner: Any, name: str = "inner") -> optax.GradientTransformationExtra
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise type_error(
             f"`{name}` must be an Optax transformation such as `optax.adam(1e-3)`, got "
-            f"{inner!r}."
+            f"{short(inner)}."
         )
     return optax.with_extra_args_support(inner)
 

@@ -14,6 +14,7 @@ rate, it moves weights, and no dry step knows which way its author meant. Which 
 gradient goes it does: a recipe behind an optimizer turns its sign twice and climbs.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -67,7 +68,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
       >>> tx = optax.chain(optax.sgd(0.1), transforms.prune_gradually(0.5, end=9))
       >>> transforms.check(tx, {"w": jnp.ones((4, 4))})
     """
-    update = jax.jit(around(tx, "tx").update)
+    update = _stepper(around(tx, "tx"))
     state, enforced = _probed(tx.init(params))
     if not enforced:
         raise value_error(
@@ -75,6 +76,8 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             "zero. Add `keep_masked`, `prune_gradually` or `prune_once` last, or call "
             "`finish` after training."
         )
+
+    _require_a_weight(enforced)
 
     # From a random point: a weight that is 0 already shows nothing.
     key = jax.random.key(0)
@@ -85,7 +88,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             break
         grads = _noise(jax.random.fold_in(key, t), now)
         climbs = climbs or (not moved and _climbs(update, state, now, grads))
-        updates, state = update(grads, state, now, grad=grads)
+        updates, state = update(grads, state, now, grads)
         moved = moved or any(bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates))
         now = optax.apply_updates(now, updates)
     if not moved:
@@ -109,6 +112,30 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         warnings.warn(_UPHILL, stacklevel=2)
 
 
+def _stepper(tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
+    """`tx.update`, jitted, which is handed the gradient too if it takes one."""
+    takes = inspect.signature(tx.update).parameters.values()
+    extra = any(p.name == "grad" or p.kind is p.VAR_KEYWORD for p in takes)
+
+    def update(updates: PyTree, state: PyTree, params: Params, grad: PyTree) -> Any:
+        return tx.update(updates, state, params, **({"grad": grad} if extra else {}))
+
+    return jax.jit(update)
+
+
+def _require_a_weight(enforced: list[PyTree | None]) -> None:
+    """Raises if no projection has a weight to remove: nothing would be shown."""
+    masks = [mask for mask in enforced if mask is not None]
+    if len(masks) < len(enforced):
+        return
+    if all(bool(jnp.all(m)) for m in jax.tree.leaves(masks)):
+        raise value_error(
+            "`check` found no weight that a projection of the chain could remove: "
+            "`optax.masked` or the projection's `scope` leaves all out, its mask keeps "
+            "whole leaves (0-d), or each leaf has one weight. Nothing would be shown."
+        )
+
+
 _UPHILL = (
     "[jprune] the updates of this chain follow the gradient: the loss will climb. A "
     "recipe such as `swd` is a whole optimizer and stands in place of `optax.adam`, "
@@ -125,8 +152,8 @@ def _climbs(
     alone hands the gradient on as it is and has no direction.
     """
     turned = jax.tree.map(jnp.negative, grads)
-    there = update(grads, state, params, grad=grads)[0]
-    back = update(turned, state, params, grad=turned)[0]
+    there = update(grads, state, params, grads)[0]
+    back = update(turned, state, params, turned)[0]
     both = jax.tree.map(lambda a, b: (a - b) / 2, there, back)
     pairs = zip(jax.tree.leaves(both), jax.tree.leaves(grads), strict=True)
     return any(_uphill(np.asarray(d, float), np.asarray(g, float)) for d, g in pairs)
@@ -163,6 +190,8 @@ def _noise(key: jax.Array, params: Params) -> PyTree:
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [
         jax.random.normal(k, jnp.shape(p), jnp.result_type(p))
+        if jnp.issubdtype(jnp.result_type(p), jnp.inexact)
+        else jnp.zeros_like(p)
         for k, p in zip(keys, leaves, strict=False)
     ]
     return jax.tree.unflatten(treedef, drawn)

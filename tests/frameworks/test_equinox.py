@@ -235,6 +235,16 @@ def test_running_values_of_two_norms_are_measured_layer_by_layer():
         np.testing.assert_allclose(got, np.mean(means[i], 0), rtol=1e-3, atol=1e-4)
 
 
+def test_statistics_are_measured_with_keys_beside_the_inputs():
+    """`model(x, state, key)`: the state goes where the call names it."""
+    model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(0))
+    batches = [(X, KEYS), (X + 1, KEYS)]
+    means = [compress.recalibrate(model, state, [b]) for b in batches]
+    new = compress.recalibrate(model, state, batches)
+    read = lambda state: state.get(model.norm.ema_state_index)[0]  # noqa: E731
+    close(read(new), (read(means[0]) + read(means[1])) / 2, 1e-3)
+
+
 def test_a_training_mode_model_is_measured_outside_of_its_vmap():
     """As `groups` does: an axis name that is not bound has one position.
 
