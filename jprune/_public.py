@@ -202,10 +202,17 @@ def _blame(
     """Raises for the first argument that is of no kind that the signature says."""
     for name in filter(kinds.__contains__, given):
         if not any(_fits(given[name], kind) for kind in kinds[name]):
-            expected = _Text(signature.parameters[name].annotation)
+            expected = _expected(signature.parameters[name].annotation)
             raise type_error(
                 f"`{name}` must be {expected}, got {short(given[name])}."
             ) from error
+
+
+def _expected(annotation: Any) -> str:
+    """An annotation in words."""
+    text = re.sub(r"Callable\[.*\]", "a function", repr(_Text(annotation)))
+    text = re.sub(r"\b(PyTree|Params|Scores)\b", "a tree of arrays", text)
+    return re.sub(r"\bMask\b", "a tree of bools", text)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -213,7 +220,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Any:  # a class in Python 3.11
         return True
     if kind in _TREES:
-        return value is not None and not isinstance(value, str | bytes)
+        plain = isinstance(value, int | float | complex | np.generic)
+        array = hasattr(value, "dtype") and hasattr(value, "shape")
+        return plain or array or not jax.tree_util.all_leaves([value])
     origin = get_origin(kind) or kind
     if origin is Literal:
         return isinstance(value, str | int | None) and value in get_args(kind)

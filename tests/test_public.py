@@ -11,7 +11,15 @@ import optax
 import pytest
 
 import jprune
-from jprune import analysis, at_init, compress, masks, reparam, surgery, transforms
+from jprune import (
+    analysis,
+    at_init,
+    compress,
+    masks,
+    reparam,
+    surgery,
+    transforms,
+)
 
 PARAMS = {"kernel": jnp.arange(8.0).reshape(2, 4)}
 NAN = float("nan")
@@ -165,6 +173,20 @@ def test_what_a_function_raises_says_how_it_was_called():
     with pytest.raises(TypeError) as error:
         compress.recalibrate(lambda s, x: x @ s, jnp.ones(2), [jnp.ones((3, 5))])
     assert any("on the batch float32[3, 5]." in n for n in error.value.__notes__)
+
+
+def test_an_object_for_a_tree_is_said():
+    class Model:
+        """As a Keras model, which has a `dtype`."""
+
+        dtype = np.dtype("float32")
+
+    message = r"^\[jprune\] `params` must be a tree of arrays, got Model\.$"
+    with pytest.raises(TypeError, match=message):
+        analysis.report(Model())
+    message = r"^\[jprune\] `apply` must be a function, got 3\.$"
+    with pytest.raises(TypeError, match=message):
+        analysis.trainability(3, PARAMS, jnp.ones((1, 2)))
 
 
 def test_a_long_argument_is_not_printed():

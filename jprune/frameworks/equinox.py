@@ -217,7 +217,7 @@ def recalibration(model: Any, state: Any, **kwargs: Any) -> Recalibration:
         begun = _begun(running, state, True)
 
         def one(*args: Any) -> Any:
-            out = training(*with_state(model, args, begun), **kwargs)
+            out = training(*with_state(training, args, begun), **kwargs)
             return next(filter(_is_state, jax.tree.leaves(out, is_leaf=_is_state)))
 
         every = jax.vmap(one, axis_name=names.copy().pop(), out_axes=None)

@@ -264,6 +264,16 @@ def test_statistics_are_measured_without_dropout():
         np.testing.assert_allclose(new.get(norm.batch_state_index), wanted, rtol=1e-4)
 
 
+def test_statistics_are_measured_with_keys_beside_the_inputs():
+    """`model(x, state, key)`: the state goes where the call names it."""
+    model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(0))
+    batches = [(X, KEYS), (X + 1, KEYS)]
+    means = [compress.recalibrate(model, state, [b]) for b in batches]
+    new = compress.recalibrate(model, state, batches)
+    read = lambda state: state.get(model.norm.ema_state_index)[0]  # noqa: E731
+    close(read(new), (read(means[0]) + read(means[1])) / 2, 1e-3)
+
+
 def test_a_training_mode_model_is_measured_outside_of_its_vmap():
     """As `groups` does: an axis name that is not bound has one position.
 
