@@ -187,8 +187,8 @@ def test_what_a_function_raises_says_how_it_was_called():
     (note,) = [n for n in error.value.__notes__ if n.startswith("[jprune]")]
     assert "`params` float32[2, 3] and dict of 'w'." in note
     with pytest.raises(TypeError) as error:
-        compress.recalibrate(lambda s, x: x @ s, jnp.ones(2), jnp.ones((3, 5)))
-    assert any("one batch is given as `[x]`" in n for n in error.value.__notes__)
+        compress.recalibrate(lambda s, x: x @ s, jnp.ones(2), [jnp.ones((3, 5))])
+    assert any("on the batch float32[3, 5]." in n for n in error.value.__notes__)
 
 
 def test_an_object_for_a_tree_is_said():
