@@ -58,7 +58,8 @@ def recalibrate(
         them: the variables (Linen), `(params, state)` (Haiku), the state (Equinox); no
         such argument where the model does (NNX, Keras).
       batches: the data, all batches of one shape if it is to compile once. With a
-        model object a batch is the input of a call, or a tuple of its arguments.
+        model object a batch is the input of a call, or a tuple of its arguments, the
+        state of Equinox aside; labels do not belong to it.
       momentum: the `m` of every running average in the model, in [0, 1). The result is
         then the exact mean over the batches, of debiased averages (Haiku's, with their
         counters) as well. None: `update` is applied once per batch,
@@ -74,7 +75,8 @@ def recalibrate(
       and Keras the model, changed in place.
 
     Raises:
-      TypeError: no batches, or keyword arguments of a call without a model object.
+      TypeError: no batches, one array in place of a list of them, or keyword arguments
+        of a call without a model object.
       ValueError: if `batches` is empty, `momentum` is out of range, not known or not
         that of the layers, a statistic is no such average (a maximum, a variance about
         the running mean), did not move (no training mode) or is not finite, or `update`
@@ -109,7 +111,8 @@ def recalibrate(
         )
     if momentum is not None and not 0 <= momentum < 1:
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
-    step = _noted(jax.jit(update), data)
+    _require_list(data)
+    step = _noted(jax.jit(update), name is not None)
     if momentum is None:
         return put(_own(_finite(_run(step, stats, data), stats)))
     blank = jax.tree.map(lambda s: jnp.zeros_like(s) if _floating(s) else s, stats)
@@ -341,16 +344,36 @@ def _close(a: Any, b: Any) -> bool:
     return bool(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-7))
 
 
-def _noted(step: Callable, batches: Any) -> Callable:
+def _require_list(batches: Any) -> None:
+    """Raises for one array, which would be taken row by row."""
+    if hasattr(batches, "shape"):
+        raise type_error(
+            "`batches` must be a list of batches, or any iterable of them, got one "
+            f"array, {short(batches)}, whose rows would be taken for batches. One "
+            "batch `x` is given as `[x]`."
+        )
+
+
+_ARGUMENTS = (
+    " A batch is the argument of the model's call, or a tuple of its arguments: labels "
+    "do not belong to it (`[x for x, y in batches]`)."
+)
+
+
+def _noted(step: Callable, of_model: bool) -> Callable:
     """The step, whose errors say which batch it was called on."""
-    row = ", a row of `batches`: one batch is given as `[x]`"
 
     def call(stats: PyTree, batch: Any) -> Any:
-        where = row if hasattr(batches, "shape") else ""
-        with noting(lambda: f"the call was on the batch {short(batch)}{where}."):
+        with noting(lambda: f"the call was on the batch {_shown(batch)}.{advice}"):
             return step(stats, batch)
 
+    advice = _ARGUMENTS if of_model else ""
     return call
+
+
+def _shown(batch: Any) -> str:
+    tuples = isinstance(batch, tuple)
+    return f"({', '.join(map(short, batch))})" if tuples else short(batch)
 
 
 def _run(step: Callable, stats: PyTree, batches: Iterable[Any]) -> PyTree:
