@@ -50,7 +50,7 @@ from jprune._unfolding import (
     spectrum,
     unfolding_of,
 )
-from jprune.compress._difference import relative_difference
+from jprune.compress._difference import relative_difference, require_shown
 from jprune.compress._thin import Walk
 
 
@@ -110,8 +110,8 @@ def low_rank(
 
     Raises:
       ValueError: ranks that fit no leaf or are out of range; a kernel that is not
-        finite; nothing to split; with
-        `args`, outputs that differ. With `args`, and whenever the result is called: a
+        finite; nothing to split; with `args`, outputs that differ, or are NaN, 0 or
+        none, which shows nothing. With `args`, and whenever the result is called: a
         kernel that the function reads in a way that two factors cannot serve (an
         element-wise function of it, a grouped convolution, a contraction over other
         axes than its rows or its columns), each named with the reason.
@@ -291,6 +291,7 @@ def _compare(
 ) -> None:
     """Raises unless the outputs are those of the truncated kernels."""
     expected = jitted_call(fn, truncated, args)
+    require_shown("low_rank", expected)
     found = jitted_call(result.fn, result.params, args)
     if tolerance is None:
         pairs = [
