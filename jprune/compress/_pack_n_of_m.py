@@ -18,7 +18,7 @@ import numpy as np
 
 from jprune import masks
 from jprune._axes import axis_list, contraction_axis, whole_along
-from jprune._dtypes import not_zero
+from jprune._dtypes import not_zero, owned
 from jprune._errors import listing, value_error
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree
@@ -134,7 +134,7 @@ def pack_n_of_m(
         if is_traced(x):
             raise value_error(f"`pack_n_of_m` got a traced array at {path}.")
         if not inside:
-            packed.append(x)
+            packed.append(owned(x))
             continue
         leaf, lost = _packed(x, keep, n, m, contraction_axis(path, x, given))
         packed.append(leaf)
@@ -155,7 +155,7 @@ def unpack_n_of_m(packed: Params) -> Params:
       The tree with dense arrays in their place.
     """
     return jax.tree.map(
-        lambda x: _dense(x) if _is_packed(x) else x, packed, is_leaf=_is_packed
+        lambda x: _dense(x) if _is_packed(x) else owned(x), packed, is_leaf=_is_packed
     )
 
 
