@@ -54,6 +54,7 @@ from jprune.frameworks._state import (
     shrunk,
 )
 from jprune.surgery import Groups, Plan
+from jprune.surgery._callable import looked_at
 from jprune.surgery._plan import require_plan
 from jprune.surgery._table import changed
 
@@ -90,7 +91,8 @@ def groups(
     """
     how = {"rngs": rngs, "method": method, "mutable": mutable}
     fn, *given = as_function(model, (variables, *args), {**kwargs, **how})
-    return found(fn, free_outputs, (0,), lookups)(*given)
+    with looked_at("linen"):
+        return found(fn, free_outputs, (0,), lookups)(*given)
 
 
 def shrink(
