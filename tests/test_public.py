@@ -11,10 +11,28 @@ import optax
 import pytest
 
 import jprune
-from jprune import analysis, at_init, compress, masks, reparam, surgery, transforms
+from jprune import (
+    analysis,
+    at_init,
+    compress,
+    masks,
+    reparam,
+    surgery,
+    transforms,
+)
+from jprune._public import _is_scalar
+from jprune._typing import kinds_of
 
 PARAMS = {"kernel": jnp.arange(8.0).reshape(2, 4)}
 NAN = float("nan")
+X = jnp.ones((1, 2))
+
+
+def net(params, x):
+    return x @ params["kernel"]
+
+
+PLAN = surgery.plan_from_keep(surgery.groups(net)(PARAMS, X), {})
 WRONG: dict[str, Any] = {
     "a text for a rate": (
         lambda: transforms.gsm("a", weight_decay=0.1, keep=2),
@@ -61,6 +79,12 @@ WRONG: dict[str, Any] = {
         lambda: transforms.prune_gradually(optax.sgd(0.1), end=9),
         "sparsity",
     ),
+    "a choice that is none": (
+        lambda: surgery.verify(net, PLAN, PARAMS, X, reference="zero"),
+        "reference",
+    ),
+    "a text for paths": (lambda: surgery.groups(net, free_outputs="y"), "free_outputs"),
+    "none for parameters": (lambda: surgery.verify(net, PLAN, None, X), "params"),
     "none for a plan's file": (lambda: surgery.load_plan(None), "path"),
     "a number for groups": (lambda: masks.from_groups(PARAMS, 3, {}), "groups"),
     "none for a function": (
@@ -163,8 +187,22 @@ def test_what_a_function_raises_says_how_it_was_called():
     (note,) = [n for n in error.value.__notes__ if n.startswith("[jprune]")]
     assert "`params` float32[2, 3] and dict of 'w'." in note
     with pytest.raises(TypeError) as error:
-        compress.recalibrate(lambda s, x: x @ s, jnp.ones(2), jnp.ones((3, 5)))
-    assert any("one batch is given as `[x]`" in n for n in error.value.__notes__)
+        compress.recalibrate(lambda s, x: x @ s, jnp.ones(2), [jnp.ones((3, 5))])
+    assert any("on the batch float32[3, 5]." in n for n in error.value.__notes__)
+
+
+def test_an_object_for_a_tree_is_said():
+    class Model:
+        """As a Keras model, which has a `dtype`."""
+
+        dtype = np.dtype("float32")
+
+    message = r"^\[jprune\] `params` must be a tree of arrays, got Model\.$"
+    with pytest.raises(TypeError, match=message):
+        analysis.report(Model())
+    message = r"^\[jprune\] `apply` must be a function, got 3\.$"
+    with pytest.raises(TypeError, match=message):
+        analysis.trainability(3, PARAMS, jnp.ones((1, 2)))
 
 
 def test_a_long_argument_is_not_printed():
@@ -177,3 +215,62 @@ def test_a_plan_goes_into_a_folder_that_is_there(tmp_path):
     plan = surgery.plan_from_keep(deps, {})
     with pytest.raises(FileNotFoundError, match=r"lies in no folder: make '.*gone'"):
         plan.save(tmp_path / "gone" / "plan.json")
+
+
+def half(params):
+    return masks.unstructured(params, 0.5)
+
+
+SHARE = {"sparsity": 0.5}
+RECIPES: dict[str, tuple[tuple, dict[str, Any]]] = {
+    "add_growing_decay": ((0.1,), SHARE),
+    "add_masked_l1": ((0.1, half), {}),
+    "add_pruned_decay": ((0.1,), {"n": 2, "m": 4}),
+    "add_selective_decay": ((0.1, 1.0), SHARE),
+    "drop_and_grow": ((optax.sgd(0.1),), {**SHARE, "end": 900}),
+    "gap": ((0.1,), {**SHARE, "partitions": 2, "steps": 2, "total_steps": 20}),
+    "grow_and_prune": (
+        (optax.sgd(0.1),),
+        {**SHARE, "partitions": 2, "period": 2, "steps": 2},
+    ),
+    "gsm": ((0.1,), {**SHARE, "weight_decay": 0.1}),
+    "issp": ((0.1,), {**SHARE, "total_steps": 10}),
+    "issr": ((0.1,), {**SHARE, "total_steps": 10}),
+    "mask_by_saliency": ((), SHARE),
+    "network_slimming": ((0.1,), {"strength": 0.1}),
+    "prune_by_weight_history": ((0.5,), {"end": 9}),
+    "prune_gradually": ((0.5,), {"end": 9}),
+    "prune_once": ((half,), {"step": 1}),
+    "prune_to_n_of_m": ((2, 4), {"end": 9}),
+    "prune_unmoved": ((), {"every": 3, "end": 9}),
+    "rigl": ((0.1,), {**SHARE, "total_steps": 900}),
+    "shrink_softly": ((), {**SHARE, "end": 9}),
+    "sparse_evolutionary": ((0.1,), {**SHARE, "every": 9, "total_steps": 99}),
+    "sr_ste": ((0.1,), {"n": 2, "m": 4}),
+    "static_sparse": ((0.1,), SHARE),
+    "swd": ((0.1,), {**SHARE, "mu": 1e-6, "total_steps": 9}),
+    "trp": ((0.1,), {}),
+    "truncate_rank": ((), {}),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_number_of_a_recipe_is_checked(name):
+    """None, a text and NaN in the place of each number that the signature has."""
+    fn: Any = getattr(transforms, name)
+    args, kwargs = RECIPES[name]
+    parameters = inspect.signature(fn.__wrapped__).parameters
+    given = inspect.signature(fn).bind(*args, **kwargs).arguments
+    assert fn(**given) is not None
+    numbers = {n: kinds_of(p.annotation) for n, p in parameters.items()}
+    numbers = {n: kinds for n, kinds in numbers.items() if _is_scalar(kinds)}
+    assert numbers or not args
+    for argument, kinds in numbers.items():
+        for wrong in ("x", NAN, None):
+            if wrong is None and type(None) in kinds:
+                continue
+            with pytest.raises(
+                (TypeError, ValueError), match=rf"`{argument}`"
+            ) as error:
+                fn(**{**given, argument: wrong})
+            assert str(error.value).startswith("[jprune] "), (argument, wrong)

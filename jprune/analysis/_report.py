@@ -149,8 +149,14 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
     flags = list(itertools.compress(flags, there))
     counts = jax.device_get([_nonzero(mark) for mark in marks])
     rows = tuple(
-        # A 0-d mark on a larger leaf says "out of scope".
-        _row(path, leaf, flag and mark.ndim == leaf.ndim, int(count), sized=not bare)
+        # A 0-d True on a larger leaf says "out of scope", a 0-d False "all is gone".
+        _row(
+            path,
+            leaf,
+            flag and (mark.ndim == leaf.ndim or not count),
+            int(count),
+            sized=not bare,
+        )
         for (path, leaf), mark, flag, count in zip(
             leaves, marks, flags, counts, strict=True
         )

@@ -200,20 +200,24 @@ def with_state(model: Any, args: tuple, state: Any) -> tuple:
 
 
 def recalibration(model: Any, state: Any, **kwargs: Any) -> Recalibration:
-    """How the statistics of the norms in a state are measured: vmapped over a batch."""
+    """How the statistics of the norms in a state are measured: vmapped over a batch.
+
+    The norms are in training mode, the rest is not: dropout is off and needs no key.
+    """
     norms = [x for x in jax.tree.leaves(model, is_leaf=_is_norm) if _is_norm(x)]
     require_statistics(state if norms else None, "`eqx.nn.BatchNorm`")
     names = {x.axis_name for x in norms}
     if len(names) > 1:
         raise value_error(f"the norms must share one `axis_name`, got {names}.")
-    training = jax.tree.map(_training, model, is_leaf=_is_norm)
+    quiet = eqx.nn.inference_mode(model)
+    training = jax.tree.map(_training, quiet, is_leaf=_is_norm)
     running = [norm for norm in norms if norm.mode == "ema"]
 
     def update(state: Any, batch: Any) -> Any:
         begun = _begun(running, state, True)
 
         def one(*args: Any) -> Any:
-            out = training(*args, begun, **kwargs)
+            out = training(*with_state(training, args, begun), **kwargs)
             return next(filter(_is_state, jax.tree.leaves(out, is_leaf=_is_state)))
 
         every = jax.vmap(one, axis_name=names.copy().pop(), out_axes=None)

@@ -20,7 +20,14 @@ from jprune._errors import (
     type_error,
     value_error,
 )
-from jprune._tree import leaf_name, named_leaves, require_same_structure
+from jprune._tree import (
+    KeyTuple,
+    keyed_leaves,
+    keys_text,
+    leaf_name,
+    named_leaves,
+    require_same_structure,
+)
 from jprune._typing import Mask, Params, PyTree, Scope
 
 NOT_WEIGHTS = "bias scale gamma beta mean var offset embedding embeddings".split()
@@ -174,12 +181,10 @@ def _renamed(
 
 def _require_names(params: Params) -> None:
     """Raises for arrays in a bare list: nothing tells a kernel from an embedding."""
-    if not isinstance(params, list):
-        return
     bare = [
-        f"{i} {_kind(x)}"
-        for i, x in enumerate(params)
-        if _is_floating(x) and np.ndim(x) >= 2
+        f"{keys_text(path)} {_kind(x)}"
+        for path, x in keyed_leaves(params)
+        if _is_floating(x) and np.ndim(x) >= 2 and _is_listed(params, path)
     ]
     if bare:
         raise value_error(
@@ -189,6 +194,19 @@ def _require_names(params: Params) -> None:
             "model.trainable_variables]`), or say which take part by `scope`, a tree "
             f"of bools or an expression such as '.*'.{listing(bare)}"
         )
+
+
+def _is_listed(params: Params, path: KeyTuple) -> bool:
+    """Whether a leaf lies in a list, and nothing on the way to it has a name.
+
+    In a tuple it has a place of its own: `[(kernel, bias), ...]`.
+    """
+    if not path or not all(isinstance(key, int) for key in path):
+        return False
+    node: Any = params
+    for key in path[:-1]:
+        node = node[key]
+    return isinstance(node, list)
 
 
 def resolve_scope(scope: Any, params: Params) -> Scope:

@@ -14,6 +14,7 @@ rate, it moves weights, and no dry step knows which way its author meant. Which 
 gradient goes it does: a recipe behind an optimizer turns its sign twice and climbs.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +73,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
       >>> tx = optax.chain(optax.sgd(0.1), transforms.prune_gradually(0.5, end=9))
       >>> transforms.check(tx, {"w": jnp.ones((4, 4))})
     """
-    update = jax.jit(around(tx, "tx").update)
+    update = _stepper(around(tx, "tx"))
     state, enforced = _probed(tx.init(params))
     if not enforced:
         raise value_error(
@@ -80,6 +81,8 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             "zero. Add `keep_masked`, `prune_gradually` or `prune_once` last, or call "
             "`finish` after training."
         )
+
+    _require_a_weight(enforced)
 
     # From a random point: a weight that is 0 already shows nothing.
     key = jax.random.key(0)
@@ -92,14 +95,8 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             break
         grads = _noise(jax.random.fold_in(key, t), now)
         climbs = climbs or (not moved and _climbs(update, state, now, grads))
-        updates, following = update(grads, state, now, grad=grads)
-        if not refusing and (ticked := _ticked(state, following) - asked):
-            # What moves at such a gradient is thrown away with its state.
-            asked |= ticked
-            spoiled = jax.tree.map(lambda g: jnp.full_like(g, jnp.nan), grads)
-            with jax.debug_nans(False):
-                refused = update(spoiled, state, now, grad=spoiled)[1]
-            refusing = bool(ticked - _ticked(state, refused)) and _NOT_FINITE
+        updates, following = update(grads, state, now, grads)
+        refusing = refusing or _refused(update, state, following, now, asked)
         state = following
         moved = moved or any(bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates))
         now = optax.apply_updates(now, updates)
@@ -124,6 +121,30 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         warnings.warn(_UPHILL, stacklevel=2)
     if refusing:
         warnings.warn(_REFUSING.format(refusing), stacklevel=2)
+
+
+def _stepper(tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
+    """`tx.update`, jitted, which is handed the gradient too if it takes one."""
+    takes = inspect.signature(tx.update).parameters.values()
+    extra = any(p.name == "grad" or p.kind is p.VAR_KEYWORD for p in takes)
+
+    def update(updates: PyTree, state: PyTree, params: Params, grad: PyTree) -> Any:
+        return tx.update(updates, state, params, **({"grad": grad} if extra else {}))
+
+    return jax.jit(update)
+
+
+def _require_a_weight(enforced: list[PyTree | None]) -> None:
+    """Raises if no projection has a weight to remove: nothing would be shown."""
+    masks = [mask for mask in enforced if mask is not None]
+    if len(masks) < len(enforced):
+        return
+    if all(bool(jnp.all(m)) for m in jax.tree.leaves(masks)):
+        raise value_error(
+            "`check` found no weight that a projection of the chain could remove: "
+            "`optax.masked` or the projection's `scope` leaves all out, its mask keeps "
+            "whole leaves (0-d), or each leaf has one weight. Nothing would be shown."
+        )
 
 
 _UPHILL = (
@@ -165,6 +186,27 @@ _CONDITIONS: dict[type, str] = {
 }
 
 
+def _refused(
+    update: Callable[..., Any],
+    state: PyTree,
+    following: PyTree,
+    params: Params,
+    asked: set[int],
+) -> str:
+    """The same of a wrapper that looks at the gradient: whether NaN stops a clock.
+
+    Each clock is asked once, at the first step that moves it; `asked` grows.
+    """
+    ticked = _ticked(state, following) - asked
+    asked |= ticked
+    if not ticked:
+        return ""
+    grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+    with jax.debug_nans(False):
+        refused = update(grads, state, params, grads)[1]
+    return _NOT_FINITE if ticked - _ticked(state, refused) else ""
+
+
 def _clocks(state: PyTree) -> list[int]:
     """The step counts of all that removes at a step of its own.
 
@@ -193,8 +235,8 @@ def _climbs(
     alone hands the gradient on as it is and has no direction.
     """
     turned = jax.tree.map(jnp.negative, grads)
-    there = update(grads, state, params, grad=grads)[0]
-    back = update(turned, state, params, grad=turned)[0]
+    there = update(grads, state, params, grads)[0]
+    back = update(turned, state, params, turned)[0]
     both = jax.tree.map(lambda a, b: (a - b) / 2, there, back)
     pairs = zip(jax.tree.leaves(both), jax.tree.leaves(grads), strict=True)
     return any(_uphill(np.asarray(d, float), np.asarray(g, float)) for d, g in pairs)
@@ -231,6 +273,8 @@ def _noise(key: jax.Array, params: Params) -> PyTree:
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [
         jax.random.normal(k, jnp.shape(p), jnp.result_type(p))
+        if jnp.issubdtype(jnp.result_type(p), jnp.inexact)
+        else jnp.zeros_like(p)
         for k, p in zip(keys, leaves, strict=False)
     ]
     return jax.tree.unflatten(treedef, drawn)

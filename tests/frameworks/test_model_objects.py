@@ -323,6 +323,21 @@ def test_a_call_that_is_not_in_training_mode_says_so():
         compress.recalibrate(case.small, BATCHES, momentum=0.8)
 
 
+def test_one_array_is_no_list_of_batches(case):
+    held = () if case.held is None else (case.held,)
+    with pytest.raises(TypeError, match=r"one array, float32\[6, 4\].*as `\[x\]`"):
+        compress.recalibrate(case.small, *held, X, **case.training)
+
+
+def test_labels_do_not_belong_to_a_batch(case):
+    held = () if case.held is None else (case.held,)
+    labels = jnp.zeros(ROWS, jnp.int32)
+    with pytest.raises(Exception) as error:  # noqa: B017, PT011 - the framework's own
+        compress.recalibrate(case.small, *held, [(X, labels)], **case.training)
+    (note,) = [n for n in error.value.__notes__ if "labels do not belong" in n]
+    assert "on the batch (float32[6, 4], int32[6])." in note
+
+
 def test_norms_of_two_momenta_have_no_one_mean():
     nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
     norms = [nnx.BatchNorm(4, momentum=m, rngs=nnx.Rngs(0)) for m in (0.9, 0.5)]

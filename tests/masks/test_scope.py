@@ -258,6 +258,11 @@ def test_a_bare_list_is_refused():
         ValueError, match=r"no names(.|\n)*names=(.|\n)*0 float64\[4, 2\]"
     ):
         masks.prunable([kernel, bias])
+    # Nor do lists in a pair, or in a list, have names.
+    for nested in (([kernel], [bias]), [[bias], [kernel]], [bias, (bias, [kernel])]):
+        with pytest.raises(ValueError, match="no names"):
+            masks.prunable(nested)
+    assert masks.prunable([(kernel, bias)]) == [(True, False)]
     # With a name around, or a scope, it is no guess.
     assert masks.prunable({"convs": [kernel, bias]}) == {"convs": [True, False]}
     assert masks.size([kernel, bias], [True, False]) == 8

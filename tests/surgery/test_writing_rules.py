@@ -100,6 +100,16 @@ def test_a_compact_function_exports_with_a_symbolic_batch(getkey):
         np.testing.assert_allclose(exported.call(packed, y), want, rtol=2e-4, atol=2e-4)
 
 
+def test_a_budget_needs_an_example_of_known_size():
+    (batch,) = export.symbolic_shape("batch")
+    params = {"a": jnp.ones((8, 16)), "b": jnp.ones((16, 3))}
+    x = jax.ShapeDtypeStruct((batch, 8), jnp.float32)
+    deps = surgery.groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"])(params, x)
+    with pytest.raises(ValueError, match="`flops` needs numbers.*batch"):
+        surgery.select(deps, deps.scores(params), flops=0.5)
+    assert surgery.select(deps, deps.scores(params), params=0.5)
+
+
 def test_a_norm_over_cut_channels_exports_with_symbolic_sizes(getkey):
     """The removed channels weigh in the mean by their number, at every batch."""
 
