@@ -38,8 +38,9 @@ from typing import Any
 
 from flax import linen as nn
 from flax.core import unfreeze
+from flax.errors import ModifyScopeVariableError
 
-from jprune._errors import type_error
+from jprune._errors import PREFIX, type_error
 from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
@@ -267,6 +268,12 @@ def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
+_TRAINING = (
+    f"{PREFIX}the module was called in training mode. Pass what its call takes for "
+    'evaluation, such as `train=False`, or `mutable=["batch_stats"]`.'
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """One `apply` as a function: ((result, collections it made), changed leaves)."""
@@ -277,14 +284,18 @@ class _Call:
     known: frozenset[str]
 
     def __call__(self, variables: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
-        out = self.model.apply(
-            variables,
-            *args,
-            rngs=rngs,
-            method=self.method,
-            mutable=self.mutable or False,
-            **kwargs,
-        )
+        try:
+            out = self.model.apply(
+                variables,
+                *args,
+                rngs=rngs,
+                method=self.method,
+                mutable=self.mutable or False,
+                **kwargs,
+            )
+        except ModifyScopeVariableError as error:
+            error.add_note(_TRAINING)
+            raise
         if not self.mutable:
             return (out, {}), {}
         out, updates = out
