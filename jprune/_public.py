@@ -24,6 +24,7 @@ from jprune._typing import kinds_of, text_of
 _TREES = ("PyTree", "Params", "Mask", "Scores")
 _NUMBERS = {int, float, jax.Array}
 _CLOSED = {Callable, Literal, Sequence, Iterable, Mapping, str, bool, type(None)}
+_PLAIN = {type(None), str, bytes, bool, int, float, complex, list, dict}
 _NO_NUMBERS = (str, bytes, float, type(None))
 
 
@@ -199,6 +200,8 @@ def _blame(
 ) -> None:
     """Raises for the first argument that is of no kind that the signature says."""
     for name in filter(kinds.__contains__, given):
+        if error is None and type(given[name]) not in _PLAIN:
+            continue  # it was understood: a model object for a function, say
         if not any(_fits(given[name], kind) for kind in kinds[name]):
             expected = _expected(signature.parameters[name].annotation)
             raise type_error(
