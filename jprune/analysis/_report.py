@@ -99,6 +99,9 @@ class Report(NamedTuple):
 def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Report:
     """Counts what is kept, per leaf and in total.
 
+    All scalars of all leaves count, running statistics too; what is trained alone
+    counts as *parameters* in `compare`.
+
     Args:
       params: parameters, or a mask (a tree whose leaves are all bool). When `mask` is
         given too, only shapes and dtypes are read, so `jax.ShapeDtypeStruct`s will do.

@@ -40,7 +40,7 @@ from flax import errors
 from flax import linen as nn
 from flax.core import unfreeze
 
-from jprune._errors import short, type_error, value_error
+from jprune._errors import PREFIX, short, type_error, value_error
 from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
@@ -55,6 +55,7 @@ from jprune.frameworks._state import (
     shrunk,
 )
 from jprune.surgery import Groups, Plan
+from jprune.surgery._callable import looked_at
 from jprune.surgery._plan import require_plan
 from jprune.surgery._table import changed
 
@@ -91,7 +92,8 @@ def groups(
     """
     how = {"rngs": rngs, "method": method, "mutable": mutable}
     fn, *given = as_function(model, (variables, *args), {**kwargs, **how})
-    return found(fn, free_outputs, (0,), lookups)(*given)
+    with looked_at("linen"):
+        return found(fn, free_outputs, (0,), lookups)(*given)
 
 
 def shrink(
@@ -273,6 +275,11 @@ _OTHER_VARIABLES = (
 )
 """What Linen says of variables that are not by collection."""
 
+_TRAINING = (
+    f"{PREFIX}the module was called in training mode. Pass what its call takes for "
+    'evaluation, such as `train=False`, or `mutable=["batch_stats"]`.'
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
@@ -295,6 +302,9 @@ class _Call:
                 f'{{"params": ...}}; got {short(variables)}. If these are its '
                 'parameters, give `{"params": params}`.'
             ) from error
+        except errors.ModifyScopeVariableError as error:
+            error.add_note(_TRAINING)
+            raise
         if not self.mutable:
             return (out, {}), {}
         out, updates = out

@@ -292,3 +292,10 @@ def test_a_training_mode_model_is_measured_outside_of_its_vmap():
     both = analysis.compare(pair, jeqx.shrink(model, plan, state), X[0], KEYS[0])
     assert both.compact.flops == 2 * (36 * 27 * 4 + 4 * 6 + 6 * 4)
     assert surgery.verify(model, plan, *call, gradient=True).ok
+
+
+def test_a_call_in_training_mode_says_what_to_pass():
+    model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(0))
+    with pytest.raises(RuntimeError, match="requires a key") as error:
+        analysis.flops(model)(X[0], state)
+    assert any("eqx.nn.inference_mode(model)" in n for n in error.value.__notes__)
