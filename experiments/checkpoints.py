@@ -5,13 +5,16 @@ returns its last state at once, the one that was cut off goes on from its last
 checkpoint, the rest start. With the order of an epoch a function of the seed, the
 result is the unbroken one, bit for bit on CPU.
 
-Beside the state lies a digest of its bytes. A checkpoint that does not give it back,
-because a bit of the disk turned, is said to be damaged, and the one before is taken:
-two are kept.
+Beside the state lie the names of its leaves and a digest of its bytes. A checkpoint
+that can be read but does not give the digest back, because a bit of the disk turned, is
+damaged: it is set aside under another name, and the one before is taken (two are kept).
+One that cannot be read, or holds another state, is an error: the reason may pass, and
+whatever it is, nothing is deleted.
 """
 
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ import numpy as np
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written; names the folder."""
+    """A checkpoint that could not be written or read; names the folder."""
 
 
 class Saved(NamedTuple):
@@ -83,35 +86,88 @@ class Checkpoints:
     def restore(self, state: Any, totals: Any) -> Saved | None:
         """The last checkpoint that is whole, shaped and sharded as what is given.
 
-        Those behind it are deleted: they are damaged, and their steps come again.
+        Those behind it are set aside, as `STEP.damaged`: their steps come again.
+
+        Raises:
+          CheckpointError: if one cannot be read, or holds another state. It stays.
         """
         steps = sorted(self._manager.all_steps(), reverse=True) if self._resume else []
         for step in steps:
-            found = self._read(step, {"state": state, "totals": totals})
+            try:
+                found = self._read(step, {"state": state, "totals": totals})
+            except CheckpointError:
+                raise
+            except Exception as error:
+                raise CheckpointError(self._unreadable(step, error)) from error
             if found is not None:
                 return found
-            self._say(
-                f"the checkpoint {self._folder / str(step)} is damaged: going on from "
-                "the one before it, or from the start."
-            )
-            self._manager.delete(step)
+            self._set_aside(step)
         return None
 
     def _read(self, step: int, like: dict[str, Any]) -> Saved | None:
+        """The checkpoint; None if it is not what was written."""
+        args = self._ocp.args
+        meta = self._manager.restore(
+            step, args=args.Composite(meta=args.JsonRestore())
+        )["meta"]
+        self._require_same(step, meta.get("leaves"), like)
         shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardRestore(shapes),
-            meta=self._ocp.args.JsonRestore(),
+        tree = self._manager.restore(
+            step, args=args.Composite(state=args.StandardRestore(shapes))
+        )["state"]
+        if digest(tree) != meta["digest"]:
+            return None
+        return Saved(step, tree["state"], tree["totals"], float(meta["seconds"]))
+
+    def _require_same(self, step: int, saved: list[str] | None, like: Any) -> None:
+        """Raises unless the leaves that were saved are those of `like`.
+
+        Checkpoints of before `leaves` were written have none to compare.
+        """
+        now = [name for name, _ in _leaves(like)]
+        if saved is None or sorted(saved) == sorted(now):
+            return
+        gone, new = sorted({*saved} - {*now}), sorted({*now} - {*saved})
+        told = [f"it holds {name}" for name in gone[:1]]
+        told += [f"now: {name}" for name in new[:1]]
+        raise CheckpointError(
+            f"the checkpoint {self._folder / str(step)} holds another state than this "
+            f"program's, {len({*gone, *new})} leaves differ ({'; '.join(told)}). It "
+            "stays as it is: resume with the version that wrote it, or train anew in "
+            "another `--out`."
         )
-        try:
-            found = self._manager.restore(step, args=args)
-            tree, meta = found["state"], found["meta"]
-            seconds, wanted = float(meta["seconds"]), meta["digest"]
-        except Exception:  # whatever a damaged file makes of its reader
-            return None
-        if digest(tree) != wanted:
-            return None
-        return Saved(step, tree["state"], tree["totals"], seconds)
+
+    def _unreadable(self, step: int, error: BaseException) -> str:
+        while error.__cause__ is not None:  # the reader says which array, the cause why
+            error = error.__cause__
+        place = self._folder / str(step)
+        return (
+            f"the checkpoint {place} could not be read: {_reason(error)}. It stays as "
+            "it is. If the reason has passed (open files, memory, a disk that was "
+            f"away), `--resume` again; if not, move {place} elsewhere: `--resume` then "
+            "goes on from the one before it, or from the start."
+        )
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, and says so."""
+        place = self._folder / str(step)
+        names = itertools.chain([""], map(str, itertools.count(2)))
+        aside = next(
+            free
+            for free in (place.with_name(f"{step}.damaged{n}") for n in names)
+            if not free.exists()
+        )
+        if jax.process_count() > 1:
+            self._ocp.multihost.sync_global_processes("all have read it")
+        if jax.process_index() == 0:
+            place.rename(aside)
+        if jax.process_count() > 1:
+            self._ocp.multihost.sync_global_processes("it is renamed")
+        self._manager.reload()
+        self._say(
+            f"the checkpoint {place} is damaged and now called {aside.name}: going on "
+            "from the one before it, or from the start."
+        )
 
     def due(self, epoch: int, last: int) -> bool:
         """Whether to save after this many epochs of `last`."""
@@ -127,7 +183,11 @@ class Checkpoints:
         args = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(tree),
             meta=self._ocp.args.JsonSave(
-                {"seconds": saved.seconds, "digest": digest(tree)}
+                {
+                    "seconds": saved.seconds,
+                    "digest": digest(tree),
+                    "leaves": [name for name, _ in _leaves(tree)],
+                }
             ),
         )
         if not self._told(lambda: self._manager.save(saved.step, args=args)):
@@ -148,22 +208,34 @@ class Checkpoints:
         try:
             return act()
         except Exception as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(
-                f"no checkpoint could be written to {self._folder}: {reason[-1]}. What "
-                "was saved before stays; `--resume` goes on from there."
+                f"no checkpoint could be written to {self._folder}: "
+                f"{_reason(error, -1)}. What was saved before stays; `--resume` goes "
+                "on from there."
             ) from error
+
+
+def _reason(error: BaseException, line: int = 0) -> str:
+    """One line of what an error says, its type where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[line][:300].rstrip(".")
 
 
 def digest(tree: Any) -> str:
     """SHA-256 over every leaf's path, type, shape and bytes."""
     found = hashlib.sha256()
+    for name, array in _leaves(tree):
+        found.update(name.encode())
+        found.update(np.asarray(array).tobytes())
+    return found.hexdigest()
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Every leaf with its path, type and shape in words; keys as their words."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype: Any = getattr(leaf, "dtype", None)
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        name = f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}"
-        found.update(name.encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        elif dtype is None:
+            leaf = np.asarray(leaf)
+        yield f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}", leaf

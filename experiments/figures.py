@@ -58,6 +58,8 @@ def _curves(axis: Any, history: dict, name: str, scale: float) -> None:
 def _removal(axis: Any, rows: Sequence[Row]) -> None:
     """Before (ring) and after (dot) removal, one line of the table a line."""
     for y, row in enumerate(rows):
+        if row.after is None:  # written as null: it was no number
+            continue
         if row.before is not None:
             axis.plot([100 * row.before, 100 * row.after], [y, y], color=_GREY)
             axis.plot(100 * row.before, y, "o", color=_GREY, fillstyle="none", ms=9)

@@ -75,8 +75,9 @@ def spread(runs: Sequence[Sequence[Row]]) -> str:
     lines = [f"accuracy after removal, % of {len(runs)} seeds: mean [least, greatest]"]
     by_run: dict[str, list[float]] = {}
     for row in (row for rows in runs for row in rows):
-        by_run.setdefault(row.run, []).append(100 * row.after)
-    width = max(map(len, by_run))
+        if row.after is not None:  # written as null: it was no number
+            by_run.setdefault(row.run, []).append(100 * row.after)
+    width = max(map(len, by_run), default=0)
     for run, values in by_run.items():
         mean = sum(values) / len(values)
         lines.append(

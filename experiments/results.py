@@ -13,8 +13,15 @@ import jax
 from experiments import files
 from experiments.config import Claim
 
-FACTS = ("config", "seed", "command", "seconds", "claims", "device")
-"""What a `result.json` tells of its job besides the rows."""
+FACTS = {
+    "config": str,
+    "seed": int,
+    "command": str,
+    "seconds": int | float,
+    "claims": dict,
+    "device": dict,
+}
+"""What a `result.json` tells of its job besides the rows, and of which kind it is."""
 
 _PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax")
 
@@ -142,13 +149,50 @@ def load(path: Path, *keys: str) -> tuple[dict[str, Any], list[Row]]:
     """The facts, `keys` among them, and the rows of a `result.json`.
 
     Raises:
-      FileError: if it is damaged; names it.
+      FileError: if it is damaged, or something in it is not of its kind; names it.
     """
     facts = files.read_json(path, *keys, "rows")
+    known = {key: kind for key, kind in FACTS.items() if key in facts}
+    _require_kinds(path, "", facts, {**known, "rows": list})
+    if "device" in facts:
+        _require_kinds(path, "device.", facts["device"], {"count": int, "kind": str})
+    found = facts.pop("rows")
+    return facts, [_row(path, f"rows[{i}]", row) for i, row in enumerate(found)]
+
+
+def _row(path: Path, place: str, given: Any) -> Row:
+    """A row of the file; a number that was none is null there."""
+    if not isinstance(given, dict):
+        raise _wrong(path, place, dict, given)
     try:
-        return facts, [Row(**row) for row in facts.pop("rows")]
+        row = Row(**given)
     except TypeError as error:
-        raise files.FileError(f"{path} is damaged: a row of it: {error}.") from error
+        raise files.FileError(f"{path} is damaged: {place}: {error}.") from error
+    number = int | float | None
+    kinds = dict.fromkeys(Row._fields, number) | {"run": str, "method": str}
+    _require_kinds(path, f"{place}.", row._asdict(), {**kinds, "extra": dict | None})
+    extra = row.extra or {}
+    _require_kinds(path, f"{place}.extra.", extra, dict.fromkeys(extra, number))
+    return row
+
+
+def _require_kinds(
+    path: Path, place: str, found: Mapping[str, Any], kinds: Mapping[str, Any]
+) -> None:
+    """Raises unless each of these entries is there and of its kind."""
+    for key, kind in kinds.items():
+        if key not in found:
+            raise files.FileError(f"{path} is damaged: it lacks {place}{key}.")
+        if not isinstance(found[key], kind):
+            raise _wrong(path, place + key, kind, found[key])
+
+
+def _wrong(path: Path, place: str, kind: Any, got: Any) -> files.FileError:
+    name = getattr(kind, "__name__", str(kind))
+    return files.FileError(
+        f"{path} is no result of a job: `{place}` must be of the kind {name}, got "
+        f"{got!r:.60}."
+    )
 
 
 def history(log: Path) -> dict[str, list[dict[str, Any]]]:

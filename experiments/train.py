@@ -15,8 +15,9 @@ together with JAX_DISTRIBUTED=1. When one of them is gone the others give up aft
 `--give-up` seconds.
 
 Exit status: 0; 1 when `--strict` and a claim fails; 2 for a mistake in the command or
-in a file that it reads; 3 when a run diverged; 4 when something could not be written;
-75 when SIGTERM or Ctrl-C came and all that was done is saved: `--resume` goes on.
+in a file that it reads; 3 when a run diverged; 4 when something could not be written,
+or a checkpoint not read; 75 when SIGTERM or Ctrl-C came and all that was done is saved:
+`--resume` goes on.
 """
 
 import argparse
@@ -261,15 +262,16 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
     they were.
 
     Raises:
-      ConfigError: if the folder holds something else, or if what is to be resumed is
-        missing or had other settings.
+      ConfigError: if the folder holds something else, whatever it is, or if what is to
+        be resumed is missing or had other settings.
     """
-    note = out / "config.json"
+    note = out / _NOTE
     settings = json.loads(json.dumps({"seed": seed, **chosen.settings()}))
     if resume:
         if not note.is_file():
             raise ConfigError(f"`--resume`: there is no job in {out}.")
-        old = _complete(files.read_json(note, "seed", "runs"))
+        _require_ours(out)
+        old = _complete(files.read_json(note))
         if not _grown(old, settings):
             differ = sorted(
                 k for k in settings.keys() | old.keys() if old.get(k) != settings.get(k)
@@ -280,11 +282,9 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
             )
         if jax.process_index() == 0:
             files.write_json(note, settings)
-    elif not note.is_file() and _strangers(out):
-        raise ConfigError(
-            f"`--out {out}` holds files that are no job's. Name an empty folder."
-        )
-    elif jax.process_index() == 0:
+        return
+    _require_ours(out)
+    if jax.process_index() == 0:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
         (out / "result.json").unlink(missing_ok=True)
@@ -312,9 +312,52 @@ _NO_SETTINGS = ("claims", "beside")
 """Fields of a configuration that are not settings of their own."""
 
 
-def _strangers(out: Path) -> bool:
-    """Whether a folder holds files that no job of ours left."""
-    return out.exists() and any(file.name != files.LOCK for file in out.iterdir())
+_NOTE = "config.json"
+"""The settings of a folder's job, by which the folder is known for one."""
+
+_LEFTOVER = re.compile(rf"{re.escape(files.LOCK)}|\.config\.\d+\.json")
+"""What a job leaves that is killed before its settings are written."""
+
+
+def _require_ours(out: Path) -> None:
+    """Raises unless a folder is not there, empty, or that of a job.
+
+    Nothing else tells: `checkpoints`, `result.json` and `config.json` are names that
+    others give as well.
+
+    Raises:
+      ConfigError: if it holds files, and no settings of a job.
+    """
+    note, found = out / _NOTE, list(out.iterdir()) if out.is_dir() else []
+    why = "it holds other files."
+    if note.is_file():
+        try:
+            if _is_job(files.read_json(note)):
+                return
+            why = f"{note} does not hold the settings of one."
+        except FileError as error:
+            why = str(error)
+    elif all(_LEFTOVER.fullmatch(file.name) for file in found):
+        return
+    raise ConfigError(
+        f"`--out {out}` is not the folder of a job: {why} Name an empty folder, or one "
+        "that a job made."
+    )
+
+
+def _is_job(found: dict[str, Any], seed: bool = True) -> bool:
+    """Whether this is what a job notes of itself, in this version or an older one."""
+    kinds = {"data": str, "model": str, "batch": int, "dense": dict, "runs": dict}
+    kinds |= {"seed": int} if seed else {}
+    beside = found.get("beside", [])
+    return (
+        all(isinstance(found.get(key), kind) for key, kind in kinds.items())
+        and all(
+            isinstance(run, dict) and "method" in run for run in found["runs"].values()
+        )
+        and isinstance(beside, list)
+        and all(isinstance(part, dict) and _is_job(part, seed=False) for part in beside)
+    )
 
 
 @contextmanager
@@ -322,7 +365,8 @@ def holding(out: Path) -> Iterator[None]:
     """The folder of a job, made if it is not there, for this job alone.
 
     Raises:
-      ConfigError: if it cannot be a folder, or another job has it.
+      ConfigError: if it cannot be a folder, or holds what no job left.
+      FileError: if another job has it.
     """
     if jax.process_index() > 0:  # the first process holds it for all
         yield
@@ -330,6 +374,7 @@ def holding(out: Path) -> Iterator[None]:
     try:
         if not out.exists() or not any(out.iterdir()):
             out.mkdir(parents=True, exist_ok=True)
+        _require_ours(out)
         lock = (out / files.LOCK).open("a")
     except OSError as error:
         raise ConfigError(

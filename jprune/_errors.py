@@ -7,7 +7,8 @@ them; the prefix says where they come from in a long trace.
 import difflib
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -137,6 +138,35 @@ def nearest(pattern: str, names: Sequence[str], limit: int = 6) -> list[str]:
         close = difflib.get_close_matches(word, entries, 3)
         near = [name for entry in close for name in entries[entry]]
     return list(dict.fromkeys(near))[:limit]
+
+
+@contextmanager
+def noting(note: Callable[[], str]) -> Iterator[None]:
+    """Adds a note to an error that is not ours: what we had called the caller with.
+
+    Args:
+      note: makes the note.
+    """
+    try:
+        yield
+    except Exception as error:
+        if PREFIX not in str(error):
+            error.add_note(PREFIX + note())
+        raise
+
+
+def short(value: Any) -> str:
+    """A value in a few words: what an array or a tree is, not what is in it."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(repr, list(value)[:4])) + (
+            ", ..." if len(value) > 4 else ""
+        )
+        return f"{type(value).__name__} of {keys or 'nothing'}"
+    text = repr(value)
+    few = len(text) <= 40 and "\n" not in text and " at 0x" not in text
+    return text if few else type(value).__name__
 
 
 def listing(lines: Sequence[str], limit: int = 12) -> str:

@@ -12,7 +12,9 @@ stack along its first axis when
    `stacked`, one that holds `layer_stack`, or one that Flax's lifted transforms name
    (`ScanBlock_0`, `VmapDense_0`), with no index after it (`layers/0/kernel` is a list);
 2. all leaves below that entry have one first axis, of the same length, and another axis
-   beside it;
+   beside it. With a leaf of just two axes among them (the biases of a stack), some may
+   have no other: a gate of one number for each layer; and counters and random keys,
+   which are not floating, always may;
 3. the leaf has three axes or more.
 
 Anything else is said by hand: `stacked=r"decoder/"` (the first axis of what matches),
@@ -23,6 +25,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jprune._axes import Axes
@@ -54,9 +57,10 @@ def stacked_axes(tree: PyTree, stacked: Any = None) -> list[Axes]:
         leaf with no other axis.
       TypeError: another kind of `stacked`.
     """
-    leaves = [(path, np.shape(x)) for path, x in named_leaves(tree)]
+    named = named_leaves(tree)
+    leaves = [(path, np.shape(x)) for path, x in named]
     if stacked is None:
-        return _recognized(leaves)
+        return _recognized(leaves, [_is_number(x) for _, x in named])
     if isinstance(stacked, str):
         stacked = {stacked: 0}
     if not isinstance(stacked, Mapping):
@@ -71,20 +75,34 @@ def stacked_axes(tree: PyTree, stacked: Any = None) -> list[Axes]:
     return [_given(path, shape, stacked) for path, shape in leaves]
 
 
-def _recognized(leaves: Sequence[tuple[str, tuple[int, ...]]]) -> list[Axes]:
+def _recognized(
+    leaves: Sequence[tuple[str, tuple[int, ...]]], floating: Sequence[bool]
+) -> list[Axes]:
     """By the rule of this module."""
-    below: dict[str, set[int]] = {}  # the first axes under each collection
-    for path, shape in leaves:
+    below: dict[str, list[tuple[int, int]]] = {}  # first axis and rank of each leaf
+    for (path, shape), number in zip(leaves, floating, strict=True):
         for found in COLLECTION.finditer(path):
             if shape:
-                first = shape[0] if len(shape) > 1 else -1
-                below.setdefault(path[: found.end()], set()).add(first)
+                rank = len(shape) if number else 0
+                below.setdefault(path[: found.end()], []).append((shape[0], rank))
+    stacks = {name for name, seen in below.items() if _is_stack(seen)}
 
-    def is_stack(path: str) -> bool:
-        names = (path[: found.end()] for found in COLLECTION.finditer(path))
-        return any(len(below[n]) == 1 and -1 not in below[n] for n in names)
+    def in_stack(path: str) -> bool:
+        return any(path[: x.end()] in stacks for x in COLLECTION.finditer(path))
 
-    return [(0,) if len(s) > 2 and is_stack(path) else () for path, s in leaves]
+    return [(0,) if len(s) > 2 and in_stack(path) else () for path, s in leaves]
+
+
+def _is_stack(seen: Sequence[tuple[int, int]]) -> bool:
+    """Whether leaves of these first axes and ranks are those of one stack."""
+    ranks = {rank for _, rank in seen}
+    return len({first for first, _ in seen}) == 1 and (1 not in ranks or 2 in ranks)
+
+
+def _is_number(leaf: Any) -> bool:
+    """Whether a leaf is a weight or its mask, no counter and no random key."""
+    dtype = getattr(leaf, "dtype", np.dtype(float))
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.inexact, jnp.bool_))
 
 
 def _given(path: str, shape: tuple[int, ...], stacked: Mapping[str, Any]) -> Axes:

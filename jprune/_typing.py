@@ -66,6 +66,8 @@ _UNIONS: Any = (type(float | int), type(Any | None))
 
 def kinds_of(annotation: Any) -> tuple[Any, ...]:
     """The members of a union; of anything else itself."""
+    if annotation is None:
+        return (type(None),)
     if isinstance(annotation, Named):
         return annotation.kinds
     if not isinstance(annotation, _UNIONS):

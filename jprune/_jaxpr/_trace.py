@@ -129,6 +129,17 @@ def flatten_call(params: PyTree, args: tuple, kwargs: dict[str, Any]) -> Flat:
     return Flat([leaves[i] for i in places], own, rebuild, tuple(names[count:]))
 
 
+def jitted_call(fn: Callable[..., Any], params: PyTree, args: tuple) -> Any:
+    """`fn(params, *args)`, compiled; leaves that are no arrays stay as they are."""
+    flat = flatten_call(params, args, {})
+
+    def run(arrays: list[Any]) -> Any:
+        call, _ = flat.rebuild(arrays)
+        return fn(*call)
+
+    return jax.jit(run)(flat.arrays)
+
+
 def trace(
     fn: Callable[..., Any],
     shapes: dict[KeyTuple, tuple[int, ...]] | None = None,

@@ -7,6 +7,7 @@ zeros, the bytes a file needs, the number of parameters, the operations, and the
 measured time.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -107,6 +108,7 @@ def compare(
     compact: Any,
     *args: Any,
     rounds: int = 20,
+    **kwargs: Any,
 ) -> Comparison:
     """Measures a dense model and its compact form on the same arguments.
 
@@ -119,6 +121,7 @@ def compare(
       compact: the same of the compact form: `(small, packed)`, or `small`.
       *args: the other arguments, equal for both.
       rounds: timed calls of each; the two take turns.
+      **kwargs: keyword arguments, equal for both (`train=False`).
 
     Returns:
       A `Comparison`: `.dense`, `.compact`, and a table when printed. Parameters, zeros
@@ -137,17 +140,17 @@ def compare(
       (64, 32, 16)
     """
     calls = {
-        name: _call(name, given, args)
+        name: _call(name, given, args, kwargs)
         for name, given in (("dense", dense), ("compact", compact))
     }
     times = latency(calls, rounds=rounds)
     return Comparison(*(_measure(*call, time=times[n]) for n, call in calls.items()))
 
 
-def _call(name: str, given: Any, args: tuple) -> tuple:
+def _call(name: str, given: Any, args: tuple, kwargs: dict[str, Any]) -> tuple:
     """`(fn, variables, *args)` from what stands for a model."""
     if model_kind(given) not in (None, "linen", "haiku"):
-        fn, args, _ = as_function(given, args, {})
+        fn, args, _ = as_function(given, args, kwargs)
         return fn, *args
     pair = isinstance(given, tuple) and len(given) == 2 and model_kind(given) is None
     if not pair or not (callable(given[0]) or model_kind(given[0])):
@@ -156,8 +159,8 @@ def _call(name: str, given: Any, args: tuple) -> tuple:
             f"holds its variables, got {type(given).__name__}. A module of Linen or "
             "Haiku goes with its variables: `(model, variables)`."
         )
-    fn, args, _ = as_function(*with_variables(given, args), {})
-    return fn, *args
+    fn, args, rest = as_function(*with_variables(given, args), kwargs)
+    return functools.partial(fn, **rest) if rest else fn, *args
 
 
 def _counts(x: Any) -> bool:

@@ -42,7 +42,11 @@ class Latency(NamedTuple):
 
 @overload
 def latency(
-    fn: Callable[..., Any], *args: Any, rounds: int = 20, warmup: int = 2
+    fn: Callable[..., Any],
+    *args: Any,
+    rounds: int = 20,
+    warmup: int = 2,
+    **kwargs: Any,
 ) -> Latency: ...
 
 
@@ -57,6 +61,7 @@ def latency(
     *args: Any,
     rounds: int = 20,
     warmup: int = 2,
+    **kwargs: Any,
 ) -> Latency | dict[str, Latency]:
     """Median time of `fn(*args)`, jitted and waited for; or of several that take turns.
 
@@ -69,6 +74,7 @@ def latency(
       *args: its arguments; their arrays are put on the default device once.
       rounds: timed calls of each.
       warmup: calls of each before them that are not counted; the first one compiles.
+      **kwargs: its keyword arguments (`train=False`).
 
     Returns:
       The `Latency`; of several, name to `Latency` in their order.
@@ -87,18 +93,18 @@ def latency(
       ['dense', 'compact']
     """
     several = isinstance(fn, Mapping)
-    if several and args:
+    if several and (args or kwargs):
         raise type_error("`args` of several functions stand in their tuples.")
     calls = dict(fn) if isinstance(fn, Mapping) else {"fn": (fn, *args)}
     _check(calls, rounds, warmup)
-    ready = {name: prepared(call) for name, call in calls.items()}
+    ready = {name: prepared(call, kwargs) for name, call in calls.items()}
     found = in_turns(ready, rounds, warmup)
     return found if several else found["fn"]
 
 
-def prepared(call: tuple) -> Callable[[], Any]:
+def prepared(call: tuple, kwargs: dict[str, Any] | None = None) -> Callable[[], Any]:
     """A call, jitted, its arrays on the device: it returns when it is done."""
-    fn, args, kwargs = as_function(call[0], tuple(call[1:]), {})
+    fn, args, kwargs = as_function(call[0], tuple(call[1:]), kwargs or {})
     rest, arrays = arrays_apart(fn, args, kwargs)
     run, given = jax.jit(one_position(of_arrays(rest))), jax.device_put(arrays)
     return lambda: jax.block_until_ready(run(given))

@@ -34,6 +34,7 @@ def relative_cost(
     params: PyTree,
     *args: Any,
     rounds: int = 20,
+    **kwargs: Any,
 ) -> Measure:
     """A measure of plans: the compact network's cost over that of the dense one.
 
@@ -49,6 +50,7 @@ def relative_cost(
       params: the dense parameters. Shapes are enough, but for "latency".
       *args: the input at which it counts (batch size, length); shapes as for `params`.
       rounds: timed calls of each network, at least 1; for "latency".
+      **kwargs: keyword arguments of the call (`train=False`).
 
     Returns:
       `plan -> fraction`, for `surgery.select(cost=)`. Each call compiles the compact
@@ -65,9 +67,10 @@ def relative_cost(
         cost = analysis.relative_cost("latency", apply, params, x)
         plan = surgery.select(deps, scores, cost=cost, at_most=0.5, round_to=8)
     """
-    fn, (params, *rest), _ = as_function(fn, (params, *args), {})
+    fn, (params, *rest), named = as_function(fn, (params, *args), kwargs)
     args = tuple(rest)
     require_function(fn, "groups")
+    fn = functools.partial(fn, **named) if named else fn
     if of == "latency":
         return _RelativeLatency(fn, params, args, rounds)
     if of == "bytes":

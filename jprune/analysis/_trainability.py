@@ -10,12 +10,14 @@ who report the mean over all samples and directions.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jprune._errors import value_error
+from jprune._jaxpr._trace import jitted_call
 
 
 class Trainability(NamedTuple):
@@ -73,11 +75,15 @@ def trainability(
             f"`x` must be a batch of floating inputs, got {jnp.shape(x)} "
             f"{jnp.result_type(x)}."
         )
-    values = jax.jit(lambda v, x: _singular_values(apply, v, x))(variables, x)
+    values = jitted_call(partial(_singular_values, apply), variables, (x,))
+    least = values[:, -1]
+    ratios = jnp.where(
+        least > 0, values[:, 0] / jnp.where(least > 0, least, 1), jnp.inf
+    )
     return Trainability(
         jnp.mean(values),
         jnp.std(values),
-        jnp.mean(values[:, 0] / values[:, -1]),
+        jnp.mean(ratios),
         jnp.mean((values - 1) ** 2),
         values,
     )

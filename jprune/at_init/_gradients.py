@@ -14,8 +14,10 @@ import numpy as np
 
 from jprune._dtypes import wide
 from jprune._errors import listing, value_error
+from jprune._finite import require_finite
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree, Scope, Scores
+from jprune.masks._scope import scoped_names
 
 LossFn = Callable[..., jax.Array]
 """`loss_fn(params, batch)`, or `loss_fn(params, batch, key)` where a key is given: from
@@ -43,7 +45,17 @@ def put(weights: Weights, params: Params, scope: Scope) -> Params:
 
 
 def scored(values: Weights, params: Params, scope: Scope) -> Scores:
-    """Scores of the shapes of `params`: `values` in scope, 0 elsewhere."""
+    """Scores of the shapes of `params`: `values` in scope, 0 elsewhere.
+
+    Raises:
+      ValueError: values that are known and not finite: they would not rank.
+    """
+    require_finite(
+        "What `loss_fn` gives",
+        zip(scoped_names(params, scope), values, strict=True),
+        "look for NaN in the batch and in the parameters, and for a logarithm, a root "
+        "or a division at 0 in the loss.",
+    )
     rest = iter(values)
     return jax.tree.map(
         lambda p, t: next(rest) if t else jnp.zeros(np.shape(p), jnp.float32),

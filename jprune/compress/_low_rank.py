@@ -29,10 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._factors import Factors, Thin, split
+from jprune._finite import require_finite
 from jprune._jaxpr import _compat
-from jprune._jaxpr._trace import flatten_call, is_array, trace
+from jprune._jaxpr._trace import is_array, jitted_call, trace
 from jprune._tree import (
     KeyTuple,
     named_leaves,
@@ -49,7 +51,7 @@ from jprune._unfolding import (
     spectrum,
     unfolding_of,
 )
-from jprune.compress._difference import relative_difference
+from jprune.compress._difference import relative_difference, require_shown
 from jprune.compress._thin import Walk
 
 
@@ -108,8 +110,9 @@ def low_rank(
       A `LowRank`. Its parameters can be trained on as they are.
 
     Raises:
-      ValueError: ranks that fit no leaf or are out of range; nothing to split; with
-        `args`, outputs that differ. With `args`, and whenever the result is called: a
+      ValueError: ranks that fit no leaf or are out of range; a kernel that is not
+        finite; nothing to split; with `args`, outputs that differ, or are NaN, 0 or
+        none, which shows nothing. With `args`, and whenever the result is called: a
         kernel that the function reads in a way that two factors cannot serve (an
         element-wise function of it, a grouped convolution, a contraction over other
         axes than its rows or its columns), each named with the reason.
@@ -145,6 +148,11 @@ def low_rank(
         if why:
             whole[name] = why
             continue
+        require_finite(
+            "`params`",
+            [(name, leaf)],
+            "a kernel with NaN or infinities has no singular values.",
+        )
         kernels[name] = _Kernel(path_keys(path), tuple(leaf.shape), unfolding)
         parts = spectrum(leaf, unfolding)
         keep = first_values(parts.s, rank)
@@ -156,7 +164,7 @@ def low_rank(
         )
     result = LowRank(
         _thinned(fn, kernels),
-        _replaced(params, pairs),
+        owned(_replaced(params, pairs), params),
         {name: int(np.max(asked[name])) for name in kernels},
         whole,
     )
@@ -283,8 +291,9 @@ def _compare(
     tolerance: float | None,
 ) -> None:
     """Raises unless the outputs are those of the truncated kernels."""
-    expected = _jitted(fn, truncated, args)
-    found = _jitted(result.fn, result.params, args)
+    expected = jitted_call(fn, truncated, args)
+    require_shown("low_rank", expected)
+    found = jitted_call(result.fn, result.params, args)
     if tolerance is None:
         pairs = [
             pair.first.dtype
@@ -301,14 +310,3 @@ def _compare(
             f"(`tolerance` {tolerance:.1e}): rounding, if the precision is low. Give a "
             "`tolerance` that you accept."
         )
-
-
-def _jitted(fn: Callable[..., Any], params: PyTree, args: tuple) -> Any:
-    """`fn(params, *args)`, compiled; leaves that are no arrays stay as they are."""
-    flat = flatten_call(params, args, {})
-
-    def run(arrays: list[Any]) -> Any:
-        call, _ = flat.rebuild(arrays)
-        return fn(*call)
-
-    return jax.jit(run)(flat.arrays)

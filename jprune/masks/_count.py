@@ -19,6 +19,7 @@ from jax.core import Tracer
 
 from jprune._dtypes import wide
 from jprune._errors import type_error, value_error
+from jprune._typing import Scalar
 
 HALF = Fraction(1, 2)
 
@@ -87,7 +88,7 @@ def removed_count(n: int, sparsity: Any) -> int:
     return floor(s * n + HALF)
 
 
-def kept_count(n: int, sparsity: Any) -> int:
+def kept_count(n: int, sparsity: Scalar) -> int:
     r"""How many of `n` scalars are kept: $n - \lfloor s n + 1/2 \rfloor$.
 
     The one counting rule, exact: s is the decimal number that the shortest text of a

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, require_static, value_error
+from jprune._errors import listing, require_static, type_error, value_error
 from jprune._stacks import Axes, layer_shape, stack_shape, stacked_axes
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import PyTree, Scope, Scores
@@ -46,6 +46,11 @@ def require_target(
       TypeError: a sparsity that is a text, a `keep` that is no integer.
       ValueError: out of range.
     """
+    if hasattr(sparsity, "init") and hasattr(sparsity, "update"):
+        raise type_error(
+            "`sparsity` must be the fraction of zeros, got an optimizer: join the two, "
+            "`optax.chain(optimizer, ...)`."
+        )
     if sparsity is not None and not callable(sparsity):
         if _is_number(sparsity) or isinstance(sparsity, str | bytes):
             require_sparsity(sparsity)
@@ -61,10 +66,15 @@ def require_target(
     _require_ranking(ranking)
 
 
+_ALONE = ("local", "layer", "group", "layerwise")
+"""Words of others for a ranking within each leaf."""
+
+
 def _require_ranking(ranking: str) -> None:
     if ranking not in ("global", "leaf", "output"):
         raise value_error(
             f"`ranking` must be 'global', 'leaf' or 'output', got {ranking!r}."
+            + (" Each leaf by itself is 'leaf'." if ranking in _ALONE else "")
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jprune._dtypes import not_zero
 from jprune._errors import listing, value_error
@@ -30,9 +31,13 @@ def apply(mask: Mask, params: Params) -> Params:
       ValueError: structures or shapes that differ, or no mask.
     """
     require_fit(mask, params)
-    return jax.tree.map(
-        lambda m, p: jnp.where(m, p, jnp.zeros((), jnp.result_type(p))), mask, params
-    )
+
+    def leaf(m: Any, p: Any) -> Any:
+        if not np.ndim(m) and not isinstance(p, ArrayLike):
+            return p  # a function or a text in the tree of a model
+        return jnp.where(m, p, jnp.zeros((), jnp.result_type(p)))
+
+    return jax.tree.map(leaf, mask, params)
 
 
 def full(params: Params) -> Mask:

@@ -10,6 +10,7 @@ import numpy as np
 from jprune._errors import value_error
 from jprune.masks._count import is_traced, removed_count, require_sparsity
 from jprune.surgery import _budget, _order
+from jprune.surgery._axes import is_symbolic
 from jprune.surgery._cost import total
 from jprune.surgery._groups import Groups
 from jprune.surgery._make import plan_from_keep
@@ -67,6 +68,12 @@ def by_cost(
     costs = deps.program.ctx.costs if name == "flops" else deps.parameter_costs
     counts = {atom: deps[group].size for group, atom in deps.atoms.items()}
     dense = total(costs, counts)
+    if is_symbolic(dense):
+        raise value_error(
+            f"`{name}` needs numbers, but the dense network has {dense}: its groups "
+            "were found at symbolic sizes. Find them on an example of the size that "
+            "counts; the plan serves every size."
+        )
     counts |= {deps.atoms[group]: n for group, n in fixed.items()}
 
     def cost(many: Any) -> Any:

@@ -171,6 +171,8 @@ class Plan:
     ) -> PyTree:
         """The compact optimizer state: every copy of the parameters' tree is packed.
 
+        Every leaf has a buffer of its own, counters and masks too.
+
         Args:
           opt_state: an Optax state made for the dense `params`.
           params: the dense parameters it was made for (shapes are enough).
@@ -388,8 +390,9 @@ def load_plan(path: str | pathlib.Path) -> Plan:
       The plan, ready to pack trees of the same paths and shapes.
 
     Raises:
+      FileNotFoundError: naming the file, if there is none, and the plans beside it.
       ValueError: naming the file, if it is anything but what `Plan.save` writes:
         other types, a leaf twice, indices outside their axis or repeated, an axis above
         2^31 - 1.
     """
-    return Plan(**_saved.read(pathlib.Path(path).read_bytes(), path))
+    return Plan(**_saved.read(_saved.content(path), path))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jprune._errors import value_error
+from jprune._errors import PREFIX, value_error
 from jprune._tree import KeyTuple
 
 FORMAT = "jprune-plan-1"
@@ -59,6 +59,11 @@ def _leaf(key: KeyTuple, masks: Any) -> dict[str, Any]:
 def write(path: str | pathlib.Path, text: str) -> None:
     """Writes a plan: the file is the old one or the new one, never half of it."""
     target = pathlib.Path(path)
+    folder = str(target.parent)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"{PREFIX}`path` {str(path)!r} lies in no folder: make {folder!r}."
+        )
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w") as file:
@@ -70,6 +75,26 @@ def write(path: str | pathlib.Path, text: str) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def content(path: str | pathlib.Path) -> bytes:
+    """The bytes of a plan's file.
+
+    Raises:
+      FileNotFoundError: saying where it was looked for and which files are there.
+      ValueError: it is a folder.
+    """
+    file = pathlib.Path(path)
+    if file.is_dir():
+        raise value_error(f"`path` {str(path)!r} is a folder, no file of `Plan.save`.")
+    if not file.exists():
+        near = sorted(x.name for x in file.parent.glob("*.json"))[:5]
+        there = f"; there are {', '.join(near)}" if near else ""
+        raise FileNotFoundError(
+            f"{PREFIX}`path` must be a file that `Plan.save` wrote, got {str(path)!r}, "
+            f"which is not in {str(file.parent.absolute())!r}{there}."
+        )
+    return file.read_bytes()
 
 
 def read(given: str | bytes, source: Any) -> Parts:

@@ -14,6 +14,7 @@ rate, it moves weights, and no dry step knows which way its author meant. Which 
 gradient goes it does: a recipe behind an optimizer turns its sign twice and climbs.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,9 @@ from jprune._errors import listing, value_error
 from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import Params, PyTree
 from jprune.transforms._build import around
+from jprune.transforms._drop_and_grow import DropAndGrowState
+from jprune.transforms._growing_decay import IssrState
+from jprune.transforms._keep_masked import KeepMaskedState
 
 _MEAN_OF = 16
 """The most gradients whose mean is taken for a gradient that was handed on."""
@@ -59,7 +63,9 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         has come through.
 
     Warns:
-      UserWarning: the updates follow the gradient instead of going against it.
+      UserWarning: the updates follow the gradient instead of going against it; or what
+        removes at a step of its own stands inside a wrapper that may refuse steps, such
+        as `optax.apply_if_finite`, and does not count those.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -67,7 +73,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
       >>> tx = optax.chain(optax.sgd(0.1), transforms.prune_gradually(0.5, end=9))
       >>> transforms.check(tx, {"w": jnp.ones((4, 4))})
     """
-    update = jax.jit(around(tx, "tx").update)
+    update = _stepper(around(tx, "tx"))
     state, enforced = _probed(tx.init(params))
     if not enforced:
         raise value_error(
@@ -76,16 +82,22 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             "`finish` after training."
         )
 
+    _require_a_weight(enforced)
+
     # From a random point: a weight that is 0 already shows nothing.
     key = jax.random.key(0)
     start = now = optax.apply_updates(params, _noise(key, params))
     moved = climbs = False
+    asked: set[int] = set()
+    refusing = _refusing(state)
     for t in range(max(steps, _LONGEST)):
         if t >= steps and moved:
             break
         grads = _noise(jax.random.fold_in(key, t), now)
         climbs = climbs or (not moved and _climbs(update, state, now, grads))
-        updates, state = update(grads, state, now, grad=grads)
+        updates, following = update(grads, state, now, grads)
+        refusing = refusing or _refused(update, state, following, now, asked)
+        state = following
         moved = moved or any(bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates))
         now = optax.apply_updates(now, updates)
     if not moved:
@@ -107,6 +119,32 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         )
     if climbs:
         warnings.warn(_UPHILL, stacklevel=2)
+    if refusing:
+        warnings.warn(_REFUSING.format(refusing), stacklevel=2)
+
+
+def _stepper(tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
+    """`tx.update`, jitted, which is handed the gradient too if it takes one."""
+    takes = inspect.signature(tx.update).parameters.values()
+    extra = any(p.name == "grad" or p.kind is p.VAR_KEYWORD for p in takes)
+
+    def update(updates: PyTree, state: PyTree, params: Params, grad: PyTree) -> Any:
+        return tx.update(updates, state, params, **({"grad": grad} if extra else {}))
+
+    return jax.jit(update)
+
+
+def _require_a_weight(enforced: list[PyTree | None]) -> None:
+    """Raises if no projection has a weight to remove: nothing would be shown."""
+    masks = [mask for mask in enforced if mask is not None]
+    if len(masks) < len(enforced):
+        return
+    if all(bool(jnp.all(m)) for m in jax.tree.leaves(masks)):
+        raise value_error(
+            "`check` found no weight that a projection of the chain could remove: "
+            "`optax.masked` or the projection's `scope` leaves all out, its mask keeps "
+            "whole leaves (0-d), or each leaf has one weight. Nothing would be shown."
+        )
 
 
 _UPHILL = (
@@ -114,6 +152,78 @@ _UPHILL = (
     "recipe such as `swd` is a whole optimizer and stands in place of `optax.adam`, "
     "not behind it; behind `scale_by_adam` and its like goes `scale_by_learning_rate`."
 )
+
+
+_NOT_FINITE = "a wrapper here refuses a step whose gradient is not finite"
+
+_REFUSING = (
+    "[jprune] {}. What removes inside it does not count such a step: after one of them "
+    "the run ends before the last removal. Let the wrapper hold the optimizer alone, "
+    "the removal behind it: `optax.chain(optax.apply_if_finite(optimizer, 5), "
+    "removal)`. In front of a recipe a guard of the gradient does it: `optax.chain("
+    "optax.apply_if_finite(optax.identity(), 5), recipe)`. Or call `finish` after the "
+    "run."
+)
+
+
+def _refusing(state: PyTree) -> str:
+    """What a wrapper that may leave steps out does, if it holds a clock; or ""."""
+
+    def known(x: Any) -> bool:
+        skips = jax.tree.leaves(getattr(x, "skip_state", ()))
+        return isinstance(x, tuple(_CONDITIONS)) or bool(skips)
+
+    for x in jax.tree.leaves(state, is_leaf=known):
+        if known(x) and _clocks(x):
+            does = _CONDITIONS.get(type(x), "skips batches")
+            return f"a wrapper here ({type(x).__name__}) {does}"
+    return ""
+
+
+_CONDITIONS: dict[type, str] = {
+    optax.ConditionallyTransformState: "leaves steps out",
+    optax.ConditionallyMaskState: "leaves steps out",
+}
+
+
+def _refused(
+    update: Callable[..., Any],
+    state: PyTree,
+    following: PyTree,
+    params: Params,
+    asked: set[int],
+) -> str:
+    """The same of a wrapper that looks at the gradient: whether NaN stops a clock.
+
+    Each clock is asked once, at the first step that moves it; `asked` grows.
+    """
+    ticked = _ticked(state, following) - asked
+    asked |= ticked
+    if not ticked:
+        return ""
+    grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+    with jax.debug_nans(False):
+        refused = update(grads, state, params, grads)[1]
+    return _NOT_FINITE if ticked - _ticked(state, refused) else ""
+
+
+def _clocks(state: PyTree) -> list[int]:
+    """The step counts of all that removes at a step of its own.
+
+    What holds a mask at every step, `keep_masked` and `drop_and_grow`, has none.
+    """
+    found = []
+    for x in jax.tree.leaves(state, is_leaf=_is_projection):
+        if _is_projection(x) and not isinstance(x, KeepMaskedState | DropAndGrowState):
+            holder = x.penalty if isinstance(x, IssrState) else x
+            found.append(getattr(holder, "left", getattr(holder, "count", None)))
+    return [int(clock) for clock in found if clock is not None]
+
+
+def _ticked(before: PyTree, after: PyTree) -> set[int]:
+    """Which clocks a step has moved."""
+    pairs = zip(_clocks(before), _clocks(after), strict=True)
+    return {i for i, (a, b) in enumerate(pairs) if a != b}
 
 
 def _climbs(
@@ -125,8 +235,8 @@ def _climbs(
     alone hands the gradient on as it is and has no direction.
     """
     turned = jax.tree.map(jnp.negative, grads)
-    there = update(grads, state, params, grad=grads)[0]
-    back = update(turned, state, params, grad=turned)[0]
+    there = update(grads, state, params, grads)[0]
+    back = update(turned, state, params, turned)[0]
     both = jax.tree.map(lambda a, b: (a - b) / 2, there, back)
     pairs = zip(jax.tree.leaves(both), jax.tree.leaves(grads), strict=True)
     return any(_uphill(np.asarray(d, float), np.asarray(g, float)) for d, g in pairs)
@@ -163,6 +273,8 @@ def _noise(key: jax.Array, params: Params) -> PyTree:
     keys = jax.random.split(key, max(len(leaves), 1))
     drawn = [
         jax.random.normal(k, jnp.shape(p), jnp.result_type(p))
+        if jnp.issubdtype(jnp.result_type(p), jnp.inexact)
+        else jnp.zeros_like(p)
         for k, p in zip(keys, leaves, strict=False)
     ]
     return jax.tree.unflatten(treedef, drawn)

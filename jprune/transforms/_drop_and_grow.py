@@ -257,10 +257,10 @@ class _Moves(NamedTuple):
         before_end = True if self.end is None else t < self.end
         return (t >= self.begin) & (t % self.every == 0) & before_end
 
-    def axes(self, mask: Mask) -> list[Axes]:
+    def axes(self, params: Params, mask: Mask) -> list[Axes]:
         """The axes along which each leaf in scope is a stack of layers."""
         scope = jax.tree.map(lambda m: m.ndim > 0, mask)
-        return in_scope_list(stacked_axes(mask, self.stacked), scope)
+        return in_scope_list(stacked_axes(params, self.stacked), scope)
 
 
 def _shaped(mask: Mask, params: Params) -> Mask:
@@ -338,7 +338,7 @@ def _moved(
     With `step` the mask moves by the weights that this step of the optimizer leaves.
     """
     # Flat before the loops, so that in them leaves of one length are one to XLA.
-    axes = moves.axes(state.mask)
+    axes = moves.axes(params, state.mask)
     flat = jnp.asarray if any(axes) else laid_flat
     grads, weights = jax.tree.map(flat, (updates, params))
 
@@ -456,6 +456,13 @@ def _require(
         raise value_error(
             "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
             f"{begin}, {end}, {every}."
+        )
+    holds = is_traced(fraction) or (not callable(fraction) and fraction == 0)
+    if end is not None and not holds and -(-begin // every) * every >= end:
+        raise value_error(
+            f"No mask would move: from step `begin`={begin} to before `end`={end} no "
+            f"step is a multiple of `every`={every}. Lower `every`, lengthen the run, "
+            "or hold the mask (`static_sparse`, `drop_fraction=0`)."
         )
 
 

@@ -13,7 +13,7 @@ import jax
 import optax
 
 from jprune import masks
-from jprune._errors import require_functions, require_static, value_error
+from jprune._errors import require_functions, require_static
 from jprune._typing import Mask, Params, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.transforms._build import (
@@ -98,13 +98,15 @@ def rigl(
     require_fraction(drop_fraction)  # before the schedule hides it
     end = end_within(total_steps, end, Fraction(3, 4))
     every = _period(every, begin, end)
-    _require_a_move(drop_fraction, every, begin, end)
+    falling: Any = 0.0  # holds the first mask
+    if is_traced(drop_fraction) or drop_fraction != 0:
+        falling = optax.cosine_decay_schedule(drop_fraction, end)
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
         sparsity,
         mask=mask,
         allocation=allocation,
-        drop_fraction=optax.cosine_decay_schedule(drop_fraction, end),
+        drop_fraction=falling,
         every=every,
         begin=begin,
         end=end,
@@ -176,7 +178,6 @@ def sparse_evolutionary(
     require_functions(allocation=allocation)
     if total_steps is not None:
         end = end_within(total_steps, end, Fraction(1))
-    _require_a_move(drop_fraction, every, begin, end)
     return drop_and_grow(
         _sgd(learning_rate, momentum, nesterov, weight_decay, scope),
         sparsity,
@@ -256,18 +257,6 @@ def _period(every: int | None, begin: int, end: int) -> int:
     if every is not None:
         return every
     return 100 if -(-begin // 100) * 100 < end else max(end // 4, 1)
-
-
-def _require_a_move(fraction: Any, every: int, begin: int, end: int | None) -> None:
-    """Raises if the mask would never move in the run, though weights are to drop."""
-    if every < 1 or begin < 0 or end is None or is_traced(fraction) or fraction == 0:
-        return
-    if begin <= end and -(-begin // every) * every >= end:
-        raise value_error(
-            f"No mask would move: from step `begin`={begin} to before `end`={end} no "
-            f"step is a multiple of `every`={every}. Lower `every`, lengthen the run, "
-            "or use `static_sparse` to hold the mask."
-        )
 
 
 def _sgd(

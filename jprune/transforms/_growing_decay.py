@@ -255,6 +255,12 @@ def issr(
       Wang et al., arXiv 2303.09650; settings of the authors' code.
     """
     last = end_within(total_steps, end, Fraction(1, 3))
+    require_static(begin=begin)
+    if begin >= last:
+        raise value_error(
+            f"`begin` must lie before the removal at step `end`={last}, got {begin}: "
+            "nothing would be known to be low, and nothing removed."
+        )
     penalty = add_growing_decay(
         increment,
         sparsity,
@@ -267,8 +273,7 @@ def issr(
         select=select,
     )
     require_functions(optimizer=optimizer)
-    make = optimizer or partial(optax.adam, b1=b1, b2=b2)
-    inside = make(learning_rate)
+    inside = (optimizer or partial(optax.adam, b1=b1, b2=b2))(learning_rate)
 
     def init(params: Params) -> IssrState:
         grown: Any = penalty.init(params)

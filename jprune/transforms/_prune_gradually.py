@@ -76,7 +76,8 @@ def prune_gradually(
         `end` the count is the host's exact integer for the number (or for the
         schedule's value at `end`, read as a decimal).
       end: last step that prunes, 0-based. It must lie within the run, whose length is
-        not known here: a run that stops before it stays less sparse.
+        not known here: a run that stops before it stays less sparse. Steps that a
+        wrapper around this one refuses (`optax.apply_if_finite`) do not count.
       begin: first step that prunes.
       every: steps between two rankings.
       scope: which leaves are pruned; see `masks.unstructured`.

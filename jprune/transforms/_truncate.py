@@ -31,7 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, require_static, value_error
+from jprune._finite import require_finite
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scalar
 from jprune._unfolding import (
@@ -183,13 +185,19 @@ def truncate(
         scope = _scope_of_ranks(ranks, params, scope)
     leaves = Leaves(params, scope, kind)
     ws, unfoldings = leaves.taken(params), tuple(leaves.unfoldings)
+    require_finite(
+        "`params`",
+        zip(leaves.names(params), ws, strict=True),
+        "a kernel with NaN or infinities has no singular values.",
+    )
     asked = leaves.taken(ranks) if ranks is not None else [None] * len(ws)
     rules = [
         rule.of_leaf(k, jnp.shape(w), u)
         for w, u, k in zip(ws, unfoldings, asked, strict=True)
     ]
     cuts = _all_cut(ws, rules, unfoldings=unfoldings, min_rank=min_rank)
-    return leaves.truncated(params, cuts)
+    found = leaves.truncated(params, cuts)
+    return found._replace(params=owned(found.params, params))
 
 
 def _scope_of_ranks(ranks: PyTree, params: Params, scope: Any) -> Any:
@@ -273,6 +281,10 @@ class Leaves:
                 strict=True,
             )
             self.unfoldings = [unfolding_of(path, w, kind) for path, w in inside]
+
+    def names(self, params: Params) -> list[str]:
+        """Their paths."""
+        return scoped_names(params, self.scope) if self.unfoldings else []
 
     def taken(self, tree: PyTree) -> list[Any]:
         """The leaves of a tree that take part, in order."""

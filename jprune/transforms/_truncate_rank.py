@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune._errors import require_static, value_error
+from jprune._finite import require_finite
 from jprune._typing import Params, PyTree, Scalar, ScalarOrSchedule
 from jprune._unfolding import Unfold, first_values
 from jprune.transforms._build import (
@@ -142,6 +143,11 @@ def truncate_rank(
 
     def init(params: Params) -> TruncateRankState:
         leaves = Leaves(params, scope, kind)
+        require_finite(
+            "`params`",
+            zip(leaves.names(params), leaves.taken(params), strict=True),
+            "a kernel with NaN or infinities has no singular values.",
+        )
         ranks, directions = _before_any(leaves, params, nuclear is not None)
         return TruncateRankState(jnp.int32(0), ranks, directions, outer.init(params))
 
@@ -323,6 +329,7 @@ def trp(
       Xu et al., arXiv 2004.14566; settings of the authors' code.
     """
     require_rate(learning_rate, "trp", "chain it and `truncate_rank`")
+    require_static(total_steps=total_steps)
     return truncate_rank(
         energy,
         every=every,

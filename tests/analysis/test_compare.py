@@ -1,12 +1,14 @@
 """The five measures side by side, by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import sparse
 
-from jprune import analysis, compress
+from jprune import analysis, compress, surgery
 
 
 def mlp(params, x):
@@ -109,3 +111,21 @@ def test_leaves_that_are_no_numbers_pass():
     both = analysis.compare((fn, params), (fn, params), x, 2, rounds=1)
     assert both.dense.parameters == 6 and both.dense.flops == 2 * 4 * 3 * 2
     assert analysis.latency(fn, params, x, 2, rounds=1, warmup=1).rounds == 1
+
+
+def test_keyword_arguments_go_to_both():
+    """As a network that takes `train=`; by hand 2 * 3 * 8 * 4 with it, else nothing."""
+
+    def net(params, x, *, train=True, scale):
+        assert train is False
+        return scale * (x @ params["w"])
+
+    wide, narrow = {"w": jnp.ones((8, 4))}, {"w": jnp.ones((8, 2))}
+    how: Any = {"train": False, "scale": jnp.float32(2)}
+    x = jnp.ones((3, 8))
+    both = analysis.compare((net, wide), (net, narrow), x, rounds=1, **how)
+    assert (both.dense.flops, both.compact.flops) == (2 * 3 * 8 * 4, 2 * 3 * 8 * 2)
+    assert analysis.latency(net, wide, x, rounds=1, **how).median > 0
+    deps = surgery.groups(net)(wide, x, **how)
+    nothing = surgery.plan_from_keep(deps, {})
+    assert analysis.relative_cost("flops", net, wide, x, **how)(nothing) == 1.0

@@ -49,3 +49,17 @@ def test_nonlinear_network_against_numpy():
 def test_bad_inputs(x):
     with pytest.raises(ValueError, match="`x` must be a batch of floating inputs"):
         analysis.trainability(linear, (K1, K2), x)
+
+
+def test_a_dead_network_has_an_infinite_condition():
+    found = analysis.trainability(
+        lambda p, x: x @ p, jnp.zeros((3, 3)), jnp.ones((2, 3))
+    )
+    assert float(found.mean) == 0 and np.isinf(float(found.condition))
+
+
+def test_a_model_with_functions_in_its_tree():
+    model = {"act": jnp.tanh, "w": jnp.eye(2)}
+    x = jnp.zeros((1, 2))
+    found = analysis.trainability(lambda m, x: m["act"](x @ m["w"]), model, x)
+    np.testing.assert_allclose(found.values, [[1, 1]])

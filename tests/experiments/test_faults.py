@@ -100,8 +100,12 @@ def test_mistakes_end_before_anything_is_trained(words, tmp_path, capsys):
 # Checkpoints.
 
 
-def tree(value):
-    return {"w": jnp.full((64, 64), value, jnp.float32), "n": jnp.int32(3)}
+def noise(step):
+    return jax.random.normal(jax.random.key(step), (64, 64))
+
+
+def tree(step):
+    return {"w": noise(step), "n": jnp.int32(3)}
 
 
 def keeper(folder, say=print):
@@ -124,19 +128,27 @@ def flip_a_bit(folder):
     file.write_bytes(data)
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
-    said = []
-    two_saved(tmp_path / "run")
-    kept = sorted(int(p.name) for p in (tmp_path / "run").iterdir())
-    assert kept == [2, 3]
-    flip_a_bit(tmp_path / "run" / "3" / "state")
-    with keeper(tmp_path / "run", said.append) as checkpoints:
+def names(folder):
+    return sorted(place.name for place in folder.iterdir())
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path):
+    run, said = tmp_path / "run", []
+    two_saved(run)
+    assert names(run) == ["2", "3"]
+    flip_a_bit(run / "3" / "state")
+    with keeper(run, said.append) as checkpoints:
         found = checkpoints.restore(tree(0), jnp.zeros(3))
         assert found is not None and (found.step, found.seconds) == (2, 3.0)
-        np.testing.assert_array_equal(found.state["w"], np.full((64, 64), 2))
+        np.testing.assert_array_equal(found.state["w"], noise(2))
         checkpoints.save(Saved(3, tree(3), jnp.zeros(3), 0.0))  # its step comes again
     (line,) = said
-    assert str(tmp_path / "run" / "3") in line and "is damaged" in line
+    assert f"{run / '3'} is damaged and now called 3.damaged" in line
+    assert names(run) == ["2", "3", "3.damaged"]
+    flip_a_bit(run / "3" / "state")
+    with keeper(run, said.append) as checkpoints:
+        assert checkpoints.restore(tree(0), jnp.zeros(3)).step == 2
+    assert names(run) == ["2", "3.damaged", "3.damaged2"]
 
 
 def test_without_a_whole_checkpoint_the_run_starts(tmp_path):
@@ -147,6 +159,67 @@ def test_without_a_whole_checkpoint_the_run_starts(tmp_path):
     with keeper(tmp_path / "run", said.append) as checkpoints:
         assert checkpoints.restore(tree(0), jnp.zeros(3)) is None
     assert len(said) == 2
+    assert names(tmp_path / "run") == ["2.damaged", "3.damaged"]
+
+
+PASSING = [OSError(24, "Too many open files"), MemoryError(), ValueError("busy")]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=lambda e: type(e).__name__)
+def test_a_checkpoint_that_cannot_be_read_now_stays(error, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    two_saved(run)
+
+    def fails(*args, **kwargs):
+        raise error
+
+    with keeper(run) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "restore", fails)
+            with pytest.raises(
+                CheckpointError, match=r"run/3 could not be read: "
+            ) as e:
+                checkpoints.restore(tree(0), jnp.zeros(3))
+        assert (str(error) or "MemoryError") in str(e.value)
+        assert "`--resume` again" in str(e.value)
+        assert checkpoints.restore(tree(0), jnp.zeros(3)).step == 3  # it has passed
+    assert names(run) == ["2", "3"]
+
+
+def test_a_file_that_is_cut_is_named_and_stays(tmp_path):
+    """No digest can tell here that it is damaged, so a person decides."""
+    run = tmp_path / "run"
+    two_saved(run)
+    (run / "3" / "meta" / "metadata").write_text('{"seconds": 4.5, "dig')
+    with keeper(run) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"move .*run/3 elsewhere"):
+            checkpoints.restore(tree(0), jnp.zeros(3))
+    assert names(run) == ["2", "3"]
+    (run / "3").rename(tmp_path / "elsewhere")
+    with keeper(run) as checkpoints:
+        assert checkpoints.restore(tree(0), jnp.zeros(3)).step == 2
+
+
+OTHER = {
+    "more": ({"new": np.ones(2)}, r"1 leaves differ \(now: .*'new'"),
+    "fewer": ({"n": None}, r"1 leaves differ \(it holds .*'n'"),
+    "shape": ({"w": np.zeros((64, 3), "f")}, r"2 leaves .*\(64, 64\).*\(64, 3\)"),
+    "dtype": (
+        {"w": np.zeros((64, 64), np.float16)},
+        r"it holds .*float32.*now: .*float16",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_checkpoint_of_another_state_stays(name, tmp_path):
+    changed, message = OTHER[name]
+    like = {**tree(0), **changed}
+    two_saved(tmp_path / "run")
+    with keeper(tmp_path / "run") as checkpoints:
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.restore(like, jnp.zeros(3))
+    assert names(tmp_path / "run") == ["2", "3"]
 
 
 def test_a_save_that_did_not_save_is_an_error(tmp_path):

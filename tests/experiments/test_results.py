@@ -1,6 +1,7 @@
 """The table, the result file, the log read back, the report."""
 
 import json
+import re
 
 import pytest
 
@@ -80,6 +81,47 @@ def test_report_of_two_seeds(tmp_path, capsys):
 def test_report_without_a_result(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 2
     assert "no result in" in capsys.readouterr().out
+
+
+WRONG = {
+    "a fact is missing": (lambda r: r.pop("claims"), "it lacks claims"),
+    "an empty device": (lambda r: r.update(device={}), "it lacks device.count"),
+    "a device in words": (lambda r: r.update(device="cpu"), "`device` must be .* dict"),
+    "seconds in words": (lambda r: r.update(seconds="5 s"), "`seconds` must .* '5 s'"),
+    "a list of claims": (lambda r: r.update(claims=["it"]), "`claims` must be .* dict"),
+    "rows by name": (lambda r: r.update(rows={"swd": 1}), "`rows` must be .* list"),
+    "a row that is a number": (lambda r: r["rows"].append(3), r"`rows\[2\]` must"),
+    "a row without a name": (lambda r: r["rows"][1].pop("run"), r"rows\[1\].*'run'"),
+    "an accuracy in words": (
+        lambda r: r["rows"][1].update(after="97 %"),
+        r"`rows\[1\].after` must be .* '97 %'",
+    ),
+    "an extra in words": (
+        lambda r: r["rows"][1].update(extra={"speed": "2 x"}),
+        r"`rows\[1\].extra.speed` must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_report_names_what_is_no_result_of_a_job(name, tmp_path, capsys):
+    change, message = WRONG[name]
+    _job(tmp_path / "a", 0, 0.96)
+    path = tmp_path / "a" / "result.json"
+    result = json.loads(path.read_text())
+    change(result)
+    path.write_text(json.dumps(result))
+    assert report.main([str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path} is") and re.search(message, said), said
+
+
+def test_report_of_an_accuracy_that_was_no_number(tmp_path, capsys):
+    """Such a one is null in the file, a dash in the table, and in no mean."""
+    _job(tmp_path / "a", 0, float("nan"))
+    _job(tmp_path / "b", 1, 0.98)
+    assert report.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "swd 90%   98.00  [98.00, 98.00]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rows", [[], [DENSE]])

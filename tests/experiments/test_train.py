@@ -73,12 +73,57 @@ def test_parts_are_told_apart_also_where_they_share_a_model():
     assert found[0] == "" and "lenet300 " in found and "lenet300 2 " in found
 
 
-def test_a_folder_that_is_not_a_job_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="files that are no job's"):
-        train.prepare(tmp_path, load("digits"), 0, resume=False)
-    with pytest.raises(ConfigError, match="there is no job in"):
-        train.prepare(tmp_path, load("digits"), 0, resume=True)
+def contents(folder):
+    return {
+        str(file.relative_to(folder)): file.read_text()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+JOB = {"seed": 0, "data": "d", "model": "m", "batch": 1, "dense": {}, "runs": {}}
+STRANGERS = {
+    "a file": {"thesis.tex": "years of work"},
+    "a published model": {"config.json": '{"model_type": "gpt2"}', "model.bin": "0"},
+    "another program's settings": {"config.json": '{"seed": 1, "runs": ["a"]}'},
+    "no JSON": {"config.json": '{"seed": 1,'},
+    "an empty file": {"config.json": ""},
+    "a list": {"config.json": "[1, 2]"},
+    "runs of another kind": {"config.json": json.dumps({**JOB, "runs": {"a": {}}})},
+    "parts of another kind": {"config.json": json.dumps({**JOB, "beside": [{}]})},
+    "our names alone": {"log.jsonl": "{}", "figure.png": "art"},
+}
+OURS_BY_NAME = {"checkpoints/1/weights": "w", "tensorboard/e": "e", "result.json": "{}"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_folder_that_is_not_a_job_is_left_alone(name, resume, tmp_path, capsys):
+    for file, text in {**OURS_BY_NAME, **STRANGERS[name]}.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"is not the folder|there is no job in"):
+        train.prepare(tmp_path, load("digits"), 0, resume=resume)
+    words = [*SMALL, f"--out={tmp_path}", *["--resume"] * resume]
+    assert train.main(words) == 2
+    assert f"`--out {tmp_path}` is not the folder of a job" in capsys.readouterr().err
+    assert contents(tmp_path) == before  # not even a lock
+
+
+def test_a_job_starts_over_in_its_own_folder(tmp_path):
+    """What it wrote goes, what others laid beside it stays, settings may change."""
+    leftovers = {".lock": "", ".config.123.json": '{"se'}  # killed before the settings
+    for file, text in leftovers.items():
+        (tmp_path / file).write_text(text)
+    train.prepare(tmp_path, load("digits"), 0, resume=False)
+    for file, text in {**OURS_BY_NAME, "note.txt": "good"}.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    train.prepare(tmp_path, load("digits_all"), 1, resume=False)
+    left = contents(tmp_path)
+    assert left.keys() == {*leftovers, "config.json", "note.txt"}
+    assert json.loads(left["config.json"])["seed"] == 1
 
 
 def test_resume_refuses_other_settings(tmp_path):

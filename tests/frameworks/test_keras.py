@@ -244,7 +244,39 @@ def test_what_is_refused():
         jkeras.shrink(model, {})
     with pytest.raises(TypeError, match="`tx` must be an Optax transformation"):
         jkeras.Optimizer("adam")
+    assert jkeras.Optimizer(optax.MultiSteps(optax.sgd(0.1), 2))
     with pytest.raises(ValueError, match="two variables have the path"):
         jkeras.named([*model.variables, *model.variables])
     with pytest.raises(ValueError, match="compile=False"):
         jkeras.Optimizer.from_config({})
+
+
+def unnamed():
+    """An embedding, its mean, a head; Keras numbers the layers."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((6,), dtype="int32"),
+            layers.Embedding(11, 8),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(4),
+        ]
+    )
+
+
+def test_a_reloaded_plan_keeps_its_lookups_under_other_numbers(tmp_path):
+    """Rows of a table that is looked up went; the second model is `embedding_n`."""
+    first, second = unnamed(), unnamed()
+    (table,) = [p for p in jkeras.named(first) if p.endswith("/embeddings")]
+    (other,) = [p for p in jkeras.named(second) if p.endswith("/embeddings")]
+    assert table != other
+    deps = jkeras.groups(first, TOKENS, lookups=[f"{table}:0"])
+    (rows,) = (g for g in deps if g.size == 11)
+    plan = surgery.plan_from_keep(deps, {rows.id: range(0, 11, 2)})
+    plan.save(tmp_path / "plan.json")
+    again = jkeras.load(second, tmp_path / "plan.json")
+    assert again._setting.plan.lookups == ((((other,), 0),),)
+    give(again, first, plan.pack(jkeras.named(first)))
+    reference = give(unnamed(), first, plan.zero(jkeras.named(first)))
+    close(again(TOKENS), reference(TOKENS))
+    assert [tuple(v.shape) for v in again.variables][0] == (6, 8)

@@ -186,6 +186,18 @@ ATTENTION, CONVOLUTION = (64, 8, 8), (3, 16, 32)
         (shapes(layers__bias=(32,), layers__kernel=CONVOLUTION), [(), ()]),
         (shapes(blocks__a=(64, 8, 8), blocks__b=(8, 8, 64)), [(), ()]),
         (shapes(scanner__kernel=(6, 4, 8)), [()]),
+        # a gate and a counter of each layer, beside the norms of the layers
+        (shapes(layers__g=(6,), layers__k=(6, 4, 8), layers__s=(6, 8)), [(), (0,), ()]),
+        (
+            {"layers": {"k": np.ones((6, 4, 8)), "n": np.zeros(6, np.uint32)}},
+            [(0,), ()],
+        ),
+        # a gate, or a counter, is no norm of the layers: the bias may be one layer's
+        (shapes(layers__b=(6,), layers__k=(6, 4, 8)), [(), ()]),
+        (
+            {"layers": {"b": np.ones(6), "k": np.ones((6, 4, 8)), "n": np.arange(6)}},
+            [(), (), ()],
+        ),
     ],
 )
 def test_what_is_taken_for_a_stack(tree, axes):

@@ -82,6 +82,8 @@ def test_count_and_sparsity():
     removed = MASK | {"b": jnp.array(False)}
     assert int(masks.count(removed, PARAMS)) == 3
     assert float(masks.sparsity(removed, PARAMS)) == np.float32(5 / 8)
+    rows = {row.path: row for row in analysis.report(PARAMS, removed).rows}
+    assert rows["b"].kept == 0 and rows["b"].in_scope
     count, sparsity = jax.jit(lambda m: (masks.count(m), masks.sparsity(m)))(MASK)
     assert int(count) == 2 and count.dtype == jnp.int32
     assert float(sparsity) == 0.5 and sparsity.dtype == jnp.float32
@@ -135,6 +137,14 @@ def test_masks_that_do_not_fit(mask, message):
     for use in (masks.apply, masks.count, masks.sparsity):
         with pytest.raises(ValueError, match=message):
             use(mask, PARAMS)
+
+
+def test_what_is_no_array_passes():
+    params = {"act": jax.nn.relu, "name": "a", "w": jnp.ones((2, 2))}
+    mask = masks.unstructured(params, 0.5)
+    done = masks.apply(mask, params)
+    assert done["act"] is jax.nn.relu and done["name"] == "a"
+    assert done["w"].tolist() == [[1, 1], [0, 0]]
 
 
 def test_intersect_errors():

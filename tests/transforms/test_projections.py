@@ -364,6 +364,25 @@ def test_check_refuses_an_averaging_wrapper():
         transforms.check(averaged, tree("dict"))
 
 
+@pytest.mark.parametrize("tx, params", [
+    (optax.masked(transforms.keep_masked(masks.full), {"w": False}), (4, 4)),
+    (transforms.keep_masked({"w": jnp.array(True)}), (4, 4)),
+    (optax.chain(transforms.keep_masked(masks.full), optax.sgd(0.1)), (1, 1)),
+])  # fmt: skip
+def test_check_refuses_to_pass_on_nothing(tx, params):
+    with pytest.raises(ValueError, match="no weight that a projection .* could remove"):
+        transforms.check(tx, {"w": jnp.ones(params)})
+
+
+def test_check_beside_integer_leaves():
+    tx = optax.chain(optax.sgd(0.1), transforms.prune_gradually(0.5, end=3))
+    params = {"n": jnp.int32(3), "w": jnp.ones((4, 4))}
+    transforms.check(tx, params)
+    wrong = optax.chain(transforms.prune_gradually(0.5, end=3), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="do not end at exactly 0"):
+        transforms.check(wrong, params)
+
+
 def test_check_refuses_a_chain_without_projection():
     penalty = transforms.add_selective_decay(0.1, 1.0, sparsity=0.5)
     with pytest.raises(ValueError, match="found no projection"):
@@ -453,6 +472,13 @@ def test_iterative_magnitude_pruning(rewind):
     expected = 0.1 if rewind == "weights" else jnp.array([8.0, 7, 6, 5])
     np.testing.assert_allclose(second, expected * jnp.ones(4), rtol=1e-2)
     assert len(seen) == 3 and bool(jnp.all(seen[1][0]["w"][0, 4:] == 0))
+
+
+def test_training_that_lets_removed_weights_grow_is_an_error():
+    params = {"w": jnp.arange(1.0, 9).reshape(2, 4)}
+    free = lambda p, mask: jax.tree.map(lambda x: x + 0.1, p)  # noqa: E731
+    with pytest.raises(ValueError, match=r"must hold the mask(.|\n)*w: 4 not zero"):
+        transforms.prune_iteratively(free, params, [0.5])
 
 
 def test_iterative_errors():

@@ -106,6 +106,10 @@ def test_a_run_in_which_no_mask_moves_is_an_error():
         make(0.1, sparsity=0.5, total_steps=10, every=20)
     with pytest.raises(ValueError, match="No mask would move"):
         transforms.sparse_evolutionary(0.1, sparsity=0.5, total_steps=5, every=5)
+    with pytest.raises(ValueError, match="No mask would move.* hold the mask"):
+        transforms.drop_and_grow(optax.sgd(0.1), 0.5, every=100, end=50)
+    with pytest.raises(ValueError, match="`begin` must lie before .* step `end`=10"):
+        transforms.issr(0.1, sparsity=0.5, total_steps=30, begin=20)
     make(0.1, sparsity=0.5, total_steps=10, every=20, drop_fraction=0.0)
     # The period that nobody gave fits a short run: 7 // 4 steps.
     params = {"w": jax.random.normal(jax.random.key(0), (8, 8))}
