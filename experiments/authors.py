@@ -194,8 +194,10 @@ def _briefly(run: dict[str, Any]) -> dict[str, Any]:
             return {"seeds": 2}
         case "gap":
             return {"cyclic_rounds": (1,), "parallel_rounds": (1,)}
-        case "masksparsity":  # scales that begin at 1 come below it, none near 0
-            return {"strength": (2e-3,), "threshold": 0.9}
+        case (
+            "masksparsity"
+        ):  # of scales that begin at 1 some come below it, none near 0
+            return {"threshold": 1.0}
         case "tpp":  # every group needs a step of its own at the end
             return {"grow": 0.5, "samples": 10}
         case "trp":

@@ -186,9 +186,10 @@ def shortened(
     """The same experiment on few examples and for few epochs: a small form.
 
     In each part the longest run takes `epochs` epochs and the others in proportion, at
-    least one; rates fall at the same shares of a run. `interval` shrinks in proportion
-    to the steps of its run, `every` to a tenth of them if it is more. Of a sweep of
-    numbers the first stays, and of the claims those that need no training.
+    least one. Rates fall at the same shares of a run, and shrink in proportion to the
+    batch: a step of few images at the old rate may diverge. `interval` shrinks in
+    proportion to the steps of its run, `every` to a tenth of them if it is more. Of a
+    sweep of numbers the first stays, and of the claims those that need no training.
 
     Args:
       config: the whole.
@@ -223,7 +224,15 @@ def shortened(
 
 
 _LENGTHS = ("epochs", "tune_epochs")
+_RATES = ("lr", "tune_lr")
 _SWEPT = ("sparsity", "density", "strength")
+
+
+def _times(rate: Any, factor: float) -> Any:
+    """A learning rate, or one that falls in steps, times a factor."""
+    if isinstance(rate, dict):
+        return {**rate, "peak": factor * rate["peak"]}
+    return factor * rate
 
 
 class _Cut(NamedTuple):
@@ -250,6 +259,10 @@ class _Cut(NamedTuple):
         for name in _SWEPT:
             if isinstance(run.get(name), tuple):
                 made[name] = run[name][:1]
+        size = run.get("batch", batch)
+        for name in _RATES:
+            if name in run:
+                made[name] = _times(run[name], min(1.0, self.batch / size))
         if "batch" in run:
             made["batch"] = self.batch
         if "every" in run:
@@ -257,7 +270,7 @@ class _Cut(NamedTuple):
             made["every"] = min(run["every"], max(1, steps // 10))
         if "interval" in run:
             steps = made["epochs"] * self.after
-            whole = run["epochs"] * self.before(run.get("batch", batch))
+            whole = run["epochs"] * self.before(size)
             made["interval"] = max(1, round(run["interval"] * steps / whole))
         return made
 

@@ -175,8 +175,8 @@ SECONDS = {
     "lenet300": (0.00005, 3),
     "lenet5": (0.0005, 4),
     "resnet110": (0.03, 30),
-    "resnet20": (0.005, 8),
-    "resnet32": (0.008, 10),
+    "resnet20": (0.012, 12),
+    "resnet32": (0.012, 12),
     "resnet50": (0.025, 15),
     "resnet56": (0.016, 15),
     "vgg16": (0.14, 12),
@@ -243,7 +243,15 @@ def test_a_shorter_experiment_keeps_its_proportions():
     assert run["sparsity"] == (0.3,)
     # 28 epochs of 156 steps for 283 of 390, and 100 steps between two groups
     assert run["interval"] == round(100 * 28 * 156 / (283 * 390)) == 4
-    assert run["tune_lr"] == whole.parts()[2].runs["tpp"]["tune_lr"]
+    # 32 images in a step for 128, and for 32
+    assert run["tune_lr"] == {
+        **whole.parts()[2].runs["tpp"]["tune_lr"],
+        "peak": 1e-2 / 4,
+    }
+    assert run["lr"] == 1e-3 / 4 and aswl.dense == {
+        **whole.parts()[3].dense,
+        "epochs": 50,
+    }
     assert (aswl.validation, aswl.dense["epochs"]) == (500, 50)
     assert whole.parts()[2].runs["tpp"]["epochs"] == 283
 
