@@ -65,6 +65,7 @@ from jprune.frameworks._state import (
     shrunk,
 )
 from jprune.surgery import Groups, Plan
+from jprune.surgery._callable import looked_at
 
 __all__ = ("groups", "load", "shrink")
 
@@ -94,7 +95,8 @@ def groups(
       The groups, over the paths of `model`, or of `(model, state)`.
     """
     fn, *given = as_function(model, args, {"method": method, **kwargs})
-    return found(fn, free_outputs, lookups=lookups)(*given)
+    with looked_at("equinox"):
+        return found(fn, free_outputs, lookups=lookups)(*given)
 
 
 def shrink(
