@@ -102,9 +102,7 @@ def fold(rows: Iterable[tuple[str, Hashable]]) -> list[tuple[str, Any, int]]:
 _NUMBER = re.compile(r"(?<![:\d])(\d+)(?=[/_.\s]|$|:\d)")  # of a path, not an axis
 
 
-def _beside(
-    rows: list[tuple[str, Hashable, int]],
-) -> list[tuple[str, Hashable, int]]:
+def _beside(rows: list[tuple[str, Any, int]]) -> list[tuple[str, Any, int]]:
     """Leaves of one module with equal rests as one, `norm/{bias,scale}`."""
     found: dict[Any, list[str]] = {}
     for text, rest, n in rows:
