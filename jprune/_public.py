@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,6 +23,8 @@ from jprune._typing import kinds_of, text_of
 
 _TREES = ("PyTree", "Params", "Mask", "Scores")
 _NUMBERS = {int, float, jax.Array}
+_CLOSED = {Callable, Literal, Sequence, Iterable, Mapping, str, bool, type(None)}
+_PLAIN = {type(None), str, bytes, bool, int, float, complex, list, dict}
 _NO_NUMBERS = (str, bytes, float, type(None))
 
 
@@ -74,6 +76,8 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
         and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
     numbers = {name: k for name, k in kinds.items() if _is_scalar(k)}
+    transforms = "GradientTransformation" in text_of(signature.return_annotation)
+    closed = {n: k for n, k in kinds.items() if n not in numbers and _is_closed(k)}
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -81,6 +85,8 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
             return fn(*args, **kwargs)  # Python says what is missing
+        if transforms:
+            _require_no_optimizer(fn.__name__, given, signature)
         try:
             result = fn(*args, **kwargs)
         except Exception as error:
@@ -90,7 +96,7 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
             raise
         _require_numbers(given, numbers)
         _require_ranges(given)
-        _require_functions(given, kinds, signature)
+        _blame(given, closed, signature, None)
         return result
 
     call.__module__ = package
@@ -171,6 +177,26 @@ def _require_numbers(
             raise error from cause
 
 
+def _require_no_optimizer(
+    call: str, given: Mapping[str, Any], signature: inspect.Signature
+) -> None:
+    """Raises for an optimizer where a transformation takes none.
+
+    A recipe says itself what to do with an optimizer in place of its learning rate.
+    """
+    for name, value in given.items():
+        if not (hasattr(value, "init") and hasattr(value, "update")):
+            continue
+        kind = str(_Text(signature.parameters[name].annotation))
+        if name != "learning_rate" and "GradientTransformation" not in kind:
+            what = "something else" if kind == "Any" else kind
+            raise type_error(
+                f"`{name}` must be {what}, got an optimizer. `{call}` "
+                "takes none: it stands beside the optimizer in a chain, last if it "
+                f"moves weights to zero: `optax.chain(optimizer, {call}(...))`."
+            )
+
+
 def _require_ranges(given: Mapping[str, Any]) -> None:
     """Raises for a known number out of the range of its name."""
     for name in filter(_RANGES.__contains__, given):
@@ -180,17 +206,13 @@ def _require_ranges(given: Mapping[str, Any]) -> None:
             raise value_error(f"`{name}` must be at least {low}{most}, got {x}.")
 
 
-def _require_functions(
-    given: Mapping[str, Any],
-    kinds: Mapping[str, tuple[Any, ...]],
-    signature: inspect.Signature,
-) -> None:
-    """Raises for what is no function where nothing else goes; it would fail later."""
-    alone = {Callable, type(None)}
-    functions = {
-        n: k for n, k in kinds.items() if {get_origin(x) or x for x in k} <= alone
-    }
-    _blame(given, functions, signature, None)
+def _is_closed(kinds: tuple[Any, ...]) -> bool:
+    """Whether an argument is a function, a choice or a collection, and nothing else.
+
+    A text where paths are asked for would be read letter by letter, a choice that is
+    none as another one, and a number would be called by and by.
+    """
+    return {get_origin(kind) or kind for kind in kinds} <= _CLOSED
 
 
 def _blame(
@@ -201,11 +223,20 @@ def _blame(
 ) -> None:
     """Raises for the first argument that is of no kind that the signature says."""
     for name in filter(kinds.__contains__, given):
+        if error is None and type(given[name]) not in _PLAIN:
+            continue  # it was understood: a model object for a function, say
         if not any(_fits(given[name], kind) for kind in kinds[name]):
-            expected = _Text(signature.parameters[name].annotation)
+            expected = _expected(signature.parameters[name].annotation)
             raise type_error(
                 f"`{name}` must be {expected}, got {short(given[name])}."
             ) from error
+
+
+def _expected(annotation: Any) -> str:
+    """An annotation in words."""
+    text = re.sub(r"Callable\[.*\]", "a function", repr(_Text(annotation)))
+    text = re.sub(r"\b(PyTree|Params|Scores)\b", "a tree of arrays", text)
+    return re.sub(r"\bMask\b", "a tree of bools", text)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -213,12 +244,18 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Any:  # a class in Python 3.11
         return True
     if kind in _TREES:
-        return value is not None and not isinstance(value, str | bytes)
+        if value is None:
+            return False
+        plain = isinstance(value, int | float | complex | np.generic)
+        array = hasattr(value, "dtype") and hasattr(value, "shape")
+        return plain or array or not jax.tree_util.all_leaves([value])
     origin = get_origin(kind) or kind
     if origin is Literal:
         return isinstance(value, str | int | None) and value in get_args(kind)
     if origin in (int, float):
-        return isinstance(value, int | float | np.number) or hasattr(value, "dtype")
+        return isinstance(value, Real) or hasattr(value, "dtype")
+    if origin is bool:
+        return isinstance(value, int) or hasattr(value, "dtype")
     if origin is Callable:
         return callable(value)
     if isinstance(origin, type) and origin is not object:

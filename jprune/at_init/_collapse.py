@@ -23,12 +23,18 @@ import numpy as np
 from jprune import scores, selection
 from jprune._axes import Axes
 from jprune._errors import type_error
+from jprune._finite import require_finite
 from jprune._stacks import stacked_axes
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.at_init._synflow import ApplyFn
 from jprune.masks._count import is_traced
-from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
+from jprune.masks._scope import (
+    in_scope,
+    in_scope_list,
+    resolve_scope,
+    scoped_names,
+)
 from jprune.masks._unstructured import ranked
 
 _ADDED = "bias b beta offset mean".split()
@@ -103,6 +109,8 @@ def critical_sparsity(
     """
     scope = resolve_scope(scope, scores)
     stacks = in_scope_list(stacked_axes(scores), scope)
+    named = zip(scoped_names(scores, scope), in_scope(scores, scope), strict=True)
+    require_finite("`scores`", named, "NaN has no place in an order.")
     pairs = zip(in_scope(scores, scope), stacks, strict=True)
     taken = [(s if signed else jnp.abs(s), a) for s, a in pairs if s.size]
     leaves = [s for s, _ in taken]

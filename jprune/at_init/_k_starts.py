@@ -30,11 +30,12 @@ import jax.numpy as jnp
 
 from jprune import masks
 from jprune._errors import value_error
+from jprune._finite import require_finite
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, Scalar, Scope
 from jprune.at_init._fitness import fitness, require_balance
 from jprune.at_init._random_mask import ELEMENT, Pattern, random_mask
-from jprune.masks._scope import resolve_scope
+from jprune.masks._scope import in_scope, resolve_scope, scoped_names
 
 Share = Literal["leaf", "network", "channel"]
 
@@ -95,6 +96,10 @@ def k_starts(
     """
     require_balance(balance, grads)
     scope = resolve_scope(scope, params)
+    for name, tree in (("params", params), ("grads", grads)):
+        if tree is not None:
+            named = zip(scoped_names(tree, scope), in_scope(tree, scope), strict=True)
+            require_finite(f"`{name}`", named, "no mask is fitter than NaN.")
     contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
     starts = _starts(k)
     if share == "channel":

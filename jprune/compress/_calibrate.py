@@ -51,6 +51,13 @@ class Calibrated(NamedTuple):
     mask: Mask
     error: dict[str, float]
 
+    def __repr__(self) -> str:
+        """The layers and the largest error; the arrays are in the fields."""
+        return (
+            f"<Calibrated: {len(self.error)} layers pruned, largest error "
+            f"{max(self.error.values(), default=0.0):.2g}: .params, .mask, .error>"
+        )
+
 
 def wanda(
     fn: Callable[..., Any],

@@ -16,10 +16,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from jprune import masks
 from jprune._errors import listing, require_regex, value_error
+from jprune._finite import require_finite
 from jprune._groups import Group, member_leaves
 from jprune._tree import keys_text
 from jprune._typing import Params
@@ -251,6 +253,11 @@ def _columns(params: Params, group: Group, pacesetter: str | None) -> np.ndarray
     if pacesetter is not None:
         text = [re.search(pacesetter, keys_text(ref.path)) for ref, _ in made]
         made = [m for m, hit in zip(made, text, strict=True) if hit] or made
+    require_finite(
+        "`params`",
+        [(keys_text(ref.path), jnp.asarray(leaf)) for ref, leaf in made],
+        "no distance to NaN is known.",
+    )
     rows = []
     for ref, leaf in made:
         labels = ref.coordinates(group.size)

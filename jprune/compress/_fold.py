@@ -29,11 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import surgery
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._jaxpr._trace import flatten_call, trace
 from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
-from jprune.compress._difference import relative_difference
+from jprune.compress._difference import (
+    relative_difference,
+    require_examples,
+    require_shown,
+)
 from jprune.compress._sites import Origin, Reading, Sink, Walk
 
 
@@ -51,7 +56,8 @@ def fold_constants(
       plan: what will be removed; the channels must be constant under `variables` (a
         batch norm scale of 0, or a kernel of zeros with a bias).
       variables: the dense variables.
-      *args: arguments to measure the constants on: a few real examples.
+      *args: arguments to measure the constants on: a few real examples, two or more
+        that differ, since one cannot show what varies.
       tolerance: how far a constant may vary, and the outputs may differ, relative to
         the largest value beside it. Default: `64 * eps ** 0.75` of the output's dtype,
         4e-4 in float32.
@@ -62,22 +68,26 @@ def fold_constants(
       the arguments.
 
     Raises:
-      ValueError: if a removed channel varies with the input, a constant depends on the
-        position (zero padding), no bias or running mean follows, or the result differs.
-        Every layer concerned is named with its reason.
+      ValueError: if the examples show nothing (one, equal ones, outputs of NaN or 0),
+        a removed channel varies with the input, a constant depends on the position
+        (zero padding), no bias or running mean follows, or the result differs. Every
+        layer concerned is named with its reason.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> def net(p, x):
-      ...     return jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"] + p["d"]
+      ...     return jax.nn.relu(x @ p["a"] + p["b"][None]) @ p["c"] + p["d"][None]
       >>> params = {"a": jnp.array([[1.0, 0.0]]), "b": jnp.array([0.0, 2.0]),
       ...           "c": jnp.array([[1.0], [3.0]]), "d": jnp.array([0.5])}
-      >>> x = jnp.array([1.0])
+      >>> x = jnp.array([[1.0], [2.0], [-1.0]])
       >>> deps = surgery.groups(net)(params, x)
       >>> plan = surgery.plan_from_keep(deps, {deps[0].id: [True, False]})
       >>> fold_constants(net, plan, params, x)["d"]
       Array([6.5], dtype=float32)
     """
+    require_examples("fold_constants", args)
+    expected = jax.jit(apply)(variables, *args)
+    require_shown("fold_constants", expected)
     names, readings, sinks = _measure(apply, plan, variables, args)
     limit = _tolerance(readings, tolerance)
     changes = _changes(names, readings, sinks, limit)
@@ -89,7 +99,6 @@ def fold_constants(
         ),
         variables,
     )
-    expected = jax.jit(apply)(variables, *args)
     small = surgery.shrink(apply, plan)
     found = jax.jit(small)(plan.pack(folded), *args)
     error = relative_difference(found, expected)
@@ -100,7 +109,7 @@ def fold_constants(
             "absorb (a sum over channels, a loop, a product of two activations). Keep "
             "those groups, or fine-tune after removal instead."
         )
-    return folded
+    return owned(folded, variables)
 
 
 def _measure(
@@ -146,8 +155,9 @@ def _changes(
     refused = []
     for site, (path, reading) in enumerate(zip(names, readings, strict=True)):
         bound = limit * max(float(reading.scale), 1e-30)
-        if max(float(np.abs(reading.constant).max()), float(reading.spread)) <= bound:
-            continue  # the removed channels are silent
+        silent = np.abs(reading.constant).max() <= bound and reading.spread <= bound
+        if silent and reading.varies > bound:
+            continue
         sink = sinks.get(site, Sink(None, why="no bias or running mean follows"))
         why = _reason(reading, sink, bound)
         if why:
@@ -168,9 +178,15 @@ def _changes(
 
 
 def _reason(reading: Reading, sink: Sink, bound: float) -> str:
-    if float(reading.unsteady) > bound:
+    if not float(reading.varies) > bound:
+        return (
+            "the examples are alike here: what the layer reads of the kept channels "
+            "does not vary, which shows of no channel that it is constant. Pass other "
+            "or more `args`"
+        )
+    if not float(reading.unsteady) <= bound:
         return "the removed channels vary with the input, they are not constant"
-    if float(reading.spread) > bound:
+    if not float(reading.spread) <= bound:
         return (
             "their constant depends on the position (zero padding hides it from some "
             "taps at the border)"

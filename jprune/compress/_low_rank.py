@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._factors import Factors, Thin, split
 from jprune._finite import require_finite
@@ -50,7 +51,7 @@ from jprune._unfolding import (
     spectrum,
     unfolding_of,
 )
-from jprune.compress._difference import relative_difference
+from jprune.compress._difference import relative_difference, require_shown
 from jprune.compress._thin import Walk
 
 
@@ -110,8 +111,8 @@ def low_rank(
 
     Raises:
       ValueError: ranks that fit no leaf or are out of range; a kernel that is not
-        finite; nothing to split; with
-        `args`, outputs that differ. With `args`, and whenever the result is called: a
+        finite; nothing to split; with `args`, outputs that differ, or are NaN, 0 or
+        none, which shows nothing. With `args`, and whenever the result is called: a
         kernel that the function reads in a way that two factors cannot serve (an
         element-wise function of it, a grouped convolution, a contraction over other
         axes than its rows or its columns), each named with the reason.
@@ -163,7 +164,7 @@ def low_rank(
         )
     result = LowRank(
         _thinned(fn, kernels),
-        _replaced(params, pairs),
+        owned(_replaced(params, pairs), params),
         {name: int(np.max(asked[name])) for name in kernels},
         whole,
     )
@@ -291,6 +292,7 @@ def _compare(
 ) -> None:
     """Raises unless the outputs are those of the truncated kernels."""
     expected = jitted_call(fn, truncated, args)
+    require_shown("low_rank", expected)
     found = jitted_call(result.fn, result.params, args)
     if tolerance is None:
         pairs = [

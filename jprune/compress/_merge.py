@@ -29,11 +29,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jprune import surgery
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group
 from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
-from jprune.compress._difference import relative_difference
+from jprune.compress._difference import relative_difference, require_shown
 
 Assignment = Mapping[str, ArrayLike | Sequence[int]]
 """Cluster numbers of a group's coordinates, by group id or by path of a producing leaf.
@@ -99,7 +100,7 @@ def snap(deps: surgery.Groups, variables: PyTree, assignment: Assignment) -> PyT
     Returns:
       The variables with equal members, same structure, shapes and dtypes.
     """
-    return _snapped(deps, variables, assignment, _cluster_mean)
+    return owned(_snapped(deps, variables, assignment, _cluster_mean), variables)
 
 
 def _snapped(
@@ -150,7 +151,8 @@ def merge(
         give one group different clusters (layers that are added must share clusters);
         if members are further apart than `tolerance`; if the merged network differs,
         naming the groups whose coordinates are not only summed by weights (normalized
-        or multiplied with each other across coordinates).
+        or multiplied with each other across coordinates); if the outputs on `args`
+        are NaN, 0 or none, which shows nothing.
 
     Examples:
       >>> import jax
@@ -158,7 +160,7 @@ def merge(
       ...     return jax.nn.relu(x @ p["a"]) @ p["b"]
       >>> a = jnp.array([[1.0, 1.0, 2.0], [0.5, 0.5, -1.0]])
       >>> b = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.5, 4.0]])
-      >>> params, x = {"a": a, "b": b}, jnp.array([1.0, -1.0])
+      >>> params, x = {"a": a, "b": b}, jnp.array([[1.0, -1.0], [2.0, 1.0]])
       >>> deps = surgery.groups(net)(params, x)
       >>> merged = merge(net, deps, params, {"a": [0, 0, 1]}, x)
       >>> merged.variables["b"].tolist()
@@ -172,6 +174,7 @@ def merge(
     snapped = _snapped(deps, variables, assignment, one)
     plan, packed = _summed(deps, snapped, assignment)
     expected = jax.jit(apply)(snapped, *args)
+    require_shown("merge", expected)
     found = jax.jit(surgery.shrink(apply, plan))(packed, *args)
     error = relative_difference(found, expected)
     if not error <= tolerance:

@@ -24,8 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, noting, short, type_error, value_error
-from jprune._tree import named_leaves, require_same_structure
+from jprune._tree import (
+    KeyTuple,
+    keyed_leaves,
+    named_leaves,
+    require_same_structure,
+)
 from jprune._typing import PyTree
 from jprune.surgery._callable import model_kind
 
@@ -51,7 +57,8 @@ def recalibrate(
         them: the variables (Linen), `(params, state)` (Haiku), the state (Equinox); no
         such argument where the model does (NNX, Keras).
       batches: the data, all batches of one shape if it is to compile once. With a
-        model object a batch is the input of a call, or a tuple of its arguments.
+        model object a batch is the input of a call, or a tuple of its arguments, the
+        state of Equinox aside; labels do not belong to it.
       momentum: the `m` of every running average in the model, in [0, 1). The result is
         then the exact mean over the batches, of debiased averages (Haiku's, with their
         counters) as well. None: `update` is applied once per batch,
@@ -67,10 +74,12 @@ def recalibrate(
       and Keras the model, changed in place.
 
     Raises:
-      TypeError: no batches, or keyword arguments of a call without a model object.
+      TypeError: no batches, one array in place of a list of them, or keyword arguments
+        of a call without a model object.
       ValueError: if `batches` is empty, `momentum` is out of range, not known or not
-        that of the layers, the statistics did not move (no training mode) or are not
-        finite, or `update` returns another structure.
+        that of the layers, a statistic is no such average (a maximum, a variance about
+        the running mean), did not move (no training mode) or is not finite, or `update`
+        returns another structure.
 
     Examples:
       >>> m = 0.9
@@ -101,9 +110,10 @@ def recalibrate(
         )
     if momentum is not None and not 0 <= momentum < 1:
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
-    step = _noted(jax.jit(update), data)
+    _require_list(data)
+    step = _noted(jax.jit(update), name is not None)
     if momentum is None:
-        return put(_finite(_run(step, stats, data), stats))
+        return put(owned(_finite(_run(step, stats, data), stats)))
     blank = jax.tree.map(lambda s: jnp.zeros_like(s) if _floating(s) else s, stats)
     start = jax.tree.map(lambda s: jnp.zeros_like(s) if _counts(s) else s, blank)
     counted = any(map(_counts, jax.tree.leaves(stats)))
@@ -115,13 +125,13 @@ def recalibrate(
             later = _checked(step(ahead, batch), stats) if counted else found
             first = _Averages.seen(found, later, momentum, counted)
             _require_change(step, start, found, batch)
-            if not counted:
-                _require_average(step(stats, batch), stats, found, momentum)
+            for old in (stats, _probe(stats, found, momentum)):
+                first.require(step(old, batch), old, found)
         total = jax.tree.map(_added, total, found)
         count += 1
     _require_batches(count)
     assert first is not None
-    return put(_finite(first.means(total, stats, count), stats))
+    return put(owned(_finite(first.means(total, stats, count), stats)))
 
 
 def _finite(new: PyTree, old: PyTree) -> PyTree:
@@ -199,24 +209,11 @@ def _require_change(step: Callable, start: Any, found: Any, batch: Any) -> None:
         )
 
 
-def _require_average(after: Any, stats: Any, fresh: Any, momentum: float) -> None:
-    """Raises unless old statistics enter as momentum s and in no other way."""
-    wrong = []
-    pairs = zip(*map(jax.tree.leaves, (after, stats, fresh)), strict=True)
-    for (path, _), (x, s, b) in zip(named_leaves(stats), pairs, strict=True):
-        if not _floating(s) or not np.all(np.isfinite(s)):
-            continue
-        x, s, b = (np.asarray(leaf, np.float64) for leaf in (x, s, b))
-        size = np.max(np.abs(x) + np.abs(s) + np.abs(b), initial=0.0)
-        if np.any(np.abs(x - momentum * s - b) > 0.01 * size):
-            wrong.append(path)
-    if wrong:
-        raise value_error(
-            f"one batch does not change these statistics s to {momentum} s + (1 - "
-            f"{momentum}) b: `momentum` is not that of the layers, or they divide by "
-            'running values in training (Equinox\'s `mode="ema"`: pass the model '
-            f"object).{listing(wrong)}"
-        )
+def _probe(stats: PyTree, fresh: PyTree, momentum: float) -> PyTree:
+    """Old statistics unlike any average, so that a maximum or minimum shows."""
+    return jax.tree.map(
+        lambda s, b: 2 * b / (1 - momentum) + 1 if _floating(s) else s, stats, fresh
+    )
 
 
 def _added(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -236,69 +233,141 @@ class _Averages(NamedTuple):
 
     Attributes:
       momentum: m.
-      debiased: for each leaf whether it is one, a tree of bools.
-      share: 1 - m^count at the present counters: what a debiased average divides by.
+      plain: of each debiased leaf the plain one that it divides, by number of leaf.
+      shares: of both, 1 - m^count at the present counter.
     """
 
     momentum: float
-    debiased: PyTree
-    share: float
+    plain: dict[int, int]
+    shares: dict[int, float]
 
     @classmethod
     def seen(cls, fresh: PyTree, later: PyTree, m: float, counted: bool) -> "_Averages":
         """From one batch with counters at 0, and with counters one ahead."""
-        if not counted:
-            return cls(m, jax.tree.map(lambda _: False, fresh), 1.0)
-        flags = jax.tree.map(
-            lambda a, b: _floating(a) and not _close(a, b), fresh, later
-        )
-        pairs = zip(*map(jax.tree.leaves, (fresh, later, flags)), strict=True)
-        leaves = [(np.asarray(a), np.asarray(b), f) for a, b, f in pairs]
-        plain = [a / (1 - m) for a, _, flag in leaves if not flag and _floating(a)]
-        ratios = []
-        for a, b, flag in leaves:
-            if not flag:
-                continue
-            if not any(p.shape == a.shape and _close(p, a) for p in plain):
+        paths = [path for path, _ in keyed_leaves(fresh)]
+        a, b = ([np.asarray(x) for x in jax.tree.leaves(t)] for t in (fresh, later))
+        floats = [i for i, x in enumerate(a) if _floating(x)]
+        moved = [i for i in floats if counted and not _close(a[i], b[i])]
+        plain: dict[int, int] = {}
+        shares: dict[int, float] = {}
+        for i in moved:
+            near = [
+                j
+                for j in floats
+                if j not in moved
+                and a[j].shape == a[i].shape
+                and _close(a[j] / (1 - m), a[i])
+            ]
+            if not near:
                 raise value_error(
                     "`stats` has a leaf that depends on a counter and is no average "
                     "divided by 1 - momentum^count, as Haiku's are: its exact mean is "
                     "not known. Check `momentum`, or leave it out."
                 )
-            ratios += (b[a != 0] / a[a != 0]).ravel().tolist()
-        share = 1.0
-        if ratios and m:  # later / fresh is (1 - m) / (1 - m^(count + 2))
-            power = (1 - (1 - m) / float(np.median(ratios))) / m**2
-            share = 1 - min(max(power, 0.0), 1.0)
-        return cls(m, flags, share)
+            j = max(near, key=lambda j: _shared(paths[i], paths[j]))
+            plain[i], shares[i] = j, _share(a[i], b[i], m)
+            shares[j] = shares[i]
+        return cls(m, plain, shares)
+
+    def require(self, after: PyTree, stats: PyTree, fresh: PyTree) -> None:
+        """Raises unless old statistics enter as momentum s and in no other way."""
+        m, wrong = self.momentum, []
+        x, s, b = (
+            [np.asarray(leaf, np.float64) if _floating(leaf) else None for leaf in tree]
+            for tree in map(jax.tree.leaves, (after, stats, fresh))
+        )
+        for i, ((path, leaf), at) in enumerate(
+            zip(named_leaves(stats), x, strict=True)
+        ):
+            old, new = s[i], b[i]
+            if at is None or old is None or new is None or not np.isfinite(old).all():
+                continue
+            if i in self.plain:  # its old value is not read
+                m_old, part = 0.0, x[self.plain[i]]
+                assert part is not None
+                new = part / (1 - m * (1 - self.shares[i]))
+            else:
+                m_old = m
+            size = np.max(np.abs(new) + (1 - m) * np.abs(old), initial=0.0)
+            noise = np.max(np.abs(at) + np.abs(old) + np.abs(new), initial=0.0)
+            slack = (
+                0.01 * size + 8 * float(jnp.finfo(jnp.result_type(leaf)).eps) * noise
+            )
+            if not np.all(np.abs(at - m_old * old - new) <= slack):
+                wrong.append(path)
+        if wrong:
+            raise value_error(
+                f"one batch does not change these statistics s to {m} s + (1 - {m}) b: "
+                "`momentum` is not that of the layers, they are no averages (maxima, a "
+                "variance about the running mean), or divide by running values in "
+                'training (Equinox\'s `mode="ema"`: pass the model object).'
+                f"{listing(wrong)}"
+            )
 
     def means(self, total: PyTree, stats: PyTree, count: int) -> PyTree:
         """The statistics, from the sums over the batches."""
-        scale = self.share if any(jax.tree.leaves(self.debiased)) else 1.0
-
-        def leaf(sums: jax.Array, old: jax.Array, debiased: bool) -> jax.Array:
+        sums, tree = jax.tree.flatten(total)
+        found = []
+        for i, (x, old) in enumerate(zip(sums, jax.tree.leaves(stats), strict=True)):
             if not _floating(old):
-                return old
-            mean = sums / count if debiased else sums / (count * (1 - self.momentum))
-            return (mean * (1.0 if debiased else scale)).astype(sums.dtype)
+                found.append(old)
+                continue
+            mean = x / count
+            if i not in self.plain:
+                mean = mean / (1 - self.momentum) * self.shares.get(i, 1.0)
+            found.append(mean.astype(x.dtype))
+        return jax.tree.unflatten(tree, found)
 
-        return jax.tree.map(leaf, total, stats, self.debiased)
+
+def _shared(one: KeyTuple, other: KeyTuple) -> int:
+    """How many keys two paths begin with together."""
+    same = [a == b for a, b in zip(one, other, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def _share(fresh: np.ndarray, later: np.ndarray, m: float) -> float:
+    """1 - m^count: later / fresh is (1 - m) / (1 - m^(count + 2))."""
+    ratios = later[fresh != 0] / fresh[fresh != 0]
+    if not ratios.size or not m:
+        return 1.0
+    power = (1 - (1 - m) / float(np.median(ratios))) / m**2
+    return 1 - min(max(power, 0.0), 1.0)
 
 
 def _close(a: Any, b: Any) -> bool:
     return bool(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-7))
 
 
-def _noted(step: Callable, batches: Any) -> Callable:
+def _require_list(batches: Any) -> None:
+    """Raises for one array, which would be taken row by row."""
+    if hasattr(batches, "shape"):
+        raise type_error(
+            "`batches` must be a list of batches, or any iterable of them, got one "
+            f"array, {short(batches)}, whose rows would be taken for batches. One "
+            "batch `x` is given as `[x]`."
+        )
+
+
+_ARGUMENTS = (
+    " A batch is the argument of the model's call, or a tuple of its arguments: labels "
+    "do not belong to it (`[x for x, y in batches]`)."
+)
+
+
+def _noted(step: Callable, of_model: bool) -> Callable:
     """The step, whose errors say which batch it was called on."""
-    row = ", a row of `batches`: one batch is given as `[x]`"
 
     def call(stats: PyTree, batch: Any) -> Any:
-        where = row if hasattr(batches, "shape") else ""
-        with noting(lambda: f"the call was on the batch {short(batch)}{where}."):
+        with noting(lambda: f"the call was on the batch {_shown(batch)}.{advice}"):
             return step(stats, batch)
 
+    advice = _ARGUMENTS if of_model else ""
     return call
+
+
+def _shown(batch: Any) -> str:
+    tuples = isinstance(batch, tuple)
+    return f"({', '.join(map(short, batch))})" if tuples else short(batch)
 
 
 def _run(step: Callable, stats: PyTree, batches: Iterable[Any]) -> PyTree:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import surgery
+from jprune._dtypes import owned
 from jprune._errors import value_error
 from jprune._groups import AxisRef, Group
 from jprune._jaxpr._chain import data_dependent, find_chain
@@ -227,7 +228,7 @@ def remove_similar(
     if compensate:
         _compensate(fn, deps, variables, constants, args, changed)
     plan = surgery.plan_from_keep(deps, similar.keep)
-    return plan, _rebuilt(variables, changed)
+    return plan, owned(_rebuilt(variables, changed), variables)
 
 
 def _single(deps: surgery.Groups) -> list[Group]:

@@ -52,12 +52,15 @@ class Reading(NamedTuple):
       spread: largest deviation from it.
       unsteady: largest deviation from the mean over examples at the same position.
       scale: largest magnitude of the result at the site.
+      varies: largest deviation, over examples, of what the kept rows contribute;
+        infinite where those rows, or the removed ones, are all 0.
     """
 
     constant: jax.Array
     spread: jax.Array
     unsteady: jax.Array
     scale: jax.Array
+    varies: jax.Array
 
 
 class Sink(NamedTuple):
@@ -130,7 +133,8 @@ class Walk:
             only[place] = jnp.where(gone, values[place], 0)
             part = _compat.bind(eqn, eqn.params, only)[0]
             self.sites.append(tag.path)
-            self.readings.append(_reading(part, result, free))
+            told = jnp.any(only[place] != 0) & jnp.any(only[place] != values[place])
+            self.readings.append(_reading(part, result, told, free))
             return Pending(len(self.sites) - 1, kept_dims)
         return None
 
@@ -217,14 +221,20 @@ def _axes(eqn: Equation, place: int, ndim: int) -> tuple[list[int], list[int], D
     return contracted, free, dims
 
 
-def _reading(part: jax.Array, result: jax.Array, free: Sequence[int]) -> Reading:
+def _reading(
+    part: jax.Array, result: jax.Array, told: jax.Array, free: Sequence[int]
+) -> Reading:
+    def unsteady(x: jax.Array) -> jax.Array:
+        average = x.mean(free[0], keepdims=True) if free else x
+        return jnp.abs(x - average).max()
+
     constant = part.mean(tuple(free), keepdims=True)
-    average = part.mean(free[0], keepdims=True) if free else part
     return Reading(
         constant.reshape([n for d, n in enumerate(part.shape) if d not in free]),
         jnp.abs(part - constant).max(),
-        jnp.abs(part - average).max(),
+        unsteady(part),
         jnp.abs(result).max(),
+        jnp.where(told, unsteady(result - part), jnp.inf),
     )
 
 

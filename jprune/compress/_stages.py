@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._jaxpr import _compat, _flat
 from jprune._jaxpr._chain import Chain, data_dependent, find_chain, reads
@@ -191,7 +192,7 @@ class Stages:
                 x = jnp.asarray(x + changes[keys]).astype(x.dtype)
             return x
 
-        return jax.tree_util.tree_map_with_path(leaf, self.params)
+        return owned(jax.tree_util.tree_map_with_path(leaf, self.params), self.params)
 
     @staticmethod
     def _bind(form: MatrixForm, x: Any, operand: Any) -> Any:

@@ -48,7 +48,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from jprune._errors import type_error, value_error
+from jprune._errors import PREFIX, type_error, value_error
 from jprune._jaxpr._trace import is_array
 from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
@@ -65,6 +65,7 @@ from jprune.frameworks._state import (
     shrunk,
 )
 from jprune.surgery import Groups, Plan
+from jprune.surgery._callable import looked_at
 
 __all__ = ("groups", "load", "shrink")
 
@@ -94,7 +95,8 @@ def groups(
       The groups, over the paths of `model`, or of `(model, state)`.
     """
     fn, *given = as_function(model, args, {"method": method, **kwargs})
-    return found(fn, free_outputs, lookups=lookups)(*given)
+    with looked_at("equinox"):
+        return found(fn, free_outputs, lookups=lookups)(*given)
 
 
 def shrink(
@@ -200,20 +202,24 @@ def with_state(model: Any, args: tuple, state: Any) -> tuple:
 
 
 def recalibration(model: Any, state: Any, **kwargs: Any) -> Recalibration:
-    """How the statistics of the norms in a state are measured: vmapped over a batch."""
+    """How the statistics of the norms in a state are measured: vmapped over a batch.
+
+    The norms are in training mode, the rest is not: dropout is off and needs no key.
+    """
     norms = [x for x in jax.tree.leaves(model, is_leaf=_is_norm) if _is_norm(x)]
     require_statistics(state if norms else None, "`eqx.nn.BatchNorm`")
     names = {x.axis_name for x in norms}
     if len(names) > 1:
         raise value_error(f"the norms must share one `axis_name`, got {names}.")
-    training = jax.tree.map(_training, model, is_leaf=_is_norm)
+    quiet = eqx.nn.inference_mode(model)
+    training = jax.tree.map(_training, quiet, is_leaf=_is_norm)
     running = [norm for norm in norms if norm.mode == "ema"]
 
     def update(state: Any, batch: Any) -> Any:
         begun = _begun(running, state, True)
 
         def one(*args: Any) -> Any:
-            out = training(*args, begun, **kwargs)
+            out = training(*with_state(training, args, begun), **kwargs)
             return next(filter(_is_state, jax.tree.leaves(out, is_leaf=_is_state)))
 
         every = jax.vmap(one, axis_name=names.copy().pop(), out_axes=None)
@@ -338,6 +344,12 @@ def _split(method: str, args: Any, kwargs: Any) -> tuple["_Call", Any, Any, Any]
     return _Call(method, bool(states)), states[0] if states else None, args, kwargs
 
 
+_TRAINING = (
+    f"{PREFIX}the module was called in training mode. Pass `key=`, or look at "
+    "`eqx.nn.inference_mode(model)`."
+)
+
+
 class _Call:
     """One call as a function; a state in its result is taken out, its place kept."""
 
@@ -352,7 +364,12 @@ class _Call:
         args, kwargs = jax.tree.map(
             lambda x: state if isinstance(x, _Place) else x, (args, kwargs)
         )
-        out = getattr(model, self.method)(*args, **kwargs)
+        try:
+            out = getattr(model, self.method)(*args, **kwargs)
+        except RuntimeError as error:
+            if "requires a key" in str(error):
+                error.add_note(_TRAINING)
+            raise
         leaves, self.tree = jax.tree.flatten(out, is_leaf=_is_state)
         self.places = [_is_state(x) for x in leaves]
         new: dict[KeyTuple, Any] = {}

@@ -51,6 +51,7 @@ from jprune.frameworks._state import (
     shrunk,
 )
 from jprune.surgery import Groups, Plan
+from jprune.surgery._callable import looked_at
 from jprune.surgery._plan import require_plan
 
 __all__ = ("groups", "load", "shrink")
@@ -98,7 +99,8 @@ def groups(
             f"got {type(model).__name__}."
         )
     fn, *given = as_function(model, (params, *args), kwargs)
-    return found(fn, free_outputs, (), lookups)(*given)
+    with looked_at("haiku"):
+        return found(fn, free_outputs, (), lookups)(*given)
 
 
 def shrink(model: T, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> T:

@@ -61,6 +61,7 @@ from jprune.frameworks._state import (
     shrunk,
 )
 from jprune.surgery import Groups, Plan
+from jprune.transforms._build import around
 
 __all__ = ("Optimizer", "groups", "load", "named", "shrink")
 
@@ -375,12 +376,8 @@ class Optimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(self, tx: optax.GradientTransformation, name: str = "optax") -> None:
-        if not isinstance(tx, optax.GradientTransformation):
-            raise type_error(
-                f"`tx` must be an Optax transformation, got {type(tx).__name__}."
-            )
         super().__init__(learning_rate=1.0, name=name)
-        self._tx = tx
+        self._tx = around(tx, "tx")
 
     def build(self, variables: Iterable[Any]) -> None:
         """Makes the state of the chain, one Keras variable for each of its arrays."""

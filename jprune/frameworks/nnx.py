@@ -59,6 +59,7 @@ from jprune.frameworks._state import (
     shrunk,
 )
 from jprune.surgery import Groups, Plan
+from jprune.surgery._callable import looked_at
 
 __all__ = ("groups", "load", "shrink")
 
@@ -92,7 +93,8 @@ def groups(
       The groups, over the paths of `nnx.state(model)`.
     """
     fn, *given = as_function(model, args, {"method": method, **kwargs})
-    return found(fn, free_outputs, (0,), lookups)(*given)
+    with looked_at("nnx"):
+        return found(fn, free_outputs, (0,), lookups)(*given)
 
 
 def shrink(model: M, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -> M:

@@ -25,7 +25,7 @@ from jprune._errors import require_static, value_error
 from jprune._stacks import Axes, layer_shape, stack_shape
 from jprune.masks._count import is_traced
 from jprune.masks._rows import largest_of_rows
-from jprune.selection._image import image_of
+from jprune.selection._image import common_image, image_of
 from jprune.selection._largest import largest
 
 RankingName = Literal["global", "leaf", "output"]
@@ -76,7 +76,7 @@ def rank(
     if ranking == "leaf" and any(floors):
         keep = _raise_to_floors(keep, floors)
     floored = not own and sum(units) > 1 and any(floors)
-    return _rank(
+    kept, found = _rank(
         list(scores),
         jax.tree.map(lambda k: jnp.asarray(k, jnp.int32), keep),
         tuple(floors) if floored else None,
@@ -87,6 +87,9 @@ def rank(
         signed,
         tuple(stacks) if own or floored else ((),) * len(scores),
     )
+    if times is None and not any(map(is_traced, (found.bits, *scores))):
+        _require_numbers(scores, kept, found, signed)
+    return kept, found
 
 
 # Compiled once for all counts, so that a call outside `jit` is cheap the second time.
@@ -208,6 +211,31 @@ def _require_room(keep: Any, floors: Sequence[int], units: Sequence[int]) -> Non
         raise value_error(
             f"Asked to keep {total} in all, but `min_keep` guarantees {least} over "
             f"{sum(units)} leaves. Lower `sparsity`, raise `keep`, or lower `min_keep`."
+        )
+
+
+def _require_numbers(
+    scores: Sequence[jax.Array],
+    kept: Sequence[jax.Array],
+    found: selection.Threshold,
+    signed: bool,
+) -> None:
+    """Raises if more are kept than there are numbers: the rest went by position.
+
+    Only a threshold at the lowest image lets through what is no number.
+    """
+    image = common_image([x.dtype for x in scores], "signed" if signed else "magnitude")
+    if not scores or np.all(np.asarray(found.bits) > image.lowest):
+        return
+    pairs = list(zip(scores, kept, strict=True))
+    wrong = sum(int(jnp.sum(k & ~jnp.isfinite(x))) for x, k in pairs)
+    numbers = sum(int(jnp.sum(jnp.isfinite(x))) for x in scores)
+    if wrong and numbers < sum(int(jnp.sum(k)) for k in kept):
+        raise value_error(
+            f"`scores` must be finite where something is kept, got {numbers} numbers "
+            f"of {sum(x.size for x in scores)}: {wrong} would be kept by their "
+            "position alone. Look for NaN or infinities in the weights, or in the loss "
+            "and gradients that the scores were made of."
         )
 
 

@@ -27,6 +27,7 @@ from jprune._tree import (
     leaf_name,
     named_leaves,
     require_same_structure,
+    require_tree,
 )
 from jprune._typing import Mask, Params, PyTree, Scope
 
@@ -53,10 +54,12 @@ def prunable(
 
     Args:
       params: the parameters, or their shapes and dtypes (`jax.ShapeDtypeStruct`).
-      include: a regular expression searched in the leaf path `a/b/kernel`, or a
-        predicate `(path, leaf) -> bool`; it replaces the default rule. Leaves that are
-        not floating are passed over where it would take any name (".*", "layer/"), and
-        refused where it asks for theirs.
+      include: which leaves instead. A regular expression searched in the leaf path
+        `a/b/kernel`: one for modules ("decoder", "layer_1/") takes of them what the
+        default rule takes; one that names leaves ("bias", "norm/scale$") takes those;
+        and one for any path (".*") every floating leaf. Or a predicate
+        `(path, leaf) -> bool`, which replaces the rule. Leaves that are not floating
+        are passed over unless their name is asked for, and then refused.
       exclude: likewise; leaves it matches are left out.
       verbose: print each leaf with what was decided.
       names: a path for each leaf, in flattening order, where the tree has none: Keras
@@ -87,15 +90,7 @@ def prunable(
     elif include is None:
         _require_names(params)
     for name, pattern in (("include", include), ("exclude", exclude)):
-        if isinstance(pattern, str):
-            require_regex(name, pattern)
-        if pattern is not None and not any(
-            _matches(pattern, path, leaf) for path, leaf in leaves
-        ):
-            raise value_error(
-                f"`{name}`={pattern!r} matches no leaf. {_leaves_near(pattern, leaves)}"
-            )
-
+        _require_match(name, pattern, leaves)
     if include is not None:
         _require_floating(include, leaves)
 
@@ -104,37 +99,69 @@ def prunable(
             return False
         if exclude is not None and _matches(exclude, path, leaf):
             return False
-        if include is not None:
-            return _matches(include, path, leaf)
-        return np.ndim(leaf) >= 2 and leaf_name(path) not in NOT_WEIGHTS
+        if include is not None and not _matches(include, path, leaf):
+            return False
+        return _is_weight(path, leaf) or _asks_for(include, path, leaf)
 
     decided = [takes_part(path, leaf) for path, leaf in leaves]
     if verbose:
         for (path, _), taken in zip(leaves, decided, strict=True):
             print(f"{'prune' if taken else 'leave'}  {path}")
     if not any(decided):
+        require_tree("params", params)
         _require_no_step(params)
         rule = "the default rule" if include is None else f"`include`={include!r}"
         raise value_error(
             f"No leaf is prunable by {rule}: leaves must be floating, and by default "
             f"have two axes or more and another name than {', '.join(NOT_WEIGHTS)}. "
-            "Pass another `include` or `scope`. The leaves are:"
+            "Pass another `include` or `scope`; an expression takes others if it ends "
+            "in their names (`norm/scale`). The leaves are:"
             + listing([f"{path} {_kind(leaf)}" for path, leaf in leaves])
         )
     return jax.tree.unflatten(jax.tree.structure(params), decided)
 
 
-def _require_floating(include: Pattern, leaves: list[tuple[str, Any]]) -> None:
-    """Raises for a pattern that asks for the very name of a leaf that cannot be pruned.
+def _require_match(
+    name: str, pattern: Pattern | None, leaves: list[tuple[str, Any]]
+) -> None:
+    """Raises for a pattern that is no regular expression or matches no leaf."""
+    if isinstance(pattern, str):
+        require_regex(name, pattern)
+    if pattern is not None and not any(_matches(pattern, *leaf) for leaf in leaves):
+        raise value_error(
+            f"`{name}`={pattern!r} matches no leaf. {_leaves_near(pattern, leaves)}"
+        )
 
-    It does if it matches the leaf, and would not under any other name.
+
+def _is_weight(path: str, leaf: Any) -> bool:
+    """The default rule, for a floating leaf."""
+    return np.ndim(leaf) >= 2 and leaf_name(path) not in NOT_WEIGHTS
+
+
+def _asks_for(include: Pattern | None, path: str, leaf: Any) -> bool:
+    """Whether a pattern that matches a leaf means it, and not all that lies with it."""
+    if not isinstance(include, str):
+        return include is not None
+    any_path = all(re.search(include, name) for name in _OTHER_NAMES)
+    return any_path or _names(include, path, leaf)
+
+
+def _names(include: Pattern, path: str, leaf: Any) -> bool:
+    """Whether a pattern that matches a leaf would not, under another name of it.
+
+    Then it asks for this very name.
     """
+    before, name, after = path.rpartition(leaf_name(path))
+    others = [f"{before}{x}{after}" for x in _OTHER_NAMES if x != name]
+    return not any(_matches(include, other, leaf) for other in others)
+
+
+def _require_floating(include: Pattern, leaves: list[tuple[str, Any]]) -> None:
+    """Raises for a pattern that asks for a leaf by its name which cannot be pruned."""
     for path, leaf in leaves:
         if _is_floating(leaf) or not _matches(include, path, leaf):
             continue
-        before, name, after = path.rpartition(leaf_name(path))
-        others = [f"{before}{x}{after}" for x in _OTHER_NAMES if x != name]
-        if not any(_matches(include, other, leaf) for other in others):
+        if _names(include, path, leaf):
             raise type_error(
                 f"Only floating leaves can be pruned, got {_kind(leaf)} at {path}, "
                 f"which {include!r} names. Leave it out of `scope` or `include`; a "
@@ -233,7 +260,7 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
     if scope is None:
         return prunable(params)
     if isinstance(scope, str):
-        require_regex("scope", scope)
+        _require_match("scope", scope, named_leaves(params))
         return prunable(params, include=scope)
     # A module of Equinox is both a tree and callable.
     is_tree = not jtu.treedef_is_leaf(jax.tree.structure(scope))

@@ -49,8 +49,9 @@ def unstructured(
         leaf, and in each layer of a stack; or "output", the same sparsity in each
         output of each leaf (Wanda's comparison group).
       within: a mask; only what it keeps can be kept (monotone pruning).
-      scope: which leaves take part: None for `masks.prunable`, a regular expression, a
-        function of the tree, or a tree of bools.
+      scope: which leaves take part: None for `masks.prunable`; a regular expression
+        for paths, of modules (their weights, not their biases) or of leaves (`bias$`);
+        a function of the tree; or a tree of bools. See `masks.prunable`.
       min_keep: the fewest scalars any leaf in scope keeps, and any layer of a stack. It
         moves budget between leaves, never the total. A traced target too small for it
         is met without it. 0 for the mask that other code makes, which may empty leaves.

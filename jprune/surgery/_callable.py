@@ -5,8 +5,11 @@ what it is as a function its file in `jprune.frameworks` knows, which is read wh
 an object arrives.
 """
 
+import contextlib
+import functools
 import importlib
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -102,7 +105,41 @@ def as_function(fn: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tupl
     file: Any = importlib.import_module(f"jprune.frameworks.{name}")
     state: Any = importlib.import_module("jprune.frameworks._state")
     stateful, *given = file.as_function(fn, args, kwargs)
-    return state.tied(stateful), tuple(given), {}
+    return _advised(state.tied(stateful), name), tuple(given), {}
+
+
+def looked_at(name: str) -> contextlib.AbstractContextManager[None]:
+    """What a model's call raises in this block says in which mode it is looked at.
+
+    Args:
+      name: its file in `jprune.frameworks`.
+    """
+    return noting(
+        lambda: (
+            "this is the model's own error. A model that has a training mode is looked "
+            f"at outside of it: {_QUIET[name]}."
+        )
+    )
+
+
+_QUIET = {
+    "linen": "pass what its call takes for that, such as `train=False`",
+    "haiku": "pass what its call takes for that, such as `is_training=False`",
+    "keras": "pass `training=False`, or nothing",
+    "nnx": "call `model.eval()` first",
+    "equinox": "give `eqx.nn.inference_mode(model)`",
+}
+
+
+def _advised(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function of a model, in `looked_at`."""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with looked_at(name):
+            return fn(*args, **kwargs)
+
+    return call
 
 
 def with_variables(pair: tuple[Any, Any], args: tuple) -> tuple[Any, tuple]:
@@ -131,7 +168,7 @@ class Finder:
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The groups of the function on these arguments."""
-        with noting(lambda: _called(params, args, kwargs)):
+        with calling("groups(fn)(params, *args)", params, args, kwargs):
             return self._find(params, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -141,13 +178,27 @@ class Finder:
         )
 
 
-def _called(params: Any, args: tuple, kwargs: dict[str, Any]) -> str:
-    """How a function was called, for a note on what it raised."""
-    given = [*map(short, args), *(f"{k}={short(x)}" for k, x in kwargs.items())]
-    return (
-        "`groups(fn)(params, *args)` calls `fn(params, *args)`: it was called with "
-        f"`params` {short(params)} and {', '.join(given) or 'nothing else'}."
-    )
+def calling(
+    what: str, params: Any, args: tuple, kwargs: dict[str, Any], more: str = ""
+) -> AbstractContextManager[None]:
+    """Notes on what a caller's function raises how it was called.
+
+    Args:
+      what: the call of ours that calls it.
+      params: the first argument.
+      args: the others.
+      kwargs: the keyword arguments.
+      more: what may be wrong.
+    """
+
+    def note() -> str:
+        given = [*map(short, args), *(f"{k}={short(x)}" for k, x in kwargs.items())]
+        return (
+            f"`{what}` calls `fn(params, *args)`: it was called with `params` "
+            f"{short(params)} and {', '.join(given) or 'nothing else'}.{more}"
+        )
+
+    return noting(note)
 
 
 _PURE = {

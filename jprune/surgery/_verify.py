@@ -10,6 +10,7 @@ is left.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -20,18 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import value_error
-from jprune._jaxpr._trace import is_array, trace
-from jprune._tree import keyed_leaves
+from jprune._jaxpr._trace import Traced
+from jprune._tree import KeyTuple, keys_text
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
 from jprune.surgery._callable import (
     as_function,
-    require_function,
     state_outputs_of,
 )
 from jprune.surgery._carried import Kept, located, with_state
 from jprune.surgery._certificate import exactness_of
-from jprune.surgery._compact_model import Call, compact_call, paired
+from jprune.surgery._compact_model import Call, compact_call, paired, traced_dense
 from jprune.surgery._groups import Groups, groups
 from jprune.surgery._layout import Choice
 from jprune.surgery._make import plan_from_keep
@@ -43,6 +43,7 @@ from jprune.surgery._measure import (
     is_float,
     matched,
     projected_output,
+    run_moved,
 )
 from jprune.surgery._numbering import texts
 from jprune.surgery._plan import Plan, pack_leaf, require_plan, zero_leaf
@@ -62,7 +63,8 @@ class Report:
         meaning asked for.
       way: how the certificate says it does: "zero", "constant", "ghost" or "no".
       reasons: for "no", where removed coordinates that differ met a sum.
-      error: largest difference of the outputs, relative to the largest reference value.
+      error: largest difference of an output leaf, relative to its own largest reference
+        value; 1 or more where integers or bools are not equal.
       gradient_error: the same for the gradient, or None if it was not asked for.
       tolerance: what `error` is held to.
       nonfinite: fraction of the reference's entries that are not finite and were left
@@ -73,6 +75,8 @@ class Report:
         `{"dense": ..., "compact": ...}`; None without one.
       zero: whether the reference is 0 in every entry, so that equal numbers say
         nothing.
+      differs: the errors above the tolerance, by path of the output leaf, or of the
+        parameter whose gradient it is ("gradient of ...").
     """
 
     ok: bool
@@ -86,6 +90,7 @@ class Report:
     stopped: bool = False
     compact: dict[str, float] | None = None
     zero: bool = False
+    differs: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [
@@ -94,6 +99,7 @@ class Report:
         ]
         if self.gradient_error is not None:
             lines.append(f"gradient: relative error {self.gradient_error:.1e}")
+        lines += [f"differs: {path} by {e:.1e}" for path, e in self.differs.items()]
         lines += [f"not exact: {why}" for why in self.reasons]
         if self.nonfinite == 1.0:
             lines.append("nothing was compared: no entry of the reference is finite")
@@ -150,8 +156,10 @@ def verify(
         what `groups` of its framework takes after it: `verify(model, plan, x)`.
       *args: its other arguments.
       gradient: also compare the gradient of a fixed projection of the output.
-      tolerance: of the largest difference, relative to the largest reference value.
-        Default 1e-9 in float64, 1e-4 in float32, 5e-2 below.
+      tolerance: of the largest difference, each leaf relative to its own largest
+        reference value. What rounding alone moves in a leaf a thousand times smaller
+        than the largest one is granted; integers and bools must be equal. Default
+        1e-9 in float64, 1e-4 in float32, 5e-2 below.
       mean: as given to `shrink`. With "compact" the reference does not divide by the
         same counts, so a difference shows what that meaning changes.
       reference: "zeroed": `fn(plan.zero(params))`, whether surgery is right. "dense":
@@ -185,14 +193,12 @@ def verify(
     beside = compact_call(compact, fn, plan, (params, *args), kwargs)
     fn, (params, *rest), kwargs = as_function(fn, (params, *args), kwargs)
     args = tuple(rest)
-    _require_dense(fn, plan, params)
-    traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
-    avals = traced.input_avals[len(traced.params) :]
-    shapes = dict(zip(traced.others, (a.shape for a in avals), strict=True))
-    roots, inputs = located(plan, None, shapes)
+    traced = traced_dense(fn, plan, params, args, kwargs)
+    roots, inputs = located(plan, None, _other_shapes(traced))
     program = analyzed(traced, plan, state_outputs_of(fn), roots)
-    check = _Check(fn, params, args, kwargs, gradient, mean, reference, program)
     tolerance = _tolerance(params) if tolerance is None else tolerance
+    call = (fn, params, args, kwargs)
+    check = _Check(call, gradient, mean, reference, program, tolerance)
     options = Options(removed=mean == "compact")
     graph = Graph(program, solve(plan, program, inputs), options)
     way, reasons = exactness_of(graph.status())
@@ -226,6 +232,7 @@ def verify(
         stopped=stopped,
         compact=errors,
         zero=found.zero,
+        differs=found.differs(tolerance),
     )
 
 
@@ -255,6 +262,16 @@ class _Found:
     def gaps(self) -> list[Gap]:
         return [g for g in (self.forward, self.gradient) if g is not None]
 
+    def differs(self, tolerance: float) -> dict[str, float]:
+        """The leaves with an error above the tolerance, by what they are called."""
+        kinds = (("", self.forward), ("gradient of ", self.gradient))
+        return {
+            f"{kind}{keys_text(path) or 'the output'}": error
+            for kind, found in kinds
+            for path, error in (found.leaves if found else {}).items()
+            if error > tolerance
+        }
+
     def ok(self, tolerance: float) -> bool:
         return not self.vacuous and self.worst <= tolerance
 
@@ -264,17 +281,16 @@ class _Check:
 
     def __init__(
         self,
-        fn: Callable[..., Any],
-        params: PyTree,
-        args: tuple,
-        kwargs: dict[str, Any],
+        call: tuple[Callable[..., Any], PyTree, tuple, dict[str, Any]],
         gradient: bool,
         mean: Mean,
         reference: str,
         program: Program,
+        tolerance: float,
     ) -> None:
-        self.fn, self.params, self.args, self.kwargs = fn, params, args, kwargs
+        self.fn, self.params, self.args, self.kwargs = call
         self.gradient, self.reference = gradient, reference
+        self.tolerance = tolerance
         self.mean: Mean = mean
         self.program = program
         self.projected, self.shape = None, ()
@@ -283,15 +299,23 @@ class _Check:
             avals = program.traced.jaxpr.out_avals
             paths = program.traced.outputs
             self.projected, self.shape = projected_output(paths, avals, state)
-        self.dense = Run(fn, self.projected)  # compiled once for all
+        self.dense = Run(self.fn, self.projected)  # compiled once for all
 
     def __call__(self, plan: Plan) -> _Found:
         params, args, kwargs = self.params, self.args, self.kwargs
         if self.reference == "zeroed":
             params = plan.zero(params)
             args, kwargs = with_state(self._inputs(plan), args, kwargs, zero_leaf)
-        want = self.dense(params, args, kwargs, self._weights(plan, zero_leaf))
-        return self._found(self._packed(want, plan), self._small(plan, self.mean))
+        weights = self._weights(plan, zero_leaf)
+
+        def dense(params: PyTree, args: tuple, kwargs: dict[str, Any]) -> Result:
+            return self._packed(self.dense(params, args, kwargs, weights), plan)
+
+        small = self._small(plan, self.mean)
+        given = (params, args, kwargs)
+        got = small(*self._compact(plan))
+        again = functools.partial(run_moved, dense, given)
+        return self._found(dense(*given), got, again)
 
     def meanings(self, plan: Plan, compact: Call) -> dict[str, float]:
         """The error of a function of the packed parameters, by meaning of removal."""
@@ -308,7 +332,8 @@ class _Check:
         errors: dict[str, float] = {}
         means: tuple[Mean, ...] = ("dense", "compact")
         for mean in means:
-            want = self._small(plan, mean)
+            small, inputs = self._small(plan, mean), self._compact(plan)
+            want = small(*inputs)
             if compact.given is not None:  # of a model the result alone, not its state
                 outputs = {p: x for p, x in want.outputs.items() if p[0] == "out"}
                 want = dataclasses.replace(want, outputs=outputs)
@@ -318,14 +343,17 @@ class _Check:
                     "`gradient=True`: the parameters of `compact` have other paths "
                     "than the packed ones, so no gradient can be compared."
                 )
-            errors[mean] = self._found(want, got).worst
+            again = functools.partial(run_moved, small, inputs)
+            errors[mean] = self._found(want, got, again).worst
         return errors
 
-    def _small(self, plan: Plan, mean: Mean) -> Result:
+    def _small(self, plan: Plan, mean: Mean) -> Callable[..., Result]:
+        """The compact function, to be called as the dense one."""
         outputs = state_outputs_of(self.fn)
         small = shrink(self.fn, plan, mean=mean, state_outputs=outputs)
         run = Run(small, self.projected)
-        return run(*self._compact(plan), self._weights(plan, pack_leaf))
+        weights = self._weights(plan, pack_leaf)
+        return lambda params, args, kwargs: run(params, args, kwargs, weights)
 
     def _compact(self, plan: Plan) -> tuple[PyTree, tuple, dict[str, Any]]:
         """The arguments of the compact function."""
@@ -361,22 +389,21 @@ class _Check:
         weights = np.cos(np.arange(math.prod(self.shape))).reshape(self.shape)
         return fn(weights, self._kept(plan)[self.projected])
 
-    def _found(self, want: Result, got: Result) -> _Found:
-        forward = gap(matched(want.outputs, got.outputs))
+    def _found(self, want: Result, got: Result, again: Callable[[], Result]) -> _Found:
+        """The gaps; `again` gives the reference for inputs moved a little."""
+        moved = functools.cache(again)
+        outputs = matched(want.outputs, got.outputs)
+        forward = gap(outputs, self.tolerance, lambda: moved().outputs)
         if not self.gradient:
             return _Found(forward, None)
-        return _Found(forward, gap(matched(want.gradient, got.gradient)))
+        slopes = matched(want.gradient, got.gradient)
+        return _Found(forward, gap(slopes, self.tolerance, lambda: moved().gradient))
 
 
-def _require_dense(fn: Any, plan: Plan, params: PyTree) -> None:
-    """Raises for what is no function, and for the compact parameters."""
-    require_function(fn, "verify")
-    shapes = {p: tuple(x.shape) for p, x in keyed_leaves(params) if is_array(x)}
-    if plan.removed and shapes == plan.compact_shapes:
-        raise value_error(
-            "`verify` takes the dense function and parameters, and makes the compact "
-            "ones itself; got parameters of the compact shapes."
-        )
+def _other_shapes(traced: Traced) -> dict[KeyTuple, tuple[int, ...]]:
+    """Of the arguments behind the parameters, by path."""
+    avals = traced.input_avals[len(traced.params) :]
+    return dict(zip(traced.others, (a.shape for a in avals), strict=True))
 
 
 def _require_same_results(want: dict[Any, Any], got: dict[Any, Any]) -> None:

@@ -16,7 +16,10 @@ r"""Pruning methods as Optax gradient transformations.
 * `tpp`: doomed filters become independent of those that stay
 
 Give a recipe `total_steps`, the length of the run: what is left to remove goes at its
-last step, and `masks.from_zeros(params)` reads the result.
+last step, and `masks.from_zeros(params)` reads the result. It counts the steps that it
+sees. A wrapper that refuses some (`optax.apply_if_finite`) therefore goes in front,
+around the gradient alone: `optax.chain(optax.apply_if_finite(optax.identity(), 5),
+swd(...))`; around the recipe the run would end before the removal (`check` warns).
 
 The parts that recipes are made of, told apart by where they stand in a chain:
 

@@ -28,6 +28,11 @@ from jprune._errors import listing, value_error
 from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import Params, PyTree
 from jprune.transforms._build import around
+from jprune.transforms._drop_and_grow import DropAndGrowState
+from jprune.transforms._growing_decay import IssrState
+from jprune.transforms._keep_masked import KeepMaskedState
+from jprune.transforms._prune_gradually import PruneGraduallyState
+from jprune.transforms._weight_history import PruneByWeightHistoryState
 
 _MEAN_OF = 16
 """The most gradients whose mean is taken for a gradient that was handed on."""
@@ -60,7 +65,10 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         has come through.
 
     Warns:
-      UserWarning: the updates follow the gradient instead of going against it.
+      UserWarning: the updates follow the gradient instead of going against it; or what
+        removes at a step of its own stands inside a wrapper that may refuse steps, such
+        as `optax.apply_if_finite`, and does not count those; or something inside
+        `optax.MultiSteps` ranks by `grad=`, which is there that of one micro-batch.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -83,12 +91,16 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
     key = jax.random.key(0)
     start = now = optax.apply_updates(params, _noise(key, params))
     moved = climbs = False
+    asked: set[int] = set()
+    refusing = _refusing(state)
     for t in range(max(steps, _LONGEST)):
         if t >= steps and moved:
             break
         grads = _noise(jax.random.fold_in(key, t), now)
         climbs = climbs or (not moved and _climbs(update, state, now, grads))
-        updates, state = update(grads, state, now, grads)
+        updates, following = update(grads, state, now, grads)
+        refusing = refusing or _refused(update, state, following, now, asked)
+        state = following
         moved = moved or any(bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates))
         now = optax.apply_updates(now, updates)
     if not moved:
@@ -110,6 +122,10 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         )
     if climbs:
         warnings.warn(_UPHILL, stacklevel=2)
+    if refusing:
+        warnings.warn(_REFUSING.format(refusing), stacklevel=2)
+    if _reads_one_batch(update, state, params):
+        warnings.warn(_ONE_BATCH, stacklevel=2)
 
 
 def _stepper(tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
@@ -141,6 +157,105 @@ _UPHILL = (
     "recipe such as `swd` is a whole optimizer and stands in place of `optax.adam`, "
     "not behind it; behind `scale_by_adam` and its like goes `scale_by_learning_rate`."
 )
+
+
+_NOT_FINITE = "a wrapper here refuses a step whose gradient is not finite"
+
+_REFUSING = (
+    "[jprune] {}. What removes inside it does not count such a step: after one of them "
+    "the run ends before the last removal. Let the wrapper hold the optimizer alone, "
+    "the removal behind it: `optax.chain(optax.apply_if_finite(optimizer, 5), "
+    "removal)`. In front of a recipe a guard of the gradient does it: `optax.chain("
+    "optax.apply_if_finite(optax.identity(), 5), recipe)`. Or call `finish` after the "
+    "run."
+)
+
+
+def _refusing(state: PyTree) -> str:
+    """What a wrapper that may leave steps out does, if it holds a clock; or ""."""
+
+    def known(x: Any) -> bool:
+        skips = jax.tree.leaves(getattr(x, "skip_state", ()))
+        return isinstance(x, tuple(_CONDITIONS)) or bool(skips)
+
+    for x in jax.tree.leaves(state, is_leaf=known):
+        if known(x) and _clocks(x):
+            does = _CONDITIONS.get(type(x), "skips batches")
+            return f"a wrapper here ({type(x).__name__}) {does}"
+    return ""
+
+
+_CONDITIONS: dict[type, str] = {
+    optax.ConditionallyTransformState: "leaves steps out",
+    optax.ConditionallyMaskState: "leaves steps out",
+}
+
+
+def _refused(
+    update: Callable[..., Any],
+    state: PyTree,
+    following: PyTree,
+    params: Params,
+    asked: set[int],
+) -> str:
+    """The same of a wrapper that looks at the gradient: whether NaN stops a clock.
+
+    Each clock is asked once, at the first step that moves it; `asked` grows.
+    """
+    ticked = _ticked(state, following) - asked
+    asked |= ticked
+    if not ticked:
+        return ""
+    grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+    with jax.debug_nans(False):
+        refused = update(grads, state, params, grads)[1]
+    return _NOT_FINITE if ticked - _ticked(state, refused) else ""
+
+
+_ONE_BATCH = (
+    "[jprune] something inside `optax.MultiSteps` ranks by `grad=`. `MultiSteps` hands "
+    "that on as it came, the gradient of the last micro-batch, not the mean that the "
+    "step is made of. Hand the inner `updates` on as `grad=`: docs/chain.md, Gradient "
+    "accumulation, has the five lines."
+)
+
+
+def _reads_one_batch(update: Callable[..., Any], state: PyTree, params: Params) -> bool:
+    """Whether what ranks by `grad=` has it through `MultiSteps`."""
+
+    def accumulates(x: Any) -> bool:
+        return isinstance(x, optax.MultiStepsState)
+
+    def ranks(x: Any) -> bool:
+        return isinstance(x, PruneGraduallyState | PruneByWeightHistoryState)
+
+    inside = [x for x in jax.tree.leaves(state, is_leaf=accumulates) if accumulates(x)]
+    if not any(map(ranks, jax.tree.leaves(inside, is_leaf=ranks))):
+        return False
+    zero = jax.tree.map(jnp.zeros_like, params)
+    # Unjitted: the call of a jitted function takes also what it does not use.
+    step = jax.make_jaxpr(lambda g: update.__wrapped__(zero, state, params, g))(zero)
+    used = {id(x) for equation in step.jaxpr.eqns for x in equation.invars}
+    return any(id(x) in used for x in step.jaxpr.invars)
+
+
+def _clocks(state: PyTree) -> list[int]:
+    """The step counts of all that removes at a step of its own.
+
+    What holds a mask at every step, `keep_masked` and `drop_and_grow`, has none.
+    """
+    found = []
+    for x in jax.tree.leaves(state, is_leaf=_is_projection):
+        if _is_projection(x) and not isinstance(x, KeepMaskedState | DropAndGrowState):
+            holder = x.penalty if isinstance(x, IssrState) else x
+            found.append(getattr(holder, "left", getattr(holder, "count", None)))
+    return [int(clock) for clock in found if clock is not None]
+
+
+def _ticked(before: PyTree, after: PyTree) -> set[int]:
+    """Which clocks a step has moved."""
+    pairs = zip(_clocks(before), _clocks(after), strict=True)
+    return {i for i, (a, b) in enumerate(pairs) if a != b}
 
 
 def _climbs(

@@ -37,6 +37,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
 from jprune._errors import require_static, value_error
+from jprune._finite import require_finite
 from jprune._groups import Group, Role, chosen, member_leaves, no_member
 from jprune._typing import Params, PyTree, ScalarOrSchedule, Schedule
 from jprune.masks._count import exact, require_sparsity
@@ -299,6 +300,7 @@ def keep_large_filters(
     if isinstance(sparsity, Mapping):
         by_id |= by_group("sparsity", sparsity, groups)
     norms = scores.over_groups(params, groups, norm="l1", roles=("out",))
+    require_finite("`params`", norms.items(), "no order of norms is known.")
     keeps = {}
     for group in groups:
         if group.id not in norms:

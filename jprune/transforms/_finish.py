@@ -45,7 +45,9 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
 
     A loop that ends before `step`, or does not hand the state on, removes nothing, and
     nothing can be raised inside a jitted step: look at `analysis.report(params)` after
-    the run, or at `removed` in the state. `finish` removes then.
+    the run, or at `removed` in the state. `finish` removes then. Inside a wrapper that
+    refuses steps (`optax.apply_if_finite`) those do not count, and the run ends before
+    `step`: place it behind the wrapper.
 
     Args:
       select: pure function of the parameters to a mask; the same as for `finish`.
@@ -136,7 +138,11 @@ def removed_count(mask: Mask, params: Params) -> jax.Array:
 
 
 def finish(params: Params, select: Select) -> tuple[Params, Mask]:
-    """Removes now: the end of a run whose chain has no projection.
+    """Removes now: the end of a run whose chain has no projection, or was cut short.
+
+    One that refused steps (`optax.apply_if_finite` around a recipe) ends before its
+    removal. Where the chain has removed already, the same `select` drops the same
+    weights again.
 
     Also for averaged weights (`optax.ema`, schedule-free evaluation parameters): an
     average of sparse iterates is not sparse until it is masked again.

@@ -273,8 +273,7 @@ def issr(
         select=select,
     )
     require_functions(optimizer=optimizer)
-    make = optimizer or partial(optax.adam, b1=b1, b2=b2)
-    inside = make(learning_rate)
+    inside = (optimizer or partial(optax.adam, b1=b1, b2=b2))(learning_rate)
 
     def init(params: Params) -> IssrState:
         grown: Any = penalty.init(params)

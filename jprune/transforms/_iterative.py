@@ -14,8 +14,12 @@ Rewinding and Fine-tuning in Neural Network Pruning", ICLR 2020.
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
+
 from jprune import masks
-from jprune._errors import value_error
+from jprune._errors import listing, value_error
+from jprune._tree import named_leaves
 from jprune._typing import Mask, Params
 from jprune.masks._count import require_sparsity
 from jprune.masks._rank import RankingName
@@ -75,7 +79,8 @@ def prune_iteratively(
       The parameters of the last run, trained at the final sparsity, and its mask.
 
     Raises:
-      ValueError: a number without `rounds` or numbers with them, sparsities out of
+      ValueError: removed weights that are not zero after `train`; a number without
+        `rounds` or numbers with them, sparsities out of
         range or that do not increase, or an unknown `rewind`.
     """
     if rewind not in ("weights", "learning_rate"):
@@ -104,4 +109,21 @@ def prune_iteratively(
         )
         again = start if rewind == "weights" else trained
         trained = train(masks.apply(mask, again), mask)
+        _require_held(trained, mask)
     return trained, mask
+
+
+def _require_held(trained: Params, mask: Mask) -> None:
+    """Raises unless what the mask removed came back from training as zero."""
+    left = jax.tree.map(
+        lambda m, p: int(jnp.sum(jnp.where(m, 0, p) != 0)) if m.ndim else 0,
+        mask,
+        trained,
+    )
+    lines = [f"{path}: {n} not zero" for path, n in named_leaves(left) if n]
+    if lines:
+        raise value_error(
+            "`train` must hold the mask it is given: weights that it removes came back "
+            "other than zero. End the chain in it with `transforms.keep_masked(mask)`, "
+            f"or return `masks.apply(mask, params)`.{listing(lines)}"
+        )

@@ -76,7 +76,8 @@ def prune_gradually(
         `end` the count is the host's exact integer for the number (or for the
         schedule's value at `end`, read as a decimal).
       end: last step that prunes, 0-based. It must lie within the run, whose length is
-        not known here: a run that stops before it stays less sparse.
+        not known here: a run that stops before it stays less sparse. Steps that a
+        wrapper around this one refuses (`optax.apply_if_finite`) do not count.
       begin: first step that prunes.
       every: steps between two rankings.
       scope: which leaves are pruned; see `masks.unstructured`.
@@ -87,10 +88,11 @@ def prune_gradually(
         its own; see `masks.unstructured`.
       score: what is ranked in place of the magnitude: a function of the parameters and
         of the raw gradient, None unless it is handed over (`update(updates, state,
-        params, grad=grads)`). Saliency is `scores.saliency`, random pruning `lambda p,
-        g: scores.random(key, p)`, magnitudes relative to their leaf `lambda p, g:
-        jax.tree.map(lambda w: w / jnp.linalg.norm(w), p)`. A score that is not finite
-        counts as 0.
+        params, grad=grads)`; through `optax.MultiSteps` that is the last micro-batch's,
+        see docs/chain.md for the accumulated one). Saliency is `scores.saliency`,
+        random pruning `lambda p, g: scores.random(key, p)`, magnitudes relative to
+        their leaf `lambda p, g: jax.tree.map(lambda w: w / jnp.linalg.norm(w), p)`. A
+        score that is not finite counts as 0.
 
     Returns:
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.

@@ -156,7 +156,7 @@ def gsm(
       Ding et al., arXiv 1909.12778, eq. (8); counts of the authors' code.
     """
     require_rate(learning_rate, "gsm", "chain `mask_by_saliency` and it")
-    require_static(total_steps=total_steps)
+    require_static(total_steps=total_steps, final_keep=final_keep)
     if not is_traced(weight_decay) and not weight_decay > 0:
         raise value_error(
             f"`weight_decay` must be positive, got {weight_decay}: passive weights "

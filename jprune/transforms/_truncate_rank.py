@@ -329,6 +329,7 @@ def trp(
       Xu et al., arXiv 2004.14566; settings of the authors' code.
     """
     require_rate(learning_rate, "trp", "chain it and `truncate_rank`")
+    require_static(total_steps=total_steps)
     return truncate_rank(
         energy,
         every=every,

@@ -241,3 +241,39 @@ def test_silent_channels_need_nothing():
     plan = plan_for(apply, variables, x)
     folded = compress.fold_constants(apply, plan, variables, x)
     jax.tree.map(np.testing.assert_array_equal, folded, variables)
+
+
+SHOWN_BY = {
+    "one": (lambda x: x[:1], "two or more examples"),
+    "none": (lambda x: x[:0], "two or more examples"),
+    "equal": (lambda x: np.tile(x[:1], (6, 1)), "6 equal ones, shape"),
+    "zeros": (np.zeros_like, "two or more examples"),
+    "NaN": (lambda x: x * np.nan, "finite and not 0"),
+    "unread": (lambda x: np.c_[x[[0] * 6, :3], x[:6, 3:]], "the examples are alike"),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN_BY)
+def test_examples_that_show_nothing_are_refused(kind):
+    """On each of these every channel, the moving ones too, looks constant."""
+
+    def net(p, x):
+        return jax.nn.relu(x[:, :3] @ p["a"] + 1) @ p["b"] + p["c"][None]
+
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 6), "b": (6, 2), "c": (2,)}
+    params = {k: rng.normal(size=s).astype("f") for k, s in shapes.items()}
+    x = rng.normal(size=(6, 4)).astype("f")
+    deps = surgery.groups(net)(params, x)
+    plan = surgery.plan_from_keep(deps, {deps[0].id: [0, 1, 3]})
+    few, why = SHOWN_BY[kind]
+    with pytest.raises(ValueError, match=why):
+        compress.fold_constants(net, plan, params, few(x))
+    params["a"][:, [2, 4, 5]] = 0.0  # now they are constant, which examples show
+    folded = compress.fold_constants(net, plan, params, x)
+    other = rng.normal(size=(9, 4)).astype("f")
+    found = surgery.shrink(net, plan)(plan.pack(folded), other)
+    np.testing.assert_allclose(found, net(params, other), atol=1e-5)
+    params["b"][2] = params["b"][4] = params["b"][5] = 0.0  # nobody reads them
+    same = compress.fold_constants(net, plan, params, np.ones_like(x) * x[:, :1])
+    np.testing.assert_array_equal(same["c"], params["c"])

@@ -479,3 +479,10 @@ def test_errors():
     params = {"v": drawn(2, 8, 8), **params}
     whole = compress.low_rank(fn, params, {"v": 2, "w": 6})
     assert whole.ranks == {"v": 2} and "break-even" in whole.whole["w"]
+
+
+@pytest.mark.parametrize("few", [X0 := np.zeros((2, 6), "f"), X0 * np.nan, X0[:0]])
+def test_outputs_that_show_nothing_are_refused(few):
+    params = {"w": drawn(0, 6, 8)}
+    with pytest.raises(ValueError, match="`low_rank` compares outputs on `args`"):
+        compress.low_rank(lambda p, x: x @ p["w"], params, {"w": 2}, few)

@@ -329,3 +329,41 @@ def test_the_first_member_may_stand_for_its_cluster():
     np.testing.assert_allclose(mean[:, 0], HAND["k1"][:, 0] + 5e-4, rtol=1e-6)
     with pytest.raises(ValueError, match="`keep` must be 'mean' or 'first'"):
         made(keep="last")
+
+
+@pytest.mark.parametrize("factor", [np.nan, 0.0, None], ids=["NaN", "zeros", "none"])
+def test_outputs_that_show_nothing_are_refused(factor):
+    """A softmax over the merged units: wrong, but equal on NaN and on no example."""
+
+    def net(p, x):
+        y = jax.nn.softmax(x @ p["a"], -1) @ p["b"]
+        return y * jnp.abs(x).max(1, keepdims=True)
+
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(3, 4)).astype("f")
+    a[:, 1] = a[:, 0]
+    params = {"a": a, "b": rng.normal(size=(4, 2)).astype("f")}
+    x = rng.normal(size=(5, 3)).astype("f")
+    deps = surgery.groups(net)(params, x)
+    few = x[:0] if factor is None else x * factor
+    with pytest.raises(ValueError, match=r"`merge` compares .*finite and not 0, got"):
+        compress.merge(net, deps, params, {deps[0].id: [0, 0, 1, 2]}, few)
+    with pytest.raises(ValueError, match="differs from the snapped one"):
+        compress.merge(net, deps, params, {deps[0].id: [0, 0, 1, 2]}, x)
+
+
+def test_integers_that_differ_are_no_small_error():
+    """The merged network gives 30001 where the other gives 30000."""
+
+    def net(p, x):
+        y = jax.nn.softmax(x @ p["a"], -1) @ p["b"]
+        return {"bin": 30_000 + jnp.int32(jnp.round(y)), "one": x[:1] + 1}
+
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(3, 4)).astype("f")
+    a[:, 1] = a[:, 0]
+    params = {"a": a, "b": rng.normal(size=(4, 40)).astype("f")}
+    x = rng.normal(size=(5, 3)).astype("f")
+    deps = surgery.groups(net)(params, x)
+    with pytest.raises(ValueError, match="differs from the snapped one by inf"):
+        compress.merge(net, deps, params, {deps[0].id: [0, 0, 1, 2]}, x)

@@ -160,3 +160,71 @@ def test_a_network_without_statistics_has_none_to_measure():
     assert (
         compress.recalibrate(lambda s, x: s, {}, [jnp.ones((2, 3))], momentum=0.9) == {}
     )
+
+
+def moved(s, x, m=0.9):
+    return m * s + (1 - m) * x
+
+
+NO_AVERAGES = {
+    "another momentum": lambda s, x: {"a": moved(s["a"], x.mean(), 0.8)},
+    "maximum": lambda s, x: {"a": jnp.maximum(s["a"], x.max())},
+    "minimum": lambda s, x: {"a": jnp.minimum(s["a"], x.min())},
+    "sum": lambda s, x: {"a": s["a"] + x.sum()},
+    "about the old": lambda s, x: {"a": moved(s["a"], jnp.mean((x - s["a"]) ** 2))},
+}
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["", "with a counter"])
+@pytest.mark.parametrize("old", [0.0, 2.0])
+@pytest.mark.parametrize("kind", NO_AVERAGES)
+def test_what_is_no_average_of_this_momentum_is_refused(kind, old, counted):
+    """Its "mean over the batches" would be off by any factor."""
+
+    def update(s, x):
+        count = {"n": s["n"] + 1} if counted else {}
+        return NO_AVERAGES[kind](s, x) | {"b": moved(s["b"], x.mean())} | count
+
+    stats = {"a": jnp.float32(old), "b": jnp.float32(0)}
+    stats |= {"n": jnp.int32(7)} if counted else {}
+    batches = [5 + jnp.arange(4.0) + i for i in range(3)]
+    with pytest.raises(ValueError, match="they are no averages[^$]*\n  a$"):
+        compress.recalibrate(update, stats, batches, momentum=0.9)
+
+
+def test_debiased_averages_with_counters_that_differ():
+    """Each hidden average is its share 1 - m^n of the mean; a plain one is whole."""
+
+    def update(stats, x):
+        new = {"plain": moved(stats["plain"], x.mean())}
+        for name in ("old", "young"):
+            n, h = stats[name]["n"] + 1, moved(stats[name]["h"], x.mean())
+            new[name] = {"n": n, "h": h, "average": h / (1 - 0.9**n)}
+        return new
+
+    zero = jnp.float32(0)
+    stats = {
+        name: {"n": jnp.int32(n), "h": zero, "average": zero}
+        for name, n in (("old", 40), ("young", 2))
+    } | {"plain": zero}
+    batches = [jnp.full(4, 1.0), jnp.full(4, 5.0)]
+    new = compress.recalibrate(update, stats, batches, momentum=0.9)
+    for name, n in (("old", 40), ("young", 2)):
+        np.testing.assert_allclose(new[name]["average"], 3, rtol=1e-5)
+        np.testing.assert_allclose(new[name]["h"], 3 * (1 - 0.9**n), rtol=1e-4)
+    np.testing.assert_allclose(new["plain"], 3, rtol=1e-5)
+    after = update(new, jnp.full(4, 3.0))
+    np.testing.assert_allclose(after["young"]["average"], 3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_what_is_kept_is_a_copy(momentum):
+    stats = {"mean": jnp.float32(3), "n": jnp.int32(5), "host": np.int32(4)}
+
+    def update(s, x):
+        return s | {"mean": moved(s["mean"], x.mean())}
+
+    new = compress.recalibrate(update, stats, [jnp.ones(3)], momentum=momentum)
+    assert new["n"].unsafe_buffer_pointer() != stats["n"].unsafe_buffer_pointer()
+    jax.jit(lambda s: jax.tree.map(jnp.sum, s), donate_argnums=0)(new)
+    assert stats["n"] == 5 and stats["mean"] == 3

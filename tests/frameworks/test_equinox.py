@@ -235,6 +235,45 @@ def test_running_values_of_two_norms_are_measured_layer_by_layer():
         np.testing.assert_allclose(got, np.mean(means[i], 0), rtol=1e-3, atol=1e-4)
 
 
+class Dropped(eqx.Module):
+    """Dropout before a norm: what the norm sees tells whether it was on."""
+
+    drop: eqx.nn.Dropout
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self):
+        self.drop = eqx.nn.Dropout(0.5)
+        self.norm = eqx.nn.BatchNorm(8, "batch", momentum=0.9, mode="batch")
+
+    def __call__(self, x, state, key=None):
+        return self.norm(self.drop(x, key=key), state)
+
+
+def test_statistics_are_measured_without_dropout():
+    """Means and variances of the rows themselves, whatever mode the model is in."""
+    model, state = eqx.nn.make_with_state(Dropped)()
+    norm, quiet = model.norm, eqx.nn.inference_mode(model)
+    xs = [np.asarray(jax.random.normal(key, (16, 8))) + 2 for key in KEYS]
+    _, state = jax.vmap(norm, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(
+        xs[0], state
+    )  # a counter of 1: a tenth of the mean is stored
+    keys = jax.random.split(KEYS[0], 16)
+    wanted = 0.1 * np.mean([[x.mean(0), x.var(0)] for x in xs], 0)
+    for given, batches in ((model, xs), (quiet, [(x, keys) for x in xs])):
+        new = compress.recalibrate(given, state, batches)
+        np.testing.assert_allclose(new.get(norm.batch_state_index), wanted, rtol=1e-4)
+
+
+def test_statistics_are_measured_with_keys_beside_the_inputs():
+    """`model(x, state, key)`: the state goes where the call names it."""
+    model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(0))
+    batches = [(X, KEYS), (X + 1, KEYS)]
+    means = [compress.recalibrate(model, state, [b]) for b in batches]
+    new = compress.recalibrate(model, state, batches)
+    read = lambda state: state.get(model.norm.ema_state_index)[0]  # noqa: E731
+    close(read(new), (read(means[0]) + read(means[1])) / 2, 1e-3)
+
+
 def test_a_training_mode_model_is_measured_outside_of_its_vmap():
     """As `groups` does: an axis name that is not bound has one position.
 
@@ -253,3 +292,10 @@ def test_a_training_mode_model_is_measured_outside_of_its_vmap():
     both = analysis.compare(pair, jeqx.shrink(model, plan, state), X[0], KEYS[0])
     assert both.compact.flops == 2 * (36 * 27 * 4 + 4 * 6 + 6 * 4)
     assert surgery.verify(model, plan, *call, gradient=True).ok
+
+
+def test_a_call_in_training_mode_says_what_to_pass():
+    model, state = eqx.nn.make_with_state(ConvNet)(jax.random.key(0))
+    with pytest.raises(RuntimeError, match="requires a key") as error:
+        analysis.flops(model)(X[0], state)
+    assert any("eqx.nn.inference_mode(model)" in n for n in error.value.__notes__)

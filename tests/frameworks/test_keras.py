@@ -244,6 +244,7 @@ def test_what_is_refused():
         jkeras.shrink(model, {})
     with pytest.raises(TypeError, match="`tx` must be an Optax transformation"):
         jkeras.Optimizer("adam")
+    assert jkeras.Optimizer(optax.MultiSteps(optax.sgd(0.1), 2))
     with pytest.raises(ValueError, match="two variables have the path"):
         jkeras.named([*model.variables, *model.variables])
     with pytest.raises(ValueError, match="compile=False"):

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.errors
 import flax.linen as nn
 import flax.serialization
 import jax
@@ -11,7 +12,7 @@ import optax
 import pytest
 from flax.training.train_state import TrainState
 
-from jprune import surgery
+from jprune import analysis, surgery
 from jprune.frameworks import linen as jlinen
 from tests.frameworks import fresh
 from tests.frameworks.linen_nets import ConvNet
@@ -218,3 +219,19 @@ def test_what_is_refused():
         jlinen.shrink(MODEL, {})
     with pytest.raises(ValueError, match=r"pass `plan\.pack"):
         small.apply(variables, X)
+
+
+def test_parameters_in_place_of_variables():
+    model = nn.Dense(3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X)
+    with pytest.raises(
+        ValueError, match=r"^\[jprune\] `variables` must be all.*kernel"
+    ):
+        jlinen.groups(model, shapes["params"], X)
+
+
+def test_a_call_in_training_mode_says_what_to_pass():
+    variables = compact_pair()[0]
+    with pytest.raises(flax.errors.ModifyScopeVariableError) as error:
+        analysis.flops(MODEL)(variables, X, train=True, rngs=TRAIN["rngs"])
+    assert any("such as `train=False`" in note for note in error.value.__notes__)

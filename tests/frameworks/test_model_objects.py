@@ -302,6 +302,60 @@ def test_compare(case):
     assert "statistics" in str(both)
 
 
+def linen_in_training():
+    nn = pytest.importorskip("flax.linen", reason="flax is not installed")
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool = True):
+            return nn.BatchNorm(not train)(nn.Dense(3)(x))
+
+    model = Net()
+    variables = model.init(jax.random.key(0), X, train=False)
+    return model, (variables, X), {"train": False}, "such as `train=False`."
+
+
+def equinox_in_training():
+    eqx = pytest.importorskip("equinox", reason="equinox is not installed")
+    layers = [eqx.nn.Linear(IN, 3, key=jax.random.key(0)), eqx.nn.Dropout()]
+    return eqx.nn.Sequential(layers), (X[0],), None, "`eqx.nn.inference_mode(model)`."
+
+
+def haiku_in_training():
+    hk = pytest.importorskip("haiku", reason="dm-haiku is not installed")
+
+    def net(x, is_training):
+        h = hk.Linear(3)(x)
+        return hk.dropout(hk.next_rng_key(), 0.5, h) if is_training else h
+
+    model = hk.transform(net)
+    trees = model.init(jax.random.key(0), X, False)
+    return model, (trees, None, X, True), None, "such as `is_training=False`."
+
+
+@pytest.mark.parametrize(
+    "make", [linen_in_training, equinox_in_training, haiku_in_training]
+)
+def test_a_model_in_training_mode_says_what_to_do(make):
+    model, given, quiet, says = make()
+    name = make.__name__.partition("_")[0]
+    file = importlib.import_module(f"jprune.frameworks.{name}")
+    held = (model, given[0]) if name != "equinox" else model
+    rest = given[name != "equinox" :]
+    calls = [
+        lambda **k: analysis.compare(held, held, *rest, rounds=1, **k),
+        lambda **k: analysis.flops(model)(*given, **k),
+        lambda **k: file.groups(model, *given, **k),
+    ]
+    for call in calls:
+        with pytest.raises(Exception) as error:  # noqa: B017, PT011 - the framework's
+            call()
+        notes = "\n".join(error.value.__notes__)
+        assert "[jprune] this is the model's own error." in notes
+        assert says in notes
+        assert quiet is None or call(**quiet) is not None
+
+
 def test_parameters_are_what_is_trained(case):
     """By hand 4 x 8 + 8, twice 8 of the norm, 8 x 3 + 3; no mean, variance, counter."""
     file = importlib.import_module(f"jprune.frameworks.{case.kind}")
@@ -321,6 +375,21 @@ def test_a_call_that_is_not_in_training_mode_says_so():
         compress.recalibrate(case.small, case.held, BATCHES, train=True)
     with pytest.raises(TypeError, match=r"`recalibrate\(model, variables, batches\)`"):
         compress.recalibrate(case.small, BATCHES, momentum=0.8)
+
+
+def test_one_array_is_no_list_of_batches(case):
+    held = () if case.held is None else (case.held,)
+    with pytest.raises(TypeError, match=r"one array, float32\[6, 4\].*as `\[x\]`"):
+        compress.recalibrate(case.small, *held, X, **case.training)
+
+
+def test_labels_do_not_belong_to_a_batch(case):
+    held = () if case.held is None else (case.held,)
+    labels = jnp.zeros(ROWS, jnp.int32)
+    with pytest.raises(Exception) as error:  # noqa: B017, PT011 - the framework's own
+        compress.recalibrate(case.small, *held, [(X, labels)], **case.training)
+    (note,) = [n for n in error.value.__notes__ if "labels do not belong" in n]
+    assert "on the batch (float32[6, 4], int32[6])." in note
 
 
 def test_norms_of_two_momenta_have_no_one_mean():

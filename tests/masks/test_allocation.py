@@ -158,7 +158,7 @@ def test_allocation_g6_lamp():
 @pytest.mark.parametrize("allocate", [masks.erk, masks.erdos_renyi])
 def test_vectors_have_no_ratio(allocate):
     with pytest.raises(ValueError, match=r"needs leaves with two or more.*\(10,\)"):
-        allocate(shaped(NET), 0.5, scope="fc")
+        allocate(shaped(NET), 0.5, scope="fc/(kernel|bias)")
 
 
 def test_uniform_takes_vectors():

@@ -40,7 +40,7 @@ def test_default_rule():
 
 
 def test_include_and_exclude():
-    assert taken(masks.prunable(PARAMS, include="embed")) == ["embed/embedding"]
+    assert taken(masks.prunable(PARAMS, include="embedding")) == ["embed/embedding"]
     assert taken(masks.prunable(PARAMS, include="n/kernel$|v/kernel$")) == DEFAULT
     assert taken(masks.prunable(PARAMS, exclude="^conv")) == ["attention/kernel"]
     both = masks.prunable(PARAMS, include="conv|attention", exclude="bias")
@@ -51,6 +51,34 @@ def test_include_and_exclude():
     assert taken(small) == ["attention/kernel"]
 
 
+def test_an_expression_for_modules_takes_their_weights():
+    """As a person means it: "this layer" is not its biases and norms."""
+    layer = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+    params = {"layer1": {**layer, "norm": {"scale": jnp.ones(8)}}, "layer2": layer}
+    found = {pattern: taken(masks.prunable(params, pattern)) for pattern in (
+        "layer1", "layer", "layer2/", "layer1/bias", "scale", "1.*(kernel|bias)", "."
+    )}  # fmt: skip
+    assert found == {
+        "layer1": ["layer1/kernel"],
+        "layer": ["layer1/kernel", "layer2/kernel"],
+        "layer2/": ["layer2/kernel"],
+        "layer1/bias": ["layer1/bias"],
+        "scale": ["layer1/norm/scale"],
+        "1.*(kernel|bias)": ["layer1/bias", "layer1/kernel"],
+        ".": [
+            "layer1/bias",
+            "layer1/kernel",
+            "layer1/norm/scale",
+            "layer2/bias",
+            "layer2/kernel",
+        ],
+    }
+    mask = masks.unstructured(params, 0.5, scope="layer1")
+    assert mask["layer1"]["bias"].ndim == 0 == mask["layer1"]["norm"]["scale"].ndim
+    with pytest.raises(ValueError, match="takes others if it ends in their names"):
+        masks.prunable(params, "norm")
+
+
 def test_patterns_that_match_nothing():
     for argument in ("include", "exclude"):
         pattern: Any = {argument: "kernels"}
@@ -58,7 +86,7 @@ def test_patterns_that_match_nothing():
             masks.prunable(PARAMS, **pattern)
         assert f"`{argument}`='kernels' matches no leaf" in str(error.value)
         assert "\n  conv/kernel" in str(error.value)
-    with pytest.raises(ValueError, match="`include`='kernels' matches no leaf"):
+    with pytest.raises(ValueError, match="`scope`='kernels' matches no leaf"):
         masks.unstructured(PARAMS, 0.5, scope="kernels")
 
 

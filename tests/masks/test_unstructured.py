@@ -182,6 +182,20 @@ def test_nan_and_infinity_never_rank():
     assert kept_of(masks.unstructured(params, 0.3)) == masks.kept_count(N, 0.3)
 
 
+@pytest.mark.parametrize("ranking", ["global", "leaf", "output"])
+def test_more_kept_than_there_are_numbers_is_an_error(ranking):
+    w = np.full((4, 4), np.nan, np.float32)
+    w[:2] = 1
+    axis = (0,) if ranking == "output" else None
+    how: Any = {"ranking": ranking, "axis": axis}
+    mask = masks.unstructured({"w": w}, 0.5, **how)
+    np.testing.assert_array_equal(mask["w"], np.isfinite(w))
+    with pytest.raises(ValueError, match="got 8 numbers of 16: 4 would be kept"):
+        masks.unstructured({"w": w}, 0.25, **how)
+    signed = masks.unstructured({"w": -w}, 0.5, signed=True, **how)
+    np.testing.assert_array_equal(signed["w"], np.isfinite(w))
+
+
 def test_traced_targets_compile_once():
     traces = []
 

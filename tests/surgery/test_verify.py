@@ -249,3 +249,60 @@ def test_leaves_that_are_no_arrays_pass():
     plan = surgery.plan_from_keep(deps, {"a:1": [1, 2]})
     first = lambda p, x: fn(p, x)[0]  # noqa: E731
     assert surgery.verify(first, plan, params, X, gradient=True).ok
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [jnp.int32(7_000_000), jnp.float32(5e7), jnp.zeros(3), jnp.array([True, False])],
+    ids=["counter", "energy", "zeros", "flags"],
+)
+def test_each_output_is_measured_by_its_own_scale(beside):
+    """A large output beside it must not make a wrong one look small, nor a zero."""
+
+    def net(p: Any, x: Any) -> Any:
+        y = two_pass(x @ p["a"] + np.sin(np.arange(40.0)).reshape(5, 8))
+        return {"y": y @ p["b"], "beside": beside}
+
+    params = normal({"a": (4, 8), "b": (8, 2)})
+    deps = surgery.groups(net)(params, X)
+    report = surgery.verify(
+        net, surgery.plan_from_keep(deps, {"a:1": range(4)}), params, X, tolerance=1e-4
+    )
+    want = np.asarray(net({**params, "a": params["a"] * (np.arange(8) < 4)}, X)["y"])
+    assert not report.ok and report.error > 0.01 and np.abs(want).max() > 0.1
+    assert report.differs == {"y": report.error}
+    assert f"differs: y by {report.error:.1e}" in str(report)
+
+
+def test_integers_must_be_equal():
+    """Token 30001 for token 30000 is another word, not an error of 3e-5."""
+
+    def net(p: Any, x: Any) -> Any:
+        y = two_pass(x @ p["a"] + np.sin(np.arange(40.0)).reshape(5, 8)) @ p["b"]
+        return y, 30_000 + jnp.argmax(y, -1), y > 0
+
+    params = normal({"a": (4, 8), "b": (8, 60)})
+    deps = surgery.groups(net)(params, X)
+    plan = surgery.plan_from_keep(deps, {"a:1": range(4)})
+    report = surgery.verify(net, plan, params, X, tolerance=0.9)
+    assert not report.ok and set(report.differs) == {"1", "2"}
+    assert min(report.differs.values()) >= 1
+
+
+def test_rounding_in_a_leaf_that_is_zero_is_no_error():
+    """The gradient of a bias in front of a norm is 0 but for rounding; float32."""
+
+    def net(p: Any, x: Any) -> Any:
+        h = jnp.tanh(x @ p["a"]) @ p["b"] + p["bias"]
+        h = (h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5)
+        return {"y": 100 * h @ p["c"], "zero": h.mean(0)}
+
+    shapes = {"a": (4, 6), "b": (6, 5), "bias": (5,), "c": (5, 3)}
+    params = {k: np.float32(v) for k, v in normal(shapes).items()}
+    x = np.float32(X)
+    deps = surgery.groups(net)(params, x)
+    plan = surgery.plan_from_keep(deps, {"a:1": [0, 2, 3]})
+    report = surgery.verify(net, plan, params, x, gradient=True)
+    assert report.ok and not report.differs, str(report)
+    mean = np.asarray(net(params, x)["zero"])
+    assert 0 < np.abs(mean).max() < 1e-6  # rounding alone

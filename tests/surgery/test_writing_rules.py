@@ -100,6 +100,29 @@ def test_a_compact_function_exports_with_a_symbolic_batch(getkey):
         np.testing.assert_allclose(exported.call(packed, y), want, rtol=2e-4, atol=2e-4)
 
 
+def test_a_scan_exports_with_a_symbolic_length(getkey):
+    shapes = {"i": (5, 6), "h": (6, 6), "o": (6, 2)}
+    params = {k: jax.random.normal(getkey(), s) / 4 for k, s in shapes.items()}
+    x = jax.random.normal(getkey(), (4, 5))
+
+    def net(p, x):
+        def step(h, row):
+            h = jnp.tanh(row @ p["i"] + h @ p["h"])
+            return h, h
+
+        return lax.scan(step, jnp.zeros(6), x)[1].mean(0) @ p["o"]
+
+    deps = surgery.groups(net)(params, x)
+    plan = surgery.plan_from_keep(deps, {deps[0].id: [0, 3, 4]})
+    (time,) = export.symbolic_shape("time")
+    free = jax.ShapeDtypeStruct((time, 5), x.dtype)
+    packed = plan.pack(params)
+    exported = export.export(jax.jit(surgery.shrink(net, plan)))(packed, free)
+    y = jax.random.normal(getkey(), (7, 5))
+    want = net(plan.zero(params), y)
+    np.testing.assert_allclose(exported.call(packed, y), want, rtol=1e-4, atol=1e-5)
+
+
 def test_a_budget_needs_an_example_of_known_size():
     (batch,) = export.symbolic_shape("batch")
     params = {"a": jnp.ones((8, 16)), "b": jnp.ones((16, 3))}

@@ -81,8 +81,9 @@ def test_masksparsity_g3_killing():
 
 
 def bn_net(p, x):
-    h = (x @ p["k1"] - p["mean"]) / jnp.sqrt(p["var"] + 1e-3) * p["scale"] + p["beta"]
-    return jax.nn.relu(h) @ p["k2"] + p["b2"]
+    h = (x @ p["k1"] - p["mean"][None]) / jnp.sqrt(p["var"][None] + 1e-3)
+    h = jax.nn.relu(h * p["scale"][None] + p["beta"][None])
+    return h @ p["k2"] + p["b2"][None]
 
 
 def bn_params(beta):
@@ -99,7 +100,7 @@ def bn_params(beta):
 
 
 def test_masksparsity_g7_surgery():
-    x = jnp.asarray(np.random.default_rng(1).normal(size=5), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 5)), jnp.float32)
     deps = surgery.groups(bn_net)(bn_params(-0.2), x)
     [group] = [g for g in deps if g.kind == "coupled"]
     kept = masks.keep_by_scale(bn_params(-0.2), [group])
@@ -109,7 +110,7 @@ def test_masksparsity_g7_surgery():
     for beta, shift in [(-0.2, [0, 0]), (0.3, [-0.3, 0.6])]:
         params = bn_params(beta)
         moved = small(plan.pack(params), x) - bn_net(params, x)
-        np.testing.assert_allclose(moved, shift, atol=1e-6)
+        np.testing.assert_allclose(moved, [shift] * 4, atol=1e-6)
     folded = compress.fold_constants(bn_net, plan, bn_params(0.3), x)
     np.testing.assert_allclose(
         small(plan.pack(folded), x), bn_net(bn_params(0.3), x), atol=1e-6

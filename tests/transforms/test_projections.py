@@ -474,6 +474,13 @@ def test_iterative_magnitude_pruning(rewind):
     assert len(seen) == 3 and bool(jnp.all(seen[1][0]["w"][0, 4:] == 0))
 
 
+def test_training_that_lets_removed_weights_grow_is_an_error():
+    params = {"w": jnp.arange(1.0, 9).reshape(2, 4)}
+    free = lambda p, mask: jax.tree.map(lambda x: x + 0.1, p)  # noqa: E731
+    with pytest.raises(ValueError, match=r"must hold the mask(.|\n)*w: 4 not zero"):
+        transforms.prune_iteratively(free, params, [0.5])
+
+
 def test_iterative_errors():
     run = quadratic_training({"w": jnp.ones((1, 2))})
     with pytest.raises(ValueError, match="`sparsity` must increase"):

@@ -20,6 +20,7 @@ from jprune._jaxpr import _walk
 from jprune._jaxpr._compat import Equation
 from jprune.surgery import _cells as ce
 from jprune.surgery._analysis import AxisSite
+from jprune.surgery._axes import is_symbolic
 from jprune.surgery._build import Builder, CellSite, Log, Outs
 from jprune.surgery._cells import Bits, Call, Cell, Item, Value
 from jprune.surgery._frames import Boundary, Frame, joined, same_known
@@ -251,11 +252,12 @@ class _Scan(_Loop):
             return done[: len(steps)], done[len(steps) :]
 
         p = self.eqn.params
+        told = bool(rows) and is_symbolic(self.length)  # JAX would compare the two
         final, stacked = lax.scan(
             body,
             self._initials(given),
             [given[c] for c in rows.values()],
-            length=self.length,
+            length=None if told else self.length,
             reverse=p["reverse"],
             unroll=p["unroll"],
         )
