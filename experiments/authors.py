@@ -186,13 +186,16 @@ _IMAGES = {
 def _briefly(run: dict[str, Any]) -> dict[str, Any]:
     """What a run of some hundred steps cannot have as it is, by its method."""
     match run["method"]:
-        case "csgd":  # one step takes the filters of a cluster to their mean
+        case "csgd":  # one step takes the filters of a cluster to their mean; a
+            # hundred steps, and their running statistics are equal too
             pull = 1 / run["lr"]["peak"]
             return {"strength": pull, "vector_multiplier": 1.0, "bias_rate": 1.0}
         case "early_pruning":
             return {"seeds": 2}
         case "gap":
             return {"cyclic_rounds": (1,), "parallel_rounds": (1,)}
+        case "masksparsity":  # scales that begin at 1 come below it, none near 0
+            return {"strength": (2e-3,), "threshold": 0.9}
         case "tpp":  # every group needs a step of its own at the end
             return {"grow": 0.5, "samples": 10}
         case "trp":

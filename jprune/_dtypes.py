@@ -1,4 +1,4 @@
-"""The precision of scores, what counts as zero, and what NumPy can read in place."""
+"""Of leaves: precision, what is zero, what NumPy reads in place, whose buffer it is."""
 
 from typing import Any
 
@@ -46,3 +46,29 @@ def in_host_memory(x: Any) -> bool:
     devices = x.devices()
     plain = isinstance(x.dtype, np.dtype) and len(devices) == 1
     return plain and x.is_fully_addressable and next(iter(devices)).platform == "cpu"
+
+
+def owned(tree: Any, given: Any = None) -> Any:
+    """The tree in buffers of its own, so that either may be donated.
+
+    Args:
+      tree: arrays of JAX and NumPy are copied; what is traced, or no array, passes.
+      given: copies only leaves that are those of this tree; None copies all.
+    """
+    theirs = None if given is None else {id(x) for x in jax.tree.leaves(given)}
+
+    def leaf(x: Any) -> Any:
+        return _copy(x) if theirs is None or id(x) in theirs else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def _copy(x: Any) -> Any:
+    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array | np.ndarray):
+        return x
+    if not in_host_memory(x):
+        return x.copy()
+    own = np.array(x, order="C")  # nothing to compile
+    if isinstance(x, np.ndarray):
+        return own
+    return jax.device_put(own, x.sharding if getattr(x, "committed", True) else None)

@@ -76,6 +76,7 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
         and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
     numbers = {name: k for name, k in kinds.items() if _is_scalar(k)}
+    transforms = "GradientTransformation" in text_of(signature.return_annotation)
     closed = {n: k for n, k in kinds.items() if n not in numbers and _is_closed(k)}
 
     @functools.wraps(fn)
@@ -84,6 +85,8 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:
             return fn(*args, **kwargs)  # Python says what is missing
+        if transforms:
+            _require_no_optimizer(fn.__name__, given, signature)
         try:
             result = fn(*args, **kwargs)
         except Exception as error:
@@ -172,6 +175,26 @@ def _require_numbers(
             _require_number(name, given[name], kinds[name])
         except (TypeError, ValueError) as error:
             raise error from cause
+
+
+def _require_no_optimizer(
+    call: str, given: Mapping[str, Any], signature: inspect.Signature
+) -> None:
+    """Raises for an optimizer where a transformation takes none.
+
+    A recipe says itself what to do with an optimizer in place of its learning rate.
+    """
+    for name, value in given.items():
+        if not (hasattr(value, "init") and hasattr(value, "update")):
+            continue
+        kind = str(_Text(signature.parameters[name].annotation))
+        if name != "learning_rate" and "GradientTransformation" not in kind:
+            what = "something else" if kind == "Any" else kind
+            raise type_error(
+                f"`{name}` must be {what}, got an optimizer. `{call}` "
+                "takes none: it stands beside the optimizer in a chain, last if it "
+                f"moves weights to zero: `optax.chain(optimizer, {call}(...))`."
+            )
 
 
 def _require_ranges(given: Mapping[str, Any]) -> None:

@@ -87,6 +87,19 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     )
 
 
+def require_tree(what: str, tree: PyTree) -> None:
+    """Raises for a single object that is no array, such as a model of Keras.
+
+    Raises:
+      TypeError: naming `what`, the class, and what to do.
+    """
+    if jtu.treedef_is_leaf(jax.tree.structure(tree)) and not hasattr(tree, "shape"):
+        raise type_error(
+            f"`{what}` must be a tree of arrays, got {type(tree).__name__}: give its "
+            "variables, under Keras `jprune.frameworks.keras.named(model)`."
+        )
+
+
 def require_same_structure(
     what: str, tree: PyTree, like: PyTree, of: str = "the parameters"
 ) -> None:

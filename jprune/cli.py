@@ -28,6 +28,7 @@ here: that is `python -m experiments.train`.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(error or type(error).__name__, file=sys.stderr)
         return 1
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

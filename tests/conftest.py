@@ -8,7 +8,8 @@ Python's garbage collector would walk every traced program again and again; it i
 to look less often, and never at what the imports made.
 
 The suite spends its time compiling programs that run once, so XLA is told to compile
-quickly: the same graph passes, plain code. `XLA_FLAGS= pytest` compiles as users do.
+quickly: the same graph passes, plain code, in one piece. `XLA_FLAGS= pytest` compiles
+as users do.
 """
 
 import gc
@@ -19,7 +20,8 @@ from pathlib import Path
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 
 os.environ["KERAS_BACKEND"] = "jax"  # Keras reads it once, when it is imported

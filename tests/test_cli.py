@@ -1,8 +1,10 @@
 """`jprune report` and `jprune cite`: what is printed, and each error."""
 
+import os
 import runpy
 import shutil
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -209,3 +211,12 @@ def test_groups_of_a_module(module, capsys):
 def test_errors_of_models(spec, message, module, capsys):
     assert main(["flops", spec.format(module=module)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough(monkeypatch):
+    """`jprune cite | head`: a closed pipe is no error, then and at exit."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as out, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        assert main(["cite", "lamp"]) == 0

@@ -5,6 +5,7 @@ import inspect
 import pickle
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -197,7 +198,7 @@ def test_an_object_for_a_tree_is_said():
 
         dtype = np.dtype("float32")
 
-    message = r"^\[jprune\] `params` must be a tree of arrays, got Model\.$"
+    message = r"^\[jprune\] `params` must be a tree of arrays, got Model: give its "
     with pytest.raises(TypeError, match=message):
         analysis.report(Model())
     message = r"^\[jprune\] `apply` must be a function, got 3\.$"
@@ -215,6 +216,79 @@ def test_a_plan_goes_into_a_folder_that_is_there(tmp_path):
     plan = surgery.plan_from_keep(deps, {})
     with pytest.raises(FileNotFoundError, match=r"lies in no folder: make '.*gone'"):
         plan.save(tmp_path / "gone" / "plan.json")
+
+
+def test_an_optimizer_goes_nowhere_but_around():
+    adam: Any = optax.adam(0.1)
+    for call, name in (
+        (lambda: transforms.prune_gradually(adam, end=5), "sparsity"),
+        (lambda: transforms.keep_masked(adam), "mask"),
+        (lambda: transforms.prune_to_n_of_m(adam, 4, end=5), "n"),
+        (lambda: transforms.add_pruned_decay(adam, 2, 4), "strength"),
+    ):
+        with pytest.raises(TypeError, match=rf"`{name}` must.*got an optimizer.*chain"):
+            call()
+    transforms.drop_and_grow(adam, 0.5, every=2, end=4)
+
+
+def test_a_state_of_other_parameters():
+    tx = transforms.prune_gradually(0.5, end=5)
+    other = tx.init({"w": jnp.ones((3, 3))})
+    message = r"^\[jprune\] `state` belongs to other parameters.*tx\.init\(params\)"
+    with pytest.raises(ValueError, match=message):
+        tx.update(PARAMS, other, PARAMS)
+    narrow = tx.init({"kernel": jnp.ones((2, 3))})
+    with pytest.raises(ValueError, match=message):
+        tx.update(PARAMS, narrow, PARAMS)
+    with pytest.raises(KeyError, match="mine"):  # one of its own is not blamed
+
+        def score(params, grad):
+            if isinstance(params["kernel"], jax.ShapeDtypeStruct):
+                return params
+            raise KeyError("mine")
+
+        own = transforms.prune_gradually(0.5, end=5, score=lambda p, g: p)
+        later = transforms.prune_gradually(0.5, end=5, score=score)
+        later.update(PARAMS, own.init(PARAMS), PARAMS)
+
+
+def test_the_arguments_of_another_library():
+    with pytest.raises(ValueError, match=r"`scope`='conv' matches no leaf"):
+        masks.unstructured(PARAMS, 0.5, scope="conv")
+    with pytest.raises(
+        ValueError, match=r"got 'local'\. Each leaf by itself is 'leaf'"
+    ):
+        masks.unstructured(PARAMS, 0.5, ranking="local")  # type: ignore[arg-type]
+    deps, _ = two_layers()
+    with pytest.raises(ValueError, match=r'Torch-Pruning\'s "local" is "group"'):
+        surgery.select(deps, {}, sparsity=0.5, ranking="local")  # type: ignore[arg-type]
+
+
+def two_layers():
+    """Groups and parameters of a network with one hidden layer."""
+    params = {"a": jnp.ones((2, 4)), "b": jnp.ones((4, 3))}
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
+    return surgery.groups(fn)(params, jnp.ones((1, 2))), params
+
+
+def test_another_function_than_that_of_the_plan():
+    deps, params = two_layers()
+    plan = surgery.plan_from_keep(deps, {"a:1": [0, 1]})
+    other = lambda p, x: x @ p["kernel"]  # noqa: E731
+    with pytest.raises(KeyError) as error:
+        surgery.shrink(other, plan)(plan.pack(params), jnp.ones((1, 2)))
+    assert any("`params` dict of 'a', 'b'" in note for note in error.value.__notes__)
+    with pytest.raises(ValueError, match=r"plan was made for.*differ:\n  kernel$"):
+        surgery.verify(other, plan, PARAMS, jnp.ones((1, 2)))
+
+
+def test_what_calibration_returns_prints_short():
+    deps, params = two_layers()
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
+    batch = jnp.arange(6.0).reshape(3, 2)
+    text = repr(compress.wanda(fn, params, [batch], sparsity=0.5))
+    assert text.startswith("<Calibrated: 2 layers pruned, largest error 0.")
+    assert len(text) < 90
 
 
 def half(params):

@@ -19,7 +19,7 @@ Deviations:
   strength.
 
 Ours: not run; half an hour an epoch on two cores [estimated].
-`--small`: some minutes of one core [estimated], see `authors.small`.
+`--small`: seven minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_resnet110 --data-dir FOLDER`, a method
 alone with `--only csgd` or `--only masksparsity`.
@@ -45,7 +45,7 @@ def get_config(small: bool = False) -> Config:
     whole = combine([csgd, _masksparsity()])
     if not small:
         return whole
-    return authors.small(whole, 3, examples=256, tests=100)
+    return authors.small(whole, 4, examples=208, tests=100, batch=8)
 
 
 def _masksparsity() -> Config:

@@ -20,7 +20,7 @@ Deviations:
   leaves strided kernels whole.
 
 Ours: not run; 277 s an epoch on two cores.
-`--small`: some minutes of one core [estimated], see `authors.small`.
+`--small`: three minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_resnet20 --data-dir FOLDER`, a method
 alone with `--only one_shot,swd` or `--only trp`.

@@ -31,7 +31,7 @@ TPP's ratios differ by stage and C-SGD's widths by layer, which their runs here 
 setting for; TRP's settings on ImageNet are not given. SWD: `imagenet_swd`.
 
 Ours: not run; it needs an accelerator for weeks.
-`--small`: some minutes of one core [estimated], see `authors.small`.
+`--small`: seven minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_resnet50 --data-dir FOLDER`, a method
 alone with `--only rigl,static`, `gsm4`, `gsm5`, `masksparsity`, `gap`.

@@ -27,7 +27,7 @@ Deviations:
   64,676 steps. Shifts of up to 4 pixels, not a tenth.
 
 Ours: not run; a quarter of an hour an epoch on two cores [estimated].
-`--small`: some minutes of one core [estimated], see `authors.small`.
+`--small`: five minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_resnet56 --data-dir FOLDER`, a method
 alone with `--only gsm`, `csgd`, `tpp`, `aswl`.

@@ -17,7 +17,7 @@ Deviations:
   pruning by magnitude.
 
 Ours: not run.
-`--small`: some minutes of one core [estimated], see `authors.small`.
+`--small`: five minutes of one core [estimated], see `authors.small`.
 
 Command: `python -m experiments.train authors_vgg16 --data-dir FOLDER`, a method alone
 with `--only aswl` or `--only weightmom`.

@@ -6,6 +6,7 @@ relies on each name, so that a release which moves one of them fails in one plac
 this file knows of versions.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -151,6 +152,12 @@ def manual_axes(params: dict[str, Any]) -> set[str]:
     """The mesh axes over which an equation of `shard_map` maps."""
     name = "newly_manual_axes"  # manual_axes: in JAX 0.8
     return set(params[name] if name in params else params["manual_axes"])
+
+
+def mapped_devices(params: dict[str, Any]) -> int:
+    """On how many devices an equation of `shard_map` runs its program."""
+    sizes = dict(params["mesh"].shape)
+    return math.prod(sizes[name] for name in manual_axes(params))
 
 
 def varying(aval: Any) -> dict[str, Any]:

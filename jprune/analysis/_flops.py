@@ -32,7 +32,9 @@ def flops(fn: Callable[..., Any]) -> Callable[..., int]:
     A convolution counts the taps of every output, on padding too, as papers do; a
     transposed one (a dilated image, or padding as wide as the kernel on both sides)
     only the taps that meet an element. Loops: a `scan` counts its body `length` times,
-    a `cond` its dearest branch, a `while` its body once.
+    a `cond` its dearest branch, a `while` its body once, a `shard_map` its body on
+    every device of the mesh axes that it maps over: a product that all of them repeat
+    counts for each.
 
     Examples:
       >>> import jax, jax.numpy as jnp

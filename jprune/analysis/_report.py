@@ -25,7 +25,7 @@ import numpy as np
 
 from jprune._dtypes import not_zero
 from jprune._errors import listing, type_error, value_error
-from jprune._tree import named_leaves, require_same_structure
+from jprune._tree import named_leaves, require_same_structure, require_tree
 from jprune._typing import Mask, Params
 from jprune.analysis._table import byte_size, percent, text_table
 from jprune.masks._scope import resolve_scope
@@ -139,6 +139,7 @@ def report(params: Params, mask: Mask | None = None, *, scope: Any = None) -> Re
       in scope                     4  16       75.00   64 B    18 B
       total                        8  20       60.00   80 B    34 B
     """
+    require_tree("params", params)
     every = named_leaves(params)
     there = [hasattr(leaf, "dtype") for _, leaf in every]
     leaves = list(itertools.compress(every, there))

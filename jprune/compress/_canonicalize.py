@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from jprune._dtypes import owned
 from jprune._scale_groups import ScaleGroup, flat_norms, group_leaves, rescaled
 from jprune._typing import PyTree
 
@@ -40,4 +41,5 @@ def canonicalize(variables: PyTree, groups: Sequence[ScaleGroup]) -> PyTree:
     found = group_leaves(variables, groups)
     sizes = [flat_norms(w, g.kernel.axis) for g, _, w in found]
     factors = [1 / jnp.where(s > 0, s, 1) for s in sizes]
-    return rescaled(variables, [g for g, _, _ in found], factors)
+    new = rescaled(variables, [g for g, _, _ in found], factors)
+    return owned(new, variables)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import surgery
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._jaxpr._trace import flatten_call, trace
 from jprune._tree import KeyTuple, keys_text, path_keys
@@ -108,7 +109,7 @@ def fold_constants(
             "absorb (a sum over channels, a loop, a product of two activations). Keep "
             "those groups, or fine-tune after removal instead."
         )
-    return folded
+    return owned(folded, variables)
 
 
 def _measure(

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._factors import Factors, Thin, split
 from jprune._finite import require_finite
@@ -163,7 +164,7 @@ def low_rank(
         )
     result = LowRank(
         _thinned(fn, kernels),
-        _replaced(params, pairs),
+        owned(_replaced(params, pairs), params),
         {name: int(np.max(asked[name])) for name in kernels},
         whole,
     )

@@ -29,6 +29,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jprune import surgery
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group
 from jprune._tree import KeyTuple, keys_text, path_keys
@@ -99,7 +100,7 @@ def snap(deps: surgery.Groups, variables: PyTree, assignment: Assignment) -> PyT
     Returns:
       The variables with equal members, same structure, shapes and dtypes.
     """
-    return _snapped(deps, variables, assignment, _cluster_mean)
+    return owned(_snapped(deps, variables, assignment, _cluster_mean), variables)
 
 
 def _snapped(

@@ -18,8 +18,9 @@ import numpy as np
 
 from jprune import masks
 from jprune._axes import axis_list, contraction_axis, whole_along
-from jprune._dtypes import not_zero
+from jprune._dtypes import not_zero, owned
 from jprune._errors import listing, value_error
+from jprune._stacks import stacked_axes
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree
 from jprune.masks._count import is_traced
@@ -82,6 +83,7 @@ def pack_n_of_m(
     axis: int | PyTree | None = None,
     *,
     scope: Any = None,
+    stacked: Any = None,
 ) -> Params:
     """Each leaf in scope as values and indices; the others as they are.
 
@@ -93,6 +95,7 @@ def pack_n_of_m(
       m: group length; must divide the axis.
       axis: the contracted axis; see `masks.n_of_m`.
       scope: which leaves; see `masks.unstructured`.
+      stacked: see `masks.n_of_m`.
 
     Returns:
       The tree with a `PackedNOfM` in place of each leaf in scope, which knows its
@@ -121,22 +124,23 @@ def pack_n_of_m(
     taken = jax.tree.leaves(resolve_scope(scope, params))
     # Exactly n of each group: all that is not zero (finite or not), zeros that fill up.
     present = jax.tree.map(lambda x: not_zero(x).astype(jnp.float32), params)
-    kept = masks.n_of_m(present, n, m, axis, scope=scope)
+    kept = masks.n_of_m(present, n, m, axis, scope=scope, stacked=stacked)
     rows = zip(
         named_leaves(params),
         jax.tree.leaves(kept),
         axis_list(axis, params),
+        stacked_axes(params, stacked),
         taken,
         strict=True,
     )
     packed, bad = [], []
-    for (path, x), keep, given, inside in rows:
+    for (path, x), keep, given, stack, inside in rows:
         if is_traced(x):
             raise value_error(f"`pack_n_of_m` got a traced array at {path}.")
         if not inside:
-            packed.append(x)
+            packed.append(owned(x))
             continue
-        leaf, lost = _packed(x, keep, n, m, contraction_axis(path, x, given))
+        leaf, lost = _packed(x, keep, n, m, contraction_axis(path, x, given, stack))
         packed.append(leaf)
         if lost:
             bad.append(f"{path}: {lost} weights more than {n} of {m} allow")
@@ -155,7 +159,7 @@ def unpack_n_of_m(packed: Params) -> Params:
       The tree with dense arrays in their place.
     """
     return jax.tree.map(
-        lambda x: _dense(x) if _is_packed(x) else x, packed, is_leaf=_is_packed
+        lambda x: _dense(x) if _is_packed(x) else owned(x), packed, is_leaf=_is_packed
     )
 
 
@@ -172,7 +176,7 @@ def _packed(
     x: jax.Array, keep: jax.Array, n: int, m: int, axis: int
 ) -> tuple[PackedNOfM, jax.Array]:
     """The kept values packed, and how many others are not zero."""
-    lost = jnp.sum(~keep & (x != 0))
+    lost = jnp.sum(~keep & not_zero(x))
     values, kept = _groups(x, m, axis), _groups(keep, m, axis)
     # The j-th kept stands after all places up to which fewer than j + 1 are kept.
     upto = jnp.cumsum(kept, axis=-1)[..., None, :]

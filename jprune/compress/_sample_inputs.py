@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._jaxpr import _compat, _flat
 from jprune._jaxpr._chain import reads
@@ -113,7 +114,7 @@ def sample_inputs(
         jax.eval_shape(lambda a: run(*flat_args.rebuild(a)[0]), flat_args.arrays)
         gathered = {"/".join(map(str, p)): n for p, n in counts.items()}
     indices = {"/".join(map(str, p)): one.indices for p, one in narrow.items()}
-    return Sampled(run, thin, indices, gathered)
+    return Sampled(run, owned(thin, params), indices, gathered)
 
 
 def _sampled(

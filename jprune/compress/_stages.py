@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._jaxpr import _compat, _flat
 from jprune._jaxpr._chain import Chain, data_dependent, find_chain, reads
@@ -24,6 +25,7 @@ from jprune._typing import PyTree
 from jprune.compress._capture import (
     as_args,
     require_finite,
+    require_rows,
     site_name,
     statistics,
     wanted_forms,
@@ -149,6 +151,7 @@ class Stages:
             found = jax.device_get(found)
             for name, value in found.items():
                 total[name] = total.get(name, 0) + np.asarray(value, np.float64)
+        require_rows(site_name(form), total)
         require_finite(site_name(form), *total.values())
         return total
 
@@ -191,7 +194,7 @@ class Stages:
                 x = jnp.asarray(x + changes[keys]).astype(x.dtype)
             return x
 
-        return jax.tree_util.tree_map_with_path(leaf, self.params)
+        return owned(jax.tree_util.tree_map_with_path(leaf, self.params), self.params)
 
     @staticmethod
     def _bind(form: MatrixForm, x: Any, operand: Any) -> Any:

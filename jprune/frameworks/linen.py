@@ -36,11 +36,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from flax import errors
 from flax import linen as nn
 from flax.core import unfreeze
-from flax.errors import ModifyScopeVariableError
 
-from jprune._errors import PREFIX, type_error
+from jprune._errors import PREFIX, short, type_error, value_error
 from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
@@ -268,6 +268,13 @@ def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
+_OTHER_VARIABLES = (
+    errors.ApplyScopeInvalidVariablesTypeError,
+    errors.ScopeCollectionNotFound,
+    errors.ScopeParamNotFoundError,
+)
+"""What Linen says of variables that are not by collection."""
+
 _TRAINING = (
     f"{PREFIX}the module was called in training mode. Pass what its call takes for "
     'evaluation, such as `train=False`, or `mutable=["batch_stats"]`.'
@@ -284,16 +291,18 @@ class _Call:
     known: frozenset[str]
 
     def __call__(self, variables: Any, rngs: Any, args: Any, kwargs: Any) -> Any:
+        how = {"rngs": rngs, "method": self.method, "mutable": self.mutable or False}
         try:
-            out = self.model.apply(
-                variables,
-                *args,
-                rngs=rngs,
-                method=self.method,
-                mutable=self.mutable or False,
-                **kwargs,
-            )
-        except ModifyScopeVariableError as error:
+            out = self.model.apply(variables, *args, **how, **kwargs)
+        except _OTHER_VARIABLES as error:
+            if "params" in variables:
+                raise
+            raise value_error(
+                "`variables` must be all variables of the module, by collection, "
+                f'{{"params": ...}}; got {short(variables)}. If these are its '
+                'parameters, give `{"params": params}`.'
+            ) from error
+        except errors.ModifyScopeVariableError as error:
             error.add_note(_TRAINING)
             raise
         if not self.mutable:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
+from jprune._dtypes import not_zero
 from jprune._errors import is_integer, listing, value_error
 from jprune._stacks import stacked_axes
 from jprune._tree import leaf_name, map_named, named_leaves
@@ -112,7 +113,8 @@ def is_n_of_m(
       axis: see `n_of_m`.
       scope: leaves to check, as `n_of_m` takes it; None for those with two or more
         axes that are no biases, embeddings and the like by name (`masks.prunable`). A
-        0-d leaf, as a mask has out of its scope, keeps everything and is passed over.
+        0-d leaf, as a mask has out of its scope, keeps everything and is passed over,
+        as is one without entries.
       stacked: see `n_of_m`.
 
     Returns:
@@ -124,7 +126,9 @@ def is_n_of_m(
     _require_n_m(n, m)
     if scope is None:
         scope = map_named(
-            lambda path, x: jnp.ndim(x) >= 2 and leaf_name(path) not in NOT_WEIGHTS,
+            lambda path, x: (
+                jnp.ndim(x) >= 2 and jnp.size(x) and leaf_name(path) not in NOT_WEIGHTS
+            ),
             mask,
         )
     else:
@@ -133,21 +137,23 @@ def is_n_of_m(
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.float32), mask
         )
         taken = resolve_scope(scope, like)
-        scope = jax.tree.map(lambda t, x: t and jnp.ndim(x) > 0, taken, mask)
+        scope = jax.tree.map(
+            lambda t, x: t and jnp.ndim(x) > 0 < jnp.size(x), taken, mask
+        )
     names, leaves = scoped_names(mask, scope), in_scope(mask, scope)
     given = in_scope_list(axis_list(axis, mask), scope)
     stacks = in_scope_list(stacked_axes(mask, stacked), scope)
     rows = zip(names, leaves, given, stacks, strict=True)
     at = [(name, x, contraction_axis(name, x, a, stack)) for name, x, a, stack in rows]
     held = [
-        jnp.all(jnp.sum(_grouped(name, x != 0, m, axis), axis=-1) <= n)
+        jnp.all(jnp.sum(_grouped(name, not_zero(x), m, axis), axis=-1) <= n)
         for name, x, axis in at
     ]
     if not held and jax.tree.leaves(mask):
         raise value_error(
             "`is_n_of_m` finds no leaf to check: expected leaves of two axes or more "
-            "in `scope`, got only leaves that are out of it, 0-d, biases or "
-            f"embeddings.{listing([path for path, _ in named_leaves(mask)])}"
+            "in `scope`, got only leaves that are out of it, 0-d, empty, biases "
+            f"or embeddings.{listing([path for path, _ in named_leaves(mask)])}"
         )
     return jnp.all(jnp.stack(held)) if held else jnp.array(True)
 

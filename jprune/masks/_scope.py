@@ -27,6 +27,7 @@ from jprune._tree import (
     leaf_name,
     named_leaves,
     require_same_structure,
+    require_tree,
 )
 from jprune._typing import Mask, Params, PyTree, Scope
 
@@ -89,15 +90,7 @@ def prunable(
     elif include is None:
         _require_names(params)
     for name, pattern in (("include", include), ("exclude", exclude)):
-        if isinstance(pattern, str):
-            require_regex(name, pattern)
-        if pattern is not None and not any(
-            _matches(pattern, path, leaf) for path, leaf in leaves
-        ):
-            raise value_error(
-                f"`{name}`={pattern!r} matches no leaf. {_leaves_near(pattern, leaves)}"
-            )
-
+        _require_match(name, pattern, leaves)
     if include is not None:
         _require_floating(include, leaves)
 
@@ -115,6 +108,7 @@ def prunable(
         for (path, _), taken in zip(leaves, decided, strict=True):
             print(f"{'prune' if taken else 'leave'}  {path}")
     if not any(decided):
+        require_tree("params", params)
         _require_no_step(params)
         rule = "the default rule" if include is None else f"`include`={include!r}"
         raise value_error(
@@ -125,6 +119,18 @@ def prunable(
             + listing([f"{path} {_kind(leaf)}" for path, leaf in leaves])
         )
     return jax.tree.unflatten(jax.tree.structure(params), decided)
+
+
+def _require_match(
+    name: str, pattern: Pattern | None, leaves: list[tuple[str, Any]]
+) -> None:
+    """Raises for a pattern that is no regular expression or matches no leaf."""
+    if isinstance(pattern, str):
+        require_regex(name, pattern)
+    if pattern is not None and not any(_matches(pattern, *leaf) for leaf in leaves):
+        raise value_error(
+            f"`{name}`={pattern!r} matches no leaf. {_leaves_near(pattern, leaves)}"
+        )
 
 
 def _is_weight(path: str, leaf: Any) -> bool:
@@ -254,7 +260,7 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
     if scope is None:
         return prunable(params)
     if isinstance(scope, str):
-        require_regex("scope", scope)
+        _require_match("scope", scope, named_leaves(params))
         return prunable(params, include=scope)
     # A module of Equinox is both a tree and callable.
     is_tree = not jtu.treedef_is_leaf(jax.tree.structure(scope))

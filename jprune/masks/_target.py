@@ -66,10 +66,15 @@ def require_target(
     _require_ranking(ranking)
 
 
+_ALONE = ("local", "layer", "group", "layerwise")
+"""Words of others for a ranking within each leaf."""
+
+
 def _require_ranking(ranking: str) -> None:
     if ranking not in ("global", "leaf", "output"):
         raise value_error(
             f"`ranking` must be 'global', 'leaf' or 'output', got {ranking!r}."
+            + (" Each leaf by itself is 'leaf'." if ranking in _ALONE else "")
         )
 
 

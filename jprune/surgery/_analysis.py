@@ -106,7 +106,8 @@ class AxisSite:
         Args:
           jaxpr: the sub-jaxpr.
           ins: what is known of its inputs.
-          over: the axis of rounds that it runs over, for the cost; None for one run.
+          over: the axis of rounds, or devices, that it runs over, for the cost; None
+            for one run.
 
         Returns:
           What is known of its outputs. Its scope is appended to those of the equation.

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -167,7 +168,7 @@ class Finder:
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The groups of the function on these arguments."""
-        with noting(lambda: _called(params, args, kwargs)):
+        with calling("groups(fn)(params, *args)", params, args, kwargs):
             return self._find(params, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -177,13 +178,27 @@ class Finder:
         )
 
 
-def _called(params: Any, args: tuple, kwargs: dict[str, Any]) -> str:
-    """How a function was called, for a note on what it raised."""
-    given = [*map(short, args), *(f"{k}={short(x)}" for k, x in kwargs.items())]
-    return (
-        "`groups(fn)(params, *args)` calls `fn(params, *args)`: it was called with "
-        f"`params` {short(params)} and {', '.join(given) or 'nothing else'}."
-    )
+def calling(
+    what: str, params: Any, args: tuple, kwargs: dict[str, Any], more: str = ""
+) -> AbstractContextManager[None]:
+    """Notes on what a caller's function raises how it was called.
+
+    Args:
+      what: the call of ours that calls it.
+      params: the first argument.
+      args: the others.
+      kwargs: the keyword arguments.
+      more: what may be wrong.
+    """
+
+    def note() -> str:
+        given = [*map(short, args), *(f"{k}={short(x)}" for k, x in kwargs.items())]
+        return (
+            f"`{what}` calls `fn(params, *args)`: it was called with `params` "
+            f"{short(params)} and {', '.join(given) or 'nothing else'}.{more}"
+        )
+
+    return noting(note)
 
 
 _PURE = {

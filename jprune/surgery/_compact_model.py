@@ -1,12 +1,14 @@
-"""A compact model object as something that `verify` can run beside the dense one."""
+"""What `verify` runs: the dense function, and a compact model object beside it."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jprune._errors import type_error
+from jprune._errors import listing, type_error, value_error
+from jprune._jaxpr._trace import Traced, is_array, trace
+from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import PyTree
-from jprune.surgery._callable import as_function, model_kind
+from jprune.surgery._callable import as_function, calling, model_kind, require_function
 from jprune.surgery._measure import Result
 from jprune.surgery._plan import Plan
 
@@ -75,3 +77,35 @@ def paired(found: Result, call: Call) -> Result:
         return found
     held = {tuple(k for k in p if k != "packed"): g for p, g in found.gradient.items()}
     return dataclasses.replace(found, gradient=held)
+
+
+def traced_dense(
+    fn: Callable[..., Any], plan: Plan, params: PyTree, args: tuple, kwargs: Any
+) -> Traced:
+    """The dense function on the arguments that `verify` got.
+
+    Raises:
+      TypeError: `fn` is no function.
+      ValueError: parameters that are compact, or not those of the plan.
+    """
+    _require_dense(fn, plan, params)
+    with calling("verify(fn, plan, params, *args)", params, args, kwargs):
+        return trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+
+
+def _require_dense(fn: Any, plan: Plan, params: PyTree) -> None:
+    """Raises for what is no function, and for the compact parameters."""
+    require_function(fn, "verify")
+    shapes = {p: tuple(x.shape) for p, x in keyed_leaves(params) if is_array(x)}
+    if plan.removed and shapes == plan.compact_shapes:
+        raise value_error(
+            "`verify` takes the dense function and parameters, and makes the compact "
+            "ones itself; got parameters of the compact shapes."
+        )
+    dense = plan.dense_shapes
+    other = sorted(keys_text(p) for p, shape in shapes.items() if shape != dense.get(p))
+    if other:
+        raise value_error(
+            "`params` must have the leaves and shapes that the plan was made for; "
+            f"these differ:{listing(other)}"
+        )

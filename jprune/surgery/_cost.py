@@ -5,7 +5,9 @@ Only contractions count: `dot_general` and its like 2 x outputs x contracted siz
 convolution 2 x outputs x kernel taps x input channels of a group, where zeros that a
 transposed convolution inserts are no taps. Element-wise work, reductions and data
 movement do not count. A scan counts its body `length` times, a `cond` its dearest
-branch, a `while` its body once (the number of turns is not known).
+branch, a `while` its body once (the number of turns is not known), a `shard_map` its
+body on every device of the mesh axes that it maps over. A `custom_linear_solve` counts
+how it solves, not the products that only its derivative reads.
 
 The size of an axis after removal is a polynomial in the number of coordinates kept of
 each atom: an atom's count, the sum over the parts of a concatenation, the product over

@@ -27,11 +27,15 @@ def _equation(eqn: Equation) -> Any:
         return operations(rule.work(eqn), eqn)
     if eqn.primitive.name in _SPARSE:
         return _sparse(eqn)
+    if eqn.primitive.name == "custom_linear_solve":  # the products are its derivative's
+        return count(eqn.params["jaxprs"].solve)
     inner = [count(sub) for sub in _compat.sub_jaxprs(eqn.params)]
     if eqn.primitive.name == "cond":
         return max(inner)
     if eqn.primitive.name == "scan":
         return eqn.params["length"] * sum(inner)
+    if eqn.primitive.name == "shard_map":
+        return _compat.mapped_devices(eqn.params) * sum(inner)
     return sum(inner)
 
 

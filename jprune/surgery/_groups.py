@@ -20,7 +20,7 @@ from jprune._errors import nearest, type_error, value_error
 from jprune._groups import AxisRef, Group, Kind, Role
 from jprune._jaxpr._trace import trace
 from jprune._stacks import stacked_axes
-from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
+from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of, require_tree
 from jprune._typing import PyTree
 from jprune.scores import over_groups
 from jprune.scores._groups import Reduce
@@ -209,11 +209,7 @@ class Groups(Sequence[Group]):
             some members of a group and lacks others.
           TypeError: a single object that is no array, such as a Keras model.
         """
-        if jtu.all_leaves([tree]) and not hasattr(tree, "shape"):
-            raise type_error(
-                f"`tree` must be a tree of arrays, got {type(tree).__name__}: under "
-                "Keras `jprune.frameworks.keras.named(model)`."
-            )
+        require_tree("tree", tree)
         return over_groups(
             tree,
             self,

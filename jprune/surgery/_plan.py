@@ -171,6 +171,8 @@ class Plan:
     ) -> PyTree:
         """The compact optimizer state: every copy of the parameters' tree is packed.
 
+        Every leaf has a buffer of its own, counters and masks too.
+
         Args:
           opt_state: an Optax state made for the dense `params`.
           params: the dense parameters it was made for (shapes are enough).

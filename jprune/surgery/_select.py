@@ -270,6 +270,7 @@ def _check_options(ranking: str, round_to: int, min_keep: int, most: float) -> N
         raise value_error(
             '`ranking` must be "balanced", "global", "group" or "isomorphic", got '
             f"{ranking!r}."
+            + (' Torch-Pruning\'s "local" is "group".' if ranking == "local" else "")
         )
     for name, value in (("round_to", round_to), ("min_keep", min_keep)):
         if not is_integer(value) or value < 1:

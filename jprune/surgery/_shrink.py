@@ -22,7 +22,7 @@ from jprune._tree import KeyTuple, keys_text
 from jprune.surgery import _cells as ce
 from jprune.surgery._axes import Atom, Term, leaves
 from jprune.surgery._build import Builder, Log, Options
-from jprune.surgery._callable import require_function
+from jprune.surgery._callable import calling, require_function
 from jprune.surgery._carried import Kept, Roots, State, dense_shapes, located
 from jprune.surgery._cells import Bits, Cell, Value
 from jprune.surgery._layout import Choice, Solver, Unsolvable
@@ -102,12 +102,16 @@ def shrink(
         others = dict(zip(flat.others, (tuple(x.shape) for x in arrays), strict=True))
         roots, inputs = located(plan, state, others)
         given = dense_shapes(inputs, others)
-        traced = trace(fn, plan.dense_shapes, given)(params, *args, **kwargs)
+        with calling("shrink(fn, plan)(params, *args)", params, args, kwargs, _DENSE):
+            traced = trace(fn, plan.dense_shapes, given)(params, *args, **kwargs)
         program = analyzed(traced, plan, state_outputs, roots, free_outputs)
         graph = Graph(program, solve(plan, program, inputs), options, refine)
         return jax.tree.unflatten(program.traced.out_tree, graph.emit(flat.arrays))
 
     return small
+
+
+_DENSE = " `fn` sees the dense shapes, and is the function that the plan was made from."
 
 
 def analyzed(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of
 from jprune._typing import PyTree
@@ -48,13 +49,13 @@ def pack_state(
         known = fresh.get(keys) == tuple(x.shape)
         if not known and (masks is not None or jnp.issubdtype(x.dtype, jnp.inexact)):
             wrong.append(f"{keys_text(keys)} {tuple(x.shape)}: {why}")
-        return x
+        return owned(x)
 
     def leaf(path: Any, x: Any) -> Any:
         keys = path_keys(path)
         shape = tuple(getattr(x, "shape", ()))
         if shape == ():
-            return x
+            return owned(x)
         fits = [p for p in shapes if p == keys[len(keys) - len(p) :]]
         if not fits:
             return other(keys, x, None, "belongs to no parameter")

@@ -21,18 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import value_error
-from jprune._jaxpr._trace import Traced, is_array, trace
-from jprune._tree import KeyTuple, keyed_leaves, keys_text
+from jprune._jaxpr._trace import Traced
+from jprune._tree import KeyTuple, keys_text
 from jprune._typing import PyTree
 from jprune.surgery._build import Options
 from jprune.surgery._callable import (
     as_function,
-    require_function,
     state_outputs_of,
 )
 from jprune.surgery._carried import Kept, located, with_state
 from jprune.surgery._certificate import exactness_of
-from jprune.surgery._compact_model import Call, compact_call, paired
+from jprune.surgery._compact_model import Call, compact_call, paired, traced_dense
 from jprune.surgery._groups import Groups, groups
 from jprune.surgery._layout import Choice
 from jprune.surgery._make import plan_from_keep
@@ -194,8 +193,7 @@ def verify(
     beside = compact_call(compact, fn, plan, (params, *args), kwargs)
     fn, (params, *rest), kwargs = as_function(fn, (params, *args), kwargs)
     args = tuple(rest)
-    _require_dense(fn, plan, params)
-    traced = trace(fn, plan.dense_shapes)(params, *args, **kwargs)
+    traced = traced_dense(fn, plan, params, args, kwargs)
     roots, inputs = located(plan, None, _other_shapes(traced))
     program = analyzed(traced, plan, state_outputs_of(fn), roots)
     tolerance = _tolerance(params) if tolerance is None else tolerance
@@ -406,17 +404,6 @@ def _other_shapes(traced: Traced) -> dict[KeyTuple, tuple[int, ...]]:
     """Of the arguments behind the parameters, by path."""
     avals = traced.input_avals[len(traced.params) :]
     return dict(zip(traced.others, (a.shape for a in avals), strict=True))
-
-
-def _require_dense(fn: Any, plan: Plan, params: PyTree) -> None:
-    """Raises for what is no function, and for the compact parameters."""
-    require_function(fn, "verify")
-    shapes = {p: tuple(x.shape) for p, x in keyed_leaves(params) if is_array(x)}
-    if plan.removed and shapes == plan.compact_shapes:
-        raise value_error(
-            "`verify` takes the dense function and parameters, and makes the compact "
-            "ones itself; got parameters of the compact shapes."
-        )
 
 
 def _require_same_results(want: dict[Any, Any], got: dict[Any, Any]) -> None:

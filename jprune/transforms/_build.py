@@ -18,7 +18,7 @@ from jprune._errors import (
     value_error,
 )
 from jprune._groups import Group, chosen
-from jprune._tree import keys_text
+from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import Params, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
@@ -55,15 +55,41 @@ def transformation(
     ) -> tuple[PyTree, PyTree]:
         if name is not None and params is None:
             raise no_params(name)
-        if wrapper:
+        if not wrapper:
+            if name is not None and not jax.tree.leaves(params):
+                return updates, state
+            extra = {}
+        try:
             return update(updates, state, params, **extra)
-        if name is not None and not jax.tree.leaves(params):
-            return updates, state
-        return update(updates, state, params)
+        except Exception as error:
+            _require_own(state, params, begin, error)
+            raise
 
     # The type checker cannot see that a state class of ours is a state: this is the one
     # place that says so.
     return optax.GradientTransformationExtraArgs(begin, follow)
+
+
+def _require_own(
+    state: PyTree, params: Params, init: Callable[..., Any], cause: Exception
+) -> None:
+    """Raises if a state of other parameters is why an update failed."""
+    if params is None:
+        return
+    try:
+        made = jax.eval_shape(init, params)
+    except Exception:  # an `init` that reads values says nothing here
+        return
+    given, own = (
+        {keys_text(path): np.shape(x) for path, x in keyed_leaves(tree)}
+        for tree in (state, made)
+    )
+    differ = sorted(name for name, _ in given.items() ^ own.items())
+    if differ:
+        raise value_error(
+            "`state` belongs to other parameters than `params`: make it by "
+            f"`tx.init(params)`. These differ:{listing(list(dict.fromkeys(differ)))}"
+        ) from cause
 
 
 def own_buffers(state: PyTree, params: Params) -> PyTree:
@@ -141,6 +167,8 @@ def around(inner: Any, name: str = "inner") -> optax.GradientTransformationExtra
             f"`{name}` must be an Optax transformation such as `optax.adam(1e-3)`, got "
             f"{short(inner)}."
         )
+    if isinstance(inner, optax.MultiSteps):  # takes them, but is no transformation
+        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
     return optax.with_extra_args_support(inner)
 
 

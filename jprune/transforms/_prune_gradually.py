@@ -92,10 +92,11 @@ def prune_gradually(
         its own; see `masks.unstructured`.
       score: what is ranked in place of the magnitude: a function of the parameters and
         of the raw gradient, None unless it is handed over (`update(updates, state,
-        params, grad=grads)`). Saliency is `scores.saliency`, random pruning `lambda p,
-        g: scores.random(key, p)`, magnitudes relative to their leaf `lambda p, g:
-        jax.tree.map(lambda w: w / jnp.linalg.norm(w), p)`. A score that is not finite
-        counts as 0.
+        params, grad=grads)`; through `optax.MultiSteps` that is the last micro-batch's,
+        see docs/chain.md for the accumulated one). Saliency is `scores.saliency`,
+        random pruning `lambda p, g: scores.random(key, p)`, magnitudes relative to
+        their leaf `lambda p, g: jax.tree.map(lambda w: w / jnp.linalg.norm(w), p)`. A
+        score that is not finite counts as 0.
 
     Returns:
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jprune._dtypes import owned
 from jprune._errors import listing, require_static, value_error
 from jprune._finite import require_finite
 from jprune._tree import named_leaves, require_same_structure
@@ -195,7 +196,8 @@ def truncate(
         for w, u, k in zip(ws, unfoldings, asked, strict=True)
     ]
     cuts = _all_cut(ws, rules, unfoldings=unfoldings, min_rank=min_rank)
-    return leaves.truncated(params, cuts)
+    found = leaves.truncated(params, cuts)
+    return found._replace(params=owned(found.params, params))
 
 
 def _scope_of_ranks(ranks: PyTree, params: Params, scope: Any) -> Any:

@@ -135,7 +135,8 @@ def prune_by_weight_history(
         "grad_momentum", the gradients, ranked by $|\mu|$ as in sparse momentum
         (Dettmers and Zettlemoyer, arXiv 1907.04840, another method); "product", ranked
         by $|w| |\mu|$. The last two need the gradient: `update(updates, state, params,
-        grad=grads)`.
+        grad=grads)`; through `optax.MultiSteps` that is the last micro-batch's, see
+        docs/chain.md for the accumulated one.
       layer_norm: divide each layer's scores by their mean over what it keeps, for
         layers of different scale.
       regrow: every weight competes at each ranking, also those removed; one that is

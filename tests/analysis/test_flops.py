@@ -5,12 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from experiments.models.densenet import DenseNet
 from experiments.models.mobilenet import MobileNetV3
 from experiments.models.resnet import resnet50
 from experiments.models.transformer import ViT
-from jprune import analysis
+from jprune import analysis, surgery
 
 array = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
@@ -85,3 +87,62 @@ def test_published_networks(model, macs):
     assert analysis.flops(model.apply)(variables, x) / 2e9 == pytest.approx(
         macs, rel=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "names", "times"),
+    [
+        (P("d"), {"d", "e"}, 2),  # split over d, repeated over e
+        (P(("d", "e")), {"d", "e"}, 1),
+        (P("d"), {"d"}, 1),  # e is left to the compiler
+        (P(), {"d", "e"}, 4),
+    ],
+)
+def test_what_is_mapped_over_a_mesh_counts_for_all_devices(spec, names, times):
+    """By hand: 8 rows through (16, 6), on `times` devices each; then (6, 4) once."""
+    mesh = jax.make_mesh((2, 2), ("d", "e"), axis_types=(AxisType.Auto,) * 2)
+    first = jax.shard_map(
+        lambda x, w: jnp.tanh(x @ w),
+        mesh=mesh,
+        in_specs=(spec, P()),
+        out_specs=spec,
+        axis_names=names,
+    )
+
+    @jax.jit
+    def net(p, x):
+        return first(x, p["a"]) @ p["b"]
+
+    p, x = {"a": array((16, 6)), "b": array((6, 4))}, array((8, 16))
+    want = times * 2 * 8 * 16 * 6 + 2 * 8 * 6 * 4
+    assert analysis.flops(net)(p, x) == want
+    deps = surgery.groups(net)(p, x)
+    assert deps.flops() == want
+    half = times * 2 * 8 * 16 * 3 + 2 * 8 * 3 * 4
+    assert deps.flops({"a:1": 3}) == half  # the factor is not an axis that shrinks
+
+
+def test_maps_inside_maps_and_loops():
+    mesh = jax.make_mesh((2, 2), ("d", "e"), axis_types=(AxisType.Auto,) * 2)
+
+    def map_over(fn, name):
+        return jax.shard_map(
+            fn, mesh=mesh, in_specs=P(), out_specs=P(), axis_names={name}
+        )
+
+    def net(w, x):
+        body = lambda c, _: (map_over(lambda c: c @ w, "d")(c), None)  # noqa: E731
+        return jax.lax.scan(body, x, length=5)[0]
+
+    assert analysis.flops(net)(array((4, 4)), array((2, 4))) == 2 * 5 * 2 * 2 * 4 * 4
+
+
+def test_a_solve_does_not_count_what_its_derivative_reads():
+    assert analysis.flops(jnp.linalg.solve)(array((8, 8)), array((8, 3))) == 0
+
+    def fn(a, b):
+        return jax.lax.custom_linear_solve(
+            lambda x: a @ x, b, lambda _, b: b @ jnp.ones((3, 3)), symmetric=True
+        )
+
+    assert analysis.flops(fn)(array((8, 8)), array((8, 3))) == 2 * 8 * 3 * 3

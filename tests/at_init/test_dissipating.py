@@ -275,6 +275,9 @@ RULES = {
 }
 
 
+TX = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.02, 0.9))  # traced once
+
+
 @pytest.mark.parametrize(
     ("name", "seed"),
     [
@@ -290,13 +293,14 @@ def test_twin(name, seed):
     with jax.enable_x64(True):
         flat, params, xs, ys = fresh(seed)
         rules, steps = RULES[name]
-        tx = optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(0.02, 0.9))
-        run = at_init.train_early(loss, tx, params, [], [])
+        run = at_init.train_early(loss, TX, params, [], [])
         twin = Twin(flat, 0.02, 0.9, 1e-2)
         same = [lambda e: e.mask] * (4 - len(rules))
         for i, rule in enumerate([*rules, *same]):
             window = [(xs[i], ys[i])]
-            run = at_init.train_early(loss, tx, run, window, [rule], magnitudes=True)
+            run = at_init.train_early(
+                loss, TX, run, window, [jax.jit(rule)], magnitudes=True
+            )
             twin.window(xs[i], ys[i], magnitudes=True)
             if i < len(steps):
                 steps[i](twin)

@@ -84,3 +84,36 @@ def test_refusals():
         compress.pack_n_of_m(params, 1, 3)
     with pytest.raises(ValueError, match="a traced array at a/kernel"):
         jax.eval_shape(lambda p: compress.pack_n_of_m(p, 4, 4), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "stacked", "shape"),
+    [
+        ("layers", None, (3, 8, 6)),
+        ("decoder", "decoder/", (3, 8, 6)),
+        ("decoder", {"decoder/": 1}, (8, 3, 6)),
+        ("layers", None, (2, 3, 3, 4, 5)),
+    ],
+)
+def test_stacks_of_layers_come_back(name, stacked, shape):
+    """As `masks.n_of_m` cuts them, along the contracted axis of each layer."""
+    rng = np.random.default_rng(0)
+    params = {name: {"kernel": jnp.asarray(rng.normal(size=shape), jnp.float32)}}
+    params = masks.apply(masks.n_of_m(params, 2, 4, stacked=stacked), params)
+    packed = compress.pack_n_of_m(params, 2, 4, stacked=stacked)
+    leaf = packed[name]["kernel"]
+    assert leaf.shape == shape and leaf.values.size == np.prod(shape) // 2
+    assert leaf.axis == (0 if isinstance(stacked, dict) else len(shape) - 2)
+    back = compress.unpack_n_of_m(packed)[name]["kernel"]
+    np.testing.assert_array_equal(back, params[name]["kernel"])
+
+
+def test_subnormal_weights_count_and_come_back():
+    tiny = np.float32(1e-40)
+    three = np.array([[tiny], [2 * tiny], [3 * tiny], [0]], np.float32)
+    with pytest.raises(ValueError, match="w: 1 weights more than 2 of 4"):
+        compress.pack_n_of_m({"w": jnp.asarray(three)}, 2, 4)
+    two = three * np.array([[0], [1], [1], [0]], np.float32)
+    back = compress.unpack_n_of_m(compress.pack_n_of_m({"w": jnp.asarray(two)}, 2, 4))
+    found = np.asarray(back["w"]).view(np.int32)
+    np.testing.assert_array_equal(found, two.view(np.int32))

@@ -221,6 +221,15 @@ def test_what_is_refused():
         small.apply(variables, X)
 
 
+def test_parameters_in_place_of_variables():
+    model = nn.Dense(3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), X)
+    with pytest.raises(
+        ValueError, match=r"^\[jprune\] `variables` must be all.*kernel"
+    ):
+        jlinen.groups(model, shapes["params"], X)
+
+
 def test_a_call_in_training_mode_says_what_to_pass():
     variables = compact_pair()[0]
     with pytest.raises(flax.errors.ModifyScopeVariableError) as error:

@@ -200,3 +200,13 @@ def test_a_check_of_no_leaf_is_an_error():
         with pytest.raises(ValueError, match="finds no leaf to check"):
             masks.is_n_of_m(tree, 2, 4)
     assert masks.is_n_of_m({}, 2, 4)
+
+
+def test_is_n_of_m_of_no_weight_is_an_error_and_subnormals_count():
+    empty = {"w": jnp.zeros((0, 4))}
+    for scope in (None, "w"):
+        with pytest.raises(ValueError, match="finds no leaf to check: .*empty"):
+            masks.is_n_of_m(empty, 2, 4, axis=0, scope=scope)
+    three = jnp.full((4, 1), np.float32(1e-40)).at[0].set(0)
+    assert not masks.is_n_of_m(empty | {"kernel": three}, 2, 4, axis=0)
+    assert masks.is_n_of_m(empty | {"kernel": three}, 3, 4, axis=0)

@@ -86,7 +86,7 @@ def test_patterns_that_match_nothing():
             masks.prunable(PARAMS, **pattern)
         assert f"`{argument}`='kernels' matches no leaf" in str(error.value)
         assert "\n  conv/kernel" in str(error.value)
-    with pytest.raises(ValueError, match="`include`='kernels' matches no leaf"):
+    with pytest.raises(ValueError, match="`scope`='kernels' matches no leaf"):
         masks.unstructured(PARAMS, 0.5, scope="kernels")
 
 

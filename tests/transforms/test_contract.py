@@ -144,7 +144,7 @@ def test_row8_masked(case):
     got, _ = Run(optax.masked(case.make(), only))(params, 2)
     alone = {"one": {"kernel": params["one"]["kernel"]}}
     tx = case.make()
-    state, step = jax.jit(tx.init)(alone), jax.jit(tx.update)
+    state, step = tx.init(alone), jax.jit(tx.update)
     for t in range(2):
         grads = {"one": {"kernel": gradients(got, t)["one"]["kernel"]}}
         updates, state = step(grads, state, alone)
@@ -170,7 +170,7 @@ def test_row8_multisteps(case):
     params = tree("dict")
     run, _, _ = plain(case.name)
     tx = optax.MultiSteps(case.make(), 2)
-    state, step = jax.jit(tx.init)(params), jax.jit(tx.update)
+    state, step = tx.init(params), jax.jit(tx.update)
     grads = gradients(params)
     for _ in range(2):
         updates, state = step(grads, state, params)
@@ -199,7 +199,7 @@ def test_row10_neutral(case):
     if case.neutral is None:
         pytest.skip("a recipe has no neutral setting")
     tx, params = case.neutral(), tree("dict")
-    state, step = jax.jit(tx.init)(params), jax.jit(tx.update)
+    state, step = tx.init(params), jax.jit(tx.update)
     for t in range(3):
         grads = gradients(params, t)
         updates, state = step(grads, state, params)

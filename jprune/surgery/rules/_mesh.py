@@ -31,7 +31,8 @@ def shard_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Info]
         Info(_across(site, info.axes, spec, var.aval.shape), info.source, info.dims)
         for info, spec, var in zip(ins, p["in_specs"], p["jaxpr"].invars, strict=True)
     ]
-    found = site.walk(p["jaxpr"], inner)
+    everywhere = site.fixed(_compat.mapped_devices(p), _SPLIT)  # pays on each device
+    found = site.walk(p["jaxpr"], inner, everywhere)
     return [
         Info(_across(site, info.axes, spec, var.aval.shape), MANY)
         for info, spec, var in zip(found, p["out_specs"], eqn.outvars, strict=True)
