@@ -226,8 +226,7 @@ def prune_by_weight_history(
             sizes = finite(_sizes(signal, history, params))
             own = target.scoped(params)
             scores = _weighted(sizes, mask, gamma, layer_norm, own.final.stacked)
-            within = None if regrow else mask
-            return own.select(scores, state.count, within, warm)
+            return own.select(scores, state.count, None if regrow else mask, warm)
 
         kept, warm, passes = renewed(
             target.due(state.count), select, (state.mask, state.warm, state.passes)
