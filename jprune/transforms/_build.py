@@ -167,6 +167,8 @@ def around(inner: Any, name: str = "inner") -> optax.GradientTransformationExtra
             f"`{name}` must be an Optax transformation such as `optax.adam(1e-3)`, got "
             f"{short(inner)}."
         )
+    if isinstance(inner, optax.MultiSteps):  # takes them, but is no transformation
+        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
     return optax.with_extra_args_support(inner)
 
 
