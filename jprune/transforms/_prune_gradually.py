@@ -70,6 +70,10 @@ def prune_gradually(
     ranks), the smallest land on zero and the others take their update: what is removed
     stays removed. Between those steps and after `end` the mask stands still.
 
+    The last cuts cost the most and are won back only by steps that train: in a short
+    run whose learning rate falls to zero they are not. Leave about a third of the run
+    behind `end`, at a rate that is not yet small.
+
     Args:
       sparsity: the final sparsity, reached along the cubic schedule from 0 (a number,
         or a tree from `masks.erk` and the like); or an Optax schedule of the step. At
