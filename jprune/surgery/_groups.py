@@ -323,6 +323,8 @@ def groups(
         raise value_error(
             f'`reduce_max` must be "known", "drop" or "freeze", got {reduce_max!r}.'
         )
+    if isinstance(lookups, str):
+        raise value_error(f"`lookups` must be a list, got a text: [{lookups!r}].")
 
     roots = roots_of(state)
 

@@ -168,7 +168,8 @@ def around(inner: Any, name: str = "inner") -> optax.GradientTransformationExtra
             f"{short(inner)}."
         )
     if isinstance(inner, optax.MultiSteps):  # takes them, but is no transformation
-        return optax.GradientTransformationExtraArgs(inner.init, inner.update)
+        update: Any = inner.update
+        return optax.GradientTransformationExtraArgs(inner.init, update)
     return optax.with_extra_args_support(inner)
 
 
