@@ -187,7 +187,7 @@ def seeded(key: Any) -> jax.Array:
             one = jnp.ndim(key) == 0
             return jax.random.key(key) if one else jax.random.wrap_key_data(key)
     raise type_error(
-        f"`key` must be a seed, an integer, or a key of `jax.random`, got {key!r}."
+        f"`key` must be a seed, an integer, or a key of `jax.random`, got {short(key)}."
     )
 
 
