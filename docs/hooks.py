@@ -36,4 +36,5 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         hidden = "    options:\n      members: []\n      show_root_heading: false\n"
         entries = [f"::: jprune.{package}\n{hidden}"]
         entries += [f"::: jprune.{package}.{name}" for name in public_names(package)]
-    return "\n\n".join([markdown, *entries])
+    heading = markdown.partition("\n")[0]  # the rest is for readers of the repository
+    return "\n\n".join([heading, *entries])

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -151,6 +152,26 @@ class Config:
     def parts(self) -> tuple["Config", ...]:
         """This experiment alone, then those beside it."""
         return dataclasses.replace(self, beside=()), *self.beside
+
+
+_NO_SETTINGS = ("claims", "beside")
+"""Fields of a configuration that are not settings of their own."""
+
+
+def complete(old: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older job, with the defaults of fields that came since."""
+    fields = [f for f in dataclasses.fields(Config) if f.name not in _NO_SETTINGS]
+    plain = {
+        field.name: field.default_factory()
+        if field.default_factory is not dataclasses.MISSING
+        else field.default
+        for field in fields
+        if (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+    }
+    found = {**json.loads(json.dumps(plain)), **old}
+    if "beside" in old:
+        found["beside"] = [complete(part) for part in old["beside"]]
+    return found
 
 
 def names() -> list[str]:

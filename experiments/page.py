@@ -123,7 +123,8 @@ def sections(folder: Path) -> list[Section]:
         if facts.get("small"):
             raise files.FileError(f"{path} is of a small form, which is no evidence.")
         name = re.sub(r"_seed\d+$", "", path.stem)
-        key = f"{name} {json.dumps(facts['settings'], sort_keys=True)}"
+        settings = config.complete(facts["settings"])
+        key = f"{name} {json.dumps(settings, sort_keys=True)}"
         groups.setdefault(key, []).append((path, facts, rows))
     found = []
     for key, members in groups.items():

@@ -21,7 +21,6 @@ or a checkpoint not read; 75 when SIGTERM or Ctrl-C came and all that was done i
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import re
@@ -271,7 +270,7 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
         if not note.is_file():
             raise ConfigError(f"`--resume`: there is no job in {out}.")
         _require_ours(out)
-        old = _complete(files.read_json(note))
+        old = config.complete(files.read_json(note))
         if not _grown(old, settings):
             differ = sorted(
                 k for k in settings.keys() | old.keys() if old.get(k) != settings.get(k)
@@ -290,26 +289,6 @@ def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
         (out / "result.json").unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(note, settings)
-
-
-def _complete(old: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an older job, with the defaults of fields that came since."""
-    fields = [f for f in dataclasses.fields(Config) if f.name not in _NO_SETTINGS]
-    plain = {
-        field.name: field.default_factory()
-        if field.default_factory is not dataclasses.MISSING
-        else field.default
-        for field in fields
-        if (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-    }
-    found = {**json.loads(json.dumps(plain)), **old}
-    if "beside" in old:
-        found["beside"] = [_complete(part) for part in old["beside"]]
-    return found
-
-
-_NO_SETTINGS = ("claims", "beside")
-"""Fields of a configuration that are not settings of their own."""
 
 
 _NOTE = "config.json"

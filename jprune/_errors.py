@@ -54,7 +54,7 @@ def require_static(**options: Any) -> None:
     for name, x in options.items():
         if x is not None and not is_integer(x):
             raise value_error(
-                f"`{name}` must be a whole number, got {x!r}: use round(...)."
+                f"`{name}` must be a whole number, got {short(x)}: use round(...)."
             )
 
 

@@ -21,12 +21,13 @@ def require_finite(what: str, leaves: Iterable[tuple[str, Any]], advice: str) ->
     Raises:
       ValueError: naming the leaves.
     """
-    bad = [
-        f"{path}: {int((~jnp.isfinite(x)).sum())} of {x.size}"
-        for path, x in leaves
-        if not isinstance(x, Tracer | jax.ShapeDtypeStruct)
-        and jnp.issubdtype(x.dtype, jnp.inexact)
-        and not jnp.isfinite(x).all()
-    ]
+    with jax.ensure_compile_time_eval():  # inside of `jit`, a constant is known, too
+        bad = [
+            f"{path}: {int((~jnp.isfinite(x)).sum())} of {x.size}"
+            for path, x in leaves
+            if not isinstance(x, Tracer | jax.ShapeDtypeStruct)
+            and jnp.issubdtype(x.dtype, jnp.inexact)
+            and not jnp.isfinite(x).all()
+        ]
     if bad:
         raise value_error(f"{what} must be finite: {advice} Not finite:{listing(bad)}")

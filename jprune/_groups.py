@@ -131,6 +131,31 @@ class AxisRef:
         (np.add if how == "sum" else np.maximum).at(out, labels[at], v[at])
         return out
 
+    def place(self, size: int) -> str:
+        """Where the coordinates lie on the axis, as the factors of a reshape of it.
+
+        Args:
+          size: of the group.
+
+        Returns:
+          `[8]` for the whole axis, the group in brackets; `[4] x 8` for 4 runs of 8
+          positions (heads), `4 x [8]` for 8 positions in each of 4 runs (their
+          dimensions), `4 x [4] x 2` for pairs of positions in each; `[4] at 8 of 32`
+          for a part of it; `[4] in parts of 32` for anything else.
+        """
+        if self.labels is None:
+            return f"[{size}]"
+        if isinstance(self.labels, Run):
+            return f"[{size}] at {self.labels.start} of {len(self.labels)}"
+        labels = np.asarray(self.labels)
+        run = int(np.argmax(labels != labels[0])) or len(labels)
+        block = np.repeat(np.arange(size), run)
+        times, left = divmod(len(labels), len(block))
+        if left or not np.array_equal(labels, np.tile(block, times)):
+            return f"[{size}] in parts of {len(labels)}"
+        before = f"{times} x " if times > 1 else ""
+        return f"{before}[{size}]" + (f" x {run}" if run > 1 else "")
+
     def others(self, ndim: int) -> tuple[int, ...]:
         """All axes of a leaf of `ndim` dimensions but this one."""
         return tuple(axis for axis in range(ndim) if axis != self.axis)
@@ -153,6 +178,24 @@ class Group:
     size: int
     members: tuple[AxisRef, ...]
     kind: Kind = "coupled"
+
+    @property
+    def place(self) -> str:
+        """Where the coordinates lie on the axis that names the group.
+
+        See `AxisRef.place`: heads of a fused axis are `[4] x 8`, their dimensions
+        `4 x [8]`. Empty for a group without members.
+        """
+        if not self.members:
+            return ""
+        first = next((r for r in self.members if r.role == "out"), self.members[0])
+        return first.place(self.size)
+
+    def __repr__(self) -> str:
+        """One line; the labels of the members are in `members`."""
+        return (
+            f"<Group {self.id!r}: {self.place}, {self.kind}, {len(self.members)} axes>"
+        )
 
     def __post_init__(self) -> None:
         # Axes of one structure share one tuple of labels: each is looked at once.

@@ -120,9 +120,24 @@ def _given(path: str, shape: tuple[int, ...], stacked: Mapping[str, Any]) -> Axe
     return ()
 
 
+def as_said(tree: PyTree, stacked: Any = None) -> dict[str, Axes]:
+    """`stacked` that says of any tree of these paths what it means for this one.
+
+    Another tree may have 0-d leaves where this has weights, so that the rule would see
+    another collection.
+    """
+    pairs = zip(named_leaves(tree), stacked_axes(tree, stacked), strict=True)
+    return {f"^{re.escape(path)}$": axes for (path, _), axes in pairs if axes}
+
+
 def layer_shape(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:
     """The shape of one layer."""
     return tuple(n for i, n in enumerate(shape) if i not in axes)
+
+
+def layer_axes(rank: int, axes: Axes) -> Axes:
+    """The axes of one layer: all of a leaf's `rank` but those of the stack."""
+    return tuple(i for i in range(rank) if i not in axes)
 
 
 def stack_shape(shape: Sequence[int], axes: Axes) -> tuple[int, ...]:

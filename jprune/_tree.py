@@ -93,7 +93,7 @@ def require_tree(what: str, tree: PyTree) -> None:
     Raises:
       TypeError: naming `what`, the class, and what to do.
     """
-    if jtu.treedef_is_leaf(jax.tree.structure(tree)) and not hasattr(tree, "shape"):
+    if jtu.all_leaves([tree]) and not hasattr(tree, "shape"):
         raise type_error(
             f"`{what}` must be a tree of arrays, got {type(tree).__name__}: give its "
             "variables, under Keras `jprune.frameworks.keras.named(model)`."

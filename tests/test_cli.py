@@ -194,7 +194,7 @@ def test_groups_of_a_module(module, capsys):
     assert main(["groups", f"{module}:net"]) == 0
     first, frozen = capsys.readouterr().out.split("frozen:")
     (row,) = [line for line in first.splitlines() if "a:1 (out)" in line]
-    assert row.split()[:3] == ["a:1", "16", "coupled"] and "b:0 (in)" in row
+    assert row.split()[:4] == ["a:1", "16", "[16]", "coupled"] and "b:0 (in)" in row
     assert "a:0[0:8]  model input" in frozen and "b:1[0:4]  model output" in frozen
 
 

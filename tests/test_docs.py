@@ -6,7 +6,10 @@ A page is one program: its blocks run in order and share their names. What a blo
 """
 
 import importlib
+import pydoc
 import re
+import runpy
+import types
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,19 @@ def test_relative_links_lead_somewhere(page: Path):
         if target.startswith(("http://", "https://", "mailto:")):
             continue
         assert (page.parent / target).exists(), f"{page_id(page)}: {target}"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("api/*.md")), ids=lambda p: p.stem)
+def test_an_api_page_says_how_to_read_it(page: Path):
+    """In the repository; the site, which fills it, keeps its heading alone."""
+    text = page.read_text()
+    assert "mkdocs serve" in text
+    for call in re.findall(r"help\((jprune[.\w]*)\)", text):
+        assert pydoc.locate(call) is not None, call
+    hooks = runpy.run_path(str(DOCS / "hooks.py"))
+    file = types.SimpleNamespace(src_uri=f"api/{page.name}")
+    built = hooks["on_page_markdown"](text, page=types.SimpleNamespace(file=file))
+    assert built.startswith(f"# jprune.{page.stem}\n\n::: jprune.{page.stem}")
 
 
 PACKAGES = "analysis|at_init|compress|masks|reparam|scores|surgery|transforms"

@@ -171,6 +171,14 @@ def test_values_that_are_not_finite_are_found_by_their_leaf(call):
         call()
 
 
+def test_constants_inside_of_jit_are_known():
+    params = {"kernel": jnp.eye(2)}
+    cut = jax.jit(lambda: compress.truncate(params, energy=0.4).ranks)()
+    assert int(cut["kernel"]) == 1
+    with pytest.raises(ValueError, match="kernel: 1 of 4"):
+        jax.jit(lambda: compress.truncate({"kernel": BAD["kernel"]}, energy=0.9))()
+
+
 def test_a_plan_that_is_not_there(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(

@@ -24,7 +24,7 @@ from jprune import scores, selection
 from jprune._axes import Axes
 from jprune._errors import type_error
 from jprune._finite import require_finite
-from jprune._stacks import stacked_axes
+from jprune._stacks import layer_axes, stacked_axes
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.at_init._synflow import ApplyFn
@@ -128,7 +128,8 @@ def flow(
     Where the weights are 0 or 1, the biases 0 and the input ones, a rectifier passes
     everything, so the network is its own linear form. Leaves named bias, b, beta,
     offset or mean become 0 and the others that a mask does not cover 1; each kernel is
-    divided by the mean sum over one of its outputs, which keeps R in the float range.
+    divided by the mean sum over one of its outputs (of a stack each layer), which keeps
+    R in the float range.
 
     Args:
       apply_fn: `apply_fn(params, x)`, in eval mode: rectifiers or no activation,
@@ -157,12 +158,15 @@ def flow(
       Array([[ True, False]], dtype=bool)
     """
     x = jax.tree.map(lambda s: jnp.ones(np.shape(s), jnp.result_type(s)), inputs)
+    named = zip(named_leaves(params), stacked_axes(params), strict=True)
+    stacks = {path: axes for (path, _), axes in named}
 
     def weight(path: str, w: jax.Array, p: Any) -> Any:
         if w.ndim == 0:
             like = jnp.ones_like(p)
             return 0 * like if leaf_name(path) in _ADDED else like
-        total = jax.lax.stop_gradient(jnp.sum(w)) / w.shape[-1]
+        one = layer_axes(w.ndim, stacks[path])
+        total = jax.lax.stop_gradient(jnp.sum(w, one, keepdims=True)) / w.shape[-1]
         return w / jnp.where(total > 0, total, 1)
 
     def linear(weights: Params) -> jax.Array:

@@ -5,11 +5,12 @@ from math import prod
 import jax
 import numpy as np
 
-from jprune._axes import output_axis
+from jprune._axes import Axes, output_axis
 from jprune._errors import value_error
+from jprune._stacks import layer_shape, stacked_axes
 from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Params, PyTree, Scope
-from jprune.masks._scope import in_scope
+from jprune.masks._scope import in_scope, in_scope_list
 
 
 def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[int]:
@@ -17,7 +18,7 @@ def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[i
 
     Args:
       fan_in: a number, a tree of numbers, or None for all axes but the last of leaves
-        named `kernel` or `w` of rank 2 or 4.
+        named `kernel` or `w` of rank 2 or 4, or of a layer of a stack of such.
       params: the parameters.
       scope: a tree of bools.
 
@@ -27,10 +28,9 @@ def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[i
     names = in_scope(_names(params), scope)
     leaves = in_scope(params, scope)
     if fan_in is None:
-        pairs = zip(names, leaves, strict=True)
-        axes = [output_axis(n, x, None, "fan_in") for n, x in pairs]
-        pairs = zip(leaves, axes, strict=True)
-        return [prod(x.shape) // max(x.shape[axis], 1) for x, axis in pairs]
+        stacks = in_scope_list(stacked_axes(params), scope)
+        rows = zip(names, leaves, stacks, strict=True)
+        return [_default(*row) for row in rows]
     if isinstance(fan_in, int | np.integer):
         given = [fan_in] * len(leaves)
     else:
@@ -42,6 +42,12 @@ def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[i
                 f"`fan_in` at {name} must be a positive integer, got {one!r}."
             )
     return [int(one) for one in given]
+
+
+def _default(name: str, leaf: jax.Array, stack: Axes) -> int:
+    """All axes of a layer but the one of its outputs."""
+    out = output_axis(name, leaf, None, "fan_in", stack)
+    return prod(layer_shape(leaf.shape, (*stack, out)))
 
 
 def _names(params: Params) -> PyTree:

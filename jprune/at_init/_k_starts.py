@@ -98,6 +98,7 @@ def k_starts(
     scope = resolve_scope(scope, params)
     for name, tree in (("params", params), ("grads", grads)):
         if tree is not None:
+            require_same_structure(name, tree, params)
             named = zip(scoped_names(tree, scope), in_scope(tree, scope), strict=True)
             require_finite(f"`{name}`", named, "no mask is fitter than NaN.")
     contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)

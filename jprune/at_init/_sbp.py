@@ -31,12 +31,13 @@ import jax.numpy as jnp
 
 from jprune import masks
 from jprune._dtypes import wide
+from jprune._stacks import layer_axes, stacked_axes
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, Scope
 from jprune.at_init._fan_in import fan_ins
 from jprune.at_init._gradients import LossFn
 from jprune.at_init._snip import snip
-from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 
 
 def sbp(
@@ -158,7 +159,8 @@ def rescaling(
 
     Returns:
       A tree like `params` of 0-d factors, float32 or wider; 1 for leaves out of scope
-      and for emptied ones.
+      and for emptied ones. Of a stack of layers one factor for each, with axes of
+      length 1 beside it.
 
     Raises:
       ValueError: as `rescale`.
@@ -167,11 +169,14 @@ def rescaling(
     taken = _taken(mask, params, scope)
     targets = iter(_targets(sigma_w2, params, taken))
     fans = iter(fan_ins(fan_in, params, taken))
+    stacks = iter(in_scope_list(stacked_axes(params), taken))
 
     def factor(w: Any, on: bool) -> jax.Array:
         if not on:
             return jnp.ones((), jnp.float32)
-        v = next(fans) * jnp.mean(wide(w) ** 2)
+        stack = next(stacks)
+        layer = layer_axes(w.ndim, stack)
+        v = next(fans) * jnp.mean(wide(w) ** 2, layer, keepdims=bool(stack))
         rho = jnp.sqrt(next(targets) / jnp.where(v > 0, v, 1))
         return jnp.where(v > 0, rho, jnp.ones_like(rho))
 

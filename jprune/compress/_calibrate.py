@@ -258,6 +258,12 @@ def _calibrate(
                 "leave it out of `scope`."
             )
         sums = stages.sums(form, None, samples, jax.random.fold_in(key, number))
+        if not sums["gram"].any():
+            raise value_error(
+                f"`batches` must show what {site_name(form)} reads: it is 0 in every "
+                "example, so that nothing tells its inputs apart. Give other examples; "
+                "if the layers before are dead, leave it out of `scope`."
+            )
         weights = stages.weights(form)
         pairs = [solve(w, gram) for w, gram in zip(weights, sums["gram"], strict=True)]
         new, keep = (np.stack(part) for part in zip(*pairs, strict=True))

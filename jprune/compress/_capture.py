@@ -164,6 +164,8 @@ def capture(
             _add(totals, form, sums)
     if not totals:
         raise value_error("`batches` is empty: there is nothing to capture.")
+    for name, (_, sums) in totals.items():
+        require_rows(name, sums)
     return {name: _captured(form, sums) for name, (form, sums) in totals.items()}
 
 
@@ -200,6 +202,46 @@ def require_finite(name: str, *sums: Any) -> None:
             f"`batches` must give finite values, got NaN, infinities or squares beyond "
             f"the range of float32 in what {name} reads or makes. Look for them in the "
             "data and in the weights of the layers before it."
+        )
+
+
+def require_rows(name: str, sums: Sums) -> None:
+    """Raises if a contraction saw no row: batches without an example.
+
+    Args:
+      name: of the contraction.
+      sums: its sums over the batches.
+
+    Raises:
+      ValueError: none.
+    """
+    if not sums["rows"]:
+        raise value_error(
+            f"`batches` must hold examples: expected at least one, got none that {name}"
+            " reads. Look at the shapes of the batches: an axis of length 0?"
+        )
+
+
+def require_varied(
+    name: str, input_sum: np.ndarray, input_squares: np.ndarray, rows: Any
+) -> None:
+    """Raises if all rows that a contraction reads are alike: no fit can tell them.
+
+    Args:
+      name: of the contraction.
+      input_sum: as in `Captured`.
+      input_squares: as there.
+      rows: as there.
+
+    Raises:
+      ValueError: one row, equal rows, or zeros.
+    """
+    about_mean = input_squares - input_sum**2 / rows
+    if about_mean.sum() <= 1e-6 * input_squares.sum():
+        raise value_error(
+            f"`batches` must hold examples that differ: all {int(rows)} rows "
+            f"that {name} reads are alike; nothing tells its inputs apart. Give "
+            "more examples; if the layers before are dead, leave it out."
         )
 
 

@@ -293,7 +293,7 @@ class _Averages(NamedTuple):
             slack = (
                 0.01 * size + 8 * float(jnp.finfo(jnp.result_type(leaf)).eps) * noise
             )
-            if not np.all(np.abs(at - m_old * old - new) <= slack):
+            if np.any(np.abs(at - m_old * old - new) > slack):
                 wrong.append(path)
         if wrong:
             raise value_error(

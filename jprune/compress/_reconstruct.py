@@ -33,7 +33,13 @@ from jprune._jaxpr._matrix import MatrixForm
 from jprune._jaxpr._trace import trace
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune._typing import PyTree
-from jprune.compress._capture import as_args, capture, require_finite, site_name
+from jprune.compress._capture import (
+    as_args,
+    capture,
+    require_finite,
+    require_varied,
+    site_name,
+)
 from jprune.compress._lasso import (
     least_squares,
     normal_form,
@@ -133,8 +139,8 @@ def reconstruct(
 
     Raises:
       ValueError: an unknown name or count in `keep`; a group that no contraction reads
-        alone (branches and unbounded loops, tied weights); batches of unlike shapes, or
-        that give values which are not finite.
+        alone (branches and unbounded loops, tied weights); batches of unlike shapes,
+        without examples or with equal ones, or that give values which are not finite.
 
     Warns:
       UserWarning: a layer was fitted to fewer rows than it keeps inputs.
@@ -221,6 +227,9 @@ def _fit(
     """Chooses what is not chosen yet, and refits one layer."""
     chain = stages.chain(form)
     sums = stages.sums(form, chain, samples, key)
+    require_varied(
+        site_name(form), sums["input_sum"], sums["input_squares"], sums["rows"]
+    )
     gram, cross, total = centered(sums, chain.sink is not None)
     weights, rows = stages.weights(form), int(sums["rows"])
     inputs = np.ones(form.shape[1], bool)
@@ -309,6 +318,7 @@ def _jointly(
             param = np.asarray(leaves[one.path])[_at(one.form, leaves[one.path])]
             w = np.asarray(one.form.weights(one.form.as_operand(param)), np.float64)
             x, y, n = one.input_sum, one.output_sum, one.rows
+            require_varied(site_name(one.form), x, one.input_squares, n)
             require_finite(site_name(one.form), one.gram, one.cross, one.output_squares)
             assert one.gram is not None and one.cross is not None
             gram = one.gram - x[:, :, None] * x[:, None, :] / n

@@ -23,7 +23,7 @@ from jprune._jaxpr._matrix import matrix_form
 from jprune._jaxpr._trace import trace
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune._typing import PyTree
-from jprune.compress._capture import capture
+from jprune.compress._capture import capture, require_varied
 from jprune.compress._distances import (
     Linkage,
     channel_distances,
@@ -161,18 +161,25 @@ def data_distances(
     found = {}
     for i, refs in readers.items():
         size, total, moment = deps[i].size, 0.0, 0.0
-        for one in captured.values():
+        for reader, one in captured.items():
             ref = next((r for r in refs if r.path == one.path), None)
             at = one.form.coordinates(ref.axis) if ref is not None else None
             if ref is None or at is None:
                 continue
             where = ref.coordinates(size)[at]
+            require_varied(reader, one.input_sum, one.input_squares, one.rows)
             assert one.gram is not None
             more = _paired(one.gram.sum(0), where, size)
             second = np.diag(more)
             total = total + second[:, None] + second[None] - 2 * more
             moment = moment + second.mean()
-        found[i] = np.maximum(total, 0) / max(moment, 1e-30)
+        if not 0 < moment < np.inf:
+            raise value_error(
+                f"`batches` must show the channels of {i!r}: expected values that are "
+                f"finite and not all 0, got a mean square of {moment} in what reads "
+                "them. Give other examples."
+            )
+        found[i] = np.maximum(total, 0) / moment
         np.fill_diagonal(found[i], 0.0)
     return found
 

@@ -25,6 +25,7 @@ from jprune._typing import PyTree
 from jprune.compress._capture import (
     as_args,
     require_finite,
+    require_rows,
     site_name,
     statistics,
     wanted_forms,
@@ -150,6 +151,7 @@ class Stages:
             found = jax.device_get(found)
             for name, value in found.items():
                 total[name] = total.get(name, 0) + np.asarray(value, np.float64)
+        require_rows(site_name(form), total)
         require_finite(site_name(form), *total.values())
         return total
 

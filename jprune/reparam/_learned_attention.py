@@ -32,12 +32,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jprune import selection
 from jprune._errors import value_error
+from jprune._stacks import Axes, stack_shape
 from jprune._tree import leaf_name, named_leaves
 from jprune._typing import Mask, Params, PyTree
-from jprune.reparam._named import as_mask, chosen, clip, copied, replaced, scalar, size
+from jprune.masks._rank import rank
+from jprune.reparam._named import (
+    as_mask,
+    chosen,
+    clip,
+    copied,
+    layer_size,
+    replaced,
+    scalar,
+    size,
+    spread,
+    stacks,
+)
 from jprune.reparam._reparam import Reparam, no_penalty
 from jprune.reparam._straight_through import pass_through
 
@@ -52,7 +65,8 @@ class AttentionTheta(NamedTuple):
 
     Attributes:
       weights: the dense parameters.
-      attention: a dict by path of the kernel, of 0-d float arrays in [0.01, 1].
+      attention: a dict by path of the kernel, of 0-d float arrays in [0.01, 1]; for a
+        stack of layers one for each, of the shape of the stack.
     """
 
     weights: Params
@@ -68,8 +82,9 @@ def learned_attention(
     start: float = 0.5,
     scope: Any = None,
     biases: Mapping[str, str] | None = None,
+    stacked: Any = None,
 ) -> Reparam:
-    r"""A learned attention for each kernel in scope (ASWL).
+    r"""A learned attention for each kernel in scope (ASWL), and each layer of a stack.
 
     Args:
       gamma: $\gamma$, weight of the penalty on the remaining fraction; 5 in the
@@ -83,6 +98,9 @@ def learned_attention(
       scope: which leaves are kernels; None for `masks.prunable`.
       biases: path of the bias for the path of a kernel, which the attention scales too.
         None: the leaf called `bias` or `b` beside the only kernel of its level.
+      stacked: which leaves are stacks of layers, each with an attention and a sparsity
+        of its own; see `masks.unstructured`. The bias of a stack has its layers along
+        the same axes, if `stacked` names no others for it.
 
     Returns:
       A `Reparam` whose theta is an `AttentionTheta`. `project` keeps attentions in
@@ -90,7 +108,8 @@ def learned_attention(
 
     Raises:
       ValueError: arguments out of range; from `init`, two kernels with one bias, or
-        `biases` from what is no kernel in scope, or to one.
+        `biases` from what is no kernel in scope, or to one, a bias without the layers
+        of its stacked kernel.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -112,7 +131,7 @@ def learned_attention(
             f"alpha={alpha}, gamma={gamma}, decay={decay}, target={target}."
         )
 
-    rule = _Rule(gamma, alpha, target, decay, start, scope, biases)
+    rule = _Rule(gamma, alpha, target, decay, start, scope, biases, stacked)
     return Reparam(
         partial(_init, rule),
         partial(_apply, rule),
@@ -132,10 +151,13 @@ class _Rule(NamedTuple):
     start: float
     scope: Any
     biases: Mapping[str, str] | None
+    stacked: Any
 
     def masks(self, theta: AttentionTheta) -> dict[str, jax.Array]:
         """What is kept now, by path."""
-        return _kept(chosen(theta.weights, self.scope), theta.attention, self.alpha)
+        axes = stacks(theta.weights, self.stacked)
+        kernels = chosen(theta.weights, self.scope)
+        return _kept(kernels, theta.attention, self.alpha, axes)
 
     def pruned(self, theta: AttentionTheta) -> dict[str, jax.Array]:
         """The pruned kernels by path, straight-through, not yet scaled."""
@@ -147,26 +169,31 @@ class _Rule(NamedTuple):
 
 
 def _init(rule: _Rule, params: Params) -> AttentionTheta:
-    kernels = chosen(params, rule.scope)
-    _bias_of(params, kernels, rule.biases)  # a bad `biases` fails here
-    return AttentionTheta(
-        copied(params), {name: scalar(rule.start) for name in kernels}
-    )
+    kernels, axes = chosen(params, rule.scope), stacks(params, rule.stacked)
+    attention = {
+        name: scalar(rule.start, stack_shape(w.shape, axes[name]))
+        for name, w in kernels.items()
+    }
+    _biases(rule, params, attention)  # a bad one fails here
+    return AttentionTheta(copied(params), attention)
 
 
 def _apply(rule: _Rule, theta: AttentionTheta, key: Any = None) -> Params:
     del key
     used = rule.pruned(theta)
     leaves = dict(named_leaves(theta.weights))
-    used = {name: _scaled(w, theta.attention[name]) for name, w in used.items()}
-    for kernel, bias in _bias_of(theta.weights, used, rule.biases).items():
-        used[bias] = _scaled(leaves[bias], theta.attention[kernel])
+    axes, a = stacks(theta.weights, rule.stacked), theta.attention
+    used = {name: _scaled(w, a[name], axes[name]) for name, w in used.items()}
+    for bias, (kernel, at) in _biases(rule, theta.weights, a).items():
+        used[bias] = _scaled(leaves[bias], a[kernel], at)
     return replaced(theta.weights, used)
 
 
 def _penalty(rule: _Rule, theta: AttentionTheta) -> jax.Array:
-    sizes = {n: size(w) for n, w in chosen(theta.weights, rule.scope).items()}
-    if not any(sizes.values()):
+    kernels = chosen(theta.weights, rule.scope)
+    axes = stacks(theta.weights, rule.stacked)
+    sizes = {n: layer_size(w, axes[n]) for n, w in kernels.items()}
+    if not any(map(size, kernels.values())):
         return no_penalty(theta)
     left = remaining(theta.attention, sizes, alpha=rule.alpha)
     price = rule.gamma * (left - rule.target) ** 2
@@ -211,36 +238,65 @@ def remaining(
     r"""$S = \sum_l (1 - p_l) n_l / \sum_l n_l$, the fraction of weights that remains.
 
     Args:
-      attention: $a_l$ by path.
-      sizes: $n_l$ by path.
+      attention: $a_l$ by path; for a stack an array with one for each layer.
+      sizes: $n_l$ by path, of one layer.
       alpha: $\alpha$.
 
     Returns:
       A 0-d array in [0.01, 1].
     """
-    left = [(1 - pruning_ratio(a, alpha)) * sizes[n] for n, a in attention.items()]
-    return sum(left[1:], left[0]) / sum(sizes.values())
+    left = [
+        jnp.sum(1 - pruning_ratio(a, alpha)) * sizes[n] for n, a in attention.items()
+    ]
+    return sum(left[1:], left[0]) / sum(
+        sizes[n] * size(a) for n, a in attention.items()
+    )
 
 
 def _kept(
-    kernels: Mapping[str, jax.Array], attention: Mapping[str, jax.Array], alpha: float
+    kernels: Mapping[str, jax.Array],
+    attention: Mapping[str, jax.Array],
+    alpha: float,
+    axes: Mapping[str, Axes],
 ) -> dict[str, jax.Array]:
-    """The masks of now: all but the floor(n p) smallest of each kernel."""
+    """The masks of now: all but the floor(n p) smallest of each layer."""
     if not kernels:
         return {}
     counts = []
     for name, w in kernels.items():
         share = jax.lax.stop_gradient(pruning_ratio(attention[name], alpha))
-        removed = jnp.floor(share * size(w)).astype(jnp.int32)
-        counts.append(size(w) - jnp.clip(removed, 0, max(size(w) - 1, 0)))
+        n = layer_size(w, axes[name])
+        removed = jnp.floor(share * n).astype(jnp.int32)
+        counts.append(n - jnp.clip(removed, 0, max(n - 1, 0)))
     leaves = [jax.lax.stop_gradient(w) for w in kernels.values()]
-    found = selection.kth_magnitude(leaves, counts, ranking="leaf")
-    kept = selection.keep_mask(leaves, found, counts)
+    how: Any = {"ranking": "leaf", "min_keep": 0}
+    kept, _ = rank(leaves, counts, stacks=[axes[name] for name in kernels], **how)
     return dict(zip(kernels, kept, strict=True))
 
 
-def _scaled(x: jax.Array, a: jax.Array) -> jax.Array:
-    return a.astype(x.dtype) * x
+def _scaled(x: jax.Array, a: jax.Array, axes: Axes) -> jax.Array:
+    """`x` times the attention of its layer; one number scales all of it."""
+    a = a.astype(x.dtype)
+    return (spread(a, x, axes) if axes else a) * x
+
+
+def _biases(
+    rule: _Rule, params: Params, attention: Mapping[str, jax.Array]
+) -> dict[str, tuple[str, Axes]]:
+    """Of each bias that is scaled its kernel, and the axes of its layers, by path."""
+    leaves, axes = dict(named_leaves(params)), stacks(params, rule.stacked)
+    found = {}
+    for kernel, bias in _bias_of(params, attention, rule.biases).items():
+        at = axes[kernel] and (axes[bias] or axes[kernel])
+        shape, layers = np.shape(leaves[bias]), np.shape(attention[kernel])
+        if at and (max(at) >= len(shape) or stack_shape(shape, at) != layers):
+            raise value_error(
+                f"The bias {bias} of shape {shape} must have the layers of its kernel "
+                f"{kernel}, {layers} along axes {at}: say where they lie with "
+                "`stacked`, or which bias the kernel has with `biases`."
+            )
+        found[bias] = kernel, at
+    return found
 
 
 def _bias_of(

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune._errors import value_error
+from jprune._stacks import Axes, layer_axes, stack_shape
 from jprune._typing import Mask, Params, PyTree
 from jprune.reparam._named import (
     as_mask,
@@ -40,9 +41,12 @@ from jprune.reparam._named import (
     clip,
     copied,
     cost_each,
+    layer_size,
     replaced,
     scalar,
     size,
+    spread,
+    stacks,
 )
 from jprune.reparam._reparam import Reparam, no_penalty
 
@@ -58,7 +62,8 @@ class ThresholdTheta(NamedTuple):
     Attributes:
       weights: the dense parameters.
       thresholds: a dict by path of the kernel, in standard deviations, 0-d floats in
-        [0, 5]. They want a hundredth of the weights' learning rate and no weight decay.
+        [0, 5]; for a stack of layers one for each, of the shape of the stack. They want
+        a hundredth of the weights' learning rate and no weight decay.
     """
 
     weights: Params
@@ -77,8 +82,9 @@ def learned_thresholds(
     center: bool = True,
     eps: float = 1e-6,
     scope: Any = None,
+    stacked: Any = None,
 ) -> Reparam:
-    r"""A learned threshold for each kernel in scope (ASL).
+    r"""A learned threshold for each kernel in scope (ASL), and each layer of a stack.
 
     Args:
       target: $s^*$, the sparsity wanted, in [0, 1).
@@ -86,22 +92,26 @@ def learned_thresholds(
       budget: "global", one budget that layers share, or "leaf", the same in each
         (its penalty is the mean over layers).
       one_sided: only exceeding the budget costs, $\lambda \max(0, d - (1 - s^*))$.
-      costs: $c_l$, a tree of numbers structured as the parameters; None counts
-        parameters. For FLOPs give the output positions of each convolution.
-      min_size: smaller leaves stay dense and are not counted, nor are those without
-        weights.
+      costs: $c_l$, a tree of numbers structured as the parameters (one for all layers
+        of a stack); None counts parameters. For FLOPs give the output positions of
+        each convolution.
+      min_size: leaves, or layers, that are smaller stay dense and are not counted, nor
+        are those without weights.
       start: the thresholds begin at the predicted sparsity `start * target`.
-      center: subtract each kernel's mean (in the forward pass, not differentiated, and
+      center: subtract each layer's mean (in the forward pass, not differentiated, and
         in `project`), as the authors' code does in place.
       eps: $\epsilon$.
       scope: which leaves; None for `masks.prunable`.
+      stacked: which leaves are stacks of layers, each with a threshold, a mean, a
+        deviation and a budget of its own; see `masks.unstructured`.
 
     Returns:
       A `Reparam` whose theta is a `ThresholdTheta`. `project` keeps thresholds in
       [0, 5]; `export` gives exactly what the last forward pass used.
 
     Raises:
-      ValueError: arguments out of range; from `init`, no leaf of `min_size`.
+      ValueError: arguments out of range; from `init`, no leaf of `min_size`, a
+        `stacked` that does not fit.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -137,6 +147,7 @@ def learned_thresholds(
         center,
         eps,
         scope,
+        stacked,
     )
     return Reparam(
         partial(_init, loss),
@@ -160,11 +171,16 @@ class _Loss(NamedTuple):
     center: bool
     eps: float
     scope: Any
+    stacked: Any
 
-    def kernels(self, params: Params) -> dict[str, jax.Array]:
-        """The leaves that have a threshold, by path."""
-        taken = chosen(params, self.scope)
-        found = {n: w for n, w in taken.items() if size(w) >= self.min_size}
+    def kernels(self, params: Params) -> dict[str, tuple[jax.Array, Axes]]:
+        """The leaves with thresholds, and the axes of their layers, by path."""
+        taken, axes = chosen(params, self.scope), stacks(params, self.stacked)
+        found = {
+            name: (w, axes[name])
+            for name, w in taken.items()
+            if size(w) and layer_size(w, axes[name]) >= self.min_size
+        }
         if not found and any(map(size, jax.tree.leaves(params))):
             raise value_error(
                 f"No leaf in scope has `min_size`={self.min_size} weights; lower it."
@@ -173,14 +189,14 @@ class _Loss(NamedTuple):
 
     def pruned(self, theta: ThresholdTheta) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Each kernel as the forward pass uses it, and its mask."""
-        kernels = self.kernels(theta.weights)
         return {
             name: soft_prune(
-                _centered(w) if self.center else w,
+                _centered(w, axes) if self.center else w,
                 theta.thresholds[name],
                 eps=self.eps,
+                axes=axes,
             )
-            for name, w in kernels.items()
+            for name, (w, axes) in self.kernels(theta.weights).items()
         }
 
 
@@ -188,8 +204,11 @@ def _init(loss: _Loss, params: Params) -> ThresholdTheta:
     cost_each(loss.costs, params)
     # sqrt(2) erfinv(s), the threshold at which a Gaussian loses the fraction s.
     first = NormalDist().inv_cdf((1 + loss.start * loss.target) / 2)
-    names = loss.kernels(params)
-    return ThresholdTheta(copied(params), {name: scalar(first) for name in names})
+    thresholds = {
+        name: scalar(first, stack_shape(w.shape, axes))
+        for name, (w, axes) in loss.kernels(params).items()
+    }
+    return ThresholdTheta(copied(params), thresholds)
 
 
 def _apply(loss: _Loss, theta: ThresholdTheta, key: Any = None) -> Params:
@@ -205,7 +224,7 @@ def _penalty(loss: _Loss, theta: ThresholdTheta) -> jax.Array:
         return no_penalty(theta)
     return budget_penalty(
         theta.thresholds,
-        {name: each(name) * size(w) for name, w in kernels.items()},
+        {name: each(name) * layer_size(*kernel) for name, kernel in kernels.items()},
         target=loss.target,
         weight=loss.weight,
         budget=loss.budget,
@@ -220,7 +239,7 @@ def _project(
     held = {n: jnp.clip(r, 0, HIGHEST) for n, r in new.thresholds.items()}
     if not loss.center:
         return ThresholdTheta(new.weights, held)
-    moved = {n: _centered(w) for n, w in loss.kernels(new.weights).items()}
+    moved = {n: _centered(*kernel) for n, kernel in loss.kernels(new.weights).items()}
     return ThresholdTheta(replaced(new.weights, moved), held)
 
 
@@ -230,24 +249,28 @@ def _export(loss: _Loss, theta: ThresholdTheta) -> tuple[Params, Mask]:
 
 
 def soft_prune(
-    w: jax.Array, r: jax.Array, *, eps: float = 1e-6
+    w: jax.Array, r: jax.Array, *, eps: float = 1e-6, axes: Axes = ()
 ) -> tuple[jax.Array, jax.Array]:
     r"""Prunes what is within $r \sigma + \epsilon$, differentiable in w and r.
 
     Args:
       w: a kernel.
       r: the threshold in standard deviations of `w` (with Bessel's correction, not
-        differentiated), 0-d; clipped to [0, 5].
+        differentiated), 0-d; for a stack one for each layer, of the shape of the stack;
+        clipped to [0, 5].
       eps: $\epsilon$.
+      axes: those along which `w` is a stack of layers.
 
     Returns:
       The pruned kernel and its mask. Kept weights are bit for bit those of `w`; the
-      largest magnitude is always kept.
+      largest magnitude of a layer is always kept.
     """
-    spread = jax.lax.stop_gradient(jnp.std(w, ddof=1) if size(w) > 1 else jnp.abs(w))
-    bound = clip(r, 0, HIGHEST).astype(w.dtype) * spread.reshape(()) + eps
-    magnitude = jnp.abs(jax.lax.stop_gradient(w))
-    keep = (magnitude > bound) | (magnitude == jnp.max(magnitude))
+    within, fixed = layer_axes(w.ndim, axes), jax.lax.stop_gradient(w)
+    magnitude, how = jnp.abs(fixed), {"axis": within, "keepdims": True}
+    many = layer_size(w, axes) > 1
+    sigma = jnp.std(fixed, ddof=1, **how) if many else magnitude
+    bound = spread(clip(r, 0, HIGHEST).astype(w.dtype), w, axes) * sigma + eps
+    keep = (magnitude > bound) | (magnitude == jnp.max(magnitude, **how))
     return _hard(w, bound, keep), keep
 
 
@@ -292,8 +315,8 @@ def budget_penalty(
     r"""The sparsity loss of the thresholds.
 
     Args:
-      thresholds: $r_l$ by path.
-      prices: $c_l n_l$ by path.
+      thresholds: $r_l$ by path; for a stack an array with one for each layer.
+      prices: $c_l n_l$ by path, of one layer.
       target: $s^*$.
       weight: $\lambda$.
       budget: "global" or "leaf".
@@ -309,11 +332,13 @@ def budget_penalty(
         return weight * (jax.nn.relu(over) if one_sided else over**2)
 
     if budget == "leaf":
-        return jnp.mean(jnp.stack([price(d) for d in densities.values()]))
-    total = sum(prices.values())
-    shares = [prices[n] / total * d for n, d in densities.items()]
+        each = [jnp.ravel(price(d)) for d in densities.values()]
+        return jnp.mean(jnp.concatenate(each))
+    total = sum(prices[n] * size(d) for n, d in densities.items())
+    shares = [prices[n] / total * jnp.sum(d) for n, d in densities.items()]
     return price(sum(shares[1:], shares[0]))
 
 
-def _centered(w: jax.Array) -> jax.Array:
-    return w - jax.lax.stop_gradient(jnp.mean(w))
+def _centered(w: jax.Array, axes: Axes) -> jax.Array:
+    within = layer_axes(w.ndim, axes)
+    return w - jax.lax.stop_gradient(jnp.mean(w, axis=within, keepdims=True))

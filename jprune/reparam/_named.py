@@ -1,10 +1,11 @@
 """The leaves of a reparameterization by path: one scalar or one mask for each.
 
 Learned scalars (a threshold, an attention) are kept in a dict from leaf path to array,
-which reads well in a checkpoint and a report.
+which reads well in a checkpoint and a report. A stack of layers has one for each layer,
+an array of the shape of the stack.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import value_error
+from jprune._stacks import Axes, layer_axes, layer_shape, stacked_axes
 from jprune._tree import map_named, named_leaves, require_same_structure
 from jprune._typing import Mask, Params, PyTree
 from jprune.masks._scope import resolve_scope
@@ -55,9 +57,25 @@ def cost_each(costs: PyTree | None, params: Params) -> Callable[[str], float]:
     return table.__getitem__
 
 
-def scalar(value: float) -> jax.Array:
-    """A 0-d array of the default float dtype that keeps its dtype under updates."""
-    return jnp.array(value, jnp.result_type(float))
+def scalar(value: float, shape: Sequence[int] = ()) -> jax.Array:
+    """An array of the default float dtype that keeps its dtype under updates; 0-d."""
+    return jnp.full(shape, value, jnp.result_type(float))
+
+
+def stacks(params: Params, stacked: Any) -> dict[str, Axes]:
+    """The axes along which each leaf is a stack of layers, by path."""
+    names = [name for name, _ in named_leaves(params)]
+    return dict(zip(names, stacked_axes(params, stacked), strict=True))
+
+
+def layer_size(leaf: Any, axes: Axes) -> int:
+    """Number of scalars of one layer."""
+    return int(np.prod(layer_shape(np.shape(leaf), axes)))
+
+
+def spread(each: jax.Array, leaf: jax.Array, axes: Axes) -> jax.Array:
+    """One number for each layer, of the rank of the leaf: it broadcasts against it."""
+    return jnp.expand_dims(each, layer_axes(leaf.ndim, axes))
 
 
 def copied(params: Params) -> Params:

@@ -8,13 +8,13 @@ an object arrives.
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
-from jprune._errors import noting, short, type_error
+from jprune._errors import PREFIX, noting, short, type_error
 from jprune._jaxpr._trace import is_array
 from jprune._tree import KeyTuple
 
@@ -108,19 +108,26 @@ def as_function(fn: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tupl
     return _advised(state.tied(stateful), name), tuple(given), {}
 
 
-def looked_at(name: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def looked_at(name: str) -> Iterator[None]:
     """What a model's call raises in this block says in which mode it is looked at.
 
     Args:
-      name: its file in `jprune.frameworks`.
+      name: its file in `jprune.frameworks`, which may have said so already.
     """
-    return noting(
-        lambda: (
-            "this is the model's own error. A model that has a training mode is looked "
-            f"at outside of it: {_QUIET[name]}."
-        )
-    )
+    try:
+        yield
+    except Exception as error:
+        said = [str(error), *getattr(error, "__notes__", ())]
+        if PREFIX not in said[0] and not any("training mode" in x for x in said):
+            error.add_note(_LOOKED_AT.format(PREFIX, _QUIET[name]))
+        raise
 
+
+_LOOKED_AT = (
+    "{}this is the model's own error. A model that has a training mode is looked at "
+    "outside of it: {}."
+)
 
 _QUIET = {
     "linen": "pass what its call takes for that, such as `train=False`",

@@ -243,11 +243,19 @@ class Groups(Sequence[Group]):
         """The size of each leaf that is trained as a product over its axes."""
         return [Contraction(1, axes) for axes in self._trained]
 
-    def table(self) -> str:
-        """The groups for people, then what is frozen and why, then what is tied."""
+    def table(self, *, fold: bool = True) -> str:
+        """The groups for people, then what is frozen and why, then what is tied.
+
+        The column "axis" says where a group lies on the axis that names it, as the
+        factors of a reshape: heads `[4] x 8`, their dimensions `4 x [8]`.
+
+        Args:
+          fold: whether groups that differ only in numbers of their paths are one row
+            (`layers/*/up:1 x 12`). False shows every id.
+        """
         from jprune.surgery._table import table
 
-        return table(self)
+        return table(self, folded=fold)
 
     def _counts(self, kept: dict[str, int] | None) -> dict[Atom, int]:
         return {self.atoms[self[i].id]: n for i, n in (kept or {}).items()}
@@ -315,6 +323,8 @@ def groups(
         raise value_error(
             f'`reduce_max` must be "known", "drop" or "freeze", got {reduce_max!r}.'
         )
+    if isinstance(lookups, str):
+        raise value_error(f"`lookups` must be a list, got a text: [{lookups!r}].")
 
     roots = roots_of(state)
 

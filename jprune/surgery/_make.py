@@ -173,7 +173,7 @@ def plan_from_masks(
             "`masks` remove entries but no coordinate of any group altogether, so "
             "nothing can be taken out. It takes whole slices (`masks.channels`), of "
             "all parameters that write a coordinate, or of all that read it: see "
-            "`deps.table()`."
+            "`deps.table(fold=False)`."
             f"{listing([f'{g.id}: {g.size} coordinates' for g in deps])}"
         )
     return plan_from_keep(deps, keep)

@@ -90,8 +90,6 @@ def lookups_of(
     Raises:
       ValueError: for a text that names no axis.
     """
-    if isinstance(given, str):
-        raise value_error(f"`lookups` must be a list, got a text: [{given!r}].")
     known = {
         f"{keys_text(path)}:{axis}": (path, axis)
         for path, rank in ranks.items()

@@ -5,6 +5,7 @@ are folded into one, `blocks/*/mlp x 2`, in the place of the first.
 """
 
 import re
+import textwrap
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -14,22 +15,28 @@ from jprune._tree import keys_text
 from jprune.surgery._axes import leaves
 
 
-def table(deps: Any) -> str:
+def table(deps: Any, folded: bool = True) -> str:
     """Groups, frozen axes, ties."""
     rows = []
     for group in deps:
         exact = deps.exactness[group.id]
         way = exact.way if exact.exact else f"no: {exact.why}"
-        members = [f"{keys_text(m.path)}:{m.axis} ({m.role})" for m in group.members]
-        folded = ", ".join(
-            _times(text, n) for text, _, n in fold((m, 0) for m in members)
+        refs = [f"{keys_text(m.path)}:{m.axis} ({m.role})" for m in group.members]
+        members = ", ".join(
+            _times(text, n) for text, _, n in fold((m, 0) for m in refs)
         )
-        rows.append((group.id, (group.size, group.kind, way, _starred(folded), folded)))
-    lines = [_row("group", "size", "kind", "exact", "members")]
-    alike = fold((name, rest[:4]) for name, rest in rows)
-    first = {name: rest[4] for name, rest in rows}
-    for name, (size, kind, way, members), n in alike:
-        lines.append(_row(_times(name, n), size, kind, way, first.get(name, members)))
+        head = (group.size, group.place, group.kind, way)
+        rows.append((group.id, (head, _starred(members), members)))
+    first = {name: rest[2] for name, rest in rows}
+    if folded:
+        alike = fold((name, rest[:2]) for name, rest in rows)
+    else:
+        alike = [(name, rest[:2], 1) for name, rest in rows]
+    body = [
+        (_times(name, n), *map(str, head), first.get(name, members))
+        for name, (head, members), n in alike
+    ]
+    lines = _wrapped(("group", "size", "axis", "kind", "exact", "members"), body)
     if len(deps) == 0:
         lines.append("no group can be removed")
     lines += _frozen(deps) + _chunks(deps) + _ties(deps) + _state(deps)
@@ -43,11 +50,14 @@ def plan_table(plan: Any) -> str:
         (keys_text(path) or "params", (_shape(shape), _shape(after[path])))
         for path, shape in plan.dense_shapes.items()
     ]
+    smaller = [(name, shapes) for name, shapes in rows if shapes[0] != shapes[1]]
     body = [
         (_times(name, n), before, now if now != before else "")
-        for name, (before, now), n in fold(rows)
+        for name, (before, now), n in _beside(fold(smaller or rows))
     ]
     lines = _columns(("parameter", "before", "after"), body)
+    if 0 < len(smaller) < len(rows):
+        lines.append(f"{len(rows) - len(smaller)} more stay as they are")
     if plan.groups:
         groups = [(name, counts) for name, counts in plan.groups.items()]
         body = [
@@ -92,6 +102,23 @@ def fold(rows: Iterable[tuple[str, Hashable]]) -> list[tuple[str, Any, int]]:
 _NUMBER = re.compile(r"(?<![:\d])(\d+)(?=[/_.\s]|$|:\d)")  # of a path, not an axis
 
 
+def _beside(rows: list[tuple[str, Any, int]]) -> list[tuple[str, Any, int]]:
+    """Leaves of one module with equal rests as one, `norm/{bias,scale}`."""
+    found: dict[Any, list[str]] = {}
+    for text, rest, n in rows:
+        path, value = (text[:-6], "/value") if text.endswith("/value") else (text, "")
+        parent, slash, name = path.rpartition("/")
+        found.setdefault((parent + slash, value, rest, n), []).append(name)
+    return [
+        (f"{at}{names[0] if len(names) == 1 else _braced(names)}{value}", rest, n)
+        for (at, value, rest, n), names in found.items()
+    ]
+
+
+def _braced(names: list[str]) -> str:
+    return "{" + ",".join(names) + "}"
+
+
 def _together(texts: list[str]) -> str:
     """One text for several: a star where their numbers differ."""
     parts = zip(*map(_NUMBER.split, texts), strict=True)
@@ -115,16 +142,39 @@ def _columns(head: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
+_WIDTH = 110
+"""Of a line of members, where it can be broken."""
+
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def _wrapped(head: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
+    """Columns, the last of which is broken into lines that begin below it.
+
+    What does not fit the width of its column pushes the rest of its line to the right:
+    a reason why a removal is not exact is a sentence.
+    """
+    cells = list(zip(head, *(row for row in body if len(row[4]) < 12), strict=True))
+    widths = [max(map(len, column)) for column in cells[:-1]]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for row in (head, *body):
+        fixed = zip(row[:-1], widths, strict=True)
+        before = "".join(f"{cell:<{width}}  " for cell, width in fixed)
+        whole = row[-1].replace(" ", _NO_BREAK).replace(f",{_NO_BREAK}", ", ")
+        width = max(_WIDTH - indent, 40)
+        broken = textwrap.wrap(whole, width, break_long_words=False) or [""]
+        first, *rest = (line.replace(_NO_BREAK, " ") for line in broken)
+        lines += [(before + first).rstrip(), *(" " * indent + line for line in rest)]
+    return lines
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
 def _product(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
-
-
-def _row(name: Any, size: Any, kind: Any, exact: Any, members: Any) -> str:
-    return f"{name:<40} {size!s:>6}  {kind:<9} {exact:<9} {members}"
 
 
 def _frozen(deps: Any) -> list[str]:

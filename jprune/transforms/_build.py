@@ -167,6 +167,9 @@ def around(inner: Any, name: str = "inner") -> optax.GradientTransformationExtra
             f"`{name}` must be an Optax transformation such as `optax.adam(1e-3)`, got "
             f"{short(inner)}."
         )
+    if isinstance(inner, optax.MultiSteps):  # takes them, but is no transformation
+        update: Any = inner.update
+        return optax.GradientTransformationExtraArgs(inner.init, update)
     return optax.with_extra_args_support(inner)
 
 
@@ -184,7 +187,7 @@ def seeded(key: Any) -> jax.Array:
             one = jnp.ndim(key) == 0
             return jax.random.key(key) if one else jax.random.wrap_key_data(key)
     raise type_error(
-        f"`key` must be a seed, an integer, or a key of `jax.random`, got {key!r}."
+        f"`key` must be a seed, an integer, or a key of `jax.random`, got {short(key)}."
     )
 
 

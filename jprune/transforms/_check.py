@@ -31,6 +31,8 @@ from jprune.transforms._build import around
 from jprune.transforms._drop_and_grow import DropAndGrowState
 from jprune.transforms._growing_decay import IssrState
 from jprune.transforms._keep_masked import KeepMaskedState
+from jprune.transforms._prune_gradually import PruneGraduallyState
+from jprune.transforms._weight_history import PruneByWeightHistoryState
 
 _MEAN_OF = 16
 """The most gradients whose mean is taken for a gradient that was handed on."""
@@ -65,7 +67,8 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
     Warns:
       UserWarning: the updates follow the gradient instead of going against it; or what
         removes at a step of its own stands inside a wrapper that may refuse steps, such
-        as `optax.apply_if_finite`, and does not count those.
+        as `optax.apply_if_finite`, and does not count those; or something inside
+        `optax.MultiSteps` ranks by `grad=`, which is there that of one micro-batch.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -121,6 +124,8 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         warnings.warn(_UPHILL, stacklevel=2)
     if refusing:
         warnings.warn(_REFUSING.format(refusing), stacklevel=2)
+    if _reads_one_batch(update, state, params):
+        warnings.warn(_ONE_BATCH, stacklevel=2)
 
 
 def _stepper(tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
@@ -205,6 +210,33 @@ def _refused(
     with jax.debug_nans(False):
         refused = update(grads, state, params, grads)[1]
     return _NOT_FINITE if ticked - _ticked(state, refused) else ""
+
+
+_ONE_BATCH = (
+    "[jprune] something inside `optax.MultiSteps` ranks by `grad=`. `MultiSteps` hands "
+    "that on as it came, the gradient of the last micro-batch, not the mean that the "
+    "step is made of. Hand the inner `updates` on as `grad=`: docs/chain.md, Gradient "
+    "accumulation, has the five lines."
+)
+
+
+def _reads_one_batch(update: Callable[..., Any], state: PyTree, params: Params) -> bool:
+    """Whether what ranks by `grad=` has it through `MultiSteps`."""
+
+    def accumulates(x: Any) -> bool:
+        return isinstance(x, optax.MultiStepsState)
+
+    def ranks(x: Any) -> bool:
+        return isinstance(x, PruneGraduallyState | PruneByWeightHistoryState)
+
+    inside = [x for x in jax.tree.leaves(state, is_leaf=accumulates) if accumulates(x)]
+    if not any(map(ranks, jax.tree.leaves(inside, is_leaf=ranks))):
+        return False
+    zero = jax.tree.map(jnp.zeros_like, params)
+    # Unjitted: the call of a jitted function takes also what it does not use.
+    step = jax.make_jaxpr(lambda g: update.__wrapped__(zero, state, params, g))(zero)
+    used = {id(x) for equation in step.jaxpr.eqns for x in equation.invars}
+    return any(id(x) in used for x in step.jaxpr.invars)
 
 
 def _clocks(state: PyTree) -> list[int]:

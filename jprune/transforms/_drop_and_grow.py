@@ -120,6 +120,10 @@ def drop_and_grow(
     elsewhere. Grown weights start at zero with the moments that `inner.init` gives;
     dropped ones land on exactly zero. The counts never change.
 
+    Read the mask from `state.mask`: after `init` the parameters are still dense, and
+    right after a move the grown weights are 0, so that `analysis.report(params)` reads
+    too sparse a network and `masks.from_zeros` would drop them.
+
     The first step makes the weights sparse, with the gradient of the dense network it
     was given. For a sparse first gradient, make the mask first: `masks.apply` it to the
     parameters and pass `mask=masks.from_zeros`. With a gradient that is not finite no

@@ -51,6 +51,10 @@ def rigl(
     $f_t = \frac{\alpha}{2} (1 + \cos \frac{\pi t}{T_{end}})$. A step that moves the
     mask is no step of the optimizer.
 
+    Read the mask from `state.mask`: after `init` the parameters are still dense, and
+    right after a move the grown weights are 0, so that `analysis.report(params)` reads
+    too sparse a network and `masks.from_zeros` would drop them.
+
     Args:
       learning_rate: a number or a schedule.
       sparsity: of the whole scope.
@@ -140,6 +144,10 @@ def sparse_evolutionary(
 
     Which come is drawn at random. The mask moves after a step of the optimizer, by the
     weights that step leaves.
+
+    Read the mask from `state.mask`: after `init` the parameters are still dense, and
+    right after a move the grown weights are 0, so that `analysis.report(params)` reads
+    too sparse a network and `masks.from_zeros` would drop them.
 
     Args:
       learning_rate: a number or a schedule.

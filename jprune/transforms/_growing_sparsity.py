@@ -16,6 +16,7 @@ import optax
 
 from jprune import selection
 from jprune._errors import require_static, value_error
+from jprune._stacks import as_said
 from jprune._typing import Mask, Params, Scores
 from jprune.masks._count import require_sparsity
 from jprune.masks._target import require_target
@@ -78,9 +79,10 @@ class GrowingSparsity(NamedTuple):
         return period | (t == self.end)
 
     def scoped(self, params: Params) -> "GrowingSparsity":
-        """With the leaves that the scope means for `params`: to rank another tree."""
-        scope = self.final.leaves(params)
-        return self._replace(final=self.final._replace(scope=scope))
+        """With the scope and the stacks of `params`: to rank another tree."""
+        final = self.final
+        own = {"scope": final.leaves(params), "stacked": as_said(params, final.stacked)}
+        return self._replace(final=final._replace(**own))
 
     def all_kept(self, params: Params) -> Mask:
         """The mask before the first removal; a bad scope or target fails here."""

@@ -70,6 +70,10 @@ def prune_gradually(
     ranks), the smallest land on zero and the others take their update: what is removed
     stays removed. Between those steps and after `end` the mask stands still.
 
+    The last cuts cost the most and are won back only by steps that train: in a short
+    run whose learning rate falls to zero they are not. Leave about a third of the run
+    behind `end`, at a rate that is not yet small.
+
     Args:
       sparsity: the final sparsity, reached along the cubic schedule from 0 (a number,
         or a tree from `masks.erk` and the like); or an Optax schedule of the step. At
@@ -88,10 +92,11 @@ def prune_gradually(
         its own; see `masks.unstructured`.
       score: what is ranked in place of the magnitude: a function of the parameters and
         of the raw gradient, None unless it is handed over (`update(updates, state,
-        params, grad=grads)`). Saliency is `scores.saliency`, random pruning `lambda p,
-        g: scores.random(key, p)`, magnitudes relative to their leaf `lambda p, g:
-        jax.tree.map(lambda w: w / jnp.linalg.norm(w), p)`. A score that is not finite
-        counts as 0.
+        params, grad=grads)`; through `optax.MultiSteps` that is the last micro-batch's,
+        see docs/chain.md for the accumulated one). Saliency is `scores.saliency`,
+        random pruning `lambda p, g: scores.random(key, p)`, magnitudes relative to
+        their leaf `lambda p, g: jax.tree.map(lambda w: w / jnp.linalg.norm(w), p)`. A
+        score that is not finite counts as 0.
 
     Returns:
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.

@@ -19,6 +19,7 @@ Johnson, Samudrala and Tang, "WeightMom: Learning Sparse Networks using Iterativ
 Momentum-based pruning", arXiv 2208.05970 (2022).
 """
 
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ import optax
 from jprune import selection
 from jprune._dtypes import wide
 from jprune._errors import value_error
+from jprune._stacks import Axes, layer_axes, layer_shape, stacked_axes
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, Scalar, ScalarOrSchedule, Scope, Scores
 from jprune.masks._count import is_traced
@@ -70,16 +72,18 @@ class PruneByWeightHistoryState(NamedTuple):
         return self._replace(count=jnp.full_like(self.count, 2**30), mask=mask), mask
 
 
-def layer_importance(mask: Mask, gamma: Any = 1.0) -> PyTree:
-    r"""$I_l = \max(1 + \gamma (s_l - \bar s),\ 0.1)$ for each leaf.
+def layer_importance(mask: Mask, gamma: Any = 1.0, *, stacked: Any = None) -> PyTree:
+    r"""$I_l = \max(1 + \gamma (s_l - \bar s),\ 0.1)$ of a leaf, or a layer of a stack.
 
     Args:
       mask: what is kept.
       gamma: weight of the relative sparsity; 0 makes all layers alike.
+      stacked: which leaves are stacks of layers; see `masks.unstructured`.
 
     Returns:
-      A tree of 0-d arrays; 1 for leaves out of scope. The floor of 0.1 keeps the order
-      within a layer; it is reached only where gamma exceeds 0.9.
+      A tree of 0-d arrays, for a stack an array that broadcasts against it; 1 for
+      leaves out of scope. The floor of 0.1 keeps the order within a layer; it is
+      reached only where gamma exceeds 0.9.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -88,18 +92,34 @@ def layer_importance(mask: Mask, gamma: Any = 1.0) -> PyTree:
       {'a': Array(1.25, dtype=float32), 'b': Array(0.75, dtype=float32)}
     """
     leaves, treedef = jax.tree.flatten(mask)
-    taken = [i for i, m in enumerate(leaves) if m.ndim]
+    axes = stacked_axes(mask, stacked)
+    deep = [i for i, m in enumerate(leaves) if m.ndim and axes[i]]
+    plain = [i for i, m in enumerate(leaves) if m.ndim and not axes[i]]
     found = [jnp.float32(1)] * len(leaves)
-    if not taken:
-        return jax.tree.unflatten(treedef, found)
-    gone = counts_true([~leaves[i] for i in taken]).astype(jnp.float32)
-    sizes = np.array([leaves[i].size for i in taken], np.float32)
-    own = gone / np.maximum(sizes, 1)
-    mean = jnp.sum(gone) / np.maximum(np.sum(sizes), 1)
-    factors = jnp.maximum(1 + jnp.asarray(gamma, mean.dtype) * (own - mean), 0.1)
-    for place, i in enumerate(taken):
-        found[i] = entry(factors, place)
+    gone = [_gone(leaves[i], axes[i]) for i in deep]
+    each: list[Any] = [prod(layer_shape(leaves[i].shape, axes[i])) for i in deep]
+    if plain:  # counted together, and stacks one by one
+        gone.append(counts_true([~leaves[i] for i in plain]).astype(jnp.float32))
+        each.append(np.array([leaves[i].size for i in plain], np.float32))
+    total = np.float32(max(sum(leaves[i].size for i in deep + plain), 1))
+    mean = sum(map(jnp.sum, gone), jnp.float32(0)) / total
+    weight = jnp.asarray(gamma, mean.dtype)
+    factors = [
+        jnp.maximum(1 + weight * (n / np.maximum(size, 1) - mean), 0.1)
+        for n, size in zip(gone, each, strict=True)
+    ]
+    for i, factor in zip(deep, factors, strict=False):
+        found[i] = factor
+    for place, i in enumerate(plain):
+        found[i] = entry(factors[-1], place)
     return jax.tree.unflatten(treedef, found)
+
+
+def _gone(mask: jax.Array, axes: Axes) -> jax.Array:
+    """How many each layer of a stack has lost; it broadcasts against the mask."""
+    within = layer_axes(mask.ndim, axes)
+    lost = jnp.sum(~mask, axis=within, keepdims=True, dtype=jnp.int32)
+    return lost.astype(jnp.float32)
 
 
 def prune_by_weight_history(
@@ -135,7 +155,8 @@ def prune_by_weight_history(
         "grad_momentum", the gradients, ranked by $|\mu|$ as in sparse momentum
         (Dettmers and Zettlemoyer, arXiv 1907.04840, another method); "product", ranked
         by $|w| |\mu|$. The last two need the gradient: `update(updates, state, params,
-        grad=grads)`.
+        grad=grads)`; through `optax.MultiSteps` that is the last micro-batch's, see
+        docs/chain.md for the accumulated one.
       layer_norm: divide each layer's scores by their mean over what it keeps, for
         layers of different scale.
       regrow: every weight competes at each ranking, also those removed; one that is
@@ -143,8 +164,8 @@ def prune_by_weight_history(
       scope: which leaves are pruned; see `masks.unstructured`. Leave the first and the
         last layer out here, if they are to stay (the paper's choice is not known).
       min_keep: the fewest weights any leaf keeps.
-      stacked: which leaves are stacks of layers, each with a floor of its own; see
-        `masks.unstructured`.
+      stacked: which leaves are stacks of layers, each with an importance, a mean and a
+        floor of its own; see `masks.unstructured`.
 
     Returns:
       A `GradientTransformationExtraArgs`. With sparsity 0 it is the identity.
@@ -203,9 +224,9 @@ def prune_by_weight_history(
         def select(now: Selected) -> Selected:
             mask, warm, _ = now
             sizes = finite(_sizes(signal, history, params))
-            scores = _weighted(sizes, mask, gamma, layer_norm)
-            within = None if regrow else mask
-            return target.scoped(params).select(scores, state.count, within, warm)
+            own = target.scoped(params)
+            scores = _weighted(sizes, mask, gamma, layer_norm, own.final.stacked)
+            return own.select(scores, state.count, None if regrow else mask, warm)
 
         kept, warm, passes = renewed(
             target.due(state.count), select, (state.mask, state.warm, state.passes)
@@ -271,17 +292,27 @@ def _sizes(signal: Signal, history: PyTree, params: Params) -> Scores:
     return jax.tree.map(lambda h, p: h * jnp.abs(wide(p)), sizes, params)
 
 
-def _weighted(sizes: PyTree, mask: Mask, gamma: Any, layer_norm: bool) -> Scores:
+def _weighted(
+    sizes: PyTree, mask: Mask, gamma: Any, layer_norm: bool, stacked: Any
+) -> Scores:
     """Importance times history; out of scope, whatever stands there."""
 
-    def leaf(size: jax.Array, m: jax.Array, importance: jax.Array) -> jax.Array:
+    def leaf(
+        size: jax.Array, m: jax.Array, importance: jax.Array, axes: Axes
+    ) -> jax.Array:
         if layer_norm:
-            total = jnp.sum(jnp.where(m, size, 0))
-            mean = total / jnp.maximum(jnp.sum(m), 1).astype(size.dtype)
+            how: Any = {}
+            if axes:
+                how = {"axis": layer_axes(m.ndim, axes), "keepdims": True}
+            total = jnp.sum(jnp.where(m, size, 0), **how)
+            mean = total / jnp.maximum(jnp.sum(m, **how), 1).astype(size.dtype)
             size = size / jnp.where(mean > 0, mean, 1)
         return size * importance.astype(size.dtype)
 
-    return jax.tree.map(leaf, sizes, mask, layer_importance(mask, gamma))
+    importance = layer_importance(mask, gamma, stacked=stacked)
+    trees = map(jax.tree.leaves, (sizes, mask, importance))
+    rows = zip(*trees, stacked_axes(mask, stacked), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(mask), [leaf(*row) for row in rows])
 
 
 def _require(beta: Any, gamma: Any, signal: str) -> None:

@@ -145,3 +145,28 @@ def test_shuffle_keeps_the_number_of_each_leaf():
     often = sum(np.asarray(got["a"], int) for got in draws)
     assert np.all(np.abs(often - 125) < 40)
     assert at_init.shuffle(jax.random.key(0), jnp.array(True)).shape == ()
+
+
+def test_flow_of_a_stack_is_that_of_its_layers():
+    layers = 32
+    params = {"layers": {"kernel": jnp.ones((layers, 4, 4))}, "out": jnp.ones((4, 1))}
+
+    def scanned(p, x):
+        step = lambda h, w: (jax.nn.relu(h @ w), None)  # noqa: E731
+        return jax.lax.scan(step, x, p["layers"]["kernel"])[0] @ p["out"]
+
+    def unrolled(p, x):
+        for i in range(layers):
+            x = jax.nn.relu(x @ p[f"l{i}"])
+        return x @ p["out"]
+
+    each = {f"l{i}": jnp.ones((4, 4)) for i in range(layers)}
+    x = jnp.ones(4)
+    one = at_init.flow(scanned, params, x)(params)
+    other = {**each, "out": params["out"]}
+    assert float(one) == float(at_init.flow(unrolled, other, x)(other)) == 1
+    kept = masks.full(params)
+    kept["layers"]["kernel"] = kept["layers"]["kernel"].at[3, :, 1].set(False)
+    active = masks.effective(kept, at_init.flow(scanned, params, x))
+    # What leads to a dead unit is dead, and what leaves it.
+    assert int(masks.count(active)) == int(masks.count(kept)) - 4

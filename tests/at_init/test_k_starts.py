@@ -306,7 +306,7 @@ def test_sharded_weights_choose_alike(axis_type):
             {"sparsity": {"a": GRADS["a"], "b": {"kernel": 1.5}}},
             "`sparsity` cannot be met at",
         ),
-        ({"scope": "nothing"}, "`include`='nothing' matches no leaf"),
+        ({"scope": "nothing"}, "`scope`='nothing' matches no leaf"),
     ],
 )
 def test_errors(change, message):

@@ -204,3 +204,22 @@ def test_robust_init_g7_the_model_scales_its_branches():
     for name in ("BatchNorm_2", "BatchNorm_4"):  # the last norm of each branch
         cut["params"][name] = jax.tree.map(lambda s: 0.5 * s, cut["params"][name])
     np.testing.assert_allclose(outputs(cut)[2], half, rtol=1e-5)
+
+
+def test_a_stack_of_layers_is_initialized_and_rescaled_as_its_layers():
+    rng = np.random.default_rng(0)
+    scale = np.array([1.0, 2, 3])[:, None, None]
+    w = jnp.asarray(rng.normal(size=(3, 64, 32)) * scale, jnp.float32)
+    stack, each = {"layers": {"kernel": w}}, [{"kernel": x} for x in w]
+    fresh = at_init.initialize(jax.random.key(0), stack, 2.0)["layers"]["kernel"]
+    np.testing.assert_allclose(jnp.var(fresh), 2 / 64, rtol=0.05)
+    mask = masks.unstructured(stack, 0.5)
+    one = at_init.rescale(stack, mask)["layers"]["kernel"]
+    for i, params in enumerate(each):
+        own = at_init.rescale(params, {"kernel": mask["layers"]["kernel"][i]})
+        np.testing.assert_allclose(one[i], own["kernel"], rtol=1e-6)
+    # Four axes of a stack are no convolution: 8 x 2 numbers enter each output.
+    with pytest.raises(ValueError, match=r"of shape \(5, 8, 2, 4\).*`fan_in`"):
+        at_init.initialize(
+            jax.random.key(0), {"layers": {"kernel": jnp.ones((5, 8, 2, 4))}}, 2.0
+        )

@@ -107,7 +107,7 @@ def test_adam_makes_the_test_one_of_size():
         ({"every": 1.5, "end": 3.0}, "`every` must be a whole number, got 1.5"),
         ({"end": 1}, "need 1 <= every <= end.*got 2, 1"),
         ({"min_keep": -1}, "`min_keep` must be an integer >= 0, or None, got -1"),
-        ({"scope": "nothing"}, "`include`='nothing' matches no leaf"),
+        ({"scope": "nothing"}, "`scope`='nothing' matches no leaf"),
     ],
 )
 def test_errors(change, message):

@@ -405,7 +405,7 @@ def test_sparsity_out_of_range(sparsity):
 
 def test_scope_that_matches_nothing():
     tx = transforms.add_selective_decay(0.01, 1.0, sparsity=0.5, scope="attention")
-    with pytest.raises(ValueError, match="`include`='attention' matches no leaf"):
+    with pytest.raises(ValueError, match="`scope`='attention' matches no leaf"):
         tx.init(two_leaves())
 
 

@@ -49,6 +49,12 @@ MAKE = {
         optax.sgd(0.1),
         transforms.prune_gradually(0.61, end=3, ranking="leaf", stacked=stack),
     ),
+    "prune_by_weight_history": lambda stack: optax.chain(
+        optax.sgd(0.1),
+        transforms.prune_by_weight_history(
+            0.7, end=3, every=1, gamma=2.0, layer_norm=True, min_keep=2, stacked=stack
+        ),
+    ),
     "swd": lambda stack: transforms.swd(
         0.1, mu=0.1, a_max=1.0, total_steps=4, sparsity=0.8, min_keep=3, stacked=stack
     ),
@@ -61,6 +67,7 @@ CASES = [
     *(pytest.param(m, "layers", None, marks=pytest.mark.slow) for m in SLOW),
     pytest.param("drop_and_grow", "decoder", "decoder/", marks=pytest.mark.slow),
     pytest.param("shrink_softly", "decoder", "decoder/", marks=pytest.mark.slow),
+    pytest.param("prune_by_weight_history", "decoder", "decoder/"),
 ]
 
 

@@ -53,6 +53,32 @@ def test_weightmom_g2_importance(gamma, want):
     np.testing.assert_allclose([got["a"], got["b"]], want, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "gamma, want", [(1.0, [1.25, 0.75]), (0.0, [1, 1]), (8.0, [3, 0.1])]
+)
+def test_each_layer_of_a_stack_has_an_importance(gamma, want):
+    """The numbers above, with the two leaves as the layers of one."""
+    deep = jnp.stack([*TWO_GONE.values()])
+    got = layer_importance({"layers": {"kernel": deep}}, gamma)["layers"]["kernel"]
+    np.testing.assert_allclose(got, np.reshape(want, (2, 1, 1)), rtol=1e-6)
+    one = layer_importance({"layers": {"kernel": deep}}, gamma, stacked={})
+    np.testing.assert_allclose(one["layers"]["kernel"], 1, rtol=1e-6)
+    mixed = layer_importance({"a": deep, "b": TWO_GONE["b"]}, gamma, stacked={"a": 0})
+    own = {"a": deep[0], "b": deep[1], "c": TWO_GONE["b"]}
+    apart = layer_importance(own, gamma)
+    np.testing.assert_array_equal(np.ravel(mixed["a"]), [apart["a"], apart["b"]])
+    np.testing.assert_array_equal(mixed["b"], apart["c"])
+
+
+def test_what_is_no_stack_in_the_parameters_has_one_floor():
+    """Without its bias, out of scope, the kernel would look like a stack."""
+    kernel = jnp.stack([jnp.full((2, 2), 100.0), *jnp.ones((2, 2, 2))])
+    params = {"blocks": {"kernel": kernel, "bias": jnp.ones(7)}}
+    tx = prune(8 / 12, end=0)
+    _, state = tx.update(_still(params, 0), tx.init(params), params)
+    assert state.mask["blocks"]["kernel"].sum((1, 2)).tolist() == [4, 0, 0]
+
+
 @pytest.mark.parametrize("gamma, gone", [(1.0, ("b", 0)), (0.0, ("a", 0))])
 def test_weightmom_g3_scores(gamma, gone):
     params = {
