@@ -191,7 +191,7 @@ def _briefly(run: dict[str, Any]) -> dict[str, Any]:
             pull = 1 / run["lr"]["peak"]
             return {"strength": pull, "vector_multiplier": 1.0, "bias_rate": 1.0}
         case "early_pruning":
-            # weights move little in a short run: a tenth would be more than is asked for
+            # weights move little in so short a run: a tenth takes more than asked for
             return {"seeds": 2, "fraction": (0.01,)}
         case "gap":
             return {"cyclic_rounds": (1,), "parallel_rounds": (1,)}

@@ -18,7 +18,7 @@ Deviations:
 
 Ours: not run; a day of one core [estimated from 30 s an epoch], K-starts longer (its
 convolutions are inside a loop, which XLA runs ten times slower on a CPU).
-`--small`: four minutes of one core [estimated], see `authors.small`.
+`--small`: six minutes of one core [estimated; K-starts and ASL 4], see `authors.small`.
 
 Command: `python -m experiments.train authors_lenet5 --data-dir FOLDER`, a method alone
 with `--only gsm125`, `gsm300`, `at_init`, `aswl`, `asl`, `k_starts`.

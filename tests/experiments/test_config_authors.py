@@ -173,7 +173,7 @@ def test_a_small_form_has_every_method_and_ends_in_minutes(name):
 SECONDS = {
     "densenet40": (0.03, 40),
     "lenet300": (0.0001, 6),
-    "lenet5": (0.0005, 4),
+    "lenet5": (0.0008, 6),
     "resnet110": (0.03, 30),
     "resnet20": (0.012, 12),
     "resnet32": (0.012, 12),
