@@ -417,6 +417,9 @@ def test_json_is_written_whole_and_without_nan(tmp_path):
 def test_a_torn_log_line_is_cut(tmp_path):
     log = tmp_path / "log.jsonl"
     line = '{"run": "a", "epoch": 1, "step": 1}\n'
+    other = '{"run": ["a"], "epoch": 1}\n[1]\n'
+    log.write_text(line + other + line[:17])
+    assert len(results.history(log)["a"]) == 1
     log.write_text(line + '{"run": "a", "epo')
     assert len(results.history(log)["a"]) == 1
     with Journal(tmp_path, resume=True) as journal:
