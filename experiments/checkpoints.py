@@ -8,8 +8,9 @@ result is the unbroken one, bit for bit on CPU.
 Beside the state lie the names of its leaves and a digest of its bytes. A checkpoint
 that can be read but does not give the digest back, because a bit of the disk turned, is
 damaged: it is set aside under another name, and the one before is taken (two are kept).
-One that cannot be read, or holds another state, is an error: the reason may pass, and
-whatever it is, nothing is deleted.
+So is one that cannot be read, a cut file, if one before it can. If none can, or one
+holds another state, that is an error: the reason may pass, and whatever it is, nothing
+is deleted.
 """
 
 import hashlib
@@ -89,19 +90,27 @@ class Checkpoints:
         Those behind it are set aside, as `STEP.damaged`: their steps come again.
 
         Raises:
-          CheckpointError: if one cannot be read, or holds another state. It stays.
+          CheckpointError: if none can be read, or one holds another state; they stay.
         """
         steps = sorted(self._manager.all_steps(), reverse=True) if self._resume else []
+        unread: list[tuple[int, Exception]] = []
         for step in steps:
             try:
                 found = self._read(step, {"state": state, "totals": totals})
             except CheckpointError:
                 raise
             except Exception as error:
-                raise CheckpointError(self._unreadable(step, error)) from error
+                unread.append((step, error))
+                if jax.process_count() > 1:  # the others may have read it
+                    break
+                continue
             if found is not None:
+                for other, error in unread:
+                    self._set_aside(other, f"could not be read ({_reason(error)})")
                 return found
-            self._set_aside(step)
+            self._set_aside(step, "is damaged")
+        if unread:
+            raise CheckpointError(self._unreadable(*unread[0])) from unread[0][1]
         return None
 
     def _read(self, step: int, like: dict[str, Any]) -> Saved | None:
@@ -138,8 +147,6 @@ class Checkpoints:
         )
 
     def _unreadable(self, step: int, error: BaseException) -> str:
-        while error.__cause__ is not None:  # the reader says which array, the cause why
-            error = error.__cause__
         place = self._folder / str(step)
         return (
             f"the checkpoint {place} could not be read: {_reason(error)}. It stays as "
@@ -148,8 +155,8 @@ class Checkpoints:
             "goes on from the one before it, or from the start."
         )
 
-    def _set_aside(self, step: int) -> None:
-        """Renames a damaged checkpoint, and says so."""
+    def _set_aside(self, step: int, why: str) -> None:
+        """Renames a checkpoint that is of no use, and says so."""
         place = self._folder / str(step)
         names = itertools.chain([""], map(str, itertools.count(2)))
         aside = next(
@@ -165,7 +172,7 @@ class Checkpoints:
             self._ocp.multihost.sync_global_processes("it is renamed")
         self._manager.reload()
         self._say(
-            f"the checkpoint {place} is damaged and now called {aside.name}: going on "
+            f"the checkpoint {place} {why} and is now called {aside.name}: going on "
             "from the one before it, or from the start."
         )
 
@@ -217,6 +224,8 @@ class Checkpoints:
 
 def _reason(error: BaseException, line: int = 0) -> str:
     """One line of what an error says, its type where it says nothing."""
+    while error.__cause__ is not None:  # the reader says which array, the cause why
+        error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[line][:300].rstrip(".")
 

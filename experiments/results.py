@@ -206,8 +206,11 @@ def history(log: Path) -> dict[str, list[dict[str, Any]]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and {"epoch", "run"} <= entry.keys():
-            runs.setdefault(entry["run"], {})[entry["epoch"]] = entry
+        if not isinstance(entry, dict):
+            continue
+        run, epoch = entry.get("run"), entry.get("epoch")
+        if isinstance(run, str) and isinstance(epoch, int):
+            runs.setdefault(run, {})[epoch] = entry
     return {run: [found[e] for e in sorted(found)] for run, found in runs.items()}
 
 

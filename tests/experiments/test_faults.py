@@ -3,6 +3,8 @@
 import fcntl
 import json
 import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,7 +145,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path):
         np.testing.assert_array_equal(found.state["w"], noise(2))
         checkpoints.save(Saved(3, tree(3), jnp.zeros(3), 0.0))  # its step comes again
     (line,) = said
-    assert f"{run / '3'} is damaged and now called 3.damaged" in line
+    assert f"{run / '3'} is damaged and is now called 3.damaged" in line
     assert names(run) == ["2", "3", "3.damaged"]
     flip_a_bit(run / "3" / "state")
     with keeper(run, said.append) as checkpoints:
@@ -186,18 +188,31 @@ def test_a_checkpoint_that_cannot_be_read_now_stays(error, tmp_path, monkeypatch
     assert names(run) == ["2", "3"]
 
 
-def test_a_file_that_is_cut_is_named_and_stays(tmp_path):
-    """No digest can tell here that it is damaged, so a person decides."""
-    run = tmp_path / "run"
+def cut_short(place):
+    """The largest file of a state ends in the middle."""
+    files = [f for f in (place / "state").rglob("*") if f.is_file()]
+    file = max(files, key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("cut", [
+    lambda place: (place / "meta" / "metadata").write_text('{"seconds": 4.5, "dig'),
+    lambda place: shutil.rmtree(place / "state"),
+    cut_short,
+])  # fmt: skip
+def test_a_file_that_is_cut_or_gone_is_set_aside_for_the_one_before(cut, tmp_path):
+    run, said = tmp_path / "run", []
     two_saved(run)
-    (run / "3" / "meta" / "metadata").write_text('{"seconds": 4.5, "dig')
-    with keeper(run) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"move .*run/3 elsewhere"):
-            checkpoints.restore(tree(0), jnp.zeros(3))
-    assert names(run) == ["2", "3"]
-    (run / "3").rename(tmp_path / "elsewhere")
-    with keeper(run) as checkpoints:
+    cut(run / "3")
+    with keeper(run, said.append) as checkpoints:
         assert checkpoints.restore(tree(0), jnp.zeros(3)).step == 2
+    assert names(run) == ["2", "3.damaged"]
+    assert re.search(r"run/3 could not be read \(.*\) and is now called", said[0])
+    cut(run / "2")  # the last one: whoever can mend it finds it in its place
+    with keeper(run) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"move .*run/2 elsewhere"):
+            checkpoints.restore(tree(0), jnp.zeros(3))
+    assert names(run) == ["2", "3.damaged"]
 
 
 OTHER = {
@@ -402,6 +417,9 @@ def test_json_is_written_whole_and_without_nan(tmp_path):
 def test_a_torn_log_line_is_cut(tmp_path):
     log = tmp_path / "log.jsonl"
     line = '{"run": "a", "epoch": 1, "step": 1}\n'
+    other = '{"run": ["a"], "epoch": 1}\n[1]\n'
+    log.write_text(line + other + line[:17])
+    assert len(results.history(log)["a"]) == 1
     log.write_text(line + '{"run": "a", "epo')
     assert len(results.history(log)["a"]) == 1
     with Journal(tmp_path, resume=True) as journal:
