@@ -1,6 +1,7 @@
 """What goes wrong in a long job: each kind of fault is said, and costs little."""
 
 import fcntl
+import gc
 import json
 import pickle
 import re
@@ -195,6 +196,7 @@ def cut_short(place):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("cut", [
     lambda place: (place / "meta" / "metadata").write_text('{"seconds": 4.5, "dig'),
     lambda place: shutil.rmtree(place / "state"),
@@ -209,10 +211,19 @@ def test_a_file_that_is_cut_or_gone_is_set_aside_for_the_one_before(cut, tmp_pat
     assert names(run) == ["2", "3.damaged"]
     assert re.search(r"run/3 could not be read \(.*\) and is now called", said[0])
     cut(run / "2")  # the last one: whoever can mend it finds it in its place
-    with keeper(run) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"move .*run/2 elsewhere"):
-            checkpoints.restore(tree(0), jnp.zeros(3))
+    assert re.search(r"move .*run/2 elsewhere", error_of(run))
     assert names(run) == ["2", "3.damaged"]
+    gc.collect()  # a reader that Orbax left warns here, not in another test
+
+
+def error_of(run):
+    """What is said when no checkpoint can be read."""
+    with keeper(run) as checkpoints:
+        try:
+            checkpoints.restore(tree(0), jnp.zeros(3))
+        except CheckpointError as error:
+            return str(error)
+    raise AssertionError("a checkpoint was read")
 
 
 OTHER = {
