@@ -95,7 +95,7 @@ class AxisSite:
         ax.unify(s, t, why)
 
     def summed(self, *terms: Term) -> None:
-        """Notes that the equation sums over some axes."""
+        """Notes that the equation sums over some axes: they are none of its results."""
         self.context.summed.extend(terms)
 
     def walk(

@@ -146,8 +146,9 @@ def test_what_360_images_cannot_tell_is_asked_of_more():
     """Each method of digits has a configuration on other data."""
     names = [n for n in config.names() if n.startswith("digits_") and n != "digits_all"]
     for name in names:
-        again = page._module(name).AGAIN
-        assert again and all(config.load(other).data != "digits" for other in again)
+        again = getattr(page._module(name), "AGAIN", ())
+        assert again, f"{name}: give `AGAIN`, configurations on other data"
+        assert all(config.load(other).data != "digits" for other in again)
 
 
 def test_a_section_says_where_it_is_asked_again(tmp_path):
