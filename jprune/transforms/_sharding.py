@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jprune._errors import value_error
 from jprune._typing import Params, PyTree
@@ -39,14 +39,32 @@ def state_sharding(
         )
     shapes = jax.eval_shape(tx.init, params)
 
+    everywhere = NamedSharding(named[0].mesh, PartitionSpec())
+
     def replicated(x: Any) -> NamedSharding:
-        # As long as the array has axes: so a step returns it on an Explicit mesh, and
-        # one that is handed back in another form compiles the step again.
-        return NamedSharding(named[0].mesh, PartitionSpec(*[None] * len(x.shape)))
+        return _returned(everywhere, len(x.shape))
 
     def follow(moment: PyTree, param: Any, sharding: NamedSharding) -> PyTree:
+        own = _returned(sharding, len(param.shape))
         return jax.tree.map(
-            lambda x: sharding if x.shape == param.shape else replicated(x), moment
+            lambda x: own if x.shape == param.shape else replicated(x), moment
         )
 
     return map_moments(tx, follow, shapes, params, shardings, other=replicated)
+
+
+def _returned(sharding: NamedSharding, rank: int) -> NamedSharding:
+    """The sharding in the form in which a jitted step returns it.
+
+    As long as the array has axes on a mesh with Explicit ones, else without None at its
+    end. What is handed back in another form compiles the step again.
+    """
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    spec = [*sharding.spec, *[None] * (rank - len(sharding.spec))]
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        while spec and spec[-1] is None:
+            spec.pop()
+    return NamedSharding(
+        sharding.mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind
+    )

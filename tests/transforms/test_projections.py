@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jprune import masks, transforms
@@ -424,9 +424,10 @@ def test_state_of_another_shape_is_replicated(optimizer):
         assert sharding.is_equivalent_to(like, x.ndim)
 
 
-def test_a_placed_state_comes_back_in_the_same_form():
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_placed_state_comes_back_in_the_same_form(kind):
     """Another form of the same sharding would compile the step a second time."""
-    mesh = jax.make_mesh((4,), ("x",))
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
     rows = NamedSharding(mesh, P("x", None))
     tx = transforms.drop_and_grow(optax.sgd(0.1), 0.5)
     with jax.set_mesh(mesh):
