@@ -31,7 +31,7 @@ import numpy as np
 from jprune import surgery
 from jprune._dtypes import owned
 from jprune._errors import listing, value_error
-from jprune._jaxpr._trace import flatten_call, trace
+from jprune._jaxpr._trace import flatten_call, jitted_call, trace
 from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
 from jprune.compress._difference import (
@@ -86,7 +86,7 @@ def fold_constants(
       Array([6.5], dtype=float32)
     """
     require_examples("fold_constants", args)
-    expected = jax.jit(apply)(variables, *args)
+    expected = jitted_call(apply, variables, args)
     require_shown("fold_constants", expected)
     names, readings, sinks = _measure(apply, plan, variables, args)
     limit = _tolerance(readings, tolerance)
@@ -100,7 +100,7 @@ def fold_constants(
         variables,
     )
     small = surgery.shrink(apply, plan)
-    found = jax.jit(small)(plan.pack(folded), *args)
+    found = jitted_call(small, plan.pack(folded), args)
     error = relative_difference(found, expected)
     if not error <= limit:
         raise value_error(

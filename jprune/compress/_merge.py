@@ -32,6 +32,7 @@ from jprune import surgery
 from jprune._dtypes import owned
 from jprune._errors import listing, value_error
 from jprune._groups import AxisRef, Group
+from jprune._jaxpr._trace import jitted_call
 from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
 from jprune.compress._difference import relative_difference, require_shown
@@ -173,9 +174,9 @@ def merge(
     one = _cluster_mean if keep == "mean" else _cluster_first
     snapped = _snapped(deps, variables, assignment, one)
     plan, packed = _summed(deps, snapped, assignment)
-    expected = jax.jit(apply)(snapped, *args)
+    expected = jitted_call(apply, snapped, args)
     require_shown("merge", expected)
-    found = jax.jit(surgery.shrink(apply, plan))(packed, *args)
+    found = jitted_call(surgery.shrink(apply, plan), packed, args)
     error = relative_difference(found, expected)
     if not error <= tolerance:
         guilty = _guilty(apply, deps, snapped, assignment, args, tolerance)
@@ -224,11 +225,11 @@ def _guilty(
     tolerance: float,
 ) -> list[str]:
     """The groups that differ when merged alone; all of them if none does."""
-    expected = jax.jit(apply)(variables, *args)
+    expected = jitted_call(apply, variables, args)
     wrong = []
     for group, clusters in _resolve(deps, assignment):
         plan, packed = _summed(deps, variables, {group.id: clusters})
-        found = jax.jit(surgery.shrink(apply, plan))(packed, *args)
+        found = jitted_call(surgery.shrink(apply, plan), packed, args)
         error = relative_difference(found, expected)
         if not error <= tolerance:
             wrong.append(f"{group.id}: {error:.1e}")

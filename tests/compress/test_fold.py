@@ -277,3 +277,22 @@ def test_examples_that_show_nothing_are_refused(kind):
     params["b"][2] = params["b"][4] = params["b"][5] = 0.0  # nobody reads them
     same = compress.fold_constants(net, plan, params, np.ones_like(x) * x[:, :1])
     np.testing.assert_array_equal(same["c"], params["c"])
+
+
+def test_a_model_with_functions_in_its_tree_is_folded_and_merged():
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 4), (4, 2)))
+    a = a.at[:, 1].set(a[:, 0])  # units 0 and 1 are one
+    model = {"act": jax.nn.relu, "a": a, "bias": jnp.ones(4), "b": b, "c": jnp.zeros(2)}
+
+    def net(m, x):
+        return m["act"](x @ m["a"] + m["bias"][None]) @ m["b"] + m["c"][None]
+
+    x = jnp.asarray(rng.normal(size=(8, 3)), jnp.float32)
+    deps = surgery.groups(net)(model, x)
+    merged = compress.merge(net, deps, model, {deps[0].id: [0, 0, 1, 2]}, x)
+    assert merged.variables["act"] is jax.nn.relu
+    small = surgery.shrink(net, merged.plan)(merged.variables, x)
+    np.testing.assert_allclose(small, net(model, x), rtol=1e-5, atol=1e-5)
+    plan = surgery.plan_from_keep(deps, {})
+    assert compress.fold_constants(net, plan, model, x)["act"] is jax.nn.relu
