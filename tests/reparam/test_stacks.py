@@ -183,7 +183,11 @@ def test_a_stack_that_is_none(method):
         MAKE[method](stacked="nowhere").init(stack("layers", 0))
 
 
-@pytest.mark.parametrize(("name", "axis", "said"), PLACES, ids=["found", "said"])
+@pytest.mark.parametrize(
+    ("name", "axis", "said"),
+    [pytest.param(*PLACES[0], marks=pytest.mark.slow), PLACES[1]],
+    ids=["found", "said"],
+)
 def test_each_layer_of_a_stack_has_its_own_n(name, axis, said):
     """Masks, price, gradients and the end of the search are those of the layers."""
     apart = partial(unrolled, name=name, axis=axis)
@@ -232,7 +236,7 @@ def test_each_layer_of_a_stack_has_its_own_n(name, axis, said):
     jax.tree.map(close, priorities(got), list(want.priorities.values()))
     for cost in (1.0, 0.0):  # above the target, and below it
         theta, flat = (
-            t._replace(priorities=jax.tree.map(lambda x: x * cost, t.priorities))
+            t._replace(priorities=jax.tree.map(lambda x, c=cost: x * c, t.priorities))
             for t in (theta, flat)
         )
         stepped = [
