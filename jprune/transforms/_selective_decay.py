@@ -398,8 +398,8 @@ def _warn_if_unstable(
     bound = 2 * (1 + float(momentum))
     if rate[worst] >= bound:
         warnings.warn(
-            f"SWD is unstable at step {steps[worst]}: learning rate "
-            f"{lr[worst]:.3g} * mu {mu:.3g} * (1 + a) {1 + a[worst]:.3g} = {rate[worst]:.3g} >= "
+            f"SWD is unstable at step {steps[worst]}: learning rate {lr[worst]:.3g} * "
+            f"mu {mu:.3g} * (1 + a) {1 + a[worst]:.3g} = {rate[worst]:.3g} >= "
             f"{bound:.3g} = 2 (1 + momentum). Lower `a_max` or decay the learning rate "
             "faster.",
             stacklevel=3,
