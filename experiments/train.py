@@ -99,7 +99,11 @@ def _job(args: argparse.Namespace, command: str) -> dict[str, bool]:
     build.check(chosen)
     connect(os.environ, args.give_up)
     form = "_small" if args.small else ""
-    out = args.out or RUNS / f"{args.config}{form}_seed{args.seed}"
+    out = (
+        args.out.expanduser()
+        if args.out
+        else RUNS / f"{args.config}{form}_seed{args.seed}"
+    )
     with holding(out), listening():
         return run(chosen, args, out, command)
 

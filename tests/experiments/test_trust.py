@@ -81,6 +81,14 @@ def test_a_folder_that_another_job_would_clear_is_refused(tmp_path):
         pass
 
 
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(train, "run", lambda *given: seen.append(given[2]) or {})
+    assert train.main(["digits", "--out=~/new"]) == 0
+    assert seen == [tmp_path / "new"] and seen[0].is_dir()
+
+
 def test_a_disk_without_locks_is_said(tmp_path, monkeypatch):
     def none(*ignored):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
