@@ -138,6 +138,10 @@ def _arms(k: int, fraction: float, window: int, scope: str) -> dict[str, Arm]:
     }
 
 
+ARMS = tuple(_arms(1, 0.5, 1, ""))
+"""The names of what can be compared."""
+
+
 class _Trial:
     """All seeds of one lab, and the programs that every arm shares."""
 
