@@ -58,9 +58,9 @@ def map_moments(
             raise type_error(
                 "Which arrays of this optimizer's state belong to which weights cannot "
                 "be told: its `init` does not take the stand-in of "
-                f"`optax.tree.map_params` ({type(error).__name__}: {error}). Those with "
-                "a line search, such as `optax.lbfgs`, do not; use another, such as "
-                "`optax.adam`."
+                f"`optax.tree.map_params` ({type(error).__name__}: {error}). Those "
+                "with a line search, such as `optax.lbfgs`, do not; use another, such "
+                "as `optax.adam`."
             ) from error
 
     return optax.tree.map_params(
