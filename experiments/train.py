@@ -97,6 +97,8 @@ def _job(args: argparse.Namespace, command: str) -> dict[str, bool]:
     chosen = config.override(config.load(args.config, small=args.small), args.set)
     chosen = config.only(chosen, args.only.split(",")) if args.only else chosen
     build.check(chosen)
+    runs = [run for part in chosen.parts() for run in (part.setup, *part.runs.values())]
+    rules.check_seed(args.seed, max(run.get("seeds", 1) for run in runs))
     connect(os.environ, args.give_up)
     form = "_small" if args.small else ""
     out = (

@@ -22,6 +22,7 @@ from experiments import (
     loop,
     report,
     results,
+    rules,
     stopping,
     train,
 )
@@ -285,6 +286,8 @@ def test_nobody_reads_what_a_job_says(gone, tmp_path):
         journal.write({"run": "a"})
     assert train._leave("stopped", 75) == 75
     train._tell("the table", sys.stdout)
+    result(tmp_path / "result.json")
+    assert report.main([str(tmp_path / "result.json")]) == 0
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
 
 
@@ -362,3 +365,28 @@ def test_the_page_takes_each_seed_of_the_test_set_once(facts, message, tmp_path)
     result(tmp_path / "digits_seed00.json", **facts)
     with pytest.raises(FileError, match=message):
         page.sections(tmp_path)
+
+
+def test_the_report_says_what_it_cannot_write_or_read(tmp_path, capsys):
+    result(tmp_path / "result.json", rows=[ROW._replace(nonzero=None, after=None)])
+    entries = [
+        {"run": "a", "epoch": 1, "test_accuracy": 0.5},
+        {"run": "a", "epoch": 2, "test_accuracy": "0.5"},
+        {"run": "a", "epoch": 3, "test_accuracy": [1]},
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    assert report.main([str(tmp_path)]) == 0
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    (tmp_path / "log.jsonl").unlink()
+    (tmp_path / "log.jsonl").mkdir()
+    assert report.main([str(tmp_path)]) == 2
+    assert "log.jsonl: Is a directory" in capsys.readouterr().err
+
+
+def test_no_seed_of_several_is_folded_onto_another(tmp_path, capsys):
+    words = ["digits_kstarts", f"--seed={2**32 - 1}", f"--out={tmp_path / 'o'}"]
+    assert train.main(words) == 2
+    assert "is the first of" in capsys.readouterr().err
+    rules.check_seed(2**32 - 3, 3)
+    with pytest.raises(ConfigError, match=r"at most 2\*\*32 - 3"):
+        rules.check_seed(2**32 - 2, 3)
