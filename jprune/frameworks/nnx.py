@@ -20,10 +20,10 @@ Five lines from a trained model to a smaller one that trains on:
 
 The object is a copy of the model, of a sub-class of its class, whose arrays are packed.
 Its public methods are the dense class's, shrunk: `small(x)`, `small.encode(x)`, with
-any arguments; a method that returns a width from inside returns what is left of it. `small.train()`, `small.eval()`, `nnx.view`, `nnx.split`, `nnx.jit`,
-`nnx.Optimizer` and Orbax work on it as on any module. Its sub-modules hold the packed
-arrays and the modes; they cannot be called by themselves, since a norm would divide by
-the wrong width.
+any arguments; a method that returns a width from inside returns what is left of it.
+`small.train()`, `small.eval()`, `nnx.view`, `nnx.split`, `nnx.jit`, `nnx.Optimizer` and
+Orbax work on it as on any module. Its sub-modules hold the packed arrays and the modes;
+they cannot be called by themselves, since a norm would divide by the wrong width.
 
 Save and reload in another process::
 
