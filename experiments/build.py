@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -192,8 +192,10 @@ def check(config: Config) -> None:
     pick("augmentation", config.augment, AUGMENT)
     own = (config.batch, config.steps_per_dispatch, config.checkpoint_every)
     for name, value in zip(_COUNTS, own, strict=True):
-        if value < 0:
-            raise ConfigError(f"`{name}` must be at least 0, got {value}.")
+        if not 0 <= value < 2**31:
+            raise ConfigError(
+                f"`{name}` must be at least 0 and below 2**31, got {value}."
+            )
     rules.check("", {name: getattr(config, name) for name in _TRAINING})
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in _TRAINING:
@@ -210,7 +212,30 @@ def check(config: Config) -> None:
     for label, run in config.runs.items():
         if "method" not in run:
             raise ConfigError(f"run `{label}` has no `method`: {', '.join(known)}.")
-        _check_keywords(label, pick("method", run["method"], known), keywords(run))
+        method = pick("method", run["method"], known)
+        _check_keywords(label, method, keywords(run))
+        for key, names in _NAMES.get(method, {}).items():
+            for name in [run[key]] if isinstance(run[key], str) else run[key]:
+                if name not in names:
+                    raise unknown(f"value of `{label}.{key}`", name, names)
+
+
+_NAMES: dict[Callable[..., Any], dict[str, Collection[str]]] = {
+    arena.arena_at_once: {"rules": arena.RULES},
+    compact_convnets.compact_convnets: {
+        "rules": compact_convnets.RULES,
+        "smaller": fbnetv3.MEMBERS,
+    },
+    early_pruning.early_pruning: {"arms": early_pruning.ARMS},
+    prune_at_init.prune_at_init: {
+        "criteria": [
+            name + change
+            for name in prune_at_init.CRITERIA
+            for change in ("", " shuffled", " rescaled")
+        ]
+    },
+}
+"""The words that a setting of a method may hold."""
 
 
 _TRAINING = (
@@ -352,6 +377,7 @@ def _check_keywords(
             raise unknown(f"setting of run `{label}`", key, wanted)
         if isinstance(value, dict) and wanted[key] is not Rate:
             raise ConfigError(f"`{label}.{key}` must be a number here, got {value!r}.")
+        rules.check_kind(f"{label}.{key}", value, wanted[key])
     missing = [key for key in wanted if key not in given]
     if missing:
         raise ConfigError(f"run `{label}` lacks {', '.join(missing)}.")

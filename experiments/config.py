@@ -15,6 +15,7 @@ import difflib
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -411,9 +412,12 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _like(value: Any, old: Any) -> Any:
-    """An integer as a float where a float stands."""
+    """An integer as a float where a float stands; infinity for one too large."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if isinstance(old, float) and whole else value
+    try:
+        return float(value) if isinstance(old, float) and whole else value
+    except OverflowError:
+        return math.inf
 
 
 def _parse(key: str, text: str, old: Any) -> Any:
@@ -421,7 +425,7 @@ def _parse(key: str, text: str, old: Any) -> Any:
         return text
     try:
         new = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         new = text
     new = _like(new, old)
     if isinstance(old, tuple) and isinstance(new, int | float):

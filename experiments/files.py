@@ -87,7 +87,7 @@ def hold(lock: IO[str], folder: Path) -> None:
     """Locks the open file until it is closed, or the process ends.
 
     Raises:
-      FileError: if another job holds it.
+      FileError: if another job holds it, or it cannot be locked at all.
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,4 +95,9 @@ def hold(lock: IO[str], folder: Path) -> None:
         raise FileError(
             f"`--out {folder}`: another job is running there. Wait for its end, or "
             "name another folder."
+        ) from error
+    except OSError as error:
+        raise FileError(
+            f"`--out {folder}`: its file system keeps no locks ({error.strerror}), so "
+            "that a second job could spoil this one. Name a folder on another disk."
         ) from error

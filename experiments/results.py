@@ -1,9 +1,10 @@
 """What a job leaves behind: the rows, the table, the file `result.json`."""
 
+import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,8 +119,16 @@ def verdicts(
     for claim in claims:
         if named := rows_of(claim, by_run, prefix):
             text = prefix + claim.text
-            found[text] = found.get(text, True) and bool(claim.holds(*named))
+            found[text] = found.get(text, True) and _holds(claim, named)
     return found
+
+
+def _holds(claim: Claim, rows: Sequence[Row]) -> bool:
+    """Whether rows bear a claim out; where one lacks the number asked for, not."""
+    try:
+        return bool(claim.holds(*rows))
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def rows_of(claim: Claim, by_run: Mapping[str, Row], prefix: str) -> list[Row] | None:
@@ -198,20 +207,41 @@ def _wrong(path: Path, place: str, kind: Any, got: Any) -> files.FileError:
 def history(log: Path) -> dict[str, list[dict[str, Any]]]:
     """The epochs of each run from a `log.jsonl`; a repeated epoch counts once.
 
-    A line that a crash cut is passed over.
+    A line that a crash cut is passed over. Two runs of one name and other settings, as
+    their `id` tells, are two: "swd 90%" and "swd 90% [2]".
     """
-    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    runs: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for entry in _entries(log):
+        run, epoch = entry.get("run"), entry.get("epoch")
+        if isinstance(run, str) and isinstance(epoch, int):
+            runs.setdefault((run, str(entry.get("id"))), {})[epoch] = entry
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (run, _), epochs in runs.items():
+        names = itertools.chain([run], (f"{run} [{n}]" for n in itertools.count(2)))
+        name = next(name for name in names if name not in found)
+        found[name] = [epochs[e] for e in sorted(epochs)]
+    return found
+
+
+def sessions(log: Path) -> list[dict[str, Any]]:
+    """What a job ran on so far, in order: `machine` of each time, equal ones once."""
+    found: list[dict[str, Any]] = []
+    for entry in _entries(log):
+        session = entry.get("session")
+        if isinstance(session, dict) and session not in found[-1:]:
+            found.append(session)
+    return found
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a log."""
     for line in log.read_text(errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if not isinstance(entry, dict):
-            continue
-        run, epoch = entry.get("run"), entry.get("epoch")
-        if isinstance(run, str) and isinstance(epoch, int):
-            runs.setdefault(run, {})[epoch] = entry
-    return {run: [found[e] for e in sorted(found)] for run, found in runs.items()}
+        if isinstance(entry, dict):
+            yield entry
 
 
 def commit() -> str | None:
@@ -229,6 +259,11 @@ def commit() -> str | None:
         return git("rev-parse", "--short=10", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def machine() -> dict[str, Any]:
+    """What a result depends on beside its settings: commit, versions, device."""
+    return {"commit": commit(), **_machine()}
 
 
 def _machine() -> dict[str, Any]:

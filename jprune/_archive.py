@@ -4,6 +4,7 @@ Nothing is unpickled, and nothing is allocated that the file does not hold. What
 wrong with a file is a ValueError that names it.
 """
 
+import itertools
 import json
 import math
 import os
@@ -36,6 +37,8 @@ _SAFE = {
     "BF16": jnp.bfloat16,
     "F32": np.float32,
     "F64": np.float64,
+    "F8_E4M3": jnp.float8_e4m3fn,
+    "F8_E5M2": jnp.float8_e5m2,
 }
 """Data types of the safetensors format, by its names."""
 
@@ -90,9 +93,10 @@ class SafeFile(Mapping[str, np.ndarray]):
             (length,) = struct.unpack("<Q", opened.read(8))
             if length > min(size - 8, _HEADER_LIMIT):
                 raise ValueError(f"its header claims {length:,} bytes of {size:,}")
-            self._entries: dict[str, Any] = json.loads(opened.read(length))
+            self._entries = _header(opened.read(length))
         self._begin, self._room = 8 + length, size - 8 - length
         self.metadata: dict[str, str] = self._entries.pop("__metadata__", {})
+        _require_apart(self._entries)
 
     def __getitem__(self, path: str) -> np.ndarray:
         entry = self._entries[path]
@@ -104,6 +108,30 @@ class SafeFile(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    """The entries by path; of two with one path neither is the right one."""
+    found = json.loads(text, object_pairs_hook=_once)
+    if not isinstance(found, dict):
+        raise ValueError(f"its header must be an object, got a {type(found).__name__}")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {max(names, key=names.count)!r} twice")
+    return found
+
+
+def _require_apart(entries: Mapping[str, Any]) -> None:
+    """Raises if two arrays claim the same bytes: a header that was damaged."""
+    spans = sorted((*entry["data_offsets"], path) for path, entry in entries.items())
+    for (_, last, one), (first, end, other) in itertools.pairwise(spans):
+        if first < last and first < end:
+            raise ValueError(f"leaves {one} and {other} claim the same bytes")
 
 
 def write_safetensors(
@@ -176,6 +204,8 @@ def _naming(name: str) -> Iterator[None]:
 def _safe_array(
     opened: IO[bytes], begin: int, room: int, path: str, entry: Any
 ) -> np.ndarray:
+    if entry["dtype"] not in _SAFE:
+        raise ValueError(f"leaf {path} has the data type {entry['dtype']}, not known")
     dtype, shape = np.dtype(_SAFE[entry["dtype"]]), tuple(entry["shape"])
     first, last = entry["data_offsets"]
     if not 0 <= first <= last <= room or last - first != _bytes(shape, dtype):
@@ -191,7 +221,10 @@ def _npz(file: Path) -> Arrays:
             if info.filename.endswith(".npy"):
                 with archive.open(info) as opened:
                     array = _read_npy(opened, info.file_size)
-                found[info.filename.removesuffix(".npy")] = array
+                path = info.filename.removesuffix(".npy")
+                if path in found:
+                    raise ValueError(f"it names {path!r} twice")
+                found[path] = array
         return found
 
 
@@ -262,11 +295,9 @@ def _orbax(folder: Path) -> Arrays:
 
 def _typed(name: str, path: str, array: np.ndarray) -> np.ndarray:
     """The array with its data type; NumPy writes bfloat16 as two untyped bytes."""
-    if array.dtype.kind != "V":
+    if array.dtype.type is not np.void:
         return array
-    if array.dtype == jnp.bfloat16:
-        return array
-    if array.dtype.itemsize == 2:
+    if array.dtype.itemsize == 2 and array.dtype.names is None:
         return array.view(jnp.bfloat16)
     raise type_error(
         f"{name!r}: leaf {path} has the data type {array.dtype}, which NumPy did not "

@@ -29,7 +29,9 @@ here: that is `python -m experiments.train`.
 import argparse
 import importlib
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; None: those of the process.
 
     Returns:
-      0, or 1 after an error, whose message goes to standard error. Wrong usage leaves
-      through argparse with status 2.
+      0, or 1 after an error, whose message goes to standard error; 130 after Ctrl-C.
+      Wrong usage leaves through argparse with status 2.
     """
     args = _parser().parse_args(argv)
     try:
@@ -71,8 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, MemoryError) as error:
         if args.traceback:
             raise
-        print(error or type(error).__name__, file=sys.stderr)
+        print(str(error) or type(error).__name__, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
     try:
         print(text, flush=True)
     except BrokenPipeError:  # the reader, as `head`, has seen enough
@@ -183,6 +188,7 @@ def _add_shrink(commands: Any) -> None:
 
 def _shrink(args: argparse.Namespace) -> str:
     fn, variables, *rest = _model(args)
+    args.out = args.out.expanduser()
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise value_error(f"`--out {args.out}` must be a new or an empty folder.")
     for path, leaf in by_path(variables).items():
@@ -212,15 +218,35 @@ def _shrink(args: argparse.Namespace) -> str:
             f"`MODEL` {args.model!r}: the smaller network differs from the dense one "
             f"with the same parts zeroed; nothing is written.\n{checked}"
         )
-    args.out.mkdir(parents=True, exist_ok=True)
-    plan.save(args.out / "plan.json")
-    write_safetensors(
-        args.out / "weights.safetensors",
-        by_path(packed),
-        {"plan": (args.out / "plan.json").read_text()},
-    )
-    (args.out / "report.txt").write_text(text)
+    with _whole(args.out) as folder:
+        plan.save(folder / "plan.json")
+        write_safetensors(
+            folder / "weights.safetensors",
+            by_path(packed),
+            {"plan": (folder / "plan.json").read_text(encoding="utf-8")},
+        )
+        (folder / "report.txt").write_text(text, encoding="utf-8")
     return f"{text}\nwritten to {args.out}"
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write to; it becomes `out` if nothing was raised."""
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{out.name[:100]}.", dir=out.parent, ignore_cleanup_errors=True
+    ) as beside:
+        made = Path(beside) / "made"
+        made.mkdir()
+        yield made
+        if out.is_dir() and not out.is_symlink():
+            out.rmdir()  # it is empty
+        if out.exists():
+            for part in made.iterdir():
+                shutil.move(part, out / part.name)
+        else:
+            made.rename(out)
 
 
 def _add_model_command(commands: Any, name: str, text: str) -> Any:
@@ -309,5 +335,23 @@ def _filled(variables: Any, arrays: Mapping[str, np.ndarray], name: str) -> Any:
                 f"`--weights {name}`: leaf {path} must have the shape "
                 f"{tuple(leaf.shape)}, got {arrays[path].shape}."
             )
-    leaves = [jnp.asarray(arrays[path]) for path in wanted]
+    leaves = [_cast(arrays[path], leaf, path, name) for path, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
+
+
+def _cast(array: np.ndarray, leaf: Any, path: str, name: str) -> jax.Array:
+    """The array in the data type of its leaf; another kind of number is an error."""
+    dtype = np.dtype(leaf.dtype)
+    both = (
+        jnp.issubdtype(array.dtype, jnp.floating),
+        jnp.issubdtype(dtype, jnp.floating),
+    )
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype) if all(both) else array
+    lost = np.isfinite(array) & ~np.isfinite(cast) if all(both) else np.zeros(())
+    if cast.dtype != dtype or lost.any():
+        raise value_error(
+            f"`--weights {name}`: leaf {path} must hold {dtype}, got {array.dtype}"
+            f"{' beyond its range' * bool(lost.any())}. Cast it."
+        )
+    return jnp.asarray(cast)

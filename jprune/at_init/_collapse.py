@@ -24,7 +24,7 @@ from jprune import scores, selection
 from jprune._axes import Axes
 from jprune._errors import type_error
 from jprune._finite import require_finite
-from jprune._stacks import layer_axes, stacked_axes
+from jprune._stacks import as_said, layer_axes, stacked_axes
 from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.at_init._synflow import ApplyFn
@@ -40,13 +40,14 @@ from jprune.masks._unstructured import ranked
 _ADDED = "bias b beta offset mean".split()
 
 
-def emptied(mask: Mask) -> tuple[str, ...]:
+def emptied(mask: Mask, *, stacked: Any = None) -> tuple[str, ...]:
     """The paths of the leaves of which a mask keeps nothing.
 
     Of a stack of layers (see `masks.unstructured`) the layers: `layers/kernel[3]`.
 
     Args:
       mask: a concrete mask.
+      stacked: see `masks.unstructured`.
 
     Returns:
       Path texts, in the order of the tree; empty if no layer is.
@@ -64,7 +65,7 @@ def emptied(mask: Mask) -> tuple[str, ...]:
     if any(is_traced(m) for _, m in leaves):
         raise type_error("`emptied` reads a mask on the host: call it outside `jit`.")
     empty = []
-    for (path, m), axes in zip(leaves, stacked_axes(mask), strict=True):
+    for (path, m), axes in zip(leaves, stacked_axes(mask, stacked), strict=True):
         some = np.any(m, axis=_others(m, axes))
         layers = np.argwhere(~np.asarray(some)).tolist() if np.size(m) else []
         empty += [path + (str(i) if axes else "") for i in layers]
@@ -81,7 +82,7 @@ def _of_layers(mask: jax.Array, axes: Axes) -> jax.Array:
 
 
 def critical_sparsity(
-    scores: Scores, scope: Any = None, signed: bool = False
+    scores: Scores, scope: Any = None, signed: bool = False, *, stacked: Any = None
 ) -> jax.Array:
     r"""The least sparsity at which one global ranking empties a layer.
 
@@ -93,6 +94,7 @@ def critical_sparsity(
       scores: of any kind.
       scope: see `masks.unstructured`.
       signed: whether they rank by value, as GraSP's do.
+      stacked: see `masks.unstructured`.
 
     Returns:
       A 0-d float32 array.
@@ -108,7 +110,7 @@ def critical_sparsity(
       Array(0.5, dtype=float32)
     """
     scope = resolve_scope(scope, scores)
-    stacks = in_scope_list(stacked_axes(scores), scope)
+    stacks = in_scope_list(stacked_axes(scores, stacked), scope)
     named = zip(scoped_names(scores, scope), in_scope(scores, scope), strict=True)
     require_finite("`scores`", named, "NaN has no place in an order.")
     pairs = zip(in_scope(scores, scope), stacks, strict=True)
@@ -121,7 +123,7 @@ def critical_sparsity(
 
 
 def flow(
-    apply_fn: ApplyFn, params: Params, inputs: PyTree
+    apply_fn: ApplyFn, params: Params, inputs: PyTree, *, stacked: Any = None
 ) -> Callable[[Params], jax.Array]:
     """The linear form of a network of rectifiers, for `masks.effective`.
 
@@ -138,6 +140,7 @@ def flow(
       params: the parameters, with the running statistics if there are any.
       inputs: an array or `jax.ShapeDtypeStruct`, or a tree of them; only shape and
         dtype count.
+      stacked: see `masks.unstructured`.
 
     Returns:
       A function from weights of zeros and ones to R.
@@ -158,7 +161,7 @@ def flow(
       Array([[ True, False]], dtype=bool)
     """
     x = jax.tree.map(lambda s: jnp.ones(np.shape(s), jnp.result_type(s)), inputs)
-    named = zip(named_leaves(params), stacked_axes(params), strict=True)
+    named = zip(named_leaves(params), stacked_axes(params, stacked), strict=True)
     stacks = {path: axes for (path, _), axes in named}
 
     def weight(path: str, w: jax.Array, p: Any) -> Any:
@@ -166,7 +169,7 @@ def flow(
             like = jnp.ones_like(p)
             return 0 * like if leaf_name(path) in _ADDED else like
         one = layer_axes(w.ndim, stacks[path])
-        total = jax.lax.stop_gradient(jnp.sum(w, one, keepdims=True)) / w.shape[-1]
+        total = jax.lax.stop_gradient(jnp.sum(w, one, keepdims=True)) / w.shape[one[-1]]
         return w / jnp.where(total > 0, total, 1)
 
     def linear(weights: Params) -> jax.Array:
@@ -176,7 +179,7 @@ def flow(
     return linear
 
 
-def shuffle(key: jax.Array, mask: Mask) -> Mask:
+def shuffle(key: jax.Array, mask: Mask, *, stacked: Any = None) -> Mask:
     """A random mask that keeps as many weights of each leaf as `mask` does.
 
     A stack of layers (see `masks.unstructured`) is shuffled layer by layer.
@@ -184,6 +187,7 @@ def shuffle(key: jax.Array, mask: Mask) -> Mask:
     Args:
       key: a PRNG key.
       mask: a mask.
+      stacked: see `masks.unstructured`.
 
     Returns:
       A mask like it. Within a leaf every choice of so many weights is equally likely.
@@ -197,12 +201,11 @@ def shuffle(key: jax.Array, mask: Mask) -> Mask:
     """
     covered = jax.tree.map(lambda m: jnp.ndim(m) > 0, mask)
     leaves = in_scope(mask, covered)
-    stacks = in_scope_list(stacked_axes(mask), covered)
+    stacks = in_scope_list(stacked_axes(mask, stacked), covered)
     counts = [_of_layers(m, a) for m, a in zip(leaves, stacks, strict=True)]
     if not counts:
         return mask
     drawn = scores.random(key, mask)
     cold = selection.WarmStart.cold(in_scope(drawn, covered), ranking="leaf")
-    return ranked(drawn, counts, ranking="leaf", scope=covered, min_keep=0, init=cold)[
-        0
-    ]
+    how = {"scope": covered, "min_keep": 0, "stacked": as_said(mask, stacked)}
+    return ranked(drawn, counts, ranking="leaf", init=cold, **how)[0]

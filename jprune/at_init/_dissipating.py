@@ -50,6 +50,7 @@ def dissipating(
     pattern: Pattern = ELEMENT,
     scope: Any = None,
     min_keep: int | None = None,
+    stacked: Any = None,
 ) -> Rule:
     """The rule that drops what stayed within a fraction of its initial value.
 
@@ -65,6 +66,7 @@ def dissipating(
       scope: see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps, the ones that moved most; None for
         one for each output with `fraction`, for one in a leaf with `sparsity`.
+      stacked: see `masks.unstructured`.
 
     Returns:
       A function from `Early` to a mask.
@@ -106,6 +108,7 @@ def dissipating(
     def rule(early: Early) -> Mask:
         moved = scores.relative_change(early.params, early.initial, unit)
         where = {"within": early.mask, "scope": scope, **floor}
+        where |= {} if stacked is None else {"stacked": stacked}
         if sparsity is not None:
             return pattern(moved, sparsity=sparsity, **where)
         return masks.above(moved, least, **where)
@@ -124,6 +127,7 @@ def dissipating_k_starts(
     unit: Unit = scores.magnitude,
     pattern: Pattern = ELEMENT,
     scope: Any = None,
+    stacked: Any = None,
     **settings: Any,
 ) -> list[Rule]:
     r"""The rules of the combination, one for each window, `epochs + 1` of them.
@@ -143,6 +147,7 @@ def dissipating_k_starts(
       unit: what dissipating gradients judges together.
       pattern: what is removed together.
       scope: see `masks.unstructured`.
+      stacked: see `masks.unstructured`.
       **settings: of `k_starts`: `k`, `balance`, `share`, `at_once`.
 
     Returns:
@@ -154,9 +159,10 @@ def dissipating_k_starts(
     require_sparsity(sparsity)
     if epochs < 1:
         raise value_error(f"`epochs` must be at least 1, got {epochs}.")
-    choose = {"pattern": pattern, "scope": scope, **settings}
+    same = {"scope": scope, "stacked": stacked}
+    choose = {"pattern": pattern, **same, **settings}
     if order == "dissipating_first":
-        drop = dissipating(fraction, unit=unit, scope=scope)
+        drop = dissipating(fraction, unit=unit, **same)
         return [drop] * epochs + [_fittest(key, sparsity, **choose)]
     if order != "k_starts_first":
         raise value_error(
@@ -169,6 +175,6 @@ def dissipating_k_starts(
         )
     ratio = (1 - sparsity) / (1 - begin)
     steps = [1 - (1 - begin) * ratio ** (i / epochs) for i in range(1, epochs)]
-    how = {"unit": unit, "pattern": pattern, "scope": scope}
+    how = {"unit": unit, "pattern": pattern, **same}
     drops = [dissipating(sparsity=s, **how) for s in [*steps, sparsity]]
     return [_fittest(key, begin, **choose), *drops]

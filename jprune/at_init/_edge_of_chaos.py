@@ -116,6 +116,7 @@ def initialize(
     *,
     fan_in: int | PyTree | None = None,
     scope: Any = None,
+    stacked: Any = None,
 ) -> Params:
     """Draws the weights of any tree anew, e.g. on the edge of chaos.
 
@@ -128,6 +129,7 @@ def initialize(
         named `kernel` or `w` of rank 2 or 4.
       scope: the kernels; see `masks.unstructured`. Beside them leaves named `bias` or
         `b` are drawn, all others stay.
+      stacked: see `masks.unstructured`; it tells the default of `fan_in`.
 
     Returns:
       Parameters like `params`.
@@ -144,7 +146,7 @@ def initialize(
       2.0 0.0
     """
     taken = resolve_scope(scope, params)
-    variances = iter([sigma_w2 / n for n in fan_ins(fan_in, params, taken)])
+    variances = iter([sigma_w2 / n for n in fan_ins(fan_in, params, taken, stacked)])
     keys = iter(jax.random.split(key, len(jax.tree.leaves(params))))
 
     def draw(path: str, x: Any, kernel: bool) -> Any:

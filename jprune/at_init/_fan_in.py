@@ -1,6 +1,7 @@
 """How many inputs one output of a kernel sums over."""
 
 from math import prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,9 @@ from jprune._typing import Params, PyTree, Scope
 from jprune.masks._scope import in_scope, in_scope_list
 
 
-def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[int]:
+def fan_ins(
+    fan_in: int | PyTree | None, params: Params, scope: Scope, stacked: Any = None
+) -> list[int]:
     """The fan-in of each leaf in scope.
 
     Args:
@@ -21,6 +24,7 @@ def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[i
         named `kernel` or `w` of rank 2 or 4, or of a layer of a stack of such.
       params: the parameters.
       scope: a tree of bools.
+      stacked: see `masks.unstructured`.
 
     Raises:
       ValueError: no default for a leaf; a number below 1, or another structure.
@@ -28,7 +32,7 @@ def fan_ins(fan_in: int | PyTree | None, params: Params, scope: Scope) -> list[i
     names = in_scope(_names(params), scope)
     leaves = in_scope(params, scope)
     if fan_in is None:
-        stacks = in_scope_list(stacked_axes(params), scope)
+        stacks = in_scope_list(stacked_axes(params, stacked), scope)
         rows = zip(names, leaves, stacks, strict=True)
         return [_default(*row) for row in rows]
     if isinstance(fan_in, int | np.integer):

@@ -7,6 +7,7 @@ does, can so take back the budget it would have given to a path that is gone.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, Literal
 
 import jax
@@ -15,9 +16,10 @@ import numpy as np
 
 from jprune import masks
 from jprune._errors import value_error
+from jprune._stacks import Axes, layer_shape, stack_shape, stacked_axes
 from jprune._typing import Mask, Params, Scores
 from jprune.masks._count import is_traced
-from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._target import keep_counts
 
 Schedule = Literal["exponential", "linear"]
@@ -34,6 +36,7 @@ def iterate(
     scope: Any = None,
     min_keep: int = 0,
     signed: bool = False,
+    stacked: Any = None,
 ) -> Mask:
     """Prunes in `rounds` rounds by a score of what is left; nothing comes back.
 
@@ -51,6 +54,7 @@ def iterate(
       min_keep: the fewest weights any leaf keeps in each round. 0: the score alone
         decides, and may empty a layer (`emptied`).
       signed: rank scores by value, see `masks.unstructured`.
+      stacked: see `masks.unstructured`; each layer of a stack keeps `min_keep`.
 
     Returns:
       A mask with exactly the asked count.
@@ -72,9 +76,10 @@ def iterate(
       Tanaka et al., arXiv 2006.05467, algorithm 1.
     """
     scope = resolve_scope(scope, params)
-    leaves = in_scope(params, scope)
+    stacks = in_scope_list(stacked_axes(params, stacked), scope)
+    leaves = zip(in_scope(params, scope), stacks, strict=True)
     last, _ = keep_counts(params, sparsity, keep, scope=scope)
-    least = max(1, sum(min(min_keep, x.size) for x in leaves))
+    least = max(1, sum(_floor(x.shape, axes, min_keep) for x, axes in leaves))
     if is_traced(last) or last < least:
         raise value_error(
             f"The target of `iterate` must be concrete and keep at least {least} "
@@ -90,12 +95,20 @@ def iterate(
             scope=scope,
             min_keep=min_keep,
             signed=signed,
+            stacked=stacked,
         )
 
     whole = jax.tree.map(
         lambda p, t: jnp.ones_like(p, bool) if t else jnp.array(True), params, scope
     )
     return jax.lax.fori_loop(0, rounds, one_round, whole)
+
+
+def _floor(shape: tuple[int, ...], axes: Axes, min_keep: int) -> int:
+    """How many weights the layers of a leaf keep at least."""
+    return prod(stack_shape(shape, axes)) * min(
+        min_keep, prod(layer_shape(shape, axes))
+    )
 
 
 def _counts(size: int, last: int, rounds: int, schedule: Schedule) -> np.ndarray:

@@ -22,19 +22,22 @@ magnitude of weights, of accumulated gradients, or both. The formulas, k, the ex
 counts and who chooses are `[inferred]`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune import masks
 from jprune._errors import value_error
 from jprune._finite import require_finite
+from jprune._stacks import Axes, layer_axes, stacked_axes
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, Scalar, Scope
 from jprune.at_init._fitness import fitness, require_balance
-from jprune.at_init._random_mask import ELEMENT, Pattern, random_mask
+from jprune.at_init._random_mask import ELEMENT, Pattern, layer_counts, random_mask
 from jprune.masks._scope import in_scope, resolve_scope, scoped_names
 
 Share = Literal["leaf", "network", "channel"]
@@ -53,6 +56,7 @@ def k_starts(
     within: Mask | None = None,
     scope: Any = None,
     at_once: int | None = None,
+    stacked: Any = None,
 ) -> Mask:
     r"""The fittest of k random masks, as one `vmap` over the candidates.
 
@@ -61,19 +65,21 @@ def k_starts(
       params: the weights at the end of the scoring window.
       grads: the gradient summed over it: `grads` of what `train_early` returns. May
         be None where `balance` is 1.
-      sparsity: fraction of zeros in each leaf, or a tree of fractions. Every leaf, or
-        channel that chooses for itself, keeps at least one weight.
+      sparsity: fraction of zeros in each leaf, or a tree of fractions. Every leaf,
+        layer of a stack, or channel that chooses for itself, keeps at least one weight.
       k: how many candidates, or a vector of the numbers of those to choose from.
       balance: $\lambda$: 1 rates a mask by the magnitudes that it keeps, 0 by the
         gradients.
-      share: who chooses: "leaf", "network" (one number for all leaves), or "channel":
-        each slice along the last axis, with the same count in each.
+      share: who chooses: "leaf", and each layer of a stack; "network" (one number for
+        all leaves); or "channel": each slice along the last axis, with the same count
+        in each, and of a stack that of each layer.
       pattern: what is removed together: `masks.channels`, or `masks.blocks` with its
         block given; single weights by default, and where channels choose.
       within: a mask; candidates are drawn, and rated, inside it.
       scope: see `masks.unstructured`.
       at_once: candidates rated together. Each holds its random numbers and its mask
         while it is rated; None rates all k in one `vmap`, 1 one after the other.
+      stacked: see `masks.unstructured`; it goes to `pattern` too, where it is given.
 
     Returns:
       The mask of the fittest; of equally fit ones the first.
@@ -101,7 +107,9 @@ def k_starts(
             require_same_structure(name, tree, params)
             named = zip(scoped_names(tree, scope), in_scope(tree, scope), strict=True)
             require_finite(f"`{name}`", named, "no mask is fitter than NaN.")
-    contest = _Contest(key, sparsity, pattern, within, scope, balance, share, at_once)
+    contest = _Contest(
+        key, sparsity, pattern, within, scope, balance, share, at_once, stacked
+    )
     starts = _starts(k)
     if share == "channel":
         return contest.each_channel(params, grads, starts)
@@ -123,16 +131,18 @@ class _Contest(NamedTuple):
     balance: Any = 0.5
     share: Share = "leaf"
     at_once: int | None = None
+    stacked: Any = None
 
     def candidate(self, params: Params, start: jax.Array) -> Mask:
-        """The mask of one number for all leaves, 0-d, or one for each. [leaves]"""
+        """The mask of one number for all layers, 0-d, or one for each. [layers]"""
         how = {"pattern": self.pattern, "within": self.within, "scope": self.scope}
+        how["stacked"] = self.stacked
         return random_mask(self.key, params, self.sparsity, start=start, **how)
 
     def rate(
         self, params: Params, grads: Params | None, starts: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The fitness of candidates and their numbers, both [k] or [k, leaves]."""
+        """The fitness of candidates and their numbers, both [k] or [k, layers]."""
         if self.share not in ("leaf", "network"):
             raise value_error(
                 "`share` must be 'leaf', 'network' or, in `k_starts`, 'channel'; got "
@@ -146,15 +156,14 @@ class _Contest(NamedTuple):
             params = masks.apply(self.within, params)
             grads = None if grads is None else masks.apply(self.within, grads)
         if self.share == "leaf" and starts.ndim == 1:
-            leaves = sum(jax.tree.leaves(self.scope))
-            starts = jnp.broadcast_to(starts[:, None], (len(starts), leaves))
+            layers = sum(layer_counts(params, self.scope, self.stacked))
+            starts = jnp.broadcast_to(starts[:, None], (len(starts), layers))
         share = "network" if self.share == "network" else "leaf"
 
         def one(start: jax.Array) -> jax.Array:
-            mask, how = self.candidate(params, start), {"scope": self.scope}
-            return fitness(
-                mask, params, grads, balance=self.balance, share=share, **how
-            )
+            how = {"scope": self.scope, "stacked": self.stacked}
+            how |= {"balance": self.balance, "share": share}
+            return fitness(self.candidate(params, start), params, grads, **how)
 
         if self.at_once is None:
             return jax.vmap(one)(starts), starts
@@ -170,24 +179,44 @@ class _Contest(NamedTuple):
         within = masks.full(params) if self.within is None else self.within
         shares = jax.tree.broadcast(self.sparsity, params)
         trees = (params, grads, within, shares, self.scope)
-        columns = zip(*map(jax.tree.leaves, trees), strict=True)
+        stacks = stacked_axes(params, self.stacked)
+        columns = zip(*map(jax.tree.leaves, trees), stacks, strict=True)
 
         def one(share: Any, key: jax.Array, w: Any, g: Any, m: Any) -> jax.Array:
             alone = self._replace(
-                key=key, sparsity=share, within=m, scope=True, share="leaf"
+                key=key, sparsity=share, within=m, scope=True, share="leaf", stacked={}
             )
             rated, numbers = alone.rate(w, g, starts)
             return alone.candidate(w, numbers[jnp.argmax(rated), 0])
 
         chosen = []
-        for i, (w, g, m, share, taken) in enumerate(columns):
+        for i, (w, g, m, share, taken, axes) in enumerate(columns):
             if not taken:
                 chosen.append(jnp.array(True))
                 continue
-            keys = jax.random.split(jax.random.fold_in(self.key, i), w.shape[-1])
-            each = jax.vmap(partial(one, share), (0, -1, -1, -1), -1)
-            chosen.append(each(keys, w, g, jnp.broadcast_to(m, w.shape)))
+            apart, back = _apart(w.ndim, axes)
+            own = jax.random.fold_in(self.key, i)
+            slices = [apart(x) for x in (w, g, jnp.broadcast_to(m, w.shape))]
+            keys = jax.random.split(own, len(slices[0]))
+            kept = jax.vmap(partial(one, share))(keys, *slices)
+            chosen.append(back(kept, w.shape))
         return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+
+def _apart(rank: int, stack: Axes) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A leaf cut into the channels of each of its layers, and put together again."""
+    *rest, last = layer_axes(rank, stack)
+    order = (*stack, last, *rest)
+
+    def cut(x: jax.Array) -> jax.Array:
+        moved = jnp.transpose(x, order)
+        return moved.reshape(-1, *moved.shape[len(stack) + 1 :])
+
+    def back(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        whole = x.reshape([shape[i] for i in order])
+        return jnp.transpose(whole, tuple(np.argsort(order).tolist()))
+
+    return cut, back
 
 
 def _starts(k: int | jax.Array) -> jax.Array:

@@ -53,6 +53,7 @@ def sbp(
     fan_in: int | PyTree | None = None,
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
 ) -> tuple[Params, Mask]:
     r"""Sensitivity-based pruning with the rescaling trick: SNIP's mask, then $\rho_l$.
 
@@ -72,6 +73,7 @@ def sbp(
       fan_in: as for `rescale`.
       scope: the leaves pruned, and rescaled.
       min_keep: the fewest weights any leaf keeps; 0 lets a layer be emptied.
+      stacked: see `masks.unstructured`.
 
     Returns:
       The rescaled parameters with exact zeros, and the mask.
@@ -85,9 +87,9 @@ def sbp(
     scores = snip(loss_fn, params, batch, key, chunks=chunks, scope=scope)
     taken = resolve_scope(scope, params)
     mask = masks.unstructured(
-        scores, sparsity, keep=keep, scope=taken, min_keep=min_keep
+        scores, sparsity, keep=keep, scope=taken, min_keep=min_keep, stacked=stacked
     )
-    return rescale(params, mask, sigma_w2, fan_in=fan_in), mask
+    return rescale(params, mask, sigma_w2, fan_in=fan_in, stacked=stacked), mask
 
 
 def rescale(
@@ -97,6 +99,7 @@ def rescale(
     *,
     fan_in: int | PyTree | None = None,
     scope: Any = None,
+    stacked: Any = None,
 ) -> Params:
     r"""Applies a mask and multiplies each layer's survivors by its $\rho_l$.
 
@@ -109,6 +112,7 @@ def rescale(
         named `kernel` or `w` of rank 2 or 4.
       scope: the leaves rescaled: None for all the mask covers, else as for
         `masks.unstructured`. Leave out what a norm follows.
+      stacked: see `masks.unstructured`; each layer of a stack has a factor of its own.
 
     Returns:
       Parameters with exact zeros. A second call changes nothing, up to rounding.
@@ -128,7 +132,8 @@ def rescale(
     """
     kept = masks.apply(mask, params)
     taken = _taken(mask, params, scope)
-    factors = rescaling(params, mask, sigma_w2, fan_in=fan_in, scope=scope)
+    how = {"fan_in": fan_in, "scope": scope, "stacked": stacked}
+    factors = rescaling(params, mask, sigma_w2, **how)
     return jax.tree.map(
         lambda p, f, on: (wide(p) * f).astype(p.dtype) if on else p,
         kept,
@@ -144,6 +149,7 @@ def rescaling(
     *,
     fan_in: int | PyTree | None = None,
     scope: Any = None,
+    stacked: Any = None,
 ) -> PyTree:
     r"""The factors $\rho_l$ alone, to keep them in the forward pass instead.
 
@@ -156,6 +162,7 @@ def rescaling(
       sigma_w2: as for `rescale`.
       fan_in: as for `rescale`.
       scope: as for `rescale`.
+      stacked: as for `rescale`.
 
     Returns:
       A tree like `params` of 0-d factors, float32 or wider; 1 for leaves out of scope
@@ -168,8 +175,8 @@ def rescaling(
     kept = masks.apply(mask, params)
     taken = _taken(mask, params, scope)
     targets = iter(_targets(sigma_w2, params, taken))
-    fans = iter(fan_ins(fan_in, params, taken))
-    stacks = iter(in_scope_list(stacked_axes(params), taken))
+    fans = iter(fan_ins(fan_in, params, taken, stacked))
+    stacks = iter(in_scope_list(stacked_axes(params, stacked), taken))
 
     def factor(w: Any, on: bool) -> jax.Array:
         if not on:

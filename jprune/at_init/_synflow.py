@@ -34,11 +34,12 @@ import numpy as np
 from jprune import masks
 from jprune._dtypes import wide
 from jprune._errors import value_error
+from jprune._stacks import Axes, layer_axes, stacked_axes
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.at_init._gradients import put, scored
 from jprune.at_init._iterate import Schedule, iterate
 from jprune.masks._count import is_traced
-from jprune.masks._scope import in_scope, resolve_scope
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 
 ApplyFn = Callable[[Params, Any], PyTree]
 """`apply_fn(params, x)` -> outputs, any tree of arrays."""
@@ -51,6 +52,7 @@ def synflow(
     *,
     normalize: bool = False,
     scope: Any = None,
+    stacked: Any = None,
 ) -> Scores:
     r"""$|\partial R/\partial\theta \odot \theta|$ of the network of magnitudes.
 
@@ -62,8 +64,10 @@ def synflow(
         variables, if they are not those of a fresh network.
       inputs: an array, or a tree of arrays or `jax.ShapeDtypeStruct`, shaped as one
         example with its batch axis; only shape and dtype count.
-      normalize: divide each leaf in scope by the mean sum over one of its outputs.
+      normalize: divide each leaf in scope, of a stack each layer, by the mean sum over
+        one of its outputs.
       scope: the leaves scored; see `masks.unstructured`.
+      stacked: see `masks.unstructured`; only `normalize` asks.
 
     Returns:
       Non-negative scores of the shapes of `params`, float32 or wider; 0 for leaves out
@@ -91,7 +95,9 @@ def synflow(
     positive = jax.tree.map(_magnitude, params)
     weights = in_scope(positive, scope)
     if normalize:
-        weights = [w / _mean_column(w) for w in weights]
+        stacks = in_scope_list(stacked_axes(params, stacked), scope)
+        pairs = zip(weights, stacks, strict=True)
+        weights = [w / _mean_column(w, axes) for w, axes in pairs]
 
     def flow(weights: list[jax.Array]) -> jax.Array:
         outputs = jax.tree.leaves(apply_fn(put(weights, positive, scope), x))
@@ -115,6 +121,7 @@ def synflow_mask(
     normalize: bool = False,
     scope: Any = None,
     min_keep: int = 0,
+    stacked: Any = None,
 ) -> Mask:
     """SynFlow as published: many rounds, scored anew after each.
 
@@ -132,6 +139,7 @@ def synflow_mask(
       normalize: as for `synflow`.
       scope: see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps; 0 leaves it to the score.
+      stacked: see `masks.unstructured`.
 
     Returns:
       A mask with exactly the asked count.
@@ -144,7 +152,14 @@ def synflow_mask(
       Tanaka et al., arXiv 2006.05467, algorithm 1.
     """
     score = jax.jit(
-        partial(synflow, apply_fn, inputs=inputs, normalize=normalize, scope=scope)
+        partial(
+            synflow,
+            apply_fn,
+            inputs=inputs,
+            normalize=normalize,
+            scope=scope,
+            stacked=stacked,
+        )
     )
     # Every score only falls as weights go, so the first round is the one to overflow.
     _require_finite(jax.tree.leaves(score(params)))
@@ -157,6 +172,7 @@ def synflow_mask(
         schedule=schedule,
         scope=scope,
         min_keep=min_keep,
+        stacked=stacked,
     )
     left = jax.tree.leaves(score(masks.apply(mask, params)))
     if not any(is_traced(s) or jnp.any(s > 0) for s in left):
@@ -174,9 +190,13 @@ def _magnitude(x: Any) -> Any:
     return jnp.abs(wide(x))
 
 
-def _mean_column(w: jax.Array) -> jax.Array:
-    """The mean over the last axis of the sums over all others; 1 for zeros."""
-    total = jnp.sum(w) / (w.shape[-1] if w.ndim else 1)
+def _mean_column(w: jax.Array, stack: Axes) -> jax.Array:
+    """The mean over the last axis of the sums over all others; 1 for zeros.
+
+    Of a stack one for each layer, with axes of length 1 beside it.
+    """
+    layer = layer_axes(w.ndim, stack)
+    total = jnp.sum(w, axis=layer, keepdims=True) / (w.shape[layer[-1]] if layer else 1)
     return jnp.where(total > 0, total, 1)
 
 

@@ -28,8 +28,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jprune._axes import axis_list, contraction_axis, placed_as, whole_along
+from jprune._axes import Axes, axis_list, contraction_axis, placed_as, whole_along
 from jprune._errors import listing, require_static, value_error
+from jprune._stacks import stack_shape
 from jprune._tree import named_leaves
 from jprune._typing import Mask, Params, PyTree
 from jprune.reparam._named import (
@@ -38,9 +39,11 @@ from jprune.reparam._named import (
     clip,
     copied,
     cost_each,
+    layer_size,
     replaced,
     scalar,
-    size,
+    spread,
+    stacks,
 )
 from jprune.reparam._reparam import Reparam
 from jprune.reparam._straight_through import pass_through
@@ -54,7 +57,8 @@ class NOfMTheta(NamedTuple):
 
     Attributes:
       weights: the parameters.
-      priorities: a dict by path of the kernel, k. [M - 1]
+      priorities: a dict by path of the kernel, k. [M - 1]; for a stack of layers those
+        of each, [layers, M - 1].
       strength: a, the annealing coefficient, 0-d; moved by `project` alone.
       ratio: the push ratio at the end of the last odd epoch, 0-d; likewise.
       ranks: with `rank_every` the place of each weight in its group, by path; likewise.
@@ -81,6 +85,7 @@ def learned_n_of_m(
     anneal_below: float = 0.2,
     anneal_by: float = 1.2,
     rank_every: int | None = None,
+    stacked: Any = None,
 ) -> Reparam:
     r"""A search for the N of every layer's N:M (SLS).
 
@@ -104,6 +109,8 @@ def learned_n_of_m(
       anneal_by: the factor.
       rank_every: steps between two rankings of the units, kept in theta between them;
         the authors rank once an epoch, `steps_per_epoch`. None ranks at every step.
+      stacked: which leaves are stacks of layers, each with an N of its own; see
+        `masks.unstructured`.
 
     Returns:
       A `Reparam` whose theta is an `NOfMTheta`. `project` stops the priorities and
@@ -112,7 +119,7 @@ def learned_n_of_m(
     Raises:
       ValueError: `target` not in (1/M, 1], m below 2, a negative `weight`,
         `steps_per_epoch` no integer of at least 1; from `init`, an axis that M does not
-        divide, with the leaf's name.
+        divide, with the leaf's name, or a `stacked` that does not fit.
 
     References:
       Oh et al., arXiv 2204.12266; the authors' code for the clip, the cut and the
@@ -149,6 +156,7 @@ def learned_n_of_m(
         anneal_below,
         anneal_by,
         rank_every,
+        stacked,
     )
     return Reparam(
         partial(_init, search),
@@ -174,6 +182,7 @@ class _Search(NamedTuple):
     anneal_below: float
     anneal_by: float
     rank_every: int | None
+    stacked: Any
 
     def stored(self, params: Params) -> PyTree:
         """The ranks as theta holds them, in floats; nothing if taken at every step."""
@@ -191,27 +200,46 @@ class _Search(NamedTuple):
     def ranks(self, params: Params) -> dict[str, jax.Array]:
         """Place of every weight in its group, by path: 0 the largest."""
         fixed = jax.lax.stop_gradient(params)
-        return _unit_ranks(fixed, self.m, self.axis, self.scope, self.pad)
+        return _unit_ranks(
+            fixed, self.m, self.axis, self.scope, self.pad, stacks(params, self.stacked)
+        )
 
-    def units(self, priorities: jax.Array) -> jax.Array:
-        """Whether each unit is kept, the first one included. [m]"""
-        kept = units(priorities, strict=self.strict)
-        return jnp.concatenate([jnp.ones_like(kept[:1]), kept])
+    def factors(self, theta: NOfMTheta) -> dict[str, jax.Array]:
+        """1 for each weight that is kept, 0 for the others, by path."""
+        axes, found = stacks(theta.weights, self.stacked), {}
+        for name, rank in self.ranks_of(theta).items():
+            kept = units(theta.priorities[name], strict=self.strict)
+            kept = jnp.concatenate([jnp.ones_like(kept[..., :1]), kept], axis=-1)
+            # Not `kept[rank]`: where ranks lie on a mesh a gather wants to be told.
+            each = [spread(kept[..., i], rank, axes[name]) for i in range(self.m)]
+            found[name] = sum(
+                (jnp.where(rank == i, x, 0) for i, x in enumerate(each)),
+                jnp.zeros((), kept.dtype),
+            )
+        return found
 
     def relative_cost(self, theta: NOfMTheta) -> jax.Array:
         """$C / C_0$, 0 without weights."""
         each = cost_each(self.costs, theta.weights)
         leaves = chosen(theta.weights, self.scope)
-        prices = {name: each(name) * size(w) for name, w in leaves.items()}
-        total = cost(theta.priorities, prices, strict=self.strict)
-        return total / (sum(prices.values()) or 1)
+        axes = stacks(theta.weights, self.stacked)
+        layers = {n: each(n) * layer_size(w, axes[n]) for n, w in leaves.items()}
+        total = cost(theta.priorities, layers, strict=self.strict)
+        dense = sum(
+            price * (theta.priorities[n].size // (self.m - 1))
+            for n, price in layers.items()
+        )
+        return total / (dense or 1)
 
 
 def _init(search: _Search, params: Params) -> NOfMTheta:
     cost_each(search.costs, params)
-    names = jax.eval_shape(search.ranks, params)  # a bad axis fails here
-    kind = jnp.result_type(float)
-    priorities = {name: jnp.ones(search.m - 1, kind) for name in names}
+    ranks = jax.eval_shape(search.ranks, params)  # a bad axis fails here
+    axes = stacks(params, search.stacked)
+    priorities = {
+        name: scalar(1.0, (*stack_shape(rank.shape, axes[name]), search.m - 1))
+        for name, rank in ranks.items()
+    }
     one, ranks = scalar(1.0), search.stored(params)
     return NOfMTheta(copied(params), priorities, one, scalar(1.0), ranks)
 
@@ -219,12 +247,10 @@ def _init(search: _Search, params: Params) -> NOfMTheta:
 def _apply(search: _Search, theta: NOfMTheta, key: Any = None) -> Params:
     del key
     leaves = chosen(theta.weights, search.scope)
-    used = {}
-    for name, rank in search.ranks_of(theta).items():
-        factors = search.units(theta.priorities[name]).astype(leaves[name].dtype)
-        # Not `factors[rank]`: where the ranks lie on a mesh a gather wants to be told.
-        factor = sum(jnp.where(rank == k, factors[k], 0) for k in range(search.m))
-        used[name] = leaves[name] * factor
+    used = {
+        name: leaves[name] * factor.astype(leaves[name].dtype)
+        for name, factor in search.factors(theta).items()
+    }
     return replaced(theta.weights, used)
 
 
@@ -265,8 +291,7 @@ def _project(
 
 def _export(search: _Search, theta: NOfMTheta) -> tuple[Params, Mask]:
     leaves = chosen(theta.weights, search.scope)
-    ranks = search.ranks_of(theta)
-    kept = {n: search.units(theta.priorities[n])[r] > 0 for n, r in ranks.items()}
+    kept = {name: factor > 0 for name, factor in search.factors(theta).items()}
     cut = {n: jnp.where(kept[n], w, jnp.zeros_like(w)) for n, w in leaves.items()}
     return copied(replaced(theta.weights, cut)), as_mask(theta.weights, kept)
 
@@ -275,16 +300,16 @@ def units(priorities: jax.Array, *, strict: bool = True) -> jax.Array:
     r"""$\hat b$: which units beyond the first are kept, straight-through.
 
     Args:
-      priorities: k. [M - 1]
+      priorities: k. [..., M - 1]
       strict: a unit needs all earlier ones.
 
     Returns:
-      Zeros and ones with the derivative of the products c. [M - 1] A priority
+      Zeros and ones with the derivative of the products c. [..., M - 1] A priority
       outside the bounds of the clip gets no gradient, one at them does.
     """
-    c = jnp.cumprod(clip(priorities, 0, CEILING))
+    c = jnp.cumprod(clip(priorities, 0, CEILING), axis=-1)
     b = (c > CUT).astype(c.dtype)
-    return pass_through(jnp.cumprod(b) if strict else b, c)
+    return pass_through(jnp.cumprod(b, axis=-1) if strict else b, c)
 
 
 def cost(
@@ -296,15 +321,17 @@ def cost(
     r"""$C = \sum_l \frac{1 + \sum_n \hat b_n}{M} C_l$.
 
     Args:
-      priorities: k by path.
-      prices: $C_l$ by path, the cost of the dense layer.
+      priorities: k by path; of a stack those of each layer, [layers, M - 1].
+      prices: $C_l$ by path, the cost of the dense layer (of one layer of a stack).
       strict: see `units`.
 
     Returns:
       A 0-d array.
     """
     each = [
-        (1 + jnp.sum(units(k, strict=strict))) / (k.size + 1) * prices[name]
+        jnp.sum(1 + jnp.sum(units(k, strict=strict), -1))
+        / (k.shape[-1] + 1)
+        * prices[name]
         for name, k in priorities.items()
     ]
     return sum(each, jnp.zeros(()))
@@ -329,13 +356,21 @@ def anneal(
 
 
 def _unit_ranks(
-    params: Params, m: int, axis: Any, scope: Any, pad: bool
+    params: Params,
+    m: int,
+    axis: Any,
+    scope: Any,
+    pad: bool,
+    axes: Mapping[str, Axes],
 ) -> dict[str, jax.Array]:
     """Place of every weight in its group: 0 the largest, ties by position."""
     names = [name for name, _ in named_leaves(params)]
     given = dict(zip(names, axis_list(axis, params), strict=True))
     leaves = chosen(params, scope)
-    at = {name: contraction_axis(name, w, given[name]) for name, w in leaves.items()}
+    at = {
+        name: contraction_axis(name, w, given[name], axes[name])
+        for name, w in leaves.items()
+    }
     uneven = [
         f"{name}: axis {at[name]} of {w.shape}"
         for name, w in leaves.items()

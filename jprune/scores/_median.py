@@ -41,7 +41,9 @@ def geometric_median(
 ) -> dict[str, jax.Array]:
     """One vector of scores for each group: summed distances to the other coordinates.
 
-    A sharded leaf is gathered. Time grows with the square of a group's size.
+    A sharded leaf is gathered. Time grows with the square of a group's size. The layers
+    of a stack are members like any other: a coordinate's vector holds the entries of
+    all of them, as that of the unrolled network would.
 
     Args:
       tree: the parameters, or a sub-tree of the variables the groups were found on.

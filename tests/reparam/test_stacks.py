@@ -181,3 +181,71 @@ def test_the_bias_of_a_stack():
 def test_a_stack_that_is_none(method):
     with pytest.raises(ValueError, match="`stacked`: 'nowhere' matches no leaf"):
         MAKE[method](stacked="nowhere").init(stack("layers", 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "said"),
+    [pytest.param(*PLACES[0], marks=pytest.mark.slow), PLACES[1]],
+    ids=["found", "said"],
+)
+def test_each_layer_of_a_stack_has_its_own_n(name, axis, said):
+    """Masks, price, gradients and the end of the search are those of the layers."""
+    apart = partial(unrolled, name=name, axis=axis)
+    make = partial(
+        reparam.learned_n_of_m,
+        4,
+        target=0.6,
+        weight=2.0,
+        pad=True,
+        steps_per_epoch=1,
+        rank_every=1,
+    )
+    r, plain = make(stacked=said), make(stacked={})
+    theta, flat = r.init(stack(name, axis)), plain.init(apart(stack(name, axis)))
+    deep = jnp.array([[1.0, 0.4, 1.0], [0.3, 1.0, 1.0], [1.0, 1.0, 0.9]])
+    assert theta.priorities[f"{name}/kernel"].shape == deep.shape
+    out = jnp.array([0.9, 0.8, 0.6])
+    theta = theta._replace(priorities={f"{name}/kernel": deep, "out/kernel": out})
+    each = {f"l{i}/kernel": deep[i] for i in range(LAYERS)}
+    flat = flat._replace(priorities={**each, "out/kernel": out})
+    to, flat_to = stack(name, axis, 1), apart(stack(name, axis, 1))
+
+    def loss(params, to):
+        miss = jax.tree.map(lambda p, t: jnp.sum((p - t) ** 2), params, to)
+        return sum(jax.tree.leaves(miss))
+
+    def priorities(theta):
+        own = theta.priorities
+        return [*own[f"{name}/kernel"], own["out/kernel"]]
+
+    close = partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+    (params, mask), (flat_params, flat_mask) = r.export(theta), plain.export(flat)
+    jax.tree.map(np.testing.assert_array_equal, apart(mask), flat_mask)
+    jax.tree.map(np.testing.assert_array_equal, apart(params), flat_params)
+    ns = [int(flat_mask[f"l{i}"]["kernel"][:, 0].sum()) for i in range(LAYERS)]
+    assert ns == [2, 1, 4]
+    assert mask["out"]["kernel"].sum() == 5 * (3 + 2)
+    jax.tree.map(np.testing.assert_array_equal, apart(r.apply(theta)), flat_params)
+    # 24 weights a layer, 30 outside: (2 + 1 + 4) / 4 x 24 + 3 / 4 x 30.
+    close(r.penalty(theta), 2 * 64.5 / 102)
+    got, want = (
+        jax.jit(jax.grad(reparam.wrap(loss, m)))(t, to)
+        for m, t, to in [(r, theta, to), (plain, flat, flat_to)]
+    )
+    jax.tree.map(close, apart(got.weights), want.weights)
+    jax.tree.map(close, priorities(got), list(want.priorities.values()))
+    for cost in (1.0, 0.0):  # above the target, and below it
+        theta, flat = (
+            t._replace(priorities=jax.tree.map(lambda x, c=cost: x * c, t.priorities))
+            for t in (theta, flat)
+        )
+        stepped = [
+            m.project(jax.tree.map(lambda x, g: x - 0.01 * g, t, g), t, jnp.int32(0))
+            for m, t, g in [(r, theta, got), (plain, flat, want)]
+        ]
+        jax.tree.map(close, apart(stepped[0].weights), stepped[1].weights)
+        jax.tree.map(
+            close, priorities(stepped[0]), list(stepped[1].priorities.values())
+        )
+        close(stepped[0].ratio, stepped[1].ratio)
+    np.testing.assert_array_equal(stepped[0].priorities["out/kernel"], 0)

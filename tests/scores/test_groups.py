@@ -292,3 +292,15 @@ def test_the_fisher_block_of_a_channel():
     for c in range(3):
         block = np.einsum("ei,ej->ij", g[:, :, c], g[:, :, c]) / len(g)
         np.testing.assert_allclose(found[c], w[:, c] @ block @ w[:, c] / 2, rtol=1e-5)
+
+
+def test_the_geometric_median_of_a_stack_is_that_of_its_layers():
+    rng = np.random.default_rng(0)
+    deep = np.float32(rng.normal(size=(3, 4, 5)))
+    one = Group("g", 5, (AxisRef(("layers", "kernel"), 2, "out"),))
+    tree = {f"l{i}": layer for i, layer in enumerate(deep)}
+    each = Group("g", 5, tuple(AxisRef((f"l{i}",), 1, "out") for i in range(3)))
+    got = scores.geometric_median({"layers": {"kernel": deep}}, [one])["g"]
+    np.testing.assert_allclose(
+        got, scores.geometric_median(tree, [each])["g"], rtol=1e-5
+    )
