@@ -8,7 +8,7 @@ is, whatever its files are called.
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from experiments.files import FileError
 
 
 def prepare(
-    out: Path, chosen: Config, seed: int, *, resume: bool, tune: bool = False
+    out: Path,
+    chosen: Config,
+    seed: int,
+    *,
+    resume: bool,
+    tune: bool = False,
+    data: Sequence[str] = (),
 ) -> None:
     """Makes the folder of a job; an old job in it is continued or cleared.
 
@@ -34,6 +40,7 @@ def prepare(
       seed: of everything random.
       resume: whether it goes on with the job that is there.
       tune: whether it measures on validation examples.
+      data: digests of what each part trains and tests on.
 
     Raises:
       ConfigError: if the folder holds something else, whatever it is, or if what is to
@@ -47,6 +54,12 @@ def prepare(
             raise ConfigError(f"`--resume`: there is no job in {out}.")
         _require_ours(out)
         old = config.complete(files.read_json(note))
+        seen = old.pop(_DATA, [])
+        if not isinstance(seen, list) or {*map(str, seen)} - {*data}:
+            raise ConfigError(
+                f"`--resume`: the job in {out} had other data. Give the `--data-dir` "
+                "that it had, or another `--out`."
+            )
         if not _grown(old, settings):
             differ = sorted(
                 k for k in settings.keys() | old.keys() if old.get(k) != settings.get(k)
@@ -56,7 +69,7 @@ def prepare(
                 f"({', '.join(differ)}). Give the same ones, or another `--out`."
             )
         if jax.process_index() == 0:
-            files.write_json(note, settings)
+            files.write_json(note, {**settings, _DATA: [*data]})
         return
     _require_ours(out)
     if jax.process_index() == 0:
@@ -64,7 +77,7 @@ def prepare(
             _clear(out / name)
         (out / "result.json").unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        files.write_json(note, settings)
+        files.write_json(note, {**settings, _DATA: [*data]})
 
 
 _OWN = ("checkpoints", "tensorboard")
@@ -84,6 +97,8 @@ def _clear(folder: Path) -> None:
         else:
             part.unlink()
 
+
+_DATA = "data_digests"
 
 _NOTE = "config.json"
 """The settings of a folder's job, by which the folder is known for one."""

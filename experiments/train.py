@@ -35,7 +35,7 @@ from typing import Any, TextIO
 import jax
 
 from experiments import build, config, figures, report, results, rules
-from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.checkpoints import CheckpointError, Checkpoints, digest
 from experiments.config import Config, ConfigError
 from experiments.data.dataset import DataError
 from experiments.files import FileError
@@ -127,7 +127,8 @@ def run(
     ended: Exception | None = None
     journal = Journal(out, resume=args.resume, tensorboard=args.tensorboard)
     labs = _open(chosen, args, out, journal)
-    prepare(out, chosen, args.seed, resume=args.resume, tune=args.tune)
+    data = [digest(_data(lab)) for lab in labs]
+    prepare(out, chosen, args.seed, resume=args.resume, tune=args.tune, data=data)
     with journal:
         sessions = _session(out / "log.jsonl", journal)
         try:
@@ -217,6 +218,15 @@ def _open(
         )
         for part, prefix in zip(parts, prefixes(parts), strict=True)
     ]
+
+
+def _data(lab: Any) -> Any:
+    """The arrays that a part trains and tests on, of whatever kind it is."""
+    if isinstance(lab, Lab):
+        found = lab.dataset
+        return found.inputs, found.labels, found.train, found.test
+    names = ("data", "labels", "splits", "small", "large", "tests")
+    return {name: getattr(lab, name, None) for name in names}
 
 
 def _train(labs: list[Any], rows: list[Row], claims: dict[str, bool]) -> None:

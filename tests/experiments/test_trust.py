@@ -25,6 +25,7 @@ from experiments import (
     stopping,
     train,
 )
+from experiments.checkpoints import digest
 from experiments.config import Claim, ConfigError
 from experiments.files import FileError
 from experiments.journal import Journal
@@ -107,6 +108,36 @@ def test_tuning_is_not_resumed_as_testing(tmp_path):
         train.prepare(out, chosen, 0, resume=True, tune=first)
         with pytest.raises(ConfigError, match=r"other settings \(tune\)"):
             train.prepare(out, chosen, 0, resume=True, tune=then)
+
+
+def test_other_data_are_not_resumed(tmp_path):
+    chosen = config.load("digits")
+
+    def prepare(*data, resume=True):
+        train.prepare(tmp_path, chosen, 0, resume=resume, data=data)
+
+    prepare("a", "b", resume=False)
+    prepare("a", "b")
+    prepare("c", "a", "b")  # a further part
+    with pytest.raises(ConfigError, match="had other data"):
+        prepare("a", "b", "d")
+    note = json.loads((tmp_path / "config.json").read_text())
+    note.pop("data_digests")  # an older job
+    (tmp_path / "config.json").write_text(json.dumps(note))
+    prepare("e")
+
+
+def test_the_data_of_a_part_are_known_by_every_array(open_tiny, tmp_path):
+    lab = open_tiny(tmp_path)
+    found = {digest(train._data(lab))}
+    data = lab.dataset
+    for name in ("inputs", "labels", "train", "test"):
+        array = np.array(getattr(data, name))
+        array[-1] = array[0]
+        found.add(
+            digest(train._data(lab._replace(dataset=data._replace(**{name: array}))))
+        )
+    assert len(found) == 5
 
 
 # What is done stays.
