@@ -15,6 +15,7 @@ is deleted.
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +65,7 @@ class Checkpoints:
     ):
         import orbax.checkpoint as ocp
 
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised
         self._ocp = ocp
         self._folder = folder
         self._resume = resume

@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The JSON object in a file; what is not a number (NaN, infinity) is null.
 
     Args:
       path: of the file.
@@ -66,7 +66,12 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
       FileError: if it is no JSON object or lacks a key; names the file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=lambda name: None,
+            parse_float=_finite,
+            parse_int=_count,
+        )
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is damaged, no JSON: {error}") from error
     except OSError as error:
@@ -79,6 +84,18 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     return found
 
 
+def _finite(text: str) -> float | None:
+    """A number; null for one that no float holds."""
+    return float(text) if math.isfinite(float(text)) else None
+
+
+def _count(text: str) -> int:
+    """A whole number of the size that files of a job hold."""
+    if len(text) > 19:
+        raise ValueError(f"{text[:19]}... is too large a number")
+    return int(text)
+
+
 LOCK = ".lock"
 """The file of a job's folder that the job holds while it runs."""
 
@@ -87,7 +104,7 @@ def hold(lock: IO[str], folder: Path) -> None:
     """Locks the open file until it is closed, or the process ends.
 
     Raises:
-      FileError: if another job holds it.
+      FileError: if another job holds it, or it cannot be locked at all.
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,4 +112,9 @@ def hold(lock: IO[str], folder: Path) -> None:
         raise FileError(
             f"`--out {folder}`: another job is running there. Wait for its end, or "
             "name another folder."
+        ) from error
+    except OSError as error:
+        raise FileError(
+            f"`--out {folder}`: its file system keeps no locks ({error.strerror}), so "
+            "that a second job could spoil this one. Name a folder on another disk."
         ) from error

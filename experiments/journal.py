@@ -5,7 +5,10 @@ printed for each finished row.
 """
 
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,20 +37,23 @@ class Journal:
             disable=not (self._first and self._console.is_terminal),
         )
         self._task: TaskID | None = None
+        self._out, self._resume, self._tensorboard = out, resume, tensorboard
+        self._earlier = 0.0
         self._file = None
         self._board = None
-        if self._first:
-            log = out / "log.jsonl"
-            if resume and log.exists():
-                _cut_torn_line(log)
-            self._file = log.open("a" if resume else "w")
-        if self._first and tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(out / "tensorboard"))
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if self._first:
+            log = self._out / "log.jsonl"
+            if self._resume and log.exists():
+                self._earlier = _cut_torn_line(log)
+            self._file = log.open("a" if self._resume else "w")
+        if self._first and self._tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(self._out / "tensorboard"))
+        with self._heard():
+            self._bar.start()
         return self
 
     def __exit__(
@@ -56,15 +62,17 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        with self._heard():
+            self._bar.stop()
         for sink in (self._file, self._board):
-            if sink is not None:
-                sink.close()
+            with suppress(OSError) if error else nullcontext():  # that one is told
+                if sink is not None:
+                    sink.close()
 
     @property
     def seconds(self) -> float:
-        """Since the job began."""
-        return time.perf_counter() - self._clock
+        """Since the job began, the time that it was away not counted."""
+        return self._earlier + time.perf_counter() - self._clock
 
     def begin(self, run: str, steps: int, done: int = 0) -> None:
         """A run of `steps` steps starts, `done` of them behind it."""
@@ -80,7 +88,8 @@ class Journal:
                 self._task, completed=entry["step"], figures=_figures(entry)
             )
         if self._board is not None:
-            for name, value in entry.items():
+            numbers = {k: v for k, v in entry.items() if not isinstance(v, str)}
+            for name, value in numbers.items():
                 self._board.add_scalar(f"{run}/{name}", value, entry["step"])
 
     def end(self) -> None:
@@ -93,19 +102,38 @@ class Journal:
         """One line of the log, with the time."""
         if self._file is not None:
             stamped = {**entry, "seconds": round(self.seconds, 2)}
-            self._file.write(json.dumps(plain(stamped), allow_nan=False) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(plain(stamped), allow_nan=False) + "\n")
+                self._file.flush()
+            except OSError as error:
+                error.filename = self._file.name
+                raise
 
     def say(self, text: str) -> None:
         """A line for the reader, above the bar."""
         if self._first:
-            self._bar.console.print(text, markup=False, highlight=False)
+            with self._heard():
+                self._bar.console.print(text, markup=False, highlight=False)
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """What it says may go nowhere, when a pipe or terminal is closed: no error."""
+        try:
+            yield
+        except (OSError, SystemExit):  # rich makes the latter of a broken pipe
+            self._console.file = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _cut_torn_line(log: Path) -> None:
-    """Takes away what stands behind the last whole line: a crash left it."""
+def _cut_torn_line(log: Path) -> float:
+    """Takes away what a crash left behind the last whole line; the time in that."""
     with log.open("rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
+        text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        file.truncate(len(whole))
+    try:
+        return float(json.loads(whole.splitlines()[-1])["seconds"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return 0.0
 
 
 def _figures(entry: dict[str, Any]) -> str:

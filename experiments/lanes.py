@@ -19,7 +19,8 @@ import optax
 
 from experiments import stopping
 from experiments.checkpoints import Saved
-from experiments.loop import Diverged
+from experiments.config import ConfigError
+from experiments.loop import Diverged, bad_leaf
 from experiments.methods.removal import kernels
 from experiments.results import Row
 from jprune import masks, reparam
@@ -219,10 +220,13 @@ def fit(
         then has the accuracy of a guess.
 
     Raises:
-      Diverged: when a lane's loss is no longer finite, unless it may.
+      ConfigError: if there are no steps.
+      Diverged: when a lane's loss or weights are no longer finite, unless they may.
       Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
+    if epochs < 1 or lanes.per_epoch < 1:
+        raise ConfigError(f"`{run}` has no step: nothing would be trained.")
     own = hyper.tree if isinstance(hyper, PerLane) else each(lanes, hyper)
     begins = lanes.first() if start is None else jax.tree.map(jnp.copy, start)
     state = program.begin(begins, own)
@@ -242,9 +246,12 @@ def fit(
             if epoch % log_every and epoch != epochs and not leave:
                 continue
             entry = _entry(lanes, program, state, loss, split)
-            if not (may_diverge or np.isfinite(entry["loss"])):
+            bad = (
+                "its loss" if not np.isfinite(entry["loss"]) else bad_leaf(state.params)
+            )
+            if bad and not may_diverge:
                 raise Diverged(
-                    f"`{run}` diverged before epoch {epoch}: its loss is not finite."
+                    f"`{run}` diverged before epoch {epoch}: {bad} is not finite."
                 )
             lanes.journal.record(run, {"epoch": epoch, **entry})
             spent = earlier + time.perf_counter() - clock

@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import stopping
 from experiments.checkpoints import Checkpoints, Saved
+from experiments.config import ConfigError
 from experiments.lab import Forward, Lab, Run
 from jprune import masks, reparam, transforms
 
@@ -279,10 +280,13 @@ def fit(
       The variables at the end, ready.
 
     Raises:
+      ConfigError: if there are no epochs.
       Diverged: if the loss or a weight is no longer a number.
       Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
+    if epochs < 1:
+        raise ConfigError(f"run `{run.label}` has no epoch: nothing would be trained.")
     state = program.begin(*_copied(start or lab.init()), hyper)
     if opt is not None:
         state = state._replace(opt=_copied(opt))
@@ -325,6 +329,7 @@ def _train(
             if good < lab.per_epoch:
                 at = entry["step"] - lab.per_epoch + good + 1
                 raise Diverged(_diverged(lab, run, at, state))
+            entry["id"] = run.digest[:12]
             lab.journal.record(lab.prefix + run.label, entry)
 
     def save() -> None:
@@ -372,10 +377,14 @@ def _finite(tree: Any) -> Any:
 
 def _bad_leaf(state: State) -> str | None:
     """The path of the first leaf of the variables that is not finite."""
-    tree = {"params": state.params, "stats": state.stats}
+    return bad_leaf(state.params) or bad_leaf(state.stats) or bad_leaf(state.average)
+
+
+def bad_leaf(tree: Any) -> str | None:
+    """The path of the first leaf of a tree that is not finite."""
     for path, good in jax.tree_util.tree_leaves_with_path(_finite(tree)):
         if not good:
-            return jax.tree_util.keystr(path[1:], simple=True, separator="/")
+            return jax.tree_util.keystr(path, simple=True, separator="/")
     return None
 
 

@@ -99,7 +99,7 @@ def write(folder: Path = RESULTS, docs: Path = DOCS) -> Path:
       docs: where the page goes, its figures in `figures` beside it.
 
     Raises:
-      FileError: if a result file is damaged, or of a small form.
+      FileError: if a result file is damaged, no evidence, or comes twice.
     """
     found = sections(folder)
     (docs / "figures").mkdir(parents=True, exist_ok=True)
@@ -122,10 +122,18 @@ def sections(folder: Path) -> list[Section]:
         facts, rows = results.load(path, *results.FACTS, "settings")
         if facts.get("small"):
             raise files.FileError(f"{path} is of a small form, which is no evidence.")
+        if facts.get("split", "test") != "test":
+            raise files.FileError(f"{path} is of validation examples, no evidence.")
         name = re.sub(r"_seed\d+$", "", path.stem)
         settings = config.complete(facts["settings"])
         key = f"{name} {json.dumps(settings, sort_keys=True)}"
-        groups.setdefault(key, []).append((path, facts, rows))
+        members = groups.setdefault(key, [])
+        for other, old, _ in members:
+            if old["seed"] == facts["seed"]:
+                raise files.FileError(
+                    f"{path} and {other.name} are of one seed: leave one of them."
+                )
+        members.append((path, facts, rows))
     found = []
     for key, members in groups.items():
         paths, facts, rows = zip(*members, strict=True)

@@ -1,9 +1,10 @@
 """What a job leaves behind: the rows, the table, the file `result.json`."""
 
+import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,17 @@ FACTS = {
     "device": dict,
 }
 """What a `result.json` tells of its job besides the rows, and of which kind it is."""
+
+_MORE = {
+    "settings": dict,
+    "versions": dict,
+    "small": bool,
+    "split": str,
+    "stopped": str,
+    "commit": str | None,
+    "sessions": list,
+}
+"""The same of what those of an older version lack."""
 
 _PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax")
 
@@ -118,8 +130,16 @@ def verdicts(
     for claim in claims:
         if named := rows_of(claim, by_run, prefix):
             text = prefix + claim.text
-            found[text] = found.get(text, True) and bool(claim.holds(*named))
+            found[text] = found.get(text, True) and _holds(claim, named)
     return found
+
+
+def _holds(claim: Claim, rows: Sequence[Row]) -> bool:
+    """Whether rows bear a claim out; where one lacks the number asked for, not."""
+    try:
+        return bool(claim.holds(*rows))
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def rows_of(claim: Claim, by_run: Mapping[str, Row], prefix: str) -> list[Row] | None:
@@ -152,10 +172,13 @@ def load(path: Path, *keys: str) -> tuple[dict[str, Any], list[Row]]:
       FileError: if it is damaged, or something in it is not of its kind; names it.
     """
     facts = files.read_json(path, *keys, "rows")
-    known = {key: kind for key, kind in FACTS.items() if key in facts}
+    known = {key: kind for key, kind in (FACTS | _MORE).items() if key in facts}
     _require_kinds(path, "", facts, {**known, "rows": list})
     if "device" in facts:
         _require_kinds(path, "device.", facts["device"], {"count": int, "kind": str})
+    if "claims" in facts:
+        told = facts["claims"]
+        _require_kinds(path, "claims.", told, dict.fromkeys(told, bool))
     found = facts.pop("rows")
     return facts, [_row(path, f"rows[{i}]", row) for i, row in enumerate(found)]
 
@@ -183,7 +206,8 @@ def _require_kinds(
     for key, kind in kinds.items():
         if key not in found:
             raise files.FileError(f"{path} is damaged: it lacks {place}{key}.")
-        if not isinstance(found[key], kind):
+        flag = isinstance(found[key], bool) and kind is not bool
+        if flag or not isinstance(found[key], kind):
             raise _wrong(path, place + key, kind, found[key])
 
 
@@ -198,20 +222,41 @@ def _wrong(path: Path, place: str, kind: Any, got: Any) -> files.FileError:
 def history(log: Path) -> dict[str, list[dict[str, Any]]]:
     """The epochs of each run from a `log.jsonl`; a repeated epoch counts once.
 
-    A line that a crash cut is passed over.
+    A line that a crash cut is passed over. Two runs of one name and other settings, as
+    their `id` tells, are two: "swd 90%" and "swd 90% [2]".
     """
-    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    runs: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for entry in _entries(log):
+        run, epoch = entry.get("run"), entry.get("epoch")
+        if isinstance(run, str) and isinstance(epoch, int):
+            runs.setdefault((run, str(entry.get("id"))), {})[epoch] = entry
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (run, _), epochs in runs.items():
+        names = itertools.chain([run], (f"{run} [{n}]" for n in itertools.count(2)))
+        name = next(name for name in names if name not in found)
+        found[name] = [epochs[e] for e in sorted(epochs)]
+    return found
+
+
+def sessions(log: Path) -> list[dict[str, Any]]:
+    """What a job ran on so far, in order: `machine` of each time, equal ones once."""
+    found: list[dict[str, Any]] = []
+    for entry in _entries(log):
+        session = entry.get("session")
+        if isinstance(session, dict) and session not in found[-1:]:
+            found.append(session)
+    return found
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a log."""
     for line in log.read_text(errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if not isinstance(entry, dict):
-            continue
-        run, epoch = entry.get("run"), entry.get("epoch")
-        if isinstance(run, str) and isinstance(epoch, int):
-            runs.setdefault(run, {})[epoch] = entry
-    return {run: [found[e] for e in sorted(found)] for run, found in runs.items()}
+        if isinstance(entry, dict):
+            yield entry
 
 
 def commit() -> str | None:
@@ -229,6 +274,11 @@ def commit() -> str | None:
         return git("rev-parse", "--short=10", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def machine() -> dict[str, Any]:
+    """What a result depends on beside its settings: commit, versions, device."""
+    return {"commit": commit(), **_machine()}
 
 
 def _machine() -> dict[str, Any]:

@@ -82,9 +82,6 @@ _PATTERNS = ("partitions", "scope", "spare")
 _ORDERED = (("n", "m"), ("begin", "end"), ("a_min", "a_max"))
 """The first must not exceed the second, where a run has both."""
 
-_MAY_BE_EMPTY = ("drops", "drops_at")
-"""Tuples that need not name anything: a rate that does not fall."""
-
 _LARGEST = 2**31 - 1
 """What counts on the devices can hold."""
 
@@ -110,11 +107,6 @@ def check(owner: str, settings: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping):
             _check_rate(f"{owner}.{name}", value)
             continue
-        if value == () and name not in _MAY_BE_EMPTY:
-            raise ConfigError(
-                f"`{owner}.{name}` is empty: name one value at least, or leave the run "
-                "out with `--only`."
-            )
         for item in _flat(value):
             _check_one(f"{owner}.{name}" if owner else name, name, item)
         if isinstance(value, tuple) and name not in _REPEATS:
@@ -207,14 +199,23 @@ def check_distinct(runs: Mapping[str, Mapping[str, Any]]) -> None:
         seen[text] = name
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: int, count: int = 1) -> None:
     """Refuses a seed that JAX would fold onto another.
+
+    Args:
+      seed: the first.
+      count: how many, one after the other.
 
     Raises:
       ConfigError: naming the range.
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"`--seed` must be from 0 to 2**32 - 1, got {seed}.")
+    if seed + count > 2**32:
+        raise ConfigError(
+            f"`--seed` is the first of {count}: it must be at most 2**32 - {count}, "
+            f"got {seed}."
+        )
 
 
 def _check_one(place: str, name: str, value: Any) -> None:

@@ -1,8 +1,9 @@
-"""Leaving when asked: SIGTERM or Ctrl-C ends the step, saves, and goes.
+"""Leaving when asked: SIGTERM, SIGHUP or Ctrl-C ends the step, saves, and goes.
 
 A scheduler gives a job some seconds between SIGTERM and the end. The handler only
 notes the wish; the training loop reads it between two compiled calls. A second signal
-is obeyed at once.
+is obeyed at once, but for SIGHUP: a terminal that closes may send it twice. Under
+`nohup` it stays ignored.
 """
 
 import signal
@@ -25,12 +26,14 @@ class Stopped(Exception):
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Within it a first SIGTERM or SIGINT is a wish, and a second one an end."""
+    """Within it a first SIGTERM, SIGINT or SIGHUP is a wish, and a second an end."""
     alone = jax.process_count() == 1  # JAX itself listens for several processes
     if not alone or threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {number: signal.signal(number, _note) for number in _SIGNALS}
+    held = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = _SIGNALS if held else (*_SIGNALS, signal.SIGHUP)
+    old = {number: signal.signal(number, _note) for number in heard}
     try:
         yield
     finally:
@@ -49,6 +52,6 @@ def wanted() -> bool:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    if _wish:
+    if _wish and number != signal.SIGHUP:
         raise KeyboardInterrupt
     _wish.append(number)

@@ -21,26 +21,25 @@ or a checkpoint not read; 75 when SIGTERM or Ctrl-C came and all that was done i
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
-from experiments import build, config, figures, files, report, results, rules
-from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments import build, config, figures, report, results, rules
+from experiments.checkpoints import CheckpointError, Checkpoints, digest
 from experiments.config import Config, ConfigError
 from experiments.data.dataset import DataError
 from experiments.files import FileError
+from experiments.folder import holding, prepare
 from experiments.journal import Journal
 from experiments.lab import Lab, Run
 from experiments.loop import Diverged, Fit
@@ -72,15 +71,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CheckpointError as error:
         return _leave(f"error: {error}", 4)
     except OSError as error:
-        return _leave(f"error: {error.filename or 'a file'}: {error.strerror}.", 4)
+        why = error.strerror or error
+        return _leave(f"error: {error.filename or 'a file'}: {why}.", 4)
     except KeyboardInterrupt:
         return _leave("stopped at once: what was saved before stays.", 130)
     return int(args.strict and not all(claims.values()))
 
 
 def _leave(text: str, status: int) -> int:
-    print(text, file=sys.stderr)
+    _tell(text, sys.stderr)
     return status
+
+
+def _tell(text: str, to: TextIO) -> None:
+    """Prints; that nobody reads any more (a closed pipe or terminal) is no error."""
+    try:
+        print(text, file=to, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
 
 
 def _job(args: argparse.Namespace, command: str) -> dict[str, bool]:
@@ -89,11 +97,16 @@ def _job(args: argparse.Namespace, command: str) -> dict[str, bool]:
     chosen = config.override(config.load(args.config, small=args.small), args.set)
     chosen = config.only(chosen, args.only.split(",")) if args.only else chosen
     build.check(chosen)
+    runs = [run for part in chosen.parts() for run in (part.setup, *part.runs.values())]
+    rules.check_seed(args.seed, max(run.get("seeds", 1) for run in runs))
     connect(os.environ, args.give_up)
     form = "_small" if args.small else ""
-    out = args.out or RUNS / f"{args.config}{form}_seed{args.seed}"
+    out = (
+        args.out.expanduser()
+        if args.out
+        else RUNS / f"{args.config}{form}_seed{args.seed}"
+    )
     with holding(out), listening():
-        prepare(out, chosen, args.seed, resume=args.resume)
         return run(chosen, args, out, command)
 
 
@@ -102,20 +115,27 @@ def run(
 ) -> dict[str, bool]:
     """Trains everything, writes the files, prints the table.
 
+    What an older job left in the folder stays until all data are read.
+
     Returns:
       For each claim of the configuration, whether it holds.
 
     Raises:
-      Diverged: if a run did; the rows before it are written.
+      Diverged: if a run did; the rows before it are written, as after any error.
       Stopped: if the job was asked to leave; likewise.
     """
     rows: list[Row] = []
     claims: dict[str, bool] = {}
-    ended: Diverged | Stopped | None = None
-    with Journal(out, resume=args.resume, tensorboard=args.tensorboard) as journal:
+    ended: Exception | None = None
+    journal = Journal(out, resume=args.resume, tensorboard=args.tensorboard)
+    labs = _open(chosen, args, out, journal)
+    data = [digest(_data(lab)) for lab in labs]
+    prepare(out, chosen, args.seed, resume=args.resume, tune=args.tune, data=data)
+    with journal:
+        sessions = _session(out / "log.jsonl", journal)
         try:
-            _train(chosen, args, out, journal, rows, claims)
-        except (Diverged, Stopped) as error:
+            _train(labs, rows, claims)
+        except Exception as error:
             ended = error
         seconds = round(journal.seconds, 1)
     facts = {
@@ -129,33 +149,58 @@ def run(
         "split": "validation" if args.tune else "test",
         "small": args.small,
     }
+    if len(sessions) > 1:
+        facts["sessions"] = sessions
     if ended:
-        facts["stopped"] = str(ended)
-    if jax.process_index() == 0:
-        results.save(out / "result.json", rows, **facts)
-        figures.draw(out / "figure.png", rows, results.history(out / "log.jsonl"))
-        print("\n" + report.text(*results.load(out / "result.json")))
-        print(f"\nwritten to {out}")
+        facts["stopped"] = str(ended) or type(ended).__name__
+    try:
+        _write(out, rows, facts)
+    except OSError:
+        if not ended:
+            raise
     if ended:
         raise ended
     return claims
 
 
-def _train(
-    chosen: Config,
-    args: argparse.Namespace,
-    out: Path,
-    journal: Journal,
-    rows: list[Row],
-    claims: dict[str, bool],
-) -> None:
-    """Every part with its own lab: adds its rows, and which claims hold.
+def _write(out: Path, rows: list[Row], facts: dict[str, Any]) -> None:
+    """The result, its figure, and the table for the reader."""
+    if jax.process_index() > 0:
+        return
+    results.save(out / "result.json", rows, **facts)
+    figures.draw(out / "figure.png", rows, results.history(out / "log.jsonl"))
+    table = report.text(*results.load(out / "result.json"))
+    _tell(f"\n{table}\n\nwritten to {out}", sys.stdout)
 
-    All data and networks are there before the first step of any.
+
+def _session(log: Path, journal: Journal) -> list[dict[str, Any]]:
+    """Notes what this job runs on; everything that it ran on so far.
+
+    Another program, library or machine than before is said: the result is then not, bit
+    for bit, that of an unbroken run.
     """
+    now = results.machine()
+    found = results.sessions(log) if log.is_file() else []
+    if found and found[-1] != now:
+        old = found[-1]
+        names = ", ".join(k for k in now if old.get(k) != now[k])
+        journal.say(
+            f"`--resume`: {names} differ from when this job was left. It goes on, but "
+            "its result may not be that of an unbroken run, bit for bit."
+        )
+    if now not in found:
+        found.append(now)
+    journal.write({"session": now})
+    return found
+
+
+def _open(
+    chosen: Config, args: argparse.Namespace, out: Path, journal: Journal
+) -> list[Any]:
+    """The lab of every part: all data and networks, before the first step of any."""
     parts = chosen.parts()
     places: set[Path] = set()
-    labs = [
+    return [
         (build.open_runner if part.runner else build.open_lab)(
             part,
             seed=args.seed,
@@ -175,6 +220,19 @@ def _train(
         )
         for part, prefix in zip(parts, prefixes(parts), strict=True)
     ]
+
+
+def _data(lab: Any) -> Any:
+    """The arrays that a part trains and tests on, of whatever kind it is."""
+    if isinstance(lab, Lab):
+        found = lab.dataset
+        return found.inputs, found.labels, found.train, found.test
+    names = ("data", "labels", "splits", "small", "large", "tests")
+    return {name: getattr(lab, name, None) for name in names}
+
+
+def _train(labs: list[Any], rows: list[Row], claims: dict[str, bool]) -> None:
+    """Every part with its own lab: adds its rows, and which claims hold."""
     for lab in labs:
         for row in _rows(lab):
             rows.append(row._replace(run=lab.prefix + row.run))
@@ -224,24 +282,41 @@ def _rows(lab: Lab) -> Iterator[Row]:
 def _pruned(lab: Lab, dense: Fit) -> Iterator[tuple[str, Row]]:
     """The rows of every run, with the run's name in the configuration."""
     for name, settings in lab.config.runs.items():
-        for found in build.rows(lab, dense, settings):
-            yield name, found
+        with _blaming(lab.prefix + name):
+            for found in build.rows(lab, dense, settings):
+                yield name, found
+
+
+@contextmanager
+def _blaming(run: str) -> Iterator[None]:
+    """What the library refuses is a mistake in the settings of this run.
+
+    Raises:
+      ConfigError: naming the run.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if not str(error).startswith("[jprune]"):
+            raise
+        raise ConfigError(f"run `{run}`: {error}") from error
 
 
 def _runner_rows(shared: Any) -> Iterator[Row]:
     """The same of a part with a `runner`; a dense run is what `runs` start from."""
     runner = build.RUNNERS[shared.config.runner]
     dense, rows = runner.dense(shared, **shared.config.dense)
-    found = (
-        row
-        for settings in shared.config.runs.values()
-        for row in runner.methods[settings["method"]](
-            shared, dense, **build.keywords(settings)
-        )
-    )
-    for row in chain(rows, found):
+    for row in chain(rows, _runner_pruned(shared, runner.methods, dense)):
         _say(shared, row)
         yield row
+
+
+def _runner_pruned(shared: Any, methods: Mapping[str, Any], dense: Any) -> Any:
+    for name, settings in shared.config.runs.items():
+        with _blaming(shared.prefix + name):
+            yield from methods[settings["method"]](
+                shared, dense, **build.keywords(settings)
+            )
 
 
 def _say(lab: Lab, found: Row) -> None:
@@ -251,132 +326,6 @@ def _say(lab: Lab, found: Row) -> None:
     lab.journal.say(
         f"{found.run}: {before}{100 * found.after:.2f} %, {found.nonzero:,} weights, "
         f"{found.seconds:.1f} s"
-    )
-
-
-def prepare(out: Path, chosen: Config, seed: int, *, resume: bool) -> None:
-    """Makes the folder of a job; an old job in it is continued or cleared.
-
-    A job that is continued may have got further runs since; those it had must be as
-    they were.
-
-    Raises:
-      ConfigError: if the folder holds something else, whatever it is, or if what is to
-        be resumed is missing or had other settings.
-    """
-    note = out / _NOTE
-    settings = json.loads(json.dumps({"seed": seed, **chosen.settings()}))
-    if resume:
-        if not note.is_file():
-            raise ConfigError(f"`--resume`: there is no job in {out}.")
-        _require_ours(out)
-        old = config.complete(files.read_json(note))
-        if not _grown(old, settings):
-            differ = sorted(
-                k for k in settings.keys() | old.keys() if old.get(k) != settings.get(k)
-            )
-            raise ConfigError(
-                f"`--resume`: the job in {out} had other settings "
-                f"({', '.join(differ)}). Give the same ones, or another `--out`."
-            )
-        if jax.process_index() == 0:
-            files.write_json(note, settings)
-        return
-    _require_ours(out)
-    if jax.process_index() == 0:
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        shutil.rmtree(out / "tensorboard", ignore_errors=True)
-        (out / "result.json").unlink(missing_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-        files.write_json(note, settings)
-
-
-_NOTE = "config.json"
-"""The settings of a folder's job, by which the folder is known for one."""
-
-_LEFTOVER = re.compile(rf"{re.escape(files.LOCK)}|\.config\.\d+\.json")
-"""What a job leaves that is killed before its settings are written."""
-
-
-def _require_ours(out: Path) -> None:
-    """Raises unless a folder is not there, empty, or that of a job.
-
-    Nothing else tells: `checkpoints`, `result.json` and `config.json` are names that
-    others give as well.
-
-    Raises:
-      ConfigError: if it holds files, and no settings of a job.
-    """
-    note, found = out / _NOTE, list(out.iterdir()) if out.is_dir() else []
-    why = "it holds other files."
-    if note.is_file():
-        try:
-            if _is_job(files.read_json(note)):
-                return
-            why = f"{note} does not hold the settings of one."
-        except FileError as error:
-            why = str(error)
-    elif all(_LEFTOVER.fullmatch(file.name) for file in found):
-        return
-    raise ConfigError(
-        f"`--out {out}` is not the folder of a job: {why} Name an empty folder, or one "
-        "that a job made."
-    )
-
-
-def _is_job(found: dict[str, Any], seed: bool = True) -> bool:
-    """Whether this is what a job notes of itself, in this version or an older one."""
-    kinds = {"data": str, "model": str, "batch": int, "dense": dict, "runs": dict}
-    kinds |= {"seed": int} if seed else {}
-    beside = found.get("beside", [])
-    return (
-        all(isinstance(found.get(key), kind) for key, kind in kinds.items())
-        and all(
-            isinstance(run, dict) and "method" in run for run in found["runs"].values()
-        )
-        and isinstance(beside, list)
-        and all(isinstance(part, dict) and _is_job(part, seed=False) for part in beside)
-    )
-
-
-@contextmanager
-def holding(out: Path) -> Iterator[None]:
-    """The folder of a job, made if it is not there, for this job alone.
-
-    Raises:
-      ConfigError: if it cannot be a folder, or holds what no job left.
-      FileError: if another job has it.
-    """
-    if jax.process_index() > 0:  # the first process holds it for all
-        yield
-        return
-    try:
-        if not out.exists() or not any(out.iterdir()):
-            out.mkdir(parents=True, exist_ok=True)
-        _require_ours(out)
-        lock = (out / files.LOCK).open("a")
-    except OSError as error:
-        raise ConfigError(
-            f"`--out {out}`: it must be a folder that can be written to "
-            f"({error.strerror})."
-        ) from error
-    with lock:
-        files.hold(lock, out)
-        yield
-
-
-def _grown(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether every part and run of the old settings stands unchanged in the new."""
-
-    def parts(settings: dict[str, Any]) -> list[tuple[dict, dict]]:
-        own = {k: v for k, v in settings.items() if k not in ("runs", "beside")}
-        beside = settings.get("beside", [])
-        return [(own, settings["runs"]), *(p for b in beside for p in parts(b))]
-
-    before, after = parts(old), parts(new)
-    return before[0][0] == after[0][0] and all(
-        any(own == mine and runs.items() <= more.items() for mine, more in after)
-        for own, runs in before
     )
 
 

@@ -188,6 +188,7 @@ def _add_shrink(commands: Any) -> None:
 
 def _shrink(args: argparse.Namespace) -> str:
     fn, variables, *rest = _model(args)
+    args.out = args.out.expanduser()
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise value_error(f"`--out {args.out}` must be a new or an empty folder.")
     for path, leaf in by_path(variables).items():

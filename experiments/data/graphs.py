@@ -14,7 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, find_folder, reading
+from experiments.data.dataset import (
+    DataError,
+    Dataset,
+    checked,
+    find_folder,
+    reading,
+)
 
 _HOW = (
     "`python -m experiments.data.planetoid RAW OUT` writes it from the files "
@@ -31,7 +37,21 @@ def load_graph(
     with reading(folder / file):
         with (folder / file).open("rb") as opened:
             arrays = dict(np.load(opened, allow_pickle=False))
-        return _dataset(name, arrays)
+        _check_edges(arrays)
+        return checked(_dataset(name, arrays), folder / file)
+
+
+def _check_edges(arrays: dict[str, np.ndarray]) -> None:
+    """Raises if rows or columns of the compressed matrices lie outside of them."""
+    nodes, words = (int(size) for size in arrays["x_shape"])
+    for name, limit in (("x", words), ("adj", nodes)):
+        rows, columns = arrays[f"{name}_indptr"], arrays[f"{name}_indices"]
+        if len(rows) != nodes + 1 or rows[0] != 0 or rows[-1] != len(columns):
+            raise ValueError(f"`{name}_indptr` does not count `{name}_indices`")
+        if (np.diff(rows) < 0).any():
+            raise ValueError(f"`{name}_indptr` falls")
+        if len(columns) and not 0 <= columns.min() <= columns.max() < limit:
+            raise ValueError(f"an entry of `{name}_indices` is outside of {limit:,}")
 
 
 def _dataset(name: str, arrays: dict[str, np.ndarray]) -> Dataset:

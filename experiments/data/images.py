@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, find_folder, reading
+from experiments.data.dataset import (
+    DataError,
+    Dataset,
+    checked,
+    find_folder,
+    reading,
+    rgb,
+)
 
 _HOW = (
     "It is a tensorflow-datasets folder in array_record form; where TensorFlow is "
@@ -51,7 +58,9 @@ def load_cifar10_small(data_dir: str | None = None) -> Dataset:
     train, train_labels = _read("cifar10", "train[:10000]", folder, 0)
     test, test_labels = _read("cifar10", "test[:2000]", folder, 0)
     arrays = halved(train), train_labels, halved(test), test_labels
-    return _dataset("cifar10_small", arrays, classes=10, axis=(0, 1, 2))
+    return _dataset(
+        "cifar10_small", arrays, folder / "cifar10", classes=10, axis=(0, 1, 2)
+    )
 
 
 def halved(images: np.ndarray) -> np.ndarray:
@@ -106,6 +115,7 @@ def load_imagenette(data_dir: str | None = None, size: int = 64) -> Dataset:
     return _dataset(
         "imagenette",
         (train, train_labels, test, test_labels),
+        root,
         classes=len(names),
         axis=(0, 1, 2),
     )
@@ -114,17 +124,27 @@ def load_imagenette(data_dir: str | None = None, size: int = 64) -> Dataset:
 def _read_tree(
     root: Path, names: list[str], size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    from PIL import Image
-
+    """The images under `root`, a folder for each of the classes and no other."""
     images, labels = [], []
+    there = {part.name for part in root.glob("*") if part.is_dir()}
+    if there ^ {*names}:
+        raise DataError(
+            f"{root} must have the classes of `train`, these alone: "
+            f"{', '.join(sorted(there ^ {*names})[:5])} is in one of the two only."
+        )
     for label, name in enumerate(names):
-        for file in sorted((root / name).glob("*")):
-            with reading(file), Image.open(file) as picture:
-                images.append(_square(np.asarray(picture.convert("RGB")), size))
+        found = sorted(file for file in (root / name).glob("*") if _is_shown(file))
+        if not found:
+            raise DataError(f"{root / name} holds no image: each class needs some.")
+        for file in found:
+            images.append(_square(rgb(file), size))
             labels.append(label)
-    if not images:
-        raise DataError(f"no images under {root}.")
     return np.stack(images), np.array(labels, np.int32)
+
+
+def _is_shown(file: Path) -> bool:
+    """Whether it is no note of a file browser."""
+    return not file.name.startswith(".") and file.name not in ("Thumbs.db",)
 
 
 def _square(image: np.ndarray, size: int) -> np.ndarray:
@@ -150,16 +170,26 @@ def _load(
 ) -> Dataset:
     folder = find_folder(data_dir, name, _HOW.format(name=name))
     arrays = [part for split in splits for part in _read(name, split, folder, size)]
-    return _dataset(name, arrays, classes=classes, axis=axis)
+    return _dataset(name, arrays, folder / name, classes=classes, axis=axis)
 
 
 def _dataset(
-    name: str, arrays: Sequence[np.ndarray], *, classes: int, axis: Any
+    name: str,
+    arrays: Sequence[np.ndarray],
+    place: Path,
+    *,
+    classes: int,
+    axis: Any,
 ) -> Dataset:
     """From training images and labels, and those of the test set."""
     train, train_labels, test, test_labels = arrays
+    if train.shape[1:] != test.shape[1:]:
+        raise DataError(
+            f"{place} is damaged or not what it should be: its training images are "
+            f"{train.shape[1:]}, its test images {test.shape[1:]}."
+        )
     mean, std = _moments(train, axis)
-    return Dataset(
+    found = Dataset(
         name=name,
         inputs=np.concatenate([train, test]),
         labels=np.concatenate([train_labels, test_labels]),
@@ -169,6 +199,14 @@ def _dataset(
         mean=mean,
         std=std,
     )
+    return checked(found, place)
+
+
+def _eight_bits(image: np.ndarray) -> np.ndarray:
+    """An image, [height, width, channels] uint8 and nothing else."""
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise ValueError(f"an image is {image.dtype}{list(image.shape)}, not uint8")
+    return image
 
 
 def _read(
@@ -190,7 +228,7 @@ def _read(
         for first in range(0, len(source), _CHUNK):
             last = min(first + _CHUNK, len(source))
             for record in source.__getitems__(list(range(first, last))):
-                image = record["image"]
+                image = _eight_bits(record["image"])
                 images.append(_square(image, size) if size else image)
                 labels.append(record["label"])
         return np.stack(images), np.array(labels, np.int32)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.dataset import DataError, find_folder
+from experiments.data.dataset import DataError, find_folder, rgb
 
 _HOW = "It is a folder of PNG files: T91 to train on, Set5 and Set14 to test on."
 _WEIGHTS = np.array([65.481, 128.553, 24.966]) / 255
@@ -72,8 +72,6 @@ def load_set(name: str, scale: int, data_dir: str | None = None) -> list[Pair]:
     Raises:
       DataError: if there is no such folder, nothing in it, or a file is no image.
     """
-    from PIL import Image, UnidentifiedImageError
-
     folder = find_folder(data_dir, name, _HOW) / name
     files = sorted(Path(folder).glob("*.png"))
     if not files:
@@ -81,13 +79,15 @@ def load_set(name: str, scale: int, data_dir: str | None = None) -> list[Pair]:
     found = []
     for file in files:
         try:
-            with Image.open(file) as image:
-                pixels = np.asarray(
-                    image if image.mode == "L" else image.convert("RGB")
-                )
-        except (UnidentifiedImageError, OSError) as error:
+            large = luma(rgb(file))
+        except DataError as error:
             raise DataError(f"{file} cannot be read as an image: {error}") from error
-        found.append(pair(file.stem, luma(pixels), scale))
+        if min(large.shape) < 4 * scale:
+            raise DataError(
+                f"{file} has {large.shape[1]} x {large.shape[0]} pixels, too few to "
+                f"be made {scale} times smaller."
+            )
+        found.append(pair(file.stem, large, scale))
     return found
 
 
@@ -98,6 +98,9 @@ def patches(pairs: list[Pair], side: int, stride: int) -> tuple[np.ndarray, np.n
       pairs: the images.
       side: of a small patch; an image below it gives none.
       stride: between two small patches.
+
+    Raises:
+      DataError: if no image is large enough for one.
     """
     small, large = [], []
     for _, low, high in pairs:
@@ -107,6 +110,8 @@ def patches(pairs: list[Pair], side: int, stride: int) -> tuple[np.ndarray, np.n
                 small.append(low[y : y + side, x : x + side])
                 top, left, wide = scale * y, scale * x, scale * side
                 large.append(high[top : top + wide, left : left + wide])
+    if not small:
+        raise DataError(f"no image has a patch of {side} x {side} small pixels.")
     return np.stack(small), np.stack(large)
 
 

@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import stopping
+from experiments.checkpoints import Saved
 from experiments.config import ConfigError, unknown
 from experiments.lab import Lab
+from experiments.lanes import deviation
+from experiments.loop import Diverged, bad_leaf
 from experiments.methods.removal import accuracy, count_nonzero, kernels
 from experiments.results import Row
 from experiments.rules import percent
@@ -192,12 +196,7 @@ class _Trial:
 
     def row(self, run: str, steps: Sequence[Step], share: float | None) -> Row:
         """Trains all seeds, decides after each of the first epochs; one row of them."""
-        clock, early = time.perf_counter(), self.first
-        for epoch in range(self.epochs):
-            early = self.train(early, self.batches(epoch))
-            if epoch < len(steps):
-                mask = steps[epoch](early, self.keys, share)
-                early = early._replace(params=cut(mask, early.params), mask=mask)
+        early, seconds = self._trained(run, steps, share)
         networks = [
             jax.tree.map(lambda x, i=i: x[i], early.params)
             for i in range(len(self.labs))
@@ -216,14 +215,49 @@ class _Trial:
             kept=left,
             nonzero=left,
             after=float(np.mean(found)),
-            seconds=time.perf_counter() - clock,
+            seconds=seconds,
             extra={
-                "sd": float(np.std(found, ddof=1)),
+                "sd": deviation(found),
                 "least": min(found),
                 "greatest": max(found),
                 "seeds": len(found),
             },
         )
+
+    def _trained(
+        self, run: str, steps: Sequence[Step], share: float | None
+    ) -> tuple[Any, float]:
+        """All seeds at the end of a run, and its seconds; kept as checkpoints.
+
+        Raises:
+          Diverged: if a weight of any seed is no longer a number.
+          Stopped: if the job was asked to leave; what was done is saved.
+        """
+        clock, lab, zero = time.perf_counter(), self.labs[0], jnp.zeros(())
+        with lab.checkpoints(lab.run(run, row=run)) as keeper:
+            begin = keeper.restore(self.first, zero) or Saved(0, self.first, zero, 0.0)
+            early, saved = begin.state, begin.step
+            for epoch in range(begin.step, self.epochs):
+                leave = stopping.wanted()
+                if leave and epoch > saved:
+                    keeper.save(Saved(epoch, early, zero, _since(clock, begin)))
+                if leave:
+                    raise stopping.Stopped(f"asked to leave in run `{run}`")
+                early = self.train(early, self.batches(epoch))
+                if epoch < len(steps):
+                    mask = steps[epoch](early, self.keys, share)
+                    early = early._replace(params=cut(mask, early.params), mask=mask)
+                if not keeper.due(epoch + 1, self.epochs):
+                    continue
+                if bad := bad_leaf(early.params):
+                    raise Diverged(
+                        f"run `{lab.prefix}{run}` diverged before epoch {epoch + 1}: "
+                        f"{bad} is not finite. Lower `lr`."
+                    )
+                saved = epoch + 1
+                keeper.save(Saved(saved, early, zero, _since(clock, begin)))
+        done = begin.step == self.epochs
+        return early, begin.seconds if done else _since(clock, begin)
 
     def kept(self, share: float, *, by_channel: bool) -> int:
         """Weights left when each kernel in scope, or each of its outputs, loses it."""
@@ -233,6 +267,11 @@ class _Trial:
             n = leaf.size // units
             removed += units * (n - masks.kept_count(n, share))
         return self.size - removed
+
+
+def _since(clock: float, begin: Saved) -> float:
+    """Seconds of a run, those before it was left among them."""
+    return begin.seconds + time.perf_counter() - clock
 
 
 def _vmapped(step: Step) -> Step:

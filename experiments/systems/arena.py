@@ -8,7 +8,7 @@ the whole network stay, as many as were asked for.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from experiments import lanes
+from experiments.config import ConfigError
 from experiments.lanes import Lanes
 from experiments.results import Row
 from experiments.rules import percent
@@ -297,6 +298,21 @@ def stacked(trees: Iterable[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def require_halves(runs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses a budget that its halves, or the rounds of a half, do not make up.
+
+    Raises:
+      ConfigError: naming the run; the epochs that are left over would not be trained.
+    """
+    for name, run in runs.items():
+        rounds = run.get("rounds", 1) if run.get("method") == "iterative" else 1
+        if run.get("epochs", 0) % (2 * rounds):
+            raise ConfigError(
+                f"`{name}.epochs` is {run['epochs']}: two halves of {rounds} rounds "
+                f"need a multiple of {2 * rounds}."
+            )
+
+
 def train_dense(
     shared: Lanes,
     *,
@@ -316,6 +332,7 @@ def train_dense(
       weight_decay: of the kernels.
       sparsity: at which the dense network is cut and not trained on.
     """
+    require_halves({"dense": {"epochs": epochs}, **shared.config.runs})
     rule = partial(sgd, momentum=momentum, weight_decay=weight_decay)
     empty = Start(shared.first(), None)
     trial = Trial(shared, empty, epochs)

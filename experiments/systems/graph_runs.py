@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments import lanes
-from experiments.config import Config
+from experiments.config import Config, ConfigError
 from experiments.data import graphs
 from experiments.lanes import Fit, Lanes
 from experiments.models import sparse_gcn
@@ -60,6 +60,7 @@ def open_graph(
       validation: so many nodes behind the training nodes, to choose settings by.
 
     Raises:
+      ConfigError: if the steps of a run or the nodes for validation do not fit.
       DataError: if the data is not there.
     """
     data = DATA[config.data](data_dir)
@@ -73,6 +74,19 @@ def open_graph(
     whole = sparse_gcn.from_jraph(data.inputs)
 
     last = int(data.train.max()) + 1
+    behind = np.arange(last, last + validation)
+    free = np.setdiff1d(np.arange(last, len(data.labels)), data.test)
+    if not np.isin(behind, free).all():
+        raise ConfigError(
+            f"`setup.validation` is {validation}: behind the training nodes there are "
+            f"{np.isin(behind, free).sum()} that are no test nodes."
+        )
+    for name, run in {"dense": config.dense, **config.runs}.items():
+        if run.get("steps", 0) % CHUNK:
+            raise ConfigError(
+                f"`{name}.steps` is {run['steps']}: it must be a multiple of {CHUNK}, "
+                "the steps of one compiled call."
+            )
     return Lanes(
         network=network,
         init=lambda key: model.init(key, data.inputs)["params"],
@@ -80,7 +94,7 @@ def open_graph(
         labels=jnp.asarray(data.labels),
         splits={
             "train": data.train,
-            "validation": np.arange(last, last + validation),
+            "validation": behind,
             "test": data.test,
         },
         seeds=tuple(range(seed, seed + seeds)),

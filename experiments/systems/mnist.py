@@ -53,7 +53,7 @@ def open_mnist(
       validation: the last so many training images are "validation".
 
     Raises:
-      ConfigError: another word for `inputs` or `init`.
+      ConfigError: another word for `inputs` or `init`, or a batch that is too large.
       DataError: if the data is not there.
     """
     for name, value, known in (
@@ -65,7 +65,12 @@ def open_mnist(
     data = DATA[config.data](data_dir)
     mean, std = (0.0, 255.0) if inputs == "pixels" else (data.mean, data.std)
     model = MODELS[config.model](data.classes)
-    train = data.train[: len(data.train) - validation]
+    train = data.train[: max(0, len(data.train) - validation)]
+    if not 0 < config.batch <= len(train):
+        raise ConfigError(
+            f"`batch` is {config.batch}: {config.data} has {len(train)} training "
+            f"examples, {validation} for validation left out."
+        )
 
     def network(params: Any, pixels: jax.Array, index: jax.Array, key: Any):
         del key

@@ -19,7 +19,7 @@ from experiments import lanes, stopping
 from experiments.checkpoints import Saved
 from experiments.config import Config
 from experiments.data import super_resolution as images
-from experiments.loop import Diverged
+from experiments.loop import Diverged, bad_leaf
 from experiments.methods.removal import kernels
 from experiments.models.edsr import EDSR
 from experiments.results import Row
@@ -196,7 +196,7 @@ def fit(
       r: a reparameterization; what is trained is then its theta.
 
     Raises:
-      Diverged: when the loss is no longer finite.
+      Diverged: when the loss or a weight is no longer finite.
       Stopped: if the job was asked to leave; what was done is saved.
     """
     clock = time.perf_counter()
@@ -222,15 +222,18 @@ def fit(
     with bench.checkpoints(run) as keeper:
         found = keeper.restore(state, zero) or Saved(0, state, zero, 0.0)
         done, state, _, earlier = found
+        if done < bench.steps and stopping.wanted():
+            raise stopping.Stopped(f"asked to leave before run `{run}`")
         bench.journal.begin(run, bench.steps, done)
         for step in range(done + 1, bench.steps + 1):
             state, loss = advance(state, bench.small, bench.large)
             leave = step != bench.steps and stopping.wanted()
             if step % SAVE_EVERY and step != bench.steps and not leave:
                 continue
-            if not np.isfinite(float(loss)):
+            bad = bad_leaf(state.params) if np.isfinite(float(loss)) else "its loss"
+            if bad:
                 raise Diverged(
-                    f"`{run}` diverged before step {step}: its loss is not finite."
+                    f"`{run}` diverged before step {step}: {bad} is not finite."
                 )
             bench.journal.write({"run": run, "step": step, "loss": float(loss)})
             spent = earlier + time.perf_counter() - clock

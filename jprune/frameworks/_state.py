@@ -7,9 +7,10 @@ are outputs declared to be updated parameters, so they come back compact.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -96,9 +97,33 @@ def found(
     return deps
 
 
-def shrunk(fn: Stateful, plan: Plan, mean: Mean, rng: Mean) -> Stateful:
-    """`surgery.shrink` of a model: the same function at the compact shapes."""
-    small = shrink(tied(fn), plan, mean=mean, rng=rng, state_outputs=_is_state)
+def shrunk(
+    fn: Stateful, plan: Plan, mean: Mean, rng: Mean, inner: KeyTuple | None = None
+) -> Stateful:
+    """`surgery.shrink` of a model: the same function at the compact shapes.
+
+    Args:
+      fn: the model as a function.
+      plan: the plan.
+      mean: as in `surgery.shrink`.
+      rng: as in `surgery.shrink`.
+      inner: where in the first result of `fn` widths from inside the model may come
+        back, as many as are left; None: nowhere else than the plan says.
+    """
+    at = None if inner is None else ("out", *inner)
+
+    def free(path: KeyTuple) -> bool:
+        within = any(path[: len(p)] == p for p in plan.free)
+        return within or (at is not None and path[: len(at)] == at)
+
+    small = shrink(
+        tied(fn),
+        plan,
+        mean=mean,
+        rng=rng,
+        state_outputs=_is_state,
+        free_outputs=free,
+    )
 
     def compact(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         result = small(params, *args, **kwargs)
@@ -142,15 +167,37 @@ def require_statistics(stats: Any, where: str) -> None:
         raise value_error(f"the model has no batch statistics: no {where}.")
 
 
-class Setting(Protocol):
-    """How a compact model was made."""
+class Setting:
+    """How a compact model was made. Two are equal when they were made alike.
 
-    @property
-    def plan(self) -> Plan: ...  # noqa: D102
-    @property
-    def mean(self) -> Mean: ...  # noqa: D102
-    @property
-    def rng(self) -> Mean: ...  # noqa: D102
+    A model that was copied, unpickled or loaded has then the tree structure of the one
+    that it came from, and is no new program to `jit`.
+
+    Attributes:
+      plan: the plan.
+      mean: as in `surgery.shrink`.
+      rng: as in `surgery.shrink`.
+      model: the dense model, in frameworks whose models do not hold their parameters.
+    """
+
+    def __init__(self, plan: Plan, mean: Mean, rng: Mean, model: Any = None) -> None:
+        self.plan, self.model = plan, model
+        self.mean: Mean = mean
+        self.rng: Mean = rng
+
+    @functools.cached_property
+    def _text(self) -> tuple[str, ...]:
+        return self.plan.to_json(), self.mean, self.rng
+
+    def __eq__(self, other: Any) -> bool:
+        """Whether plan, meaning and dense model are the same."""
+        if self is other or type(self) is not type(other):
+            return self is other
+        return self._text == other._text and self.model == other.model
+
+    def __hash__(self) -> int:
+        """Equal for equal ones."""
+        return hash(self._text)
 
 
 def joined(first: Setting, plan: Plan, mean: Mean, rng: Mean) -> Plan:

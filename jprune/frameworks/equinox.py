@@ -55,6 +55,7 @@ from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune.frameworks._state import (
     Mean,
     Recalibration,
+    Setting,
     copied,
     found,
     joined,
@@ -144,9 +145,9 @@ def shrink(
     small, after = (packed, None) if state is None else packed
     if isinstance(model, CompactModule):
         whole = joined(model.setting, _of_packed(plan), mean, rng)
-        small = CompactModule(small.packed, _Setting(whole, mean, rng))
+        small = CompactModule(small.packed, Setting(whole, mean, rng))
     else:
-        small = CompactModule(small, _Setting(plan, mean, rng))
+        small = CompactModule(small, Setting(plan, mean, rng))
     return small if state is None else (small, after)
 
 
@@ -274,15 +275,6 @@ def _training(x: Any) -> Any:
     return eqx.nn.inference_mode(x, value=False) if _is_norm(x) else x
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Setting:
-    """How a compact module was made; static, equal to itself alone."""
-
-    plan: Plan
-    mean: Mean
-    rng: Mean
-
-
 class CompactModule(eqx.Module):
     """The packed arrays of a dense module, called as it is.
 
@@ -292,20 +284,32 @@ class CompactModule(eqx.Module):
     """
 
     packed: Any
-    setting: _Setting = eqx.field(static=True)
+    setting: Setting = eqx.field(static=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the dense module's call."""
         return _call(self, "__call__", *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("packed", "setting"):  # not set yet: while it is copied
+            raise AttributeError(name)
         dense = type(self.packed)
-        if name.startswith("_") or not callable(getattr(dense, name, None)):
-            raise AttributeError(
-                f"a compact {dense.__name__} has no method {name!r}; its arrays are in "
-                "`.packed`."
-            )
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if not callable(getattr(dense, name, None)):
+            return _plain(getattr(self.packed, name, None), dense, name)
         return eqx.Partial(_call, self, name)
+
+
+def _plain(value: Any, dense: type, name: str) -> Any:
+    """An attribute that computes nothing: a width, a configuration."""
+    leaves = jax.tree.leaves(value, is_leaf=lambda x: isinstance(x, eqx.Module))
+    if value is None or any(is_array(x) or callable(x) for x in leaves):
+        raise AttributeError(
+            f"a compact {dense.__name__} has no method {name!r}; its arrays are in "
+            "`.packed`."
+        )
+    return value
 
 
 def _call(small: CompactModule, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -313,7 +317,8 @@ def _call(small: CompactModule, method: str, *args: Any, **kwargs: Any) -> Any:
     call, state, args, kwargs = _split(method, args, kwargs)
     setting = small.setting
     params = small.packed if state is None else (small.packed, state)
-    run = shrunk(call, setting.plan, setting.mean, setting.rng)
+    inner = None if method == "__call__" else ()
+    run = shrunk(call, setting.plan, setting.mean, setting.rng, inner)
     out, new = run(params, args, kwargs)
     if state is None:
         return out

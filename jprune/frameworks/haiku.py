@@ -140,11 +140,13 @@ def shrink(model: T, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
             "state, key, *inputs)`."
         )
     make = _compact_stateful if stateful else _compact_stateless
+    several = isinstance(model, hk.MultiTransformed | hk.MultiTransformedWithState)
+    inner = () if several else None
 
     def init(*args: Any, **kwargs: Any) -> Any:
         return plan.pack(model.init(*args, **kwargs))
 
-    apply = jax.tree.map(lambda fn: make(fn, plan, mean, rng), model.apply)
+    apply = jax.tree.map(lambda fn: make(fn, plan, mean, rng, inner), model.apply)
     return type(model)(init, apply)
 
 
@@ -210,8 +212,8 @@ def _stateful(apply: Any) -> Any:
     return call
 
 
-def _compact_stateless(apply: Any, plan: Plan, mean: Mean, rng: Mean) -> Any:
-    small = shrunk(_stateless(apply), plan, mean, rng)
+def _compact_stateless(apply: Any, *how: Any) -> Any:
+    small = shrunk(_stateless(apply), *how)
 
     @functools.wraps(apply)
     def compact(params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -220,8 +222,8 @@ def _compact_stateless(apply: Any, plan: Plan, mean: Mean, rng: Mean) -> Any:
     return compact
 
 
-def _compact_stateful(apply: Any, plan: Plan, mean: Mean, rng: Mean) -> Any:
-    small = shrunk(_stateful(apply), plan, mean, rng)
+def _compact_stateful(apply: Any, *how: Any) -> Any:
+    small = shrunk(_stateful(apply), *how)
 
     @functools.wraps(apply)
     def compact(params: Any, state: Any, *args: Any, **kwargs: Any) -> Any:

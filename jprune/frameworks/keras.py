@@ -51,6 +51,7 @@ from jprune._tree import KeyTuple
 from jprune.frameworks._state import (
     Mean,
     Recalibration,
+    Setting,
     copied,
     found,
     joined,
@@ -159,10 +160,10 @@ def shrink(
     if not isinstance(model, keras.Model):
         raise type_error(f"`model` must be a keras.Model, got {type(model).__name__}.")
     plan = _renumbered(plan, named(model))
-    setting = _Setting(model, plan, mean, rng)
+    setting = Setting(plan, mean, rng, model)
     if isinstance(model, CompactModel):
         first = model._setting
-        setting = _Setting(first.model, joined(first, plan, mean, rng), mean, rng)
+        setting = Setting(joined(first, plan, mean, rng), mean, rng, first.model)
     small = CompactModel(setting)
     packed = copied(plan.pack(named(model)))  # `fit` donates its arrays
     for path, variable in _by_path(small.variables).items():
@@ -217,15 +218,6 @@ def recalibration(model: keras.Model, **kwargs: Any) -> Recalibration:
     return Recalibration(update, stats, put, momenta)
 
 
-class _Setting:
-    """A model and its plan; no layer, so that Keras does not track the dense model."""
-
-    def __init__(self, model: Any, plan: Plan, mean: Mean, rng: Mean) -> None:
-        self.model, self.plan = model, plan
-        self.mean: Mean = mean
-        self.rng: Mean = rng
-
-
 class _Call:
     """One call as a function: ((result, losses), changed variables)."""
 
@@ -247,6 +239,10 @@ class _Call:
         return (out, list(losses)), new
 
 
+_ENDS = ("inputs", "outputs", "input_shape", "output_shape")
+"""What removal does not change."""
+
+
 @keras.saving.register_keras_serializable("jprune")
 class CompactModel(keras.Model):
     """A dense model and a plan, as a model of the packed variables.
@@ -254,7 +250,7 @@ class CompactModel(keras.Model):
     Made by `shrink` and `load`. Its variables have the paths of the dense ones.
     """
 
-    def __init__(self, setting: _Setting, **kwargs: Any) -> None:
+    def __init__(self, setting: Setting, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._setting = setting
         shapes = setting.plan.compact_shapes
@@ -270,6 +266,17 @@ class CompactModel(keras.Model):
             )
             own._path = path  # what scopes and reports go by
         self.built = True
+        shapes = getattr(setting.model, "_build_shapes_dict", None)
+        if shapes:  # what `export` asks of a model that is no graph of layers
+            self._build_shapes_dict = dict(shapes)
+
+    def __getattr__(self, name: str) -> Any:
+        """Inputs and outputs of a dense model that knows them."""
+        if name in _ENDS and "_setting" in vars(self):
+            return getattr(self._setting.model, name)
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
 
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
         """As the dense model's call."""
@@ -294,6 +301,26 @@ class CompactModel(keras.Model):
     def build(self, *shapes: Any) -> None:
         """Nothing is left to build."""
 
+    def export(self, filepath: Any, format: str = "tf_saved_model", **how: Any) -> None:
+        """As the dense model's, but for ONNX.
+
+        Raises:
+          ValueError: for ONNX, with what to do instead.
+        """
+        if format == "onnx":
+            raise value_error(
+                "a compact model is no model for Keras' ONNX converter, which replaces "
+                "functions of JAX while it traces. Hand jax2onnx the closed jaxpr of "
+                "`lambda x: small(x, training=False)`, as docs/export.md shows."
+            )
+        dense = self._setting.model
+        if how.get("input_signature") is None and hasattr(dense, "inputs"):
+            struct = (
+                dense.inputs if isinstance(dense, keras.Sequential) else dense.input
+            )
+            how["input_signature"] = [keras.tree.map_structure(_spec, struct)]
+        super().export(filepath, format=format, **how)
+
     def get_config(self) -> dict[str, Any]:
         """The dense model's configuration and the plan."""
         setting = self._setting
@@ -310,8 +337,13 @@ class CompactModel(keras.Model):
         """The compact model without its weights, which `load_model` then restores."""
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
         plan = _renumbered(Plan.from_json(config["plan"]), named(model))
-        setting = _Setting(model, plan, config["mean"], config["rng"])
+        setting = Setting(plan, config["mean"], config["rng"], model)
         return cls(setting, name=config["name"])
+
+
+def _spec(x: Any) -> Any:
+    """An input of any batch size."""
+    return keras.InputSpec(shape=(None, *x.shape[1:]), dtype=x.dtype, name=x.name)
 
 
 def _renumbered(plan: Plan, leaves: Mapping[str, Any]) -> Plan:

@@ -33,6 +33,7 @@ Save and reload in another process::
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
     Mean,
     Recalibration,
+    Setting,
     found,
     joined,
     nested,
@@ -130,7 +132,7 @@ def shrink(
     if isinstance(model, CompactModule):
         first = model.setting
         model, plan = first.model, joined(first, plan, mean, rng)
-    return CompactModule(_Setting(model, plan, mean, rng))
+    return CompactModule(_Setting(plan, mean, rng, model))
 
 
 def load(
@@ -182,13 +184,8 @@ def recalibration(
     return Recalibration(update, stats, lambda new: {**given, **new})
 
 
-class _Setting:
+class _Setting(Setting):
     """A model and its plan. No tree: Linen must not adopt the model as a child."""
-
-    def __init__(self, model: nn.Module, plan: Plan, mean: Mean, rng: Mean) -> None:
-        self.model, self.plan = model, plan
-        self.mean: Mean = mean
-        self.rng: Mean = rng
 
     def __repr__(self) -> str:
         """The class, and the leaves that are smaller; alike ones share a line."""
@@ -204,6 +201,18 @@ class CompactModule(nn.Module):
     """
 
     setting: _Setting
+
+    @nn.nowrap
+    def __getattr__(self, name: str) -> Any:
+        """The dense module's public methods, shrunk, and its fields as they are."""
+        setting = vars(self).get("setting")
+        dense = None if setting is None else setting.model
+        if dense is not None and not name.startswith("_"):
+            if name in getattr(dense, "__dataclass_fields__", ()):
+                return getattr(dense, name)
+            if callable(getattr(type(dense), name, None)):
+                return functools.partial(self.__call__, jprune_method=name)
+        return super().__getattr__(name)
 
     @nn.nowrap
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
@@ -231,8 +240,9 @@ class CompactModule(nn.Module):
         mutable = () if self.is_initializing() else scope.mutable
         known = frozenset(variables)
         dense = _Call(setting.model, jprune_method, mutable, known)
-        plan = _over(setting.plan, known)
-        small = shrunk(dense, plan, setting.mean, setting.rng)
+        plan = _over(setting.plan, variables)
+        inner = (1,) if jprune_method is None else ()  # what it sows
+        small = shrunk(dense, plan, setting.mean, setting.rng, inner)
         (out, made), new = small(variables, rngs or None, args, kwargs)
         self._store(made)
         self._store(_replaced(variables, new))
@@ -245,9 +255,13 @@ class CompactModule(nn.Module):
                     self.put_variable(collection, name, value)
 
 
-def _over(plan: Plan, collections: frozenset[str]) -> Plan:
-    """The plan for a call without some collections: a full forward has no cache."""
-    keep = {path: masks for path, masks in plan.keep.items() if path[0] in collections}
+def _over(plan: Plan, variables: Any) -> Plan:
+    """The plan for a call without some variables.
+
+    A full forward has no cache, and a part of a model may be made for one method alone.
+    """
+    there = {path for path, _ in keyed_leaves(variables)}
+    keep = {path: masks for path, masks in plan.keep.items() if path in there}
     return dataclasses.replace(plan, keep=keep) if len(keep) < len(plan.keep) else plan
 
 
@@ -264,7 +278,8 @@ def _key(lazy: Any) -> Any:
 def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The method goes to our own call, which hands it to the dense module."""
     if (method := kwargs.pop("method", None)) is not None:
-        kwargs["jprune_method"] = method
+        own = getattr(method, "keywords", {})  # `small.encode`: see `__getattr__`
+        kwargs["jprune_method"] = own.get("jprune_method", method)
     return kwargs
 
 

@@ -20,10 +20,10 @@ Five lines from a trained model to a smaller one that trains on:
 
 The object is a copy of the model, of a sub-class of its class, whose arrays are packed.
 Its public methods are the dense class's, shrunk: `small(x)`, `small.encode(x)`, with
-any arguments. `small.train()`, `small.eval()`, `nnx.view`, `nnx.split`, `nnx.jit`,
-`nnx.Optimizer` and Orbax work on it as on any module. Its sub-modules hold the packed
-arrays and the modes; they cannot be called by themselves, since a norm would divide by
-the wrong width.
+any arguments; a method that returns a width from inside returns what is left of it.
+`small.train()`, `small.eval()`, `nnx.view`, `nnx.split`, `nnx.jit`, `nnx.Optimizer` and
+Orbax work on it as on any module. Its sub-modules hold the packed arrays and the modes;
+they cannot be called by themselves, since a norm would divide by the wrong width.
 
 Save and reload in another process::
 
@@ -34,6 +34,7 @@ Save and reload in another process::
     nnx.update(small, checkpointer.restore(folder, nnx.state(small)))
 """
 
+import copyreg
 import functools
 import types
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
     Mean,
     Recalibration,
+    Setting,
     copied,
     found,
     joined,
@@ -199,14 +201,16 @@ def _momenta(model: nnx.Module) -> frozenset[float]:
     )
 
 
-class _Setting:
+class _Setting(Setting):
     """How a compact module was made, held by it as a static attribute."""
 
     def __init__(self, plan: Plan, mean: Mean, rng: Mean) -> None:
-        self.plan = plan
-        self.mean: Mean = mean
-        self.rng: Mean = rng
+        super().__init__(plan, mean, rng)
         self._calls: dict[Any, Any] = {}
+
+    def __reduce__(self) -> Any:
+        """Its compiled calls stay in this process."""
+        return _Setting, (self.plan, self.mean, self.rng)
 
     def call(self, graphdef: Any, inputs: Any, method: str) -> Callable[..., Any]:
         """The compact call of one method at one structure, compiled once a shape."""
@@ -223,7 +227,8 @@ class _Setting:
 
     def _shrunk(self, graphdef: Any, inputs: Any, method: str) -> Callable[..., Any]:
         dense = functools.partial(_dense, graphdef, inputs, method)
-        small = shrunk(dense, self.plan, self.mean, self.rng)
+        inner = None if method == "__call__" else ()
+        small = shrunk(dense, self.plan, self.mean, self.rng, inner)
 
         def run(state: Any, arrays: Any) -> Any:
             (out, used), new = small(state, arrays)
@@ -281,11 +286,24 @@ def _compact_class(cls: type, root: bool) -> type:
     """The sub-class whose methods are the shrunk ones, or refuse in a sub-module."""
     make = _shrunk_method if root else _refusing_method
     body: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__}
-    body |= {"__annotations__": {}, "_jprune_dense": cls}
+    body |= {"__annotations__": {}, "_jprune_dense": cls, "_jprune_root": root}
     body |= {name: make(cls, name, fn) for name, fn in _methods(cls).items()}
+    kind = {"metaclass": _pickled_kind(type(cls))}
     return types.new_class(
-        f"Compact{cls.__name__}", (cls,), exec_body=lambda ns: ns.update(body)
+        f"Compact{cls.__name__}", (cls,), kind, lambda ns: ns.update(body)
     )
+
+
+@functools.cache
+def _pickled_kind(kind: type) -> type:
+    """The class of compact classes, which pickle as what they are made from."""
+    made = type(f"Compact{kind.__name__}", (kind,), {})
+    copyreg.pickle(made, _pickled)  # pyright: ignore[reportArgumentType]
+    return made
+
+
+def _pickled(cls: Any) -> tuple[Any, tuple[type, bool]]:
+    return _compact_class, (cls._jprune_dense, cls._jprune_root)
 
 
 def _methods(cls: type) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 import jax.tree_util as jtu
 import optax
 
+from jprune._errors import type_error
 from jprune._typing import Mask, Params, PyTree
 
 
@@ -35,6 +36,9 @@ def map_moments(
 
     Returns:
       A tree of what the functions return.
+
+    Raises:
+      TypeError: `tx` does not take the stand-in by which Optax finds moments.
     """
     places = {path for path, _ in jtu.tree_leaves_with_path(like[0])}
 
@@ -47,8 +51,20 @@ def map_moments(
             is_leaf_takes_path=True,
         )
 
+    def init(stand_in: Any) -> PyTree:
+        try:
+            return tx.init(stand_in)
+        except Exception as error:
+            raise type_error(
+                "Which arrays of this optimizer's state belong to which weights cannot "
+                "be told: its `init` does not take the stand-in of "
+                f"`optax.tree.map_params` ({type(error).__name__}: {error}). Those "
+                "with a line search, such as `optax.lbfgs`, do not; use another, such "
+                "as `optax.adam`."
+            ) from error
+
     return optax.tree.map_params(
-        tx,
+        init,
         of_tree,
         state,
         *like,

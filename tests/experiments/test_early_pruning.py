@@ -1,11 +1,14 @@
 """Pruning in the first epochs at toy length: counts, spread, and what is refused."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
-from experiments import build
+from experiments import build, stopping
 from experiments.config import ConfigError
+from experiments.loop import Diverged
 
 RUN = {
     "arms": ("dissipating, then K-starts",),
@@ -90,3 +93,33 @@ def test_mistakes(lab):
     normed = lab._replace(init=lambda seed: (params, {"mean": np.zeros(3)}))
     with pytest.raises(ConfigError, match="without batch statistics; `lenet300` has"):
         run(normed)
+
+
+@pytest.mark.slow
+def test_rows_resume_where_they_were_left(open_tiny, tmp_path, monkeypatch):
+    def job(folder, leave_at, resume=False):
+        lab = open_tiny(tmp_path / folder, resume=resume).rebatched(476)
+        asked = itertools.count(1)
+        monkeypatch.setattr(stopping, "wanted", lambda: next(asked) == leave_at)
+        rows = []
+        try:
+            for row in build.rows(lab, None, {"method": "early_pruning", **RUN}):
+                rows.append(row._replace(seconds=0.0))
+        except stopping.Stopped as error:
+            return str(error)
+        return rows
+
+    whole = job("whole", 0)
+    assert job("cut", 2) == "asked to leave in run `dense, 2 seeds`"
+    assert "then K-starts" in job("cut", 4, resume=True)
+    assert job("cut", 0, resume=True) == whole and len(whole) == 3
+    asked = itertools.count(1)
+    monkeypatch.setattr(stopping, "wanted", lambda: bool(next(asked)))
+    lab = open_tiny(tmp_path / "cut", resume=True).rebatched(476)
+    assert len(run(lab)) == 3  # all was saved: nothing is trained, nobody leaves
+
+
+def test_seeds_that_diverge_are_no_row(open_tiny, tmp_path):
+    lab = open_tiny(tmp_path / "wild").rebatched(476)
+    with pytest.raises(Diverged, match=r"run `dense, 2 seeds` diverged"):
+        run(lab, lr=1e38)

@@ -140,3 +140,13 @@ def test_the_dense_rows(opened):
     assert [row.run for row in rows] == ["dense", "one-shot, not trained on 90%"]
     assert rows[1].nonzero == rows[1].kept == 26_620
     assert masks.size(lanes.lane(start.tuning, 0)) == 266_200
+
+
+def test_a_budget_is_made_up_by_its_halves_and_their_rounds():
+    arena.require_halves({"dense": CHOSEN.dense, **CHOSEN.runs})
+    for run, message in (
+        ({"method": "one_shot", "epochs": 5}, "`it.epochs` is 5: .* multiple of 2"),
+        ({"method": "iterative", "epochs": 6, "rounds": 2}, "multiple of 4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            arena.require_halves({"it": run})

@@ -35,8 +35,6 @@ def test_what_may_be_none_is_none_or_a_number(text):
 @pytest.mark.parametrize(
     ("name", "setting", "message"),
     [
-        ("digits", "swd.sparsity=()", "`swd.sparsity` is empty"),
-        ("digits_gap", "*.partitions=()", ".partitions` is empty"),
         ("digits_gap", "*.partitions=('(',)", "no regular expression"),
         ("digits_kstarts", "*.scope=(", "no regular expression"),
         ("digits_nm", "*.pairs=((1, 'a'),)", "tuple[tuple[int, int], ...]"),

@@ -280,3 +280,22 @@ def test_a_reloaded_plan_keeps_its_lookups_under_other_numbers(tmp_path):
     reference = give(unnamed(), first, plan.zero(jkeras.named(first)))
     close(again(TOKENS), reference(TOKENS))
     assert [tuple(v.shape) for v in again.variables][0] == (6, 8)
+
+
+@pytest.mark.parametrize("make", [conv_net, unnamed])
+def test_an_export_gets_the_inputs_of_the_dense_model(make, monkeypatch):
+    model = make()
+    x = X if make is conv_net else TOKENS
+    small = jkeras.shrink(model, halves(model, x))
+    assert small.input_shape == model.input_shape
+    assert small.output_shape == model.output_shape
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(keras.Model, "export", lambda *_, **how: asked.update(how))
+    small.export("small")
+    (spec,) = keras.tree.flatten(asked["input_signature"])
+    assert spec.shape == (None, *x.shape[1:])
+    assert spec.dtype == ("float32" if make is conv_net else "int32")
+    with pytest.raises(ValueError, match="closed jaxpr"):
+        small.export("small.onnx", format="onnx")
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = small.nothing_of_that_name

@@ -72,8 +72,8 @@ def test_call():
     close(small.apply(packed, X, method="loss"), MODEL.apply(zeroed, X, method="loss"))
     by_name = small.apply(packed, X, method=ConvNet.loss, mutable=["losses"])
     close(by_name[1]["losses"]["size"][0], jnp.abs(MODEL.apply(zeroed, X)).mean())
-    with pytest.raises(ValueError, match="the plan does not fit"):
-        small.apply(packed, X, method="features")  # its output is what was pruned
+    features = small.apply(packed, X, method="features")  # what is left of them
+    assert features.shape[-1] < MODEL.apply(zeroed, X, method="features").shape[-1]
     got, want = small.apply(packed, X, **TRAIN), MODEL.apply(zeroed, X, **TRAIN)
     close(got[0], want[0])  # the dropout masks are those of the dense model
     mapped = jax.jit(jax.vmap(lambda x: small.apply(packed, x[None])))(X)

@@ -66,6 +66,14 @@ def test_an_inner_optimizer_that_keeps_the_parameters(inner):
         assert len(found) == len(set(found))
 
 
+def test_an_optimizer_whose_moments_cannot_be_told_is_named():
+    """A line search looks at the first parameter, and the stand-in has none."""
+    params = tree("dict")
+    tx = transforms.drop_and_grow(optax.lbfgs(), 0.5)
+    with pytest.raises(TypeError, match=r"line search, such as `optax.lbfgs`.*adam"):
+        tx.update(params, tx.init(params), params)
+
+
 @CASES
 def test_parameters_and_state_are_donated(case):
     tx = case.make()

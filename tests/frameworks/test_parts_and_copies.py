@@ -1,0 +1,219 @@
+"""What a user does with a model object besides calling it: copies, pickles, methods.
+
+A method whose result is a width from inside the model returns the coordinates that are
+left; the reference is the dense method on zeroed parameters, indexed by hand.
+"""
+
+import copy
+import pickle
+
+import equinox as eqx
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from jprune import surgery
+from jprune.frameworks import equinox as jeqx
+from jprune.frameworks import haiku as jhk
+from jprune.frameworks import linen as jlinen
+from jprune.frameworks import nnx as jnnx
+
+pytestmark = pytest.mark.usefixtures("broadcasting")
+
+X = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+KEPT = [0, 2, 3]
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.enter = nnx.Linear(5, 6, rngs=rngs)
+        self.leave = nnx.Linear(6, 2, rngs=rngs)
+
+    def encode(self, x):
+        return jnp.tanh(self.enter(x)) + 1  # 1 where nothing is left
+
+    def __call__(self, x):
+        return self.leave(self.encode(x))
+
+
+class EquinoxNet(eqx.Module):
+    enter: eqx.nn.Linear
+    leave: eqx.nn.Linear
+    title: str = eqx.field(static=True, default="net")
+
+    def encode(self, x):
+        return jnp.tanh(jax.vmap(self.enter)(x)) + 1
+
+    def __call__(self, x):
+        return jax.vmap(self.leave)(self.encode(x))
+
+
+class LinenNet(nn.Module):
+    width: int = 6
+
+    def setup(self):
+        self.enter, self.leave = nn.Dense(self.width), nn.Dense(2)
+
+    def encode(self, x):
+        h = jnp.tanh(self.enter(x)) + 1
+        self.sow("intermediates", "features", h)
+        return h
+
+    def __call__(self, x):
+        return self.leave(self.encode(x))
+
+
+class Head(nn.Module):
+    """Transfer: a new head on another model's features."""
+
+    body: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(self.body.encode(x))
+
+
+def halved(deps):
+    (group,) = deps
+    return surgery.plan_from_keep(deps, {group.id: KEPT})
+
+
+def nnx_pair():
+    model = NNXNet(nnx.Rngs(0))
+    plan = halved(jnnx.groups(model, X))
+    graph, state = nnx.split(model)
+    return jnnx.shrink(model, plan), nnx.merge(graph, plan.zero(state))
+
+
+def equinox_pair():
+    a, b = jax.random.split(jax.random.key(0))
+    model = EquinoxNet(eqx.nn.Linear(5, 6, key=a), eqx.nn.Linear(6, 2, key=b))
+    plan = halved(jeqx.groups(model, X))
+    return jeqx.shrink(model, plan), plan.zero(model)
+
+
+def linen_pair():
+    model = LinenNet()
+    variables = {"params": model.init(jax.random.key(0), X)["params"]}
+    plan = halved(jlinen.groups(model, variables, X))
+    small, packed = jlinen.shrink(model, plan), plan.pack(variables)
+    return small, packed, model, plan.zero(variables)
+
+
+PAIRS = {"nnx": nnx_pair, "equinox": equinox_pair}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_method_returns_the_inner_coordinates_that_are_left(name):
+    small, zeroed = PAIRS[name]()
+    features = small.encode(X)
+    np.testing.assert_allclose(features, zeroed.encode(X)[:, KEPT], atol=1e-6)
+    np.testing.assert_allclose(small(X), zeroed(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("how", ["copy", "deepcopy", "pickle"])
+def test_copies_call_as_the_model_and_share_its_program(name, how):
+    small, _ = PAIRS[name]()
+    make = {
+        "copy": copy.copy,
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+    }[how]
+    again = make(small)
+    np.testing.assert_array_equal(again(X), small(X))
+    np.testing.assert_array_equal(again.encode(X), small.encode(X))
+    averaged = jax.tree.map(lambda a, b: (a + b) / 2, *_states(small, again))
+    assert len(jax.tree.leaves(averaged)) == 4
+    if name == "nnx":
+        assert nnx.graphdef(again) == nnx.graphdef(small)
+        assert hash(nnx.graphdef(again)) == hash(nnx.graphdef(small))
+        assert type(again) is type(small)
+        assert isinstance(again, NNXNet)
+
+
+def _states(*models):
+    if isinstance(models[0], nnx.Module):
+        return [nnx.state(m) for m in models]
+    return list(models)
+
+
+def test_models_of_two_plans_are_two_programs():
+    model = NNXNet(nnx.Rngs(0))
+    deps = jnnx.groups(model, X)
+    plans = [surgery.plan_from_keep(deps, {deps[0].id: keep}) for keep in ([0], [1])]
+    a, b = (jnnx.shrink(model, plan) for plan in plans)
+    assert nnx.graphdef(a) != nnx.graphdef(b)
+
+
+def test_plain_attributes_of_a_compact_equinox_module():
+    small, _ = equinox_pair()
+    assert small.title == "net"
+    with pytest.raises(AttributeError, match="its arrays are in `.packed`"):
+        _ = small.enter
+    assert not hasattr(small, "nothing_of_that_name")
+
+
+@pytest.mark.parametrize("method", ["encode", LinenNet.encode])
+def test_a_method_given_to_apply(method):
+    small, packed, model, zeroed = linen_pair()
+    want = model.apply(zeroed, X, method="encode")[:, KEPT]
+    np.testing.assert_allclose(small.apply(packed, X, method=method), want, atol=1e-6)
+
+
+def test_methods_and_fields_of_a_compact_linen_module():
+    small, packed, model, zeroed = linen_pair()
+    want = model.apply(zeroed, X, method="encode")[:, KEPT]
+    for features in (
+        small.apply(packed, X, method=small.encode),
+        small.bind(packed).encode(X),
+    ):
+        np.testing.assert_allclose(features, want, atol=1e-6)
+    assert small.width == 6  # of the class, as `out_features` of an NNX module
+    with pytest.raises(AttributeError):
+        _ = small.nothing_of_that_name
+    assert pickle.loads(pickle.dumps(small)) == small == copy.deepcopy(small)
+
+
+def test_what_a_call_sows_is_compact():
+    small, packed, model, zeroed = linen_pair()
+    asked = {"mutable": ["intermediates"]}
+    out, found = small.apply(packed, X, **asked)
+    dense, want = model.apply(zeroed, X, **asked)
+    np.testing.assert_allclose(out, dense, atol=1e-6)
+    (got,), (full,) = (f["intermediates"]["features"] for f in (found, want))
+    np.testing.assert_allclose(got, full[:, KEPT], atol=1e-6)
+
+
+def test_a_new_head_on_compact_features():
+    small, packed, model, zeroed = linen_pair()
+    fresh = Head(small).init(jax.random.key(1), X)["params"]
+    assert fresh["Dense_0"]["kernel"].shape == (3, 4)
+    fresh["body"] = packed["params"]
+    kernel, bias = fresh["Dense_0"]["kernel"], fresh["Dense_0"]["bias"]
+    want = model.apply(zeroed, X, method="encode")[:, KEPT] @ kernel + bias
+    got = Head(small).apply({"params": fresh}, X)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_one_of_several_haiku_functions_returns_features():
+    def build():
+        enter, leave = hk.Linear(6), hk.Linear(2)
+        encode = lambda x: jnp.tanh(enter(x)) + 1  # noqa: E731
+        call = lambda x: leave(encode(x))  # noqa: E731
+        return call, (call, encode)
+
+    many = hk.without_apply_rng(hk.multi_transform(build))
+    params = many.init(jax.random.key(0), X)
+    call = hk.without_apply_rng(hk.transform(lambda x: build()[0](x)))
+    plan = halved(jhk.groups(call, params, X))
+    logits, features = jhk.shrink(many, plan).apply
+    packed, zeroed = plan.pack(params), plan.zero(params)
+    np.testing.assert_allclose(
+        features(packed, X), many.apply[1](zeroed, X)[:, KEPT], atol=1e-6
+    )
+    np.testing.assert_allclose(logits(packed, X), many.apply[0](zeroed, X), atol=1e-6)
