@@ -44,7 +44,9 @@ def draw(
 def _curves(axis: Any, history: dict, name: str, scale: float) -> None:
     for index, (run, epochs) in enumerate(history.items()):
         points = [
-            (e["epoch"], scale * e[name]) for e in epochs if e.get(name) is not None
+            (e["epoch"], scale * e[name])
+            for e in epochs
+            if isinstance(e.get(name), int | float)
         ]
         if points:
             axis.plot(*zip(*points, strict=True), label=run, color=f"C{index}", lw=1)
@@ -64,7 +66,11 @@ def _removal(axis: Any, rows: Sequence[Row]) -> None:
             axis.plot([100 * row.before, 100 * row.after], [y, y], color=_GREY)
             axis.plot(100 * row.before, y, "o", color=_GREY, fillstyle="none", ms=9)
         axis.plot(100 * row.after, y, "o", color="C0")
-    labels = [f"{row.run}  ({row.nonzero:,})" for row in rows]
+    left = [row.nonzero if row.nonzero is not None else "-" for row in rows]
+    labels = [
+        f"{row.run}  ({n if isinstance(n, str) else format(n, ',')})"
+        for row, n in zip(rows, left, strict=True)
+    ]
     axis.set_yticks(range(len(rows)), labels, fontsize=8)
     axis.margins(y=0.5 / max(len(rows), 1))
     axis.invert_yaxis()

@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The JSON object in a file; what is not a number (NaN, infinity) is null.
 
     Args:
       path: of the file.
@@ -66,7 +66,12 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
       FileError: if it is no JSON object or lacks a key; names the file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=lambda name: None,
+            parse_float=_finite,
+            parse_int=_count,
+        )
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is damaged, no JSON: {error}") from error
     except OSError as error:
@@ -77,6 +82,18 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise FileError(f"{path} is damaged: it lacks {', '.join(missing)}.")
     return found
+
+
+def _finite(text: str) -> float | None:
+    """A number; null for one that no float holds."""
+    return float(text) if math.isfinite(float(text)) else None
+
+
+def _count(text: str) -> int:
+    """A whole number of the size that files of a job hold."""
+    if len(text) > 19:
+        raise ValueError(f"{text[:19]}... is too large a number")
+    return int(text)
 
 
 LOCK = ".lock"

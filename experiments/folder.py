@@ -75,7 +75,8 @@ def prepare(
     if jax.process_index() == 0:
         for name in _OWN:
             _clear(out / name)
-        (out / "result.json").unlink(missing_ok=True)
+        for name in ("result.json", "figure.png", "log.jsonl"):
+            (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         files.write_json(note, {**settings, _DATA: [*data]})
 

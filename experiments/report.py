@@ -9,6 +9,7 @@ of how many seeds where some lack it.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,16 @@ from experiments.results import Row
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables; returns 2 when there is nothing to read."""
+    try:
+        status = _main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.report")
     parser.add_argument("run", nargs="*", type=Path, help="folder or result file")
     found, runs = [], parser.parse_args(argv).run
@@ -39,8 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.append((facts, rows))
         print(text(facts, rows), end="\n\n")
         if run.is_dir() and (run / "log.jsonl").exists():
-            log = results.history(run / "log.jsonl")
-            figures.draw(run / "figure.png", rows, log)
+            try:
+                log = results.history(run / "log.jsonl")
+                figures.draw(run / "figure.png", rows, log)
+            except OSError as error:
+                name = error.filename or run / "figure.png"
+                print(f"error: {name}: {error.strerror}.", file=sys.stderr)
+                return 2
     if len(found) > 1 and len({facts["config"] for facts, _ in found}) == 1:
         print(_apart([facts for facts, _ in found]) or spread([r for _, r in found]))
     return 0
@@ -84,6 +100,11 @@ def _page() -> int:
         print(f"written: {page.write()}")
     except FileError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr
+        )
         return 2
     return 0
 

@@ -24,6 +24,17 @@ FACTS = {
 }
 """What a `result.json` tells of its job besides the rows, and of which kind it is."""
 
+_MORE = {
+    "settings": dict,
+    "versions": dict,
+    "small": bool,
+    "split": str,
+    "stopped": str,
+    "commit": str | None,
+    "sessions": list,
+}
+"""The same of what those of an older version lack."""
+
 _PACKAGES = ("flax", "jax", "jaxlib", "numpy", "optax")
 
 
@@ -161,10 +172,13 @@ def load(path: Path, *keys: str) -> tuple[dict[str, Any], list[Row]]:
       FileError: if it is damaged, or something in it is not of its kind; names it.
     """
     facts = files.read_json(path, *keys, "rows")
-    known = {key: kind for key, kind in FACTS.items() if key in facts}
+    known = {key: kind for key, kind in (FACTS | _MORE).items() if key in facts}
     _require_kinds(path, "", facts, {**known, "rows": list})
     if "device" in facts:
         _require_kinds(path, "device.", facts["device"], {"count": int, "kind": str})
+    if "claims" in facts:
+        told = facts["claims"]
+        _require_kinds(path, "claims.", told, dict.fromkeys(told, bool))
     found = facts.pop("rows")
     return facts, [_row(path, f"rows[{i}]", row) for i, row in enumerate(found)]
 
@@ -192,7 +206,8 @@ def _require_kinds(
     for key, kind in kinds.items():
         if key not in found:
             raise files.FileError(f"{path} is damaged: it lacks {place}{key}.")
-        if not isinstance(found[key], kind):
+        flag = isinstance(found[key], bool) and kind is not bool
+        if flag or not isinstance(found[key], kind):
             raise _wrong(path, place + key, kind, found[key])
 
 

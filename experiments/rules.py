@@ -199,14 +199,23 @@ def check_distinct(runs: Mapping[str, Mapping[str, Any]]) -> None:
         seen[text] = name
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: int, count: int = 1) -> None:
     """Refuses a seed that JAX would fold onto another.
+
+    Args:
+      seed: the first.
+      count: how many, one after the other.
 
     Raises:
       ConfigError: naming the range.
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"`--seed` must be from 0 to 2**32 - 1, got {seed}.")
+    if seed + count > 2**32:
+        raise ConfigError(
+            f"`--seed` is the first of {count}: it must be at most 2**32 - {count}, "
+            f"got {seed}."
+        )
 
 
 def _check_one(place: str, name: str, value: Any) -> None:

@@ -15,6 +15,8 @@ import jax
 
 PREFIX = "[jprune] "
 
+_MOST = 2**31 - 1
+
 
 def value_error(message: str) -> ValueError:
     """A `ValueError` that says it is ours."""
@@ -43,7 +45,8 @@ def require_static(**options: Any) -> None:
       **options: the values, by the names of the arguments; None where none is given.
 
     Raises:
-      ValueError: one is an array of JAX, traced or not, or no integer; 3.0 is none.
+      ValueError: one is an array of JAX, traced or not, or no integer; 3.0 is none; or
+        it is larger than an int32.
     """
     arrays = [f"`{name}`" for name, x in options.items() if isinstance(x, jax.Array)]
     if arrays:
@@ -55,6 +58,11 @@ def require_static(**options: Any) -> None:
         if x is not None and not is_integer(x):
             raise value_error(
                 f"`{name}` must be a whole number, got {short(x)}: use round(...)."
+            )
+        if x is not None and abs(operator.index(x)) > _MOST:
+            raise value_error(
+                f"`{name}` must be at most {_MOST}, what a step count (int32) holds; "
+                f"got {x}."
             )
 
 

@@ -268,12 +268,25 @@ def next_step(count: jax.Array) -> jax.Array:
 
 
 def end_within(
-    total_steps: int | None, end: int | None, share: Fraction, least: int = 1
+    total_steps: int | None,
+    end: int | None,
+    share: Fraction,
+    least: int = 1,
+    *,
+    removes: bool = False,
 ) -> int:
     """`end`, or the paper's share of `total_steps`.
 
+    Args:
+      total_steps: length of the run.
+      end: what the user gave.
+      share: of the run.
+      least: the lowest `end`.
+      removes: whether the step `end`, counted from 0, itself removes: it must come
+        within the run then.
+
     Raises:
-      ValueError: neither is given, or an `end` outside `least` to `total_steps`.
+      ValueError: neither is given, or an `end` outside of the run.
     """
     require_static(total_steps=total_steps, end=end)
     if end is None:
@@ -283,11 +296,15 @@ def end_within(
                 "which the method stops moving; got neither."
             )
         end = max(round(share * total_steps), least)
-    if end < least or (total_steps is not None and end > total_steps):
-        most = (
-            "" if total_steps is None else f" and at most `total_steps`, {total_steps}"
+    most = end if total_steps is None else total_steps - removes
+    if not least <= end <= most:
+        bound = " and below" if removes else " and at most"
+        within = "" if total_steps is None else f"{bound} `total_steps`, {total_steps}"
+        what = ": the step that removes would come after the run" if end > most else ""
+        raise value_error(
+            f"`end` must be at least {least}{within}, got {end}"
+            f"{what if removes else ''}."
         )
-        raise value_error(f"`end` must be at least {least}{most}, got {end}.")
     return end
 
 

@@ -245,11 +245,11 @@ def gap(
     require_static(total_steps=total_steps, period=period, steps=steps)
     if period is None and total_steps is not None:
         period = 28 * total_steps // (33 * max(steps, 1))
-    if period is None or (total_steps is not None and period * steps > total_steps):
+    if period is None or (total_steps is not None and period * steps >= total_steps):
         raise value_error(
             "Give `total_steps`, the length of the run, or a `period` whose `steps` "
-            f"fit into it; got total_steps={total_steps}, period={period}, "
-            f"steps={steps}."
+            "fit into it and leave an update, which prunes the last part; got "
+            f"total_steps={total_steps}, period={period}, steps={steps}."
         )
     inner = optax.chain(
         decay_all(weight_decay, None), optax.sgd(1.0, momentum, nesterov)

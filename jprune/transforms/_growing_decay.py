@@ -254,7 +254,7 @@ def issr(
     References:
       Wang et al., arXiv 2303.09650; settings of the authors' code.
     """
-    last = end_within(total_steps, end, Fraction(1, 3))
+    last = end_within(total_steps, end, Fraction(1, 3), removes=True)
     require_static(begin=begin)
     if begin >= last:
         raise value_error(

@@ -369,6 +369,10 @@ def _with_removal(
     return transformation(init, update, "swd")
 
 
+_LOOKED_AT = 2**18
+"""The most steps at which the rates are evaluated beforehand."""
+
+
 def _warn_if_unstable(
     learning_rate: ScalarOrSchedule,
     mu: float,
@@ -381,11 +385,12 @@ def _warn_if_unstable(
     if any(is_traced(x) for x in values):
         return
     with jax.ensure_compile_time_eval():
-        steps = jnp.arange(total_steps)
+        some = np.linspace(0, total_steps - 1, min(total_steps, _LOOKED_AT))
+        steps = jnp.asarray(some.round(), jnp.int32)
         lr = (
             np.asarray(jax.vmap(learning_rate)(steps), np.float64)
             if callable(learning_rate)
-            else np.full(total_steps, float(learning_rate))
+            else np.full(len(steps), float(learning_rate))
         )
         a = np.asarray(jax.vmap(strength)(steps), np.float64)
     rate = lr * float(mu) * (1 + a)
@@ -393,8 +398,8 @@ def _warn_if_unstable(
     bound = 2 * (1 + float(momentum))
     if rate[worst] >= bound:
         warnings.warn(
-            f"SWD is unstable at step {worst}: learning rate {lr[worst]:.3g} * mu "
-            f"{mu:.3g} * (1 + a) {1 + a[worst]:.3g} = {rate[worst]:.3g} >= "
+            f"SWD is unstable at step {steps[worst]}: learning rate {lr[worst]:.3g} * "
+            f"mu {mu:.3g} * (1 + a) {1 + a[worst]:.3g} = {rate[worst]:.3g} >= "
             f"{bound:.3g} = 2 (1 + momentum). Lower `a_max` or decay the learning rate "
             "faster.",
             stacklevel=3,

@@ -218,7 +218,7 @@ def issp(
       Wang et al., arXiv 2303.09650; settings of the authors' code.
     """
     require_rate(learning_rate, "issp", "chain it and `shrink_softly`")
-    end = end_within(total_steps, end, Fraction(1, 3))
+    end = end_within(total_steps, end, Fraction(1, 3), removes=True)
     last = shrink_softly(
         sparsity,
         end=end,

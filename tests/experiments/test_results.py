@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments import figures, report, results
+from experiments import figures, files, report, results
 from experiments.results import Row
 
 DENSE = Row("dense", "dense", 0.0, 0.0, kept=100, nonzero=100, after=0.99, seconds=1.23)
@@ -128,3 +128,32 @@ def test_report_of_an_accuracy_that_was_no_number(tmp_path, capsys):
 def test_figure_without_epochs(rows, tmp_path):
     figures.draw(tmp_path / "figure.png", rows, {})
     assert (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "message"),
+    [
+        ("seconds", "1" + "0" * 400, "too large a number"),
+        ("seconds", "true", "`seconds` must be"),
+        ("seconds", "NaN", "`seconds` must be"),
+        ("claims", '{"it": "yes"}', "`claims.it` must be of the kind bool"),
+        ("settings", "null", "`settings` must be"),
+        ("small", '"no"', "`small` must be"),
+        ("stopped", "3", "`stopped` must be"),
+    ],
+)
+def test_report_of_facts_of_another_kind(place, text, message, tmp_path, capsys):
+    _job(tmp_path / "a", 0, 0.96)
+    path = tmp_path / "a" / "result.json"
+    result = json.loads(path.read_text())
+    result[place] = "HERE"
+    path.write_text(json.dumps(result).replace('"HERE"', text))
+    assert report.main([str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path} is") and message in said
+
+
+def test_constants_that_are_no_json_are_null(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": NaN, "b": [-Infinity, 1e999, 1.5]}')
+    assert files.read_json(path) == {"a": None, "b": [None, None, 1.5]}

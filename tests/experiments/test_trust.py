@@ -22,6 +22,7 @@ from experiments import (
     loop,
     report,
     results,
+    rules,
     stopping,
     train,
 )
@@ -285,6 +286,8 @@ def test_nobody_reads_what_a_job_says(gone, tmp_path):
         journal.write({"run": "a"})
     assert train._leave("stopped", 75) == 75
     train._tell("the table", sys.stdout)
+    result(tmp_path / "result.json")
+    assert report.main([str(tmp_path / "result.json")]) == 0
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
 
 
@@ -362,3 +365,56 @@ def test_the_page_takes_each_seed_of_the_test_set_once(facts, message, tmp_path)
     result(tmp_path / "digits_seed00.json", **facts)
     with pytest.raises(FileError, match=message):
         page.sections(tmp_path)
+
+
+def test_the_report_says_what_it_cannot_write_or_read(tmp_path, capsys):
+    result(tmp_path / "result.json", rows=[ROW._replace(nonzero=None, after=None)])
+    entries = [
+        {"run": "a", "epoch": 1, "test_accuracy": 0.5},
+        {"run": "a", "epoch": 2, "test_accuracy": "0.5"},
+        {"run": "a", "epoch": 3, "test_accuracy": [1]},
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    assert report.main([str(tmp_path)]) == 0
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    (tmp_path / "log.jsonl").unlink()
+    (tmp_path / "log.jsonl").mkdir()
+    assert report.main([str(tmp_path)]) == 2
+    assert "log.jsonl: Is a directory" in capsys.readouterr().err
+
+
+def test_no_seed_of_several_is_folded_onto_another(tmp_path, capsys):
+    words = ["digits_kstarts", f"--seed={2**32 - 1}", f"--out={tmp_path / 'o'}"]
+    assert train.main(words) == 2
+    assert "is the first of" in capsys.readouterr().err
+    rules.check_seed(2**32 - 3, 3)
+    with pytest.raises(ConfigError, match=r"at most 2\*\*32 - 3"):
+        rules.check_seed(2**32 - 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "give_up", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "two"}, 100, "`JAX_NUM_PROCESSES` must be a whole"),
+        ({"JAX_PROCESS_ID": "-1"}, 100, "`JAX_PROCESS_ID` must be a whole number"),
+        ({"JAX_PROCESS_ID": "2"}, 100, "of 2 processes they are 0 to 1"),
+        ({}, 100, "`JAX_PROCESS_ID` must be .* got ''"),
+        ({}, 0, "`--give-up` must be at least 1"),
+    ],
+)
+def test_hosts_that_are_not_numbered(more, give_up, message):
+    names = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2"}
+    with pytest.raises(ConfigError, match=message):
+        train.connect({**names, **more}, give_up)
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "tensorboardX"])
+def test_what_is_needed_at_the_end_is_asked_for_first(
+    name, tmp_path, monkeypatch, capsys
+):
+    real = train.find_spec
+    monkeypatch.setattr(train, "find_spec", lambda n: None if n == name else real(n))
+    words = ["digits", "--tensorboard", f"--out={tmp_path / 'o'}"]
+    assert train.main(words) == 2
+    assert f"`{name}` is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

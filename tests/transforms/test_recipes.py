@@ -1,5 +1,6 @@
 """What every recipe refuses: another optimizer in the place of its learning rate."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -94,3 +95,51 @@ def test_what_a_wrapper_stands_around_is_an_optimizer(build):
 def test_numbers_out_of_range_are_refused_before_the_run(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda end, steps: transforms.issp(
+            0.1, sparsity=0.5, end=end, total_steps=steps
+        ),
+        lambda end, steps: transforms.issr(
+            0.1, sparsity=0.5, end=end, total_steps=steps
+        ),
+        lambda end, steps: transforms.gap(
+            0.1, 0.5, partitions=2, steps=1, period=end, total_steps=steps
+        ),
+    ],
+    ids=["issp", "issr", "gap"],
+)
+def test_a_removal_that_comes_after_the_run_is_refused(build):
+    """Step `end`, counted from 0, is that of update `end + 1`: it removed nothing."""
+    with pytest.raises(ValueError, match="would come after the run|leave an update"):
+        build(6, 6)
+    keys = jax.random.split(jax.random.key(0))
+    params = {
+        name: jax.random.normal(k, (4, 8)) for name, k in zip("ab", keys, strict=True)
+    }
+    tx = build(2, 3)
+    state, step = tx.init(params), jax.jit(tx.update)
+    for _ in range(3):
+        updates, state = step(params, state, params)
+        params = optax.apply_updates(params, updates)
+    assert [int((w == 0).sum()) for w in params.values()] == [16, 16]
+    with pytest.raises(ValueError, match="after the run|period"):
+        build(None, 1)
+
+
+@pytest.mark.parametrize("recipe", ["gsm", "swd", "issp"])
+def test_more_steps_than_a_count_holds_are_refused(recipe):
+    """SWD looked at the rates of all of them, in tens of gigabytes."""
+    how = {"gsm": {"weight_decay": 0.1}, "swd": {"mu": 0.1}, "issp": {}}[recipe]
+    make = getattr(transforms, recipe)
+    with pytest.raises(ValueError, match="`total_steps` must be at most 2147483647"):
+        make(0.1, sparsity=0.5, total_steps=2**31, **how)
+
+
+def test_a_long_run_of_swd_is_looked_at_in_part():
+    """The rates of every step of it would take gigabytes."""
+    with pytest.warns(UserWarning, match="unstable at step 2147483646:"):
+        transforms.swd(1.0, mu=0.1, sparsity=0.5, total_steps=2**31 - 1)
