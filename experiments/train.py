@@ -16,8 +16,8 @@ together with JAX_DISTRIBUTED=1. When one of them is gone the others give up aft
 
 Exit status: 0; 1 when `--strict` and a claim fails; 2 for a mistake in the command or
 in a file that it reads; 3 when a run diverged; 4 when something could not be written,
-or a checkpoint not read; 75 when SIGTERM or Ctrl-C came and all that was done is saved:
-`--resume` goes on.
+or a checkpoint not read; 75 when SIGTERM, SIGHUP or Ctrl-C came and all that was done
+is saved: `--resume` goes on.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -97,6 +98,11 @@ def _job(args: argparse.Namespace, command: str) -> dict[str, bool]:
     chosen = config.override(config.load(args.config, small=args.small), args.set)
     chosen = config.only(chosen, args.only.split(",")) if args.only else chosen
     build.check(chosen)
+    for name in ["matplotlib"] + ["tensorboardX"] * args.tensorboard:
+        if find_spec(name) is None:  # its absence would be noticed at the end
+            raise ConfigError(
+                f"`{name}` is not installed: it comes with the extra `experiments`."
+            )
     runs = [run for part in chosen.parts() for run in (part.setup, *part.runs.values())]
     rules.check_seed(args.seed, max(run.get("seeds", 1) for run in runs))
     connect(os.environ, args.give_up)
@@ -335,16 +341,40 @@ def connect(environment: Mapping[str, str], give_up: int = 100) -> None:
     Args:
       environment: of the process.
       give_up: seconds without a sign of life after which another host is gone.
+
+    Raises:
+      ConfigError: if the environment lacks a number, or one is none.
     """
+    if give_up < 1:
+        raise ConfigError(f"`--give-up` must be at least 1 second, got {give_up}.")
     if "JAX_COORDINATOR_ADDRESS" in environment and "JAX_NUM_PROCESSES" in environment:
+        count, own = (_whole(environment, name) for name in _NUMBERS)
+        if not 0 <= own < count:
+            raise ConfigError(
+                f"`JAX_PROCESS_ID` is {own}: of {count} processes they are 0 to "
+                f"{count - 1}."
+            )
         jax.distributed.initialize(
             environment["JAX_COORDINATOR_ADDRESS"],
-            int(environment["JAX_NUM_PROCESSES"]),
-            int(environment["JAX_PROCESS_ID"]),
+            count,
+            own,
             heartbeat_timeout_seconds=give_up,
         )
     elif environment.get("JAX_DISTRIBUTED") == "1":
         jax.distributed.initialize(heartbeat_timeout_seconds=give_up)
+
+
+_NUMBERS = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def _whole(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    if not text.isdecimal():
+        raise ConfigError(
+            f"the environment variable `{name}` must be a whole number beside "
+            f"JAX_COORDINATOR_ADDRESS, got {text!r}."
+        )
+    return int(text)
 
 
 def _checkpoints(

@@ -7,7 +7,6 @@ collection (`batch_stats`), a module that averages (`mean_ema`), or the leaf its
 (`mean`, `moving_variance`). In variables of Flax, only what lies in "params" is one.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +24,8 @@ _LEAVES = frozenset(
 
 def named_as_statistic(path: KeyTuple) -> bool:
     """Whether a path says that its leaf is a running statistic, or a random key."""
+    if path[:1] == ("params",):  # of Flax: what this collection holds is trained
+        return False
     text = keys_text(path)  # keys of Keras and Haiku are paths themselves
     return leaf_name(text) in _LEAVES or not _HOLDERS.isdisjoint(text.split("/"))
 
@@ -48,11 +49,6 @@ def parameters(tree: PyTree) -> PyTree:
     }
     paths = iter([path for path, _ in keyed_leaves(tree)])
     return jax.tree.map(lambda leaf: leaf if next(paths) in found else None, tree)
-
-
-def count_parameters(tree: PyTree) -> int:
-    """How many scalars of a tree are parameters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters(tree)))
 
 
 def _is_flax(tree: PyTree) -> bool:

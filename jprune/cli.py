@@ -46,7 +46,6 @@ from jprune._archive import by_path, read_arrays, write_safetensors
 from jprune._cite import cite, cited_names
 from jprune._errors import type_error, value_error
 from jprune._version import __version__
-from jprune._weights import count_parameters
 from jprune.analysis import flops, report
 
 _SAVING = """To write such an archive from any pytree:
@@ -152,7 +151,8 @@ def _flops(args: argparse.Namespace) -> str:
     fn, variables, *rest = _model(args)
     with _blaming(args.model):
         count = flops(fn)(variables, *rest)
-    return f"{count:,} FLOPs (2 per MAC)\n{count_parameters(variables):,} parameters"
+        size = surgery.groups(fn)(variables, *rest).parameters()
+    return f"{count:,} FLOPs (2 per MAC)\n{size:,} parameters"
 
 
 def _add_groups(commands: Any) -> None:
@@ -207,7 +207,8 @@ def _shrink(args: argparse.Namespace) -> str:
         packed = plan.pack(variables)
         small = surgery.shrink(fn, plan)
         counts = [flops(f)(v, *rest) for f, v in ((fn, variables), (small, packed))]
-    sizes = [count_parameters(v) for v in (variables, packed)]
+    kept = {name: n for name, (n, _) in plan.groups.items()}
+    sizes = deps.parameters(), deps.parameters(kept)
     text = (
         f"FLOPs       {counts[0]:>16,} -> {counts[1]:>16,}\n"
         f"parameters  {sizes[0]:>16,} -> {sizes[1]:>16,}\n\n"

@@ -164,6 +164,11 @@ def net():
     return mlp, {"a": shape(8, 16), "b": shape(16, 4)}, shape(2, 8)
 
 
+def heads():
+    fn = lambda v, x: x @ v["trunk"] @ v["mean"]
+    return fn, {"trunk": jnp.ones((8, 16)), "mean": jnp.ones((16, 4))}, jnp.ones((2, 8))
+
+
 def needs(x):
     return x
 
@@ -188,6 +193,15 @@ def test_flops_of_a_module(module, capsys):
     assert capsys.readouterr().out == (
         f"{expected:,} FLOPs (2 per MAC)\n{8 * 16 + 16 * 4} parameters\n"
     )
+
+
+def test_a_weight_called_mean_is_counted(module, capsys, tmp_path):
+    assert main(["flops", f"{module}:heads"]) == 0
+    assert f"{8 * 16 + 16 * 4} parameters" in capsys.readouterr().out
+    out = str(tmp_path / "small")
+    assert main(["shrink", f"{module}:heads", "--params", "0.5", "--out", out]) == 0
+    (row,) = (x for x in capsys.readouterr().out.splitlines() if "parameters " in x)
+    assert row.split() == ["parameters", "192", "->", "96"]
 
 
 def test_groups_of_a_module(module, capsys):

@@ -26,6 +26,7 @@ import numpy as np
 from scipy import sparse
 
 from experiments.data.dataset import DataError, reading
+from experiments.files import replacing
 
 _LINES = """
 23cfa55d91c6f624233f5eb7b6e3f141f1bd2b2ae39608a63cf5d084bb27baab cora.x
@@ -152,11 +153,17 @@ def main(raw: str, out: str, digests: Mapping[str, str] | None = DIGESTS) -> Non
     for name in names:
         target = Path(out) / f"{name}.npz"
         arrays: Any = convert(Path(raw), name, digests)
-        np.savez_compressed(target, **arrays)
+        with replacing(target) as beside:
+            np.savez_compressed(beside, **arrays)
         print(f"wrote {target}")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("usage: python -m experiments.data.planetoid RAW OUT")
-    main(sys.argv[1], sys.argv[2])
+    try:
+        main(sys.argv[1], sys.argv[2])
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from error
+    except OSError as error:
+        raise SystemExit(f"error: {error.filename}: {error.strerror}.") from error

@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import type_error
-from jprune._jaxpr._trace import is_array
-from jprune._weights import parameters
+from jprune._jaxpr._trace import is_array, trace
+from jprune._tree import keyed_leaves
+from jprune._weights import named_as_statistic, parameters
 from jprune.analysis._flops import flops
 from jprune.analysis._latency import Latency, latency
 from jprune.analysis._report import report
 from jprune.analysis._table import byte_size, text_table
 from jprune.surgery._callable import as_function, model_kind, with_variables
+from jprune.surgery._trained import weights_named_otherwise
 
 
 class Measures(NamedTuple):
@@ -174,6 +176,7 @@ def _measure(fn: Callable, variables: Any, *args: Any, time: Latency) -> Measure
     )
     total = report(values, jax.tree.map(lambda x: x != 0, values)).total
     trained = jax.tree.leaves(parameters(_without_state(values)))
+    trained += _misnamed(fn, variables, values, *args)
     size = sum(x.size for x in trained)
     zeros = size - sum(map(np.count_nonzero, trained))
     return Measures(
@@ -184,6 +187,19 @@ def _measure(fn: Callable, variables: Any, *args: Any, time: Latency) -> Measure
         latency=time,
         statistics=total.size - size,
     )
+
+
+def _misnamed(fn: Callable, variables: Any, values: Any, *args: Any) -> list[Any]:
+    """Weights that are called as statistics are (`mean`): the program reads them."""
+    named = {
+        path: leaf
+        for path, leaf in keyed_leaves(values)
+        if named_as_statistic(path) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    if not named:
+        return []
+    read = weights_named_otherwise(trace(fn)(variables, *args))
+    return [leaf for path, leaf in named.items() if path in read]
 
 
 def _without_state(variables: Any) -> Any:

@@ -147,7 +147,16 @@ def shrink(model: T, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
         return plan.pack(model.init(*args, **kwargs))
 
     apply = jax.tree.map(lambda fn: make(fn, plan, mean, rng, inner), model.apply)
+    for fn in (init, *jax.tree.leaves(apply)):
+        fn._original_fn = _no_original  # Haiku's tables run it: at the dense widths
     return type(model)(init, apply)
+
+
+def _no_original(*_: Any, **__: Any) -> Any:
+    raise value_error(
+        "a compact pair is no Haiku function any more, so that tables cannot list its "
+        "modules: print `plan.table()`, and call `small.apply(packed, ...)`."
+    )
 
 
 def load(model: T, plan: Any, *, mean: Mean = "dense", rng: Mean = "dense") -> T:

@@ -129,3 +129,42 @@ def test_keyword_arguments_go_to_both():
     deps = surgery.groups(net)(wide, x, **how)
     nothing = surgery.plan_from_keep(deps, {})
     assert analysis.relative_cost("flops", net, wide, x, **how)(nothing) == 1.0
+
+
+def test_weights_that_are_called_like_statistics():
+    """Heads of a policy; the mean of a norm beside them is a statistic."""
+
+    def policy(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["trunk"] - p["norm"]["mean"][None])
+        return h @ p["heads"]["mean"], h @ p["heads"]["var"]
+
+    wide = {
+        "trunk": jnp.ones((5, 8)),
+        "norm": {"mean": jnp.ones(8)},
+        "heads": {"mean": jnp.ones((8, 3)), "var": jnp.zeros((8, 3))},
+    }
+    found = analysis.compare((policy, wide), (policy, wide), jnp.ones((1, 5)), rounds=1)
+    assert (found.dense.parameters, found.dense.statistics) == (40 + 24 + 24, 8)
+    assert found.dense.sparsity == 24 / 88
+
+
+def test_what_lies_in_the_collection_params_is_trained():
+    """Centers of radial functions, subtracted as the mean of a norm is."""
+
+    def radial(v: Any, x: Any) -> Any:
+        p, s = v["params"], v["batch_stats"]
+        h = x @ p["enter"] - s["mean"][None]
+        return jnp.exp(-jnp.square(h - p["mean"][None])) @ p["leave"]
+
+    v = {
+        "params": {
+            "enter": jnp.ones((5, 8)),
+            "mean": jnp.arange(8.0),
+            "leave": jnp.ones((8, 2)),
+        },
+        "batch_stats": {"mean": jnp.ones(8)},
+    }
+    deps = surgery.groups(radial)(v, jnp.ones((1, 5)))
+    assert deps.parameters() == 40 + 8 + 16
+    found = analysis.compare((radial, v), (radial, v), jnp.ones((1, 5)), rounds=1)
+    assert (found.dense.parameters, found.dense.statistics) == (64, 8)

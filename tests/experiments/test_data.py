@@ -1,6 +1,8 @@
 """Data sets: the split, the standardization, the graphs, and the word when absent."""
 
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -140,3 +142,20 @@ def test_cifar10_is_the_whole_set(data_dir):
     assert set(np.bincount(data.labels[data.test])) == {1000}
     np.testing.assert_allclose(data.mean / 255, [0.4914, 0.4822, 0.4465], atol=1e-4)
     np.testing.assert_allclose(data.std / 255, [0.2470, 0.2435, 0.2616], atol=1e-4)
+
+
+def test_a_graph_is_written_whole_and_errors_are_one_line(tmp_path, monkeypatch):
+    _raw_graph(tmp_path)
+
+    def full(place, **arrays):
+        place.write_text("half")
+        raise OSError(28, "No space left on device", str(place))
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space"):
+        planetoid.main(str(tmp_path), str(tmp_path), digests=None)
+    assert not list(tmp_path.glob("*cora*.npz"))
+    words = [sys.executable, "-m", "experiments.data.planetoid", tmp_path, tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert "is not the published file" in done.stderr and done.stderr.count("\n") == 1

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -390,3 +391,44 @@ def test_no_seed_of_several_is_folded_onto_another(tmp_path, capsys):
     rules.check_seed(2**32 - 3, 3)
     with pytest.raises(ConfigError, match=r"at most 2\*\*32 - 3"):
         rules.check_seed(2**32 - 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "give_up", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "two"}, 100, "`JAX_NUM_PROCESSES` must be a whole"),
+        ({"JAX_PROCESS_ID": "-1"}, 100, "`JAX_PROCESS_ID` must be a whole number"),
+        ({"JAX_PROCESS_ID": "2"}, 100, "of 2 processes they are 0 to 1"),
+        ({}, 100, "`JAX_PROCESS_ID` must be .* got ''"),
+        ({}, 0, "`--give-up` must be at least 1"),
+    ],
+)
+def test_hosts_that_are_not_numbered(more, give_up, message):
+    names = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2"}
+    with pytest.raises(ConfigError, match=message):
+        train.connect({**names, **more}, give_up)
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "tensorboardX"])
+def test_what_is_needed_at_the_end_is_asked_for_first(
+    name, tmp_path, monkeypatch, capsys
+):
+    real = train.find_spec
+    monkeypatch.setattr(train, "find_spec", lambda n: None if n == name else real(n))
+    words = ["digits", "--tensorboard", f"--out={tmp_path / 'o'}"]
+    assert train.main(words) == 2
+    assert f"`{name}` is not installed" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_no_label_of_a_run_rounds_its_settings():
+    """A runner's names are its checkpoints and keys: 98.1 % and 98.4 % are two."""
+    root = Path(train.__file__).parent
+    found = [
+        f"{file.name}:{number}"
+        for folder in ("systems", "methods")
+        for file in (root / folder).glob("*.py")
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if ":.0%}" in line
+    ]
+    assert not found and rules.percent(0.981) != rules.percent(0.984)

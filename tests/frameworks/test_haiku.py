@@ -137,6 +137,21 @@ def test_fresh_process(tmp_path):
     close(got, small.apply(*packed, None, X)[0])
 
 
+def test_a_compact_pair_loses_its_key_and_has_no_table():
+    def net(x):
+        return hk.Linear(2)(jax.nn.relu(hk.Linear(6)(x)))
+
+    model, x = hk.transform(net), X.reshape(4, -1)
+    params = model.init(jax.random.key(0), x)
+    deps = jhk.groups(model, params, None, x)
+    plan = surgery.plan_from_keep(deps, {deps[0].id: [1, 2, 3]})
+    small = hk.without_apply_rng(jhk.shrink(model, plan))
+    want = model.apply(plan.zero(params), None, x)
+    close(small.apply(plan.pack(params), x), want)
+    with pytest.raises(ValueError, match="no Haiku function any more"):
+        hk.experimental.tabulate(small)(x)
+
+
 def test_several_functions_without_a_key():
     x = X.reshape(4, -1)
     params = two_functions.init(jax.random.key(0), x)
