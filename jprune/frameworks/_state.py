@@ -145,8 +145,8 @@ def _require_shapes(shapes: Mapping[KeyTuple, Any], params: Any) -> None:
     if lines:
         raise value_error(
             "a compact model computes with the shapes that its plan leaves: pass "
-            "`plan.pack` of the dense arrays. To replace a layer, do it in the dense model "
-            "before the cut, or put the new one on top of a method that returns "
+            "`plan.pack` of the dense arrays. To replace a layer, do it in the dense "
+            "model before the cut, or put the new one on top of a method that returns "
             f"features.{listing(lines)}"
         )
 
