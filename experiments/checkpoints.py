@@ -15,6 +15,7 @@ is deleted.
 
 import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,6 +122,8 @@ class Checkpoints:
         meta = self._manager.restore(
             step, args=args.Composite(meta=args.JsonRestore())
         )["meta"]
+        if "check" in meta and meta.pop("check") != _check(meta):
+            return None
         self._require_same(step, meta.get("leaves"), like)
         shapes = jax.tree.map(self._ocp.utils.to_shape_dtype_struct, like)
         tree = self._manager.restore(
@@ -189,15 +192,14 @@ class Checkpoints:
           CheckpointError: if nothing was saved.
         """
         tree = {"state": saved.state, "totals": saved.totals}
+        meta = {
+            "seconds": saved.seconds,
+            "digest": digest(tree),
+            "leaves": [name for name, _ in _leaves(tree)],
+        }
         args = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(tree),
-            meta=self._ocp.args.JsonSave(
-                {
-                    "seconds": saved.seconds,
-                    "digest": digest(tree),
-                    "leaves": [name for name, _ in _leaves(tree)],
-                }
-            ),
+            meta=self._ocp.args.JsonSave({**meta, "check": _check(meta)}),
         )
         if not self._told(lambda: self._manager.save(saved.step, args=args)):
             raise CheckpointError(
@@ -230,6 +232,11 @@ def _reason(error: BaseException, line: int = 0) -> str:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[line][:300].rstrip(".")
+
+
+def _check(meta: dict[str, Any]) -> str:
+    """SHA-256 of what lies beside a state: a bit may turn there as well."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def digest(tree: Any) -> str:

@@ -16,8 +16,8 @@ together with JAX_DISTRIBUTED=1. When one of them is gone the others give up aft
 
 Exit status: 0; 1 when `--strict` and a claim fails; 2 for a mistake in the command or
 in a file that it reads; 3 when a run diverged; 4 when something could not be written,
-or a checkpoint not read; 75 when SIGTERM or Ctrl-C came and all that was done is saved:
-`--resume` goes on.
+or a checkpoint not read; 75 when SIGTERM, SIGHUP or Ctrl-C came and all that was done
+is saved: `--resume` goes on.
 """
 
 import argparse

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from experiments.config import ConfigError
 from experiments.lab import Lab
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
@@ -210,7 +211,7 @@ def _energy(lab: Lab, params: Any, stats: Any, share: float) -> float:
         fits = left <= share * analysis.flops(network)(params, index)
         low, high = (middle, high) if fits else (low, middle)
     if low == 0.0:
-        raise ValueError(f"no rank leaves {share:.0%} of the FLOPs")
+        raise ConfigError(f"`flops`: no rank leaves {percent(share)} of them.")
     return low
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.config import unknown
+from experiments.config import ConfigError, unknown
 from experiments.lab import Lab, Run
 from experiments.loop import Fit, compile_program, fit
 from experiments.methods import structured
@@ -197,7 +197,7 @@ def share_for(params: Any, costs: Any, scope: Any, budget: int) -> float:
     inside, outside = _split_cost(params, costs, scope)
     share = max(inside + outside - budget, 0) / inside
     if share >= 1:
-        raise ValueError(
+        raise ConfigError(
             f"`budget` is {budget:,} multiply-adds: what may not be pruned alone costs "
             f"{outside:,}."
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.config import ConfigError
 from experiments.lab import Lab
 from experiments.loop import Fit
 from experiments.methods import structured
@@ -89,14 +90,14 @@ def even_counts(deps: Any, groups: Any, share: float) -> dict[str, int]:
     """The largest equal share of every group that leaves at most `share` of the FLOPs.
 
     Raises:
-      ValueError: one channel of each is too much already.
+      ConfigError: one channel of each is too much already.
     """
     allowed = share * deps.flops()
     for part in np.linspace(1, 0, 401):
         counts = {g.id: max(1, round(part * g.size)) for g in groups}
         if deps.flops(counts) <= allowed:
             return counts
-    raise ValueError(f"the groups alone cannot leave {share:.0%} of the FLOPs")
+    raise ConfigError(f"`flops`: the groups alone cannot leave {percent(share)}.")
 
 
 def largest(scores: Any, count: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import optax
 from experiments import lanes
 from experiments.lanes import Fit, Lanes, PerLane
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.systems.graph_runs import adam, fit, size, sparse_row
 from jprune import at_init, masks, scores, transforms
 
@@ -47,7 +48,7 @@ def gradual(
         ),
     )
     for share in sparsity:
-        run = f"gradual {share:.0%}"
+        run = f"gradual {percent(share)}"
         done = fit(shared, program, run, steps, hyper=jnp.float32(share))
         yield sparse_row(shared, done, share, run=run, method="gradual")
 
@@ -98,7 +99,7 @@ def rigl(
         def draw(key: jax.Array, params: Any, part=part) -> Any:
             return masks.unstructured(scores.random(key, params), part)
 
-        run = f"RigL {share:.0%}" if dense_last else f"RigL, ERK {share:.0%}"
+        run = f"RigL {percent(share)}" if dense_last else f"RigL, ERK {percent(share)}"
         mask = jax.jit(jax.vmap(draw))(shared.keys("mask"), first)
         start, hyper = lanes.apply(mask, first), PerLane(mask)
         done = fit(shared, program, run, steps, start=start, hyper=hyper)
@@ -155,7 +156,7 @@ def snip(
 
     first = shared.first()
     for share in sparsity:
-        run, kept = f"SNIP {share:.0%}", masks.kept_count(size(first), share)
+        run, kept = f"SNIP {percent(share)}", masks.kept_count(size(first), share)
         mask = select(first, kept)
         start, hyper = lanes.apply(mask, first), PerLane(mask)
         done = fit(shared, program, run, steps, start=start, hyper=hyper)

@@ -16,6 +16,7 @@ from experiments import lanes
 from experiments.config import ConfigError
 from experiments.lanes import Fit, Lanes
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.systems.graph_runs import (
     DATA,
     MODELS,
@@ -62,7 +63,7 @@ def one_shot(
     for share in sparsity:
         kept = masks.kept_count(size(dense.params), share)
         cut = Fit(dense.params, None, 0.0)
-        run = f"one-shot {share:.0%}"
+        run = f"one-shot {percent(share)}"
         yield _removed(shared, cut, share, run=run, method="one_shot", kept=kept)
 
 
@@ -126,7 +127,7 @@ def swd(
     name = "SWD after Adam" if decoupled else "SWD"
     for share in sparsity:
         kept = masks.kept_count(size(dense.params), share)
-        run = f"{name} {share:.0%}"
+        run = f"{name} {percent(share)}"
         done = fit(shared, program, run, steps, hyper=jnp.int32(kept))
         yield _removed(shared, done, share, run=run, method="swd", kept=kept)
 
@@ -168,7 +169,7 @@ def gsm(
     )
     for share in sparsity:
         kept = masks.kept_count(size(dense.params), share)
-        run, hyper = f"GSM {share:.0%}", jnp.int32(kept)
+        run, hyper = f"GSM {percent(share)}", jnp.int32(kept)
         done = fit(shared, program, run, steps, start=dense.params, hyper=hyper)
         yield _removed(shared, done, share, run=run, method="gsm", kept=kept)
 

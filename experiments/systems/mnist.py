@@ -17,6 +17,7 @@ from experiments.lanes import Fit, Lanes
 from experiments.methods.removal import kernels
 from experiments.models.lenet import LeNet300
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.systems.runner import Runner
 from jprune import at_init, masks, reparam, transforms
 
@@ -290,7 +291,7 @@ def powerprop(
             kept = sum(kept_inside(lanes.lane(params, 0), share, output))
             yield make(
                 lanes.apply(mask, params),
-                run=f"{run}, {share:.0%} kept in each layer",
+                run=f"{run}, {percent(share)} kept in each layer",
                 kept=kept,
                 extra={"overlap": overlap(inside_layers(first, share, output), mask)},
             )
@@ -298,7 +299,7 @@ def powerprop(
             mask = lanes.largest(params, kept)
             yield make(
                 lanes.apply(mask, params),
-                run=f"{run}, {share:.0%} kept of the network",
+                run=f"{run}, {percent(share)} kept of the network",
                 kept=kept,
                 extra={"overlap": overlap(lanes.largest(first, kept), mask)},
             )

@@ -23,6 +23,7 @@ from experiments.loop import Diverged, bad_leaf
 from experiments.methods.removal import kernels
 from experiments.models.edsr import EDSR
 from experiments.results import Row
+from experiments.rules import percent
 from experiments.schedules import drops
 from experiments.systems.runner import Runner
 from jprune import masks, reparam, transforms
@@ -236,8 +237,7 @@ def fit(
                     f"`{run}` diverged before step {step}: {bad} is not finite."
                 )
             bench.journal.write({"run": run, "step": step, "loss": float(loss)})
-            spent = earlier + time.perf_counter() - clock
-            keeper.save(Saved(step, state, zero, spent))
+            keeper.save(Saved(step, state, zero, earlier + time.perf_counter() - clock))
             if leave:
                 raise stopping.Stopped(f"asked to leave in run `{run}`")
     bench.journal.end()
@@ -317,12 +317,12 @@ def one_shot(bench: Bench, dense: Fit, *, sparsity: float) -> Iterator[Row]:
     kept = per_layer(first, sparsity)
     mask = smallest_gone(first, sparsity)
     tx = optax.chain(optax.adam(bench.rate, b2=0.99), transforms.keep_masked(mask))
-    run = f"one-shot at the start {sparsity:.0%}"
+    run = f"one-shot at the start {percent(sparsity)}"
     done = fit(bench, tx, run, start=masks.apply(mask, first))
     make = partial(_row, bench, method="one_shot", kept=kept)
     yield make(done.params, run=run, seconds=done.seconds)
     cut = masks.apply(smallest_gone(dense.params, sparsity), dense.params)
-    yield make(cut, run=f"one-shot at the end {sparsity:.0%}", seconds=0.0)
+    yield make(cut, run=f"one-shot at the end {percent(sparsity)}", seconds=0.0)
 
 
 def smallest_gone(params: Any, sparsity: float) -> Any:
@@ -362,7 +362,7 @@ def gradual(
         optax.adam(bench.rate, b2=0.99),
         transforms.prune_gradually(share, end=round(end * bench.steps), every=every),
     )
-    run = f"gradual {sparsity:.0%}"
+    run = f"gradual {percent(sparsity)}"
     done = fit(bench, tx, run)
     kept = per_layer(params, sparsity)
     yield _row(
@@ -387,7 +387,7 @@ def issp(
         tx = transforms.issp(
             bench.rate, sparsity=sparsity, factor=factor, end=round(end * bench.steps)
         )
-        run = f"ISS-P {factor:g}, {sparsity:.0%}" if factor else f"IHT {sparsity:.0%}"
+        run = f"{f'ISS-P {factor:g},' if factor else 'IHT'} {percent(sparsity)}"
         done = fit(bench, tx, run)
         kept = per_layer(done.params, sparsity)
         yield _row(
@@ -425,7 +425,7 @@ def issr(
         limit=limit,
         end=round(end * bench.steps),
     )
-    run = f"ISS-R {sparsity:.0%}"
+    run = f"ISS-R {percent(sparsity)}"
     done = fit(bench, tx, run)
     kept = per_layer(done.params, sparsity)
     yield _row(
@@ -458,7 +458,7 @@ def n_of_m(
     scope = masks.prunable(dense.params, exclude="head|tail")
     total, inside = masks.size(dense.params), masks.size(dense.params, scope)
     choices = {
-        f"SLS {n / m:.0%}": reparam.learned_n_of_m(
+        f"SLS {percent(n / m)}": reparam.learned_n_of_m(
             m,
             target=n / m,
             weight=weight,

@@ -155,6 +155,20 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path):
     assert names(run) == ["2", "3.damaged", "3.damaged2"]
 
 
+@pytest.mark.parametrize("change", [("'w'", "'v'"), ("4.5", "6.5")])
+def test_a_bit_that_turned_beside_the_state_is_damage_too(change, tmp_path):
+    two_saved(tmp_path)
+    (file,) = (tmp_path / "3" / "meta").glob("metadata*")
+    text = file.read_text()
+    assert text.count(change[0]) == 1
+    file.write_text(text.replace(*change))
+    told = []
+    with keeper(tmp_path, told.append) as checkpoints:
+        found = checkpoints.restore(tree(0), jnp.zeros(3))
+    assert found.step == 2 and found.seconds == 3.0
+    assert len(told) == 1 and "is damaged" in told[0]
+
+
 def test_without_a_whole_checkpoint_the_run_starts(tmp_path):
     said = []
     two_saved(tmp_path / "run")
