@@ -173,6 +173,7 @@ def test_each_channel_of_each_layer_chooses(name, axis, said):
     assert sum(b > a + 1e-6 for a, b in zip(*rated, strict=True)) > 12
 
 
+@pytest.mark.slow
 @PLACES
 def test_what_stood_still_leaves_each_layer_its_floor(name, axis, said):
     params = {name: {"kernel": tree(name, axis)[name]["kernel"]}}

@@ -82,7 +82,7 @@ CASES = [
     pytest.param("shrink_softly", "decoder", "decoder/", marks=pytest.mark.slow),
     pytest.param("prune_by_weight_history", "decoder", "decoder/"),
     pytest.param("grow_and_prune", "decoder", "decoder/"),
-    pytest.param("prune_unmoved", "decoder", "decoder/"),
+    pytest.param("prune_unmoved", "decoder", "decoder/", marks=pytest.mark.slow),
 ]
 
 
