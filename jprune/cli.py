@@ -47,6 +47,7 @@ from jprune._cite import cite, cited_names
 from jprune._errors import type_error, value_error
 from jprune._version import __version__
 from jprune.analysis import flops, report
+from jprune.surgery._packed import key_like, numbers
 
 _SAVING = """To write such an archive from any pytree:
 
@@ -191,7 +192,7 @@ def _shrink(args: argparse.Namespace) -> str:
     args.out = args.out.expanduser()
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise value_error(f"`--out {args.out}` must be a new or an empty folder.")
-    for path, leaf in by_path(variables).items():
+    for path, leaf in _leaves(variables).items():
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise value_error(
                 f"`MODEL` {args.model!r}: leaf {path} has a shape but no values. Give "
@@ -223,7 +224,7 @@ def _shrink(args: argparse.Namespace) -> str:
         plan.save(folder / "plan.json")
         write_safetensors(
             folder / "weights.safetensors",
-            by_path(packed),
+            _leaves(packed),
             {"plan": (folder / "plan.json").read_text(encoding="utf-8")},
         )
         (folder / "report.txt").write_text(text, encoding="utf-8")
@@ -308,9 +309,8 @@ def _made(spec: str) -> tuple[Any, ...]:
         raise type_error(
             f"`MODEL` {spec!r} must return `(fn, variables, *args)`, got {type(made)}."
         )
-    leaves = by_path(made[1])
-    bare = [path for path, leaf in leaves.items() if not hasattr(leaf, "shape")]
-    if bare or not leaves:
+    rest = [x for x in jax.tree.leaves(made[1]) if not hasattr(x, "shape")]
+    if not all(map(callable, rest)) or not _leaves(made[1]):
         raise type_error(
             f"`MODEL` {spec!r}: the variables must be a tree of arrays, got "
             f"{made[1]!r}."
@@ -318,9 +318,15 @@ def _made(spec: str) -> tuple[Any, ...]:
     return made
 
 
+def _leaves(tree: Any) -> dict[str, Any]:
+    """What a file holds, by path: random keys as numbers, functions not at all."""
+    leaves = by_path(tree).items()
+    return {path: numbers(leaf) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
 def _filled(variables: Any, arrays: Mapping[str, np.ndarray], name: str) -> Any:
     """The tree with the arrays of a file, which must be those and no others."""
-    wanted = by_path(variables)
+    wanted = _leaves(variables)
     missing, more = (
         sorted(wanted.keys() - arrays.keys()),
         sorted(arrays.keys() - wanted.keys()),
@@ -336,7 +342,11 @@ def _filled(variables: Any, arrays: Mapping[str, np.ndarray], name: str) -> Any:
                 f"`--weights {name}`: leaf {path} must have the shape "
                 f"{tuple(leaf.shape)}, got {arrays[path].shape}."
             )
-    leaves = [_cast(arrays[path], leaf, path, name) for path, leaf in wanted.items()]
+    new = {path: _cast(arrays[path], leaf, path, name) for path, leaf in wanted.items()}
+    leaves = [
+        key_like(new[path], leaf) if path in new else leaf
+        for path, leaf in by_path(variables).items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(variables), leaves)
 
 

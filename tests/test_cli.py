@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jprune
+from jprune._archive import read_arrays
 from jprune.cli import main
 
 
@@ -169,6 +170,16 @@ def heads():
     return fn, {"trunk": jnp.ones((8, 16)), "mean": jnp.ones((16, 4))}, jnp.ones((2, 8))
 
 
+def noisy():
+    v = {
+        "a": jnp.ones((8, 16)),
+        "act": jnp.tanh,
+        "b": jnp.ones((16, 4)),
+        "key": jax.random.key(3, impl="rbg"),
+    }
+    return (lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"]), v, jnp.ones((2, 8))
+
+
 def needs(x):
     return x
 
@@ -202,6 +213,22 @@ def test_a_weight_called_mean_is_counted(module, capsys, tmp_path):
     assert main(["shrink", f"{module}:heads", "--params", "0.5", "--out", out]) == 0
     (row,) = (x for x in capsys.readouterr().out.splitlines() if "parameters " in x)
     assert row.split() == ["parameters", "192", "->", "96"]
+
+
+def test_random_keys_and_functions_among_the_leaves(module, capsys, tmp_path):
+    out = tmp_path / "small"
+    assert main(["shrink", f"{module}:noisy", "--flops", "0.5", "--out", str(out)]) == 0
+    arrays = read_arrays(str(out / "weights.safetensors"))
+    assert {p: a.shape for p, a in arrays.items()} == {
+        "a": (8, 8),
+        "b": (8, 4),
+        "key": (4,),
+    }
+    whole = {"a": np.ones((8, 16), np.float32), "b": np.ones((16, 4), np.float32)}
+    np.savez(tmp_path / "whole.npz", key=arrays["key"], **whole)
+    again = ["flops", f"{module}:noisy", "--weights", str(tmp_path / "whole.npz")]
+    assert main(again) == 0
+    assert "192 parameters" in capsys.readouterr().out
 
 
 def test_groups_of_a_module(module, capsys):

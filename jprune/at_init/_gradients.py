@@ -17,6 +17,7 @@ from jprune._errors import listing, value_error
 from jprune._finite import require_finite
 from jprune._tree import named_leaves
 from jprune._typing import Params, PyTree, Scope, Scores
+from jprune.masks._count import is_traced
 from jprune.masks._scope import scoped_names
 
 LossFn = Callable[..., jax.Array]
@@ -48,7 +49,7 @@ def scored(values: Weights, params: Params, scope: Scope) -> Scores:
     """Scores of the shapes of `params`: `values` in scope, 0 elsewhere.
 
     Raises:
-      ValueError: values that are known and not finite: they would not rank.
+      ValueError: values that are known and not finite, or all 0: they would not rank.
     """
     require_finite(
         "What `loss_fn` gives",
@@ -56,6 +57,13 @@ def scored(values: Weights, params: Params, scope: Scope) -> Scores:
         "look for NaN in the batch and in the parameters, and for a logarithm, a root "
         "or a division at 0 in the loss.",
     )
+    some = [v for v in values if v.size]
+    if some and not any(is_traced(v) or bool(jnp.any(v != 0)) for v in some):
+        raise value_error(
+            "Every score is 0, so that position alone would rank. Does `loss_fn` (or "
+            "`apply_fn`) use the parameters that it is given, not others that it "
+            "closes over, and are these not all 0?"
+        )
     rest = iter(values)
     return jax.tree.map(
         lambda p, t: next(rest) if t else jnp.zeros(np.shape(p), jnp.float32),

@@ -22,6 +22,7 @@ magnitude of weights, of accumulated gradients, or both. The formulas, k, the ex
 counts and who chooses are `[inferred]`.
 """
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -31,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import masks
-from jprune._errors import value_error
+from jprune._errors import is_integer, require_static, short, value_error
 from jprune._finite import require_finite
 from jprune._stacks import Axes, layer_axes, stacked_axes
 from jprune._tree import require_same_structure
@@ -220,6 +221,14 @@ def _apart(rank: int, stack: Axes) -> tuple[Callable[..., Any], Callable[..., An
 
 
 def _starts(k: int | jax.Array) -> jax.Array:
-    if not jnp.ndim(k) and k < 1:
+    if jnp.ndim(k):
+        if jnp.ndim(k) > 1 or not jnp.issubdtype(jnp.result_type(k), jnp.integer):
+            raise value_error(
+                "`k` must be a number of candidates, or a vector of their numbers; got "
+                f"{short(k)}."
+            )
+        return jnp.asarray(k)
+    require_static(k=operator.index(k) if is_integer(k) else k)
+    if k < 1:
         raise value_error(f"`k` must be at least 1, got {k}.")
-    return jnp.asarray(k) if jnp.ndim(k) else jnp.arange(k)
+    return jnp.arange(k)

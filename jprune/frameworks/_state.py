@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from jprune._errors import listing, value_error
-from jprune._tree import KeyTuple, keyed_leaves
+from jprune._tree import KeyTuple, keyed_leaves, keys_text
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
 from jprune.surgery._callable import STATE_OUTPUTS, STATISTICS
 from jprune.surgery._plan import require_plan
@@ -125,11 +125,30 @@ def shrunk(
         free_outputs=free,
     )
 
+    shapes = plan.compact_shapes
+
     def compact(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        _require_shapes(shapes, params)
         result = small(params, *args, **kwargs)
         return result["out"], dict(keyed_leaves(result["state"]))
 
     return compact
+
+
+def _require_shapes(shapes: Mapping[KeyTuple, Any], params: Any) -> None:
+    """Raises where a leaf of a compact model is not what its plan leaves of it."""
+    lines = [
+        f"{keys_text(path)}: the plan leaves {shapes[path]}, got {tuple(x.shape)}"
+        for path, x in keyed_leaves(params)
+        if path in shapes and hasattr(x, "shape") and tuple(x.shape) != shapes[path]
+    ]
+    if lines:
+        raise value_error(
+            "a compact model computes with the shapes that its plan leaves: pass "
+            "`plan.pack` of the dense arrays. To replace a layer, do it in the dense "
+            "model before the cut, or put the new one on top of a method that returns "
+            f"features.{listing(lines)}"
+        )
 
 
 class Recalibration(NamedTuple):

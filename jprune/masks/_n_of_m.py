@@ -56,12 +56,12 @@ def n_of_m(
       stacked: see `masks.unstructured`; it only tells the default of `axis`.
 
     Returns:
-      A mask that keeps exactly `n` of each group; ties go to the lower index, and
-      NaN and infinities count as 0, or signed as the lowest.
+      A mask that keeps exactly `n` of each group; ties go to the lower index, and NaN
+      and infinities are the first to go.
 
     Raises:
-      ValueError: `m` does not divide the axis of a leaf, no axis is known for it, or
-        not 1 <= n <= m.
+      ValueError: `m` does not divide the axis of a leaf, no axis is known for it, not 1
+        <= n <= m, or a group has fewer than `n` finite scores (where they are known).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -89,6 +89,8 @@ def n_of_m(
         if allowed is not None:
             bits = jnp.where(allowed, bits, jnp.iinfo(bits.dtype).min)
         first = _first_n(_grouped(name, bits, m, at), n)
+        if allowed is None:
+            _require_numbers(name, _grouped(name, x, m, at), first)
         whole = jnp.moveaxis(first.reshape(jnp.moveaxis(x, at, -1).shape), -1, at)
         whole = placed_as(whole, x)
         kept.append(whole if allowed is None else whole & allowed)
@@ -175,6 +177,19 @@ def _grouped(name: str, x: jax.Array, m: int, at: int) -> jax.Array:
         )
     moved = jnp.moveaxis(whole_along(x, [at]), at, -1)
     return moved.reshape(*moved.shape[:-1], x.shape[at] // m, m)
+
+
+def _require_numbers(name: str, groups: jax.Array, kept: jax.Array) -> None:
+    """Raises where a group keeps what is no number: it was kept by its position."""
+    if is_traced(groups) or is_traced(kept):
+        return
+    wrong = int(jnp.sum(kept & ~jnp.isfinite(groups)))
+    if wrong:
+        raise value_error(
+            f"`scores` must be finite where something is kept: {wrong} at {name} would "
+            "be kept by their position alone. Look for NaN or infinities in the "
+            "weights, or in the loss and gradients that the scores were made of."
+        )
 
 
 def _first_n(groups: jax.Array, n: int | jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 from jprune._errors import (
     listing,
     nearest,
+    noting,
     require_regex,
     type_error,
     value_error,
@@ -236,6 +237,13 @@ def _is_listed(params: Params, path: KeyTuple) -> bool:
     return isinstance(node, list)
 
 
+_SCOPE_CALL = (
+    "`scope` was called with the parameters, to give a tree of bools. For a function "
+    "of a path and a leaf: `scope=lambda params: masks.prunable(params, "
+    "include=function)`."
+)
+
+
 def resolve_scope(scope: Any, params: Params) -> Scope:
     """The scope a `scope` argument means for these parameters.
 
@@ -264,7 +272,11 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
         return prunable(params, include=scope)
     # A module of Equinox is both a tree and callable.
     is_tree = not jtu.treedef_is_leaf(jax.tree.structure(scope))
-    tree = scope(params) if callable(scope) and not is_tree else scope
+    if callable(scope) and not is_tree:
+        with noting(lambda: _SCOPE_CALL):
+            tree = scope(params)
+    else:
+        tree = scope
     require_same_structure("scope", tree, params)
     pairs = zip(named_leaves(tree), jax.tree.leaves(params), strict=True)
     for (path, taken), leaf in pairs:

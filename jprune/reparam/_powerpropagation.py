@@ -155,8 +155,10 @@ def _map(fn: Any, tree: PyTree, scope: Any) -> PyTree:
 
 
 def _require_power(name: str, alpha: Any) -> None:
-    if is_traced(alpha) or not alpha >= 1:
-        raise value_error(f"`{name}` must be a number of at least 1, got {alpha}.")
+    if is_traced(alpha) or not 1 <= alpha < float("inf"):
+        raise value_error(
+            f"`{name}` must be a finite number of at least 1, got {alpha}."
+        )
 
 
 def _require_not_zero(params: Params, scope: Any) -> None:

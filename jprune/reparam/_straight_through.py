@@ -99,6 +99,7 @@ def top_kast(
     scope: Any = None,
     ranking: RankingName = "leaf",
     min_keep: int = 1,
+    stacked: Any = None,
 ) -> Reparam:
     r"""Top-KAST: a sparse forward pass, gradients for a larger set around it.
 
@@ -116,6 +117,7 @@ def top_kast(
       scope: which leaves; see `masks.unstructured`.
       ranking: "leaf" (the paper's) or "global".
       min_keep: see `masks.unstructured`.
+      stacked: see `masks.unstructured`.
 
     Returns:
       A `Reparam` whose theta is the dense weights.
@@ -138,7 +140,12 @@ def top_kast(
     def largest(theta: Params, share: float) -> Mask:
         theta = jax.lax.stop_gradient(theta)
         return masks.unstructured(
-            theta, share, ranking=ranking, scope=scope, min_keep=min_keep
+            theta,
+            share,
+            ranking=ranking,
+            scope=scope,
+            min_keep=min_keep,
+            stacked=stacked,
         )
 
     def apply(theta: Params, key: Any = None) -> Params:

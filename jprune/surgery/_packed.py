@@ -44,7 +44,7 @@ def save_packed(path: str | pathlib.Path, plan: Plan, packed: PyTree) -> None:
     leaves = _leaves(packed)
     _check(plan, leaves, "`packed`")
     names = _names(plan)
-    arrays = {names[p]: jax.device_get(_numbers(x)) for p, x in leaves.items()}
+    arrays = {names[p]: jax.device_get(numbers(x)) for p, x in leaves.items()}
     write_safetensors(pathlib.Path(path), arrays, {_KEY: plan.to_json()})
 
 
@@ -82,7 +82,7 @@ def load_packed(
         if not hasattr(x, "shape"):
             return x
         value = found[path_keys(path)]
-        return jax.random.wrap_key_data(value) if _is_key(x) else value
+        return key_like(value, x)
 
     return plan, jtu.tree_map_with_path(leaf, like)
 
@@ -211,8 +211,20 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _numbers(x: Any) -> Any:
-    return jax.random.key_data(x) if _is_key(x) else x
+def numbers(x: Any) -> Any:
+    """What a file holds of a leaf: of a random key its data."""
+    if not _is_key(x):
+        return x
+    data = jax.random.key_data
+    return data(x) if isinstance(x, jax.Array) else jax.eval_shape(data, x)
+
+
+def key_like(value: Any, x: Any) -> Any:
+    """The inverse of `numbers`, for a leaf `x` that had been there."""
+    if not _is_key(x):
+        return value
+    impl = jax.random.key_impl(x) if isinstance(x, jax.Array) else None
+    return jax.random.wrap_key_data(value, impl=impl)
 
 
 def _nested(leaves: Mapping[KeyTuple, Any]) -> Any:

@@ -96,7 +96,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
     for t in range(max(steps, _LONGEST)):
         if t >= steps and moved:
             break
-        grads = _noise(jax.random.fold_in(key, t), now)
+        grads = _noise(jax.random.fold_in(key, t), _fast(now))
         climbs = climbs or (not moved and _climbs(update, state, now, grads))
         updates, following = update(grads, state, now, grads)
         refusing = refusing or _refused(update, state, following, now, asked)
@@ -110,6 +110,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         )
 
     stored = [mask for mask in enforced if mask is not None]
+    now, start = _slow(now), _slow(start)
     wrong = _missed(stored, now)
     if None in enforced:
         wrong += _missing(_removed(state), start, now, stored)
@@ -126,6 +127,16 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         warnings.warn(_REFUSING.format(refusing), stacklevel=2)
     if _reads_one_batch(update, state, params):
         warnings.warn(_ONE_BATCH, stacklevel=2)
+
+
+def _fast(params: Params) -> Params:
+    """The parameters that a gradient is taken at."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def _slow(params: Params) -> Params:
+    """The parameters that are used in the end."""
+    return params.slow if isinstance(params, optax.LookaheadParams) else params
 
 
 def _stepper(tx: optax.GradientTransformationExtraArgs) -> Callable[..., Any]:
@@ -206,7 +217,7 @@ def _refused(
     asked |= ticked
     if not ticked:
         return ""
-    grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+    grads = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), _fast(params))
     with jax.debug_nans(False):
         refused = update(grads, state, params, grads)[1]
     return _NOT_FINITE if ticked - _ticked(state, refused) else ""
@@ -232,7 +243,7 @@ def _reads_one_batch(update: Callable[..., Any], state: PyTree, params: Params) 
     inside = [x for x in jax.tree.leaves(state, is_leaf=accumulates) if accumulates(x)]
     if not any(map(ranks, jax.tree.leaves(inside, is_leaf=ranks))):
         return False
-    zero = jax.tree.map(jnp.zeros_like, params)
+    zero = jax.tree.map(jnp.zeros_like, _fast(params))
     # Unjitted: the call of a jitted function takes also what it does not use.
     step = jax.make_jaxpr(lambda g: update.__wrapped__(zero, state, params, g))(zero)
     used = {id(x) for equation in step.jaxpr.eqns for x in equation.invars}
@@ -270,7 +281,7 @@ def _climbs(
     there = update(grads, state, params, grads)[0]
     back = update(turned, state, params, turned)[0]
     both = jax.tree.map(lambda a, b: (a - b) / 2, there, back)
-    pairs = zip(jax.tree.leaves(both), jax.tree.leaves(grads), strict=True)
+    pairs = zip(jax.tree.leaves(_fast(both)), jax.tree.leaves(grads), strict=True)
     return any(_uphill(np.asarray(d, float), np.asarray(g, float)) for d, g in pairs)
 
 

@@ -19,7 +19,7 @@ Ma et al., "Effective Model Sparsification by Scheduled Grow-and-Prune Methods",
 workers is `grow_in_parallel`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,9 @@ import jax.numpy as jnp
 import optax
 
 from jprune import masks, scores, selection
+from jprune._axes import Axes
 from jprune._errors import require_static, value_error
+from jprune._stacks import as_said
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope, Scores
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts, require_target
@@ -82,6 +84,7 @@ def grow_and_prune(
     rate: ScalarOrSchedule | None = None,
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Grows one part after the other to dense and prunes it back (a wrapper).
@@ -118,6 +121,8 @@ def grow_and_prune(
       scope: which leaves are pruned; see `masks.unstructured`. The paper keeps the
         first and the last layer dense: leave them out here.
       min_keep: the fewest weights any leaf keeps.
+      stacked: which leaves are stacks of layers, each as sparse as a leaf; see
+        `masks.unstructured`.
       key: a PRNG key or a seed, for the first masks.
 
     Returns:
@@ -158,7 +163,7 @@ def grow_and_prune(
     require_target(sparsity, min_keep=min_keep)
     require_strengths(rate=rate)
     inner = around(inner)
-    given = (sparsity, partitions, scope, min_keep)
+    given = (sparsity, partitions, scope, min_keep, stacked)
 
     def init(params: Params) -> GrowAndPruneState:
         zero, first = jnp.int32(0), params
@@ -208,6 +213,7 @@ def gap(
     nesterov: bool = False,
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
     key: jax.Array | int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """C-GaP around SGD, momentum cleared at every step.
@@ -227,6 +233,7 @@ def gap(
       nesterov: Nesterov's form of momentum.
       scope: see `grow_and_prune`.
       min_keep: see `grow_and_prune`.
+      stacked: see `grow_and_prune`.
       key: see `grow_and_prune`.
 
     Returns:
@@ -263,6 +270,7 @@ def gap(
         rate=learning_rate,
         scope=scope,
         min_keep=min_keep,
+        stacked=stacked,
         key=key,
     )
 
@@ -276,6 +284,7 @@ class Growth(NamedTuple):
       parts: how many parts.
       scope: the leaves that are pruned, a tree of bools.
       min_keep: the fewest weights any of them keeps.
+      stacked: axes of the layers of stacks, by expression.
     """
 
     sparsity: Any
@@ -283,6 +292,7 @@ class Growth(NamedTuple):
     parts: int
     scope: Scope
     min_keep: int
+    stacked: Mapping[str, Axes]
 
     @classmethod
     def of(
@@ -292,16 +302,19 @@ class Growth(NamedTuple):
         partitions: Partitions,
         scope: Any,
         min_keep: int,
+        stacked: Any,
     ) -> "Growth":
         """From the arguments of `grow_and_prune`."""
         taken = resolve_scope(scope, params)
         target = sparsity(params) if callable(sparsity) else sparsity
         partition, parts = resolve_partitions(partitions, params, taken)
-        return cls(target, partition, parts, taken, min_keep)
+        said = as_said(params, stacked)
+        return cls(target, partition, parts, taken, min_keep, said)
 
     def counts(self, params: Params) -> Any:
         """How many each leaf keeps when sparse."""
-        return keep_counts(params, self.sparsity, scope=self.scope, ranking="leaf")[0]
+        how: Any = {"scope": self.scope, "ranking": "leaf", "stacked": self.stacked}
+        return keep_counts(params, self.sparsity, **how)[0]
 
     def start(self, key: jax.Array, params: Params) -> Mask:
         """Random masks, every leaf sparse."""
@@ -311,6 +324,7 @@ class Growth(NamedTuple):
             ranking="leaf",
             scope=self.scope,
             min_keep=self.min_keep,
+            stacked=self.stacked,
         )
 
     def first(self, given: Any, key: Any, params: Params) -> Mask:
@@ -330,6 +344,7 @@ class Growth(NamedTuple):
             scope=self.scope,
             min_keep=self.min_keep,
             within=within,
+            stacked=self.stacked,
             init=selection.WarmStart.cold(leaves, ranking="leaf"),
         )
         return mask, passes

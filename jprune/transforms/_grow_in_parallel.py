@@ -39,6 +39,7 @@ def grow_in_parallel(
     workers: Literal["vmap", "loop"] = "vmap",
     scope: Any = None,
     min_keep: int = 1,
+    stacked: Any = None,
     key: jax.Array | int = 0,
 ) -> tuple[Params, Mask]:
     """P-GaP from random masks: the driver around a worker's training.
@@ -56,6 +57,7 @@ def grow_in_parallel(
         one after the other, for a `train` that is not traceable.
       scope: see `masks.unstructured`.
       min_keep: the fewest weights any leaf keeps.
+      stacked: see `masks.unstructured`.
       key: a PRNG key or a seed, for the first masks.
 
     Returns:
@@ -71,7 +73,7 @@ def grow_in_parallel(
         raise value_error(f"`rounds` must be at least 1, got {rounds}.")
     if workers not in ("vmap", "loop"):
         raise value_error(f"`workers` must be 'vmap' or 'loop', got {workers!r}.")
-    plan = Growth.of(params, sparsity, partitions, scope, min_keep)
+    plan = Growth.of(params, sparsity, partitions, scope, min_keep, stacked)
     mask = plan.start(seeded(key), params)
     params = masks.apply(mask, params)
     for number in range(rounds):

@@ -57,6 +57,7 @@ def prune_iteratively(
     early: Params | None = None,
     scope: Any = None,
     ranking: RankingName = "global",
+    stacked: Any = None,
 ) -> tuple[Params, Mask]:
     """Magnitude pruning in rounds, with weight or learning-rate rewinding.
 
@@ -74,6 +75,7 @@ def prune_iteratively(
         ticket). Only for "weights".
       scope: see `masks.unstructured`.
       ranking: see `masks.unstructured`.
+      stacked: see `masks.unstructured`.
 
     Returns:
       The parameters of the last run, trained at the final sparsity, and its mask.
@@ -105,7 +107,12 @@ def prune_iteratively(
     trained = train(params, mask)
     for target in targets:
         mask = masks.unstructured(
-            trained, target, scope=scope, ranking=ranking, within=mask
+            trained,
+            target,
+            scope=scope,
+            ranking=ranking,
+            within=mask,
+            stacked=stacked,
         )
         again = start if rewind == "weights" else trained
         trained = train(masks.apply(mask, again), mask)

@@ -27,6 +27,7 @@ import optax
 
 from jprune import masks, scores
 from jprune._errors import require_functions, require_static, value_error
+from jprune._stacks import as_said
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
@@ -61,6 +62,7 @@ def prune_unmoved(
     unit: Callable[[Params], Scores] | None = None,
     scope: Any = None,
     min_keep: int | None = None,
+    stacked: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Removes what stayed near its initial value (a projection: place it last).
 
@@ -80,6 +82,7 @@ def prune_unmoved(
         start at zero: they are still only as long as they get no gradient.
       min_keep: the fewest weights any leaf keeps; None for one for each output, see
         `masks.above`.
+      stacked: see `masks.unstructured`; a floor is that of each layer of a stack.
 
     Returns:
       A `GradientTransformationExtraArgs`. Its state holds a copy of the parameters.
@@ -119,7 +122,12 @@ def prune_unmoved(
     def select(params: Params, initial: Params, mask: Mask) -> Mask:
         change = scores.relative_change(params, initial, unit or scores.magnitude)
         return masks.above(
-            change, fraction, within=mask, scope=scope, min_keep=min_keep
+            change,
+            fraction,
+            within=mask,
+            scope=scope,
+            min_keep=min_keep,
+            stacked=as_said(params, stacked),
         )
 
     def init(params: Params) -> PruneUnmovedState:

@@ -318,3 +318,9 @@ def test_errors(change, message):
 def test_errors_of_the_others():
     with pytest.raises(ValueError, match="`share` must be 'leaf' or 'network'"):
         fitness(W > 0, W, W, share="channel")
+
+
+@pytest.mark.parametrize("k", [1.5, True, "3", [[1, 2]], jnp.ones(2)])
+def test_a_number_of_starts_is_whole(k):
+    with pytest.raises((ValueError, TypeError), match=r"`k` must be"):
+        at_init.k_starts(KEY, TREE, GRADS, 0.5, k=k)

@@ -45,3 +45,11 @@ def test_chunks_must_divide_the_batch():
         at_init.snip(half_square, W, (x, x), chunks=3)
     with pytest.raises(ValueError, match=r"(?s)with one n; got:.*0: \(4, 2\).*1: \(\)"):
         at_init.snip(half_square, W, (x, jnp.ones(())), chunks=2)
+
+
+@pytest.mark.parametrize("score", [at_init.snip, at_init.grasp])
+def test_scores_of_a_loss_that_uses_other_parameters_are_refused(score):
+    """Closed over, they give a gradient of 0: any mask would be arbitrary."""
+    params = {"kernel": jnp.ones((3, 2))}
+    with pytest.raises(ValueError, match="Every score is 0.* closes over"):
+        score(lambda p, x: jnp.sum((x @ params["kernel"]) ** 2), params, jnp.ones(3))

@@ -217,3 +217,10 @@ def test_one_of_several_haiku_functions_returns_features():
         features(packed, X), many.apply[1](zeroed, X)[:, KEPT], atol=1e-6
     )
     np.testing.assert_allclose(logits(packed, X), many.apply[0](zeroed, X), atol=1e-6)
+
+
+def test_a_replaced_layer_says_where_to_replace_it():
+    small, _ = nnx_pair()
+    small.leave = nnx.Linear(3, 7, rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match=r"model before the cut[^$]*\(3, 7\)"):
+        small(X)

@@ -210,3 +210,14 @@ def test_is_n_of_m_of_no_weight_is_an_error_and_subnormals_count():
     three = jnp.full((4, 1), np.float32(1e-40)).at[0].set(0)
     assert not masks.is_n_of_m(empty | {"kernel": three}, 2, 4, axis=0)
     assert masks.is_n_of_m(empty | {"kernel": three}, 3, 4, axis=0)
+
+
+def test_a_group_without_enough_numbers_is_refused():
+    """Its NaN and infinities would be kept by their position."""
+    w = jnp.ones((8, 2)).at[4:7, 1].set(jnp.nan)
+    with pytest.raises(ValueError, match="`scores` must be finite.*: 1 at kernel"):
+        masks.n_of_m({"kernel": w}, 2, 4)
+    kept = masks.n_of_m({"kernel": w}, 1, 4)["kernel"]  # the first to go
+    assert kept[4:, 1].tolist() == [False, False, False, True]
+    jitted = jax.jit(lambda w: masks.n_of_m({"kernel": w}, 2, 4))
+    assert int(jitted(w)["kernel"].sum()) == 8  # a traced one cannot raise

@@ -297,3 +297,10 @@ def test_a_bare_list_is_refused():
     assert masks.prunable([kernel, bias], include=".*") == [True, True]
     assert masks.prunable((kernel, bias)) == (True, False)
     assert masks.prunable([bias, {"w": kernel}]) == [False, {"w": True}]
+
+
+def test_a_function_of_a_path_says_where_it_belongs():
+    params = {"a": {"kernel": jnp.ones((2, 3))}}
+    with pytest.raises(TypeError) as caught:
+        masks.unstructured(params, 0.5, scope=lambda path, leaf: True)
+    assert "prunable(params, include=function)" in caught.value.__notes__[0]

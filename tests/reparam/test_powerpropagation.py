@@ -346,7 +346,9 @@ def test_reparameterized_inside_chain_and_map_params():
 
 @pytest.mark.parametrize("alpha", [0.5, 0, -1, float("nan")])
 def test_bad_power(alpha):
-    with pytest.raises(ValueError, match="`alpha` must be a number of at least 1"):
+    with pytest.raises(
+        ValueError, match="`alpha` must be a finite number of at least 1"
+    ):
         reparam.powerpropagation(alpha)
 
 
@@ -380,3 +382,8 @@ def test_wrap_passes_aux_key_and_arguments():
     value, aux = loss(jnp.array([1.0, 2.0]), 10.0, y=5.0, reparam_key=1.0)
     assert float(value) == 50 + 5 + 3
     np.testing.assert_array_equal(aux, [2.0, 3.0])
+
+
+def test_an_infinite_power_is_refused():
+    with pytest.raises(ValueError, match="`alpha` must be a finite number"):
+        reparam.powerpropagation(float("inf"))

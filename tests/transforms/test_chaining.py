@@ -130,3 +130,11 @@ def test_check_warns_of_a_chain_that_climbs():
             transforms.check(wrong, params, steps=6)
     for right in (recipe, prune, optax.chain(optax.adam(1e-3), prune)):
         transforms.check(right, params, steps=6)  # a warning is an error here
+
+
+def test_check_looks_at_the_slow_weights_of_lookahead():
+    """They are averages of what the projection left; `finish` removes from them."""
+    params = optax.LookaheadParams.init_synced({"w": jnp.arange(1.0, 17).reshape(4, 4)})
+    chain = optax.chain(optax.sgd(0.1), transforms.prune_gradually(0.5, end=4))
+    with pytest.raises(ValueError, match="Removed weights do not end at exactly 0"):
+        transforms.check(optax.lookahead(chain, 3, 0.5), params, steps=6)

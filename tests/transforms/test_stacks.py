@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import masks, transforms
+from jprune import masks, reparam, transforms
 
 LAYERS = 3
 SCALES = np.array([0.01, 1.0, 100.0], np.float32)[:, None, None]
@@ -55,19 +55,34 @@ MAKE = {
             0.7, end=3, every=1, gamma=2.0, layer_norm=True, min_keep=2, stacked=stack
         ),
     ),
+    "grow_and_prune": lambda stack: transforms.grow_and_prune(
+        optax.sgd(0.1),
+        0.61,
+        partitions=1,
+        period=2,
+        steps=2,
+        mask=masks.full,
+        stacked=stack,
+    ),
+    "prune_unmoved": lambda stack: optax.chain(
+        optax.sgd(1e-3),
+        transforms.prune_unmoved(9.0, every=1, end=3, min_keep=7, stacked=stack),
+    ),
     "swd": lambda stack: transforms.swd(
         0.1, mu=0.1, a_max=1.0, total_steps=4, sparsity=0.8, min_keep=3, stacked=stack
     ),
 }
 
 
-SLOW = ("prune_gradually", "swd")
+SLOW = ("prune_gradually", "swd", "grow_and_prune", "prune_unmoved")
 CASES = [
     *(pytest.param(m, "layers", None) for m in MAKE if m not in SLOW),
     *(pytest.param(m, "layers", None, marks=pytest.mark.slow) for m in SLOW),
     pytest.param("drop_and_grow", "decoder", "decoder/", marks=pytest.mark.slow),
     pytest.param("shrink_softly", "decoder", "decoder/", marks=pytest.mark.slow),
     pytest.param("prune_by_weight_history", "decoder", "decoder/"),
+    pytest.param("grow_and_prune", "decoder", "decoder/"),
+    pytest.param("prune_unmoved", "decoder", "decoder/"),
 ]
 
 
@@ -152,3 +167,16 @@ def test_negative_strengths_of_tpp():
         transforms.add_decorrelation([], {}, -1.0)
     with pytest.raises(ValueError, match="`ceiling` must be finite and >= 0"):
         transforms.tpp(0.1, [], {}, weight_decay=0, total_steps=99, ceiling=-1.0)
+
+
+def test_rewinding_and_top_kast_rank_layer_by_layer():
+    """A name that the rule does not know: said, or as one leaf."""
+    tree = {"decoder": stacked(0, "decoder")["decoder"]}
+    mask = transforms.prune_iteratively(
+        lambda p, m: p, tree, [0.5], ranking="leaf", stacked="decoder"
+    )[1]["decoder"]["kernel"]
+    assert mask.sum((1, 2)).tolist() == [10, 10, 10]
+    r = reparam.top_kast(0.5, 0.25, stacked="decoder")
+    assert r.export(tree)[1]["decoder"]["kernel"].sum((1, 2)).tolist() == [10, 10, 10]
+    whole = reparam.top_kast(0.5, 0.25).export(tree)[1]["decoder"]["kernel"]
+    assert whole.sum((1, 2)).tolist() != [10, 10, 10] and int(whole.sum()) == 30
