@@ -51,7 +51,8 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
 
     Args:
       select: pure function of the parameters to a mask; the same as for `finish`.
-      step: the 0-based step whose update removes; `total_steps - 1` for the last.
+      step: the 0-based step whose update removes; `total_steps - 1` for the last. How
+        many are left lies in the state: a restored one keeps the step it was made for.
 
     Returns:
       A `GradientTransformationExtraArgs` whose state is two counters.

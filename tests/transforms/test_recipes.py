@@ -143,3 +143,23 @@ def test_a_long_run_of_swd_is_looked_at_in_part():
     """The rates of every step of it would take gigabytes."""
     with pytest.warns(UserWarning, match="unstable at step 2147483646:"):
         transforms.swd(1.0, mu=0.1, sparsity=0.5, total_steps=2**31 - 1)
+
+
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_restored_state_keeps_the_step_of_its_removal(longer):
+    """As docs/chain.md says; what has an `end` follows the new one."""
+    params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+
+    def zeros(make):
+        old, new = make(4), make(6 if longer else 2)
+        state, now = old.init(params), params
+        for t in range(6 if longer else 2):
+            still = jax.tree.map(jnp.zeros_like, now)
+            updates, state = (new if t else old).update(still, state, now)
+            now = optax.apply_updates(now, updates)
+        return int((now["w"] == 0).sum())
+
+    half = lambda p: {"w": p["w"] > 4}  # noqa: E731
+    once = lambda n: transforms.prune_once(half, step=n - 1)  # noqa: E731
+    assert zeros(once) == (4 if longer else 0)
+    assert zeros(lambda n: transforms.prune_gradually(0.5, end=n - 1)) == 4
