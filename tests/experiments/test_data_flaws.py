@@ -49,7 +49,15 @@ def test_a_set_that_is_whole_passes():
         ({"test_labels": labels(6) - 1}, "a test label is -1 of 3 classes"),
         ({"test_labels": labels(5)}, "18 examples and 17 labels"),
         ({"train": pixels(12) * 0}, "all alike"),
-        ({"test": pixels(6, seed=0)}, "most test images are training images"),
+        (
+            {
+                "train": pixels(1200),
+                "train_labels": labels(1200),
+                "test": pixels(1000),
+                "test_labels": labels(1000),
+            },
+            "most test images are training images",
+        ),
         ({"test": pixels(6, side=5)}, r"test images \(5, 5, 3\)"),
         ({"test": pixels(0), "test_labels": labels(0)}, "no test examples"),
     ],
