@@ -259,7 +259,7 @@ def _clocks(state: PyTree) -> list[int]:
     for x in jax.tree.leaves(state, is_leaf=_is_projection):
         if _is_projection(x) and not isinstance(x, KeepMaskedState | DropAndGrowState):
             holder = x.penalty if isinstance(x, IssrState) else x
-            found.append(getattr(holder, "left", getattr(holder, "count", None)))
+            found.append(getattr(holder, "count", None))
     return [int(clock) for clock in found if clock is not None]
 
 

@@ -22,17 +22,25 @@ class PruneOnceState(NamedTuple):
     """State of `prune_once`.
 
     Attributes:
-      left: steps before the one that removes; -1 after it. 0-d int32.
+      count: steps so far; -1 after the one that removes. 0-d int32.
       removed: how many weights that step removed, 0 before it (read-only, for logs).
         0-d int32.
     """
 
-    left: jax.Array
+    count: jax.Array
     removed: jax.Array
+
+    def due(self, step: int) -> jax.Array:
+        """Whether this update removes: the first one at `step` or after it."""
+        return self.count >= step
 
     def probe(self) -> tuple["PruneOnceState", None]:
         """The state that removes at the next update; see `check`."""
-        return self._replace(left=jnp.zeros_like(self.left)), None
+        return self._replace(count=jnp.full_like(self.count, _LAST)), None
+
+
+_LAST = 2**31 - 1
+"""No `step` is later."""
 
 
 def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtraArgs:
@@ -51,8 +59,8 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
 
     Args:
       select: pure function of the parameters to a mask; the same as for `finish`.
-      step: the 0-based step whose update removes; `total_steps - 1` for the last. How
-        many are left lies in the state: a restored one keeps the step it was made for.
+      step: the 0-based step whose update removes; `total_steps - 1` for the last. Where
+        a state is restored behind it that has not removed, the next update does.
 
     Returns:
       A `GradientTransformationExtraArgs` whose state is two counters.
@@ -71,7 +79,7 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
         if jax.tree.leaves(params):
             # Bad targets, bad scopes, and what is no mask fail here.
             require_fit(jax.eval_shape(select, params), params)
-        return PruneOnceState(jnp.int32(step), jnp.int32(0))
+        return PruneOnceState(jnp.int32(0), jnp.int32(0))
 
     def update(
         updates: PyTree, state: PruneOnceState, params: Params
@@ -85,8 +93,9 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
             return mask, removed_count(mask, params)
 
         all_kept = jax.tree.map(_all_kept, touched, params)
-        kept, removed = renewed(state.left == 0, remove, (all_kept, state.removed))
-        return remove_at_end(updates, state, params, kept, removed)
+        now = state.due(step)
+        kept, removed = renewed(now, remove, (all_kept, state.removed))
+        return remove_at_end(updates, state, params, now, kept, removed)
 
     return transformation(init, update, "prune_once")
 
@@ -95,10 +104,11 @@ def remove_at_end(
     updates: PyTree,
     state: PruneOnceState,
     params: Params,
+    now: jax.Array,
     kept: Mask,
     removed: jax.Array,
 ) -> tuple[PyTree, PruneOnceState]:
-    """The step of `prune_once`, given what it keeps at its step.
+    """The step of `prune_once`, given whether it removes now, and what it keeps then.
 
     Afterwards a removed weight is known by its zero. A leaf that the mask never touches
     (0-d True) is left alone: a bias may well be 0 and still train.
@@ -106,12 +116,13 @@ def remove_at_end(
     # Never negative: so that nothing is written before all is counted, for which XLA
     # would first copy the parameters.
     counted = removed >= 0
-    now, before = (state.left == 0) & counted, (state.left > 0) & counted
+    before = (state.count >= 0) & ~now & counted
+    now = now & counted
 
     def keeps(k: jax.Array, p: jax.Array) -> jax.Array:
         return jnp.where(now, k, before | (p != 0)) if k.ndim else k
 
-    following = PruneOnceState(jnp.maximum(state.left - 1, -1), removed)
+    following = PruneOnceState(jnp.where(before, state.count + 1, -1), removed)
     return project(updates, params, jax.tree.map(keeps, kept, params)), following
 
 

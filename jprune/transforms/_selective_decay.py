@@ -350,20 +350,19 @@ def _with_removal(
 
     def init(params: Params) -> tuple[PyTree, ...]:
         parts = (before.init(params), penalty.init(params), after.init(params))
-        return *parts, PruneOnceState(jnp.int32(step), jnp.int32(0))
+        return *parts, PruneOnceState(jnp.int32(0), jnp.int32(0))
 
     def update(
         updates: PyTree, state: tuple[PyTree, ...], params: Params
     ) -> tuple[PyTree, tuple[PyTree, ...]]:
         one, two, three, end = state
+        now = end.due(step)
         updates, one = before.update(updates, one, params)
-        updates, two, kept = penalty.update(updates, two, params, end.left == 0)
+        updates, two, kept = penalty.update(updates, two, params, now)
         updates, three = after.update(updates, three, params)
         laid = jax.tree.map(laid_flat, params)
-        removed = renewed(
-            end.left == 0, lambda _: penalty.dropped(params, laid), end.removed
-        )
-        updates, end = remove_at_end(updates, end, params, kept, removed)
+        removed = renewed(now, lambda _: penalty.dropped(params, laid), end.removed)
+        updates, end = remove_at_end(updates, end, params, now, kept, removed)
         return updates, (one, two, three, end)
 
     return transformation(init, update, "swd")

@@ -145,21 +145,24 @@ def test_a_long_run_of_swd_is_looked_at_in_part():
         transforms.swd(1.0, mu=0.1, sparsity=0.5, total_steps=2**31 - 1)
 
 
-@pytest.mark.parametrize("longer", [False, True])
-def test_a_restored_state_keeps_the_step_of_its_removal(longer):
-    """As docs/chain.md says; what has an `end` follows the new one."""
+@pytest.mark.parametrize("last", [2, 3, 6])
+def test_a_restored_run_removes_at_its_new_end(last):
+    """After 3 steps of 5: at a later end, or at once where the new one has passed."""
     params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    half = lambda p: {"w": p["w"] > 4}  # noqa: E731
 
     def zeros(make):
-        old, new = make(4), make(6 if longer else 2)
-        state, now = old.init(params), params
-        for t in range(6 if longer else 2):
+        state, now, seen = make(5).init(params), params, []
+        for t in range(8):
             still = jax.tree.map(jnp.zeros_like, now)
-            updates, state = (new if t else old).update(still, state, now)
+            tx = make(5 if t < 3 else last)
+            updates, state = tx.update(still, state, now)
             now = optax.apply_updates(now, updates)
-        return int((now["w"] == 0).sum())
+            seen.append(int((now["w"] == 0).sum()))
+        return seen
 
-    half = lambda p: {"w": p["w"] > 4}  # noqa: E731
-    once = lambda n: transforms.prune_once(half, step=n - 1)  # noqa: E731
-    assert zeros(once) == (4 if longer else 0)
-    assert zeros(lambda n: transforms.prune_gradually(0.5, end=n - 1)) == 4
+    removes = max(last, 3)
+    expected = [0] * removes + [4] * (8 - removes)
+    assert zeros(lambda n: transforms.prune_once(half, step=n)) == expected
+    swd = {"mu": 1e-4, "sparsity": 0.5}
+    assert zeros(lambda n: transforms.swd(0.1, total_steps=n + 1, **swd)) == expected
