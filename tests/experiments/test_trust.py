@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,8 +244,18 @@ def test_two_runs_of_one_name_are_two_in_the_log(tmp_path):
 # Signals and readers that are gone.
 
 
+@contextmanager
+def hangup(handler):
+    """What SIGHUP does, however the tests themselves were started."""
+    old = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
 def test_a_terminal_that_closes_is_a_wish_however_often():
-    with stopping.listening():
+    with hangup(signal.SIG_DFL), stopping.listening():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGHUP)
         assert stopping.wanted()
@@ -254,13 +265,9 @@ def test_a_terminal_that_closes_is_a_wish_however_often():
 
 
 def test_under_nohup_it_is_ignored():
-    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with stopping.listening():
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not stopping.wanted()
-    finally:
-        signal.signal(signal.SIGHUP, old)
+    with hangup(signal.SIG_IGN), stopping.listening():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stopping.wanted()
 
 
 @pytest.fixture

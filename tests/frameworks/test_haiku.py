@@ -4,6 +4,7 @@ import functools
 import pickle
 
 import haiku as hk
+import haiku.experimental as hk_experimental
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_compact_pair_loses_its_key_and_has_no_table():
     want = model.apply(plan.zero(params), None, x)
     close(small.apply(plan.pack(params), x), want)
     with pytest.raises(ValueError, match="no Haiku function any more"):
-        hk.experimental.tabulate(small)(x)
+        hk_experimental.tabulate(small)(x)
 
 
 def test_several_functions_without_a_key():
