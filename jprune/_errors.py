@@ -7,6 +7,8 @@ them; the prefix says where they come from in a long trace.
 import difflib
 import operator
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +28,14 @@ def value_error(message: str) -> ValueError:
 def type_error(message: str) -> TypeError:
     """A `TypeError` that says it is ours."""
     return TypeError(PREFIX + message)
+
+
+def warn(message: str) -> None:
+    """A warning at the caller's line: the first that is not of this package."""
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_globals.get("__name__", "")[:7] == "jprune.":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def no_params(name: str) -> ValueError:

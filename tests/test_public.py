@@ -356,3 +356,14 @@ def test_every_number_of_a_recipe_is_checked(name):
             ) as error:
                 fn(**{**given, argument: wrong})
             assert str(error.value).startswith("[jprune] "), (argument, wrong)
+
+
+def test_a_warning_is_of_the_line_of_the_user():
+    """However many of our own frames lie between."""
+    params = {"a": jnp.ones((4, 64)), "b": jnp.ones((64, 2))}
+    net = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]  # noqa: E731
+    deps = surgery.groups(net)(params, jnp.ones((1, 4)))
+    with pytest.warns(UserWarning) as seen:
+        transforms.swd(1.0, mu=0.1, sparsity=0.5, total_steps=100)
+        surgery.select(deps, deps.scores(params), flops=0.05)
+    assert [warning.filename for warning in seen] == [__file__] * 2

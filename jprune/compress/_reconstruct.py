@@ -17,7 +17,6 @@ He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks", IC
 (arXiv 1707.06168).
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 
 from jprune import surgery
-from jprune._errors import listing, value_error
+from jprune._errors import listing, value_error, warn
 from jprune._groups import AxisRef, Group
 from jprune._jaxpr._chain import Sink
 from jprune._jaxpr._flat import flatten
@@ -205,11 +204,10 @@ def _warn_of_few_rows(layers: Mapping[str, LayerFit]) -> None:
         if fit.rows < fit.kept < fit.of
     ]
     if few:
-        warnings.warn(
+        warn(
             "[jprune] these layers were refitted to fewer rows than they keep inputs, "
             "which fits the sample and little else: give more or larger `batches`, "
             f"or more `samples`.{listing(few)}",
-            stacklevel=3,
         )
 
 

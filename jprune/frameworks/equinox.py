@@ -48,7 +48,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from jprune._errors import PREFIX, type_error, value_error
+from jprune._errors import PREFIX, short, type_error, value_error
 from jprune._jaxpr._trace import is_array
 from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
@@ -94,7 +94,16 @@ def groups(
 
     Returns:
       The groups, over the paths of `model`, or of `(model, state)`.
+
+    Raises:
+      TypeError: if `model` holds no arrays.
     """
+    if not any(map(is_array, jax.tree.leaves(model))):
+        raise type_error(
+            "`model` must be a module with arrays, and the inputs those of its own "
+            f"call, mostly one example; got {short(model)}, which holds none. Of a "
+            "model under `jax.vmap` give the model."
+        )
     fn, *given = as_function(model, args, {"method": method, **kwargs})
     with looked_at("equinox"):
         return found(fn, free_outputs, lookups=lookups)(*given)
@@ -306,8 +315,8 @@ def _plain(value: Any, dense: type, name: str) -> Any:
     leaves = jax.tree.leaves(value, is_leaf=lambda x: isinstance(x, eqx.Module))
     if value is None or any(is_array(x) or callable(x) for x in leaves):
         raise AttributeError(
-            f"a compact {dense.__name__} has no method {name!r}; its arrays are in "
-            "`.packed`."
+            f"a compact {dense.__name__} has no {name!r} of its own: its arrays are in "
+            "`.packed`, of which only the whole may be called."
         )
     return value
 

@@ -233,19 +233,21 @@ class CompactModule(nn.Module):
             name: self.make_rng(name) if self.path else _key(lazy)
             for name, lazy in scope.rngs.items()
         }
-        if self.is_initializing():
+        first = self.is_initializing()
+        if first:
             made = setting.model.init(rngs, *args, method=jprune_method, **kwargs)
             self._store(setting.plan.pack(_plain(made)), missing=True)
         variables = _plain(self.variables)
-        mutable = () if self.is_initializing() else scope.mutable
         known = frozenset(variables)
+        mutable = [*known] if first else scope.mutable  # in `init` all may be written
         dense = _Call(setting.model, jprune_method, mutable, known)
         plan = _over(setting.plan, variables)
         inner = (1,) if jprune_method is None else ()  # what it sows
         small = shrunk(dense, plan, setting.mean, setting.rng, inner)
         (out, made), new = small(variables, rngs or None, args, kwargs)
-        self._store(made)
-        self._store(_replaced(variables, new))
+        if not first:  # what `init` makes is no step on
+            self._store(made)
+            self._store(_replaced(variables, new))
         return out
 
     def _store(self, tree: Mapping[str, Any], missing: bool = False) -> None:

@@ -1,12 +1,11 @@
 """Plans from decisions: kept coordinates of groups, or masks left by training."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jprune._errors import listing, type_error, value_error
+from jprune._errors import listing, type_error, value_error, warn
 from jprune._groups import AxisRef, Group
 from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
 from jprune._typing import Mask
@@ -163,10 +162,9 @@ def plan_from_masks(
         )
     touched = any(not m.all() for m in arrays.values())
     if not touched:
-        warnings.warn(
+        warn(
             "[jprune] `masks` keep everything, so the plan removes nothing: have the "
             "weights been set to zero (`transforms.finish`), or the gates closed?",
-            stacklevel=2,
         )
     if touched and not keep:
         raise value_error(

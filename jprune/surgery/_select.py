@@ -10,14 +10,13 @@ the host and a choice that training makes anew at every step, traced.
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, SupportsFloat, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import is_integer, listing, type_error, value_error
+from jprune._errors import is_integer, listing, type_error, value_error, warn
 from jprune._groups import Group, Kind
 from jprune._tree import keys_text
 from jprune.masks._count import is_traced, removed_count
@@ -147,10 +146,9 @@ def _measured_again(plan: Plan, found: Measured, at_most: float | None) -> Plan:
     """The plan with its second measurement, and a warning where that is in doubt."""
     assert at_most is not None
     if doubt := found.doubt(at_most):
-        warnings.warn(
+        warn(
             f"[jprune] measured again, the plan takes {found} of the dense time. "
             f"{doubt}",
-            stacklevel=3,
         )
     return dataclasses.replace(plan, measured=found)
 
@@ -469,12 +467,11 @@ def _warn_of(
         if 0 < 10 * n < keep[name].size and name not in asked
     ]
     if thin:
-        warnings.warn(
+        warn(
             "[jprune] these groups lose more than nine tenths, which rarely leaves a "
             "network that works: give a floor (`min_keep=8`, or `most=0.9` of each "
             "group), or ask for less. If it is meant, `ratios` says it group by group."
             f"{listing(thin)}",
-            stacklevel=3,
         )
     cut = [name for name, n in kept.items() if n < keep[name].size]
     wrong = [
@@ -483,8 +480,7 @@ def _warn_of(
         if not deps.exactness[name].exact
     ]
     if wrong:
-        warnings.warn(
+        warn(
             "[jprune] removing from these groups is not the same as setting them to "
             f"zero; leave `exact=True`, or verify the result.{listing(wrong)}",
-            stacklevel=3,
         )

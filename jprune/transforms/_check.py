@@ -15,7 +15,6 @@ gradient goes it does: a recipe behind an optimizer turns its sign twice and cli
 """
 
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, value_error, warn
 from jprune._tree import keyed_leaves, keys_text
 from jprune._typing import Params, PyTree
 from jprune.transforms._build import around
@@ -122,11 +121,11 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
             f"back pass more `steps`, now {steps}.){listing(wrong)}"
         )
     if climbs:
-        warnings.warn(_UPHILL, stacklevel=2)
+        warn(_UPHILL)
     if refusing:
-        warnings.warn(_REFUSING.format(refusing), stacklevel=2)
+        warn(_REFUSING.format(refusing))
     if _reads_one_batch(update, state, params):
-        warnings.warn(_ONE_BATCH, stacklevel=2)
+        warn(_ONE_BATCH)
 
 
 def _fast(params: Params) -> Params:

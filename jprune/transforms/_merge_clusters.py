@@ -21,7 +21,6 @@ Ding et al., "Centripetal SGD for Pruning Very Deep Convolutional Networks with
 Complicated Structure", CVPR 2019 (arXiv 1904.03837).
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune._errors import listing, require_static, value_error
+from jprune._errors import listing, require_static, value_error, warn
 from jprune._groups import AxisRef, Group, member_leaves
 from jprune._tree import keys_text, leaf_name, named_leaves
 from jprune._typing import Params, PyTree, Scalar, ScalarOrSchedule, Scope
@@ -325,12 +324,11 @@ def _warn_if_not_collapsed(
     }
     wide = [f"{kind}: {x:.1e}" for kind, x in left.items() if not x <= _COLLAPSED]
     if wide:
-        warnings.warn(
+        warn(
             f"C-SGD will not bring clusters together in {steps} steps. Spread left at "
             f"the end, relative to the start, {_COLLAPSED:.0e} at most wanted: "
             f"{', '.join(wide)}. Raise `strength` (for vectors also "
             "`vector_multiplier`), the learning rate, or the number of steps.",
-            stacklevel=3,
         )
 
 

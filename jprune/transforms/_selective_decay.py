@@ -12,7 +12,6 @@ Tessier et al., "Rethinking Weight Decay for Efficient Neural Network Pruning", 
 of Imaging 2022 (arXiv 2011.10520), section 3.2.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import numpy as np
 import optax
 
 from jprune import selection
-from jprune._errors import require_functions, require_static, value_error
+from jprune._errors import require_functions, require_static, value_error, warn
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule
 from jprune.masks._count import is_traced
 from jprune.masks._rank import RankingName
@@ -396,10 +395,9 @@ def _warn_if_unstable(
     worst = int(np.argmax(rate))
     bound = 2 * (1 + float(momentum))
     if rate[worst] >= bound:
-        warnings.warn(
+        warn(
             f"SWD is unstable at step {steps[worst]}: learning rate {lr[worst]:.3g} * "
             f"mu {mu:.3g} * (1 + a) {1 + a[worst]:.3g} = {rate[worst]:.3g} >= "
             f"{bound:.3g} = 2 (1 + momentum). Lower `a_max` or decay the learning rate "
             "faster.",
-            stacklevel=3,
         )

@@ -197,6 +197,12 @@ def test_what_is_refused():
     del model
 
 
+def test_a_function_around_a_module_is_refused():
+    """It holds no arrays, so that nothing could be removed."""
+    with pytest.raises(TypeError, match="under `jax.vmap` give the model"):
+        jeqx.groups(jax.vmap(MLP(jax.random.key(0))), jnp.ones((3, 8)))
+
+
 class TwoNorms(eqx.Module):
     """Two norms that divide by their running values, in training too."""
 

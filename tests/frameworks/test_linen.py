@@ -155,6 +155,14 @@ def test_fresh_process(tmp_path):
     close(got, small.apply(packed, X))
 
 
+def test_init_in_training_mode_is_that_of_the_dense_module_packed():
+    """It draws and starts statistics; no step of them is taken."""
+    _, plan, _, small, _ = compact_pair()
+    keys = {"params": jax.random.key(3), "dropout": jax.random.key(4)}
+    want = plan.pack(MODEL.init(keys, X, train=True))
+    jax.tree.map(np.testing.assert_array_equal, small.init(keys, X, train=True), want)
+
+
 def test_a_compact_module_is_a_part_of_others():
     _, plan, zeroed, small, packed = compact_pair()
     whole = nn.Sequential([small, nn.Dense(3)])
