@@ -14,7 +14,7 @@ Deviations:
   counted.
 
 Ours: not run.
-`--small`: five minutes of one core [estimated], see `authors.small`.
+`--small`: five minutes of one core for `at_init`, see `authors.small`.
 
 Command: `python -m experiments.train authors_resnet32 --data-dir FOLDER`, a method
 alone with `--only trp` or `--only at_init`.

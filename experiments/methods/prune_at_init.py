@@ -140,7 +140,10 @@ def _scores(
         x = jax.ShapeDtypeStruct(lab.inputs[:1].shape, jnp.float32)
 
         def prune(kept: int) -> Any:
-            return at_init.synflow_mask(network, params, x, keep=kept, rounds=rounds)
+            with jax.enable_x64(True):  # over 32 layers R is beyond float32
+                return at_init.synflow_mask(
+                    network, params, x, keep=kept, rounds=rounds
+                )
 
         return prune, {}
 

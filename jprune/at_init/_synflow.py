@@ -14,10 +14,11 @@ The promise is about chains. Of two parallel branches one may go: in ResNet-18 t
 shortcut convolutions are reported to (issue 7 of the authors' repository), on digits
 the 3 x 3 ones beside them did. `emptied` tells.
 
-R is a product over layers and overflows float32 in deep networks; `normalize` divides
-each kernel by one number. Every path of a chain has that factor, so no ranking changes
-there; beside a shortcut it weighs branches differently `[inferred]`. In float64 it is
-not needed.
+R is a product over layers and overflows float32 in deep networks, a residual one of 30
+convolutions among them. Under `jax.enable_x64(True)` the flow is float64, whatever the
+parameters are, and the ranking that of the paper. `normalize` stays in float32 and
+divides each kernel by one number: every path of a chain has that factor, so that no
+ranking changes there; beside a shortcut it weighs branches differently `[inferred]`.
 
 Tanaka et al., "Pruning neural networks without any data by iteratively conserving
 synaptic flow", NeurIPS 2020 (arXiv 2006.05467).
@@ -70,8 +71,9 @@ def synflow(
       stacked: see `masks.unstructured`; only `normalize` asks.
 
     Returns:
-      Non-negative scores of the shapes of `params`, float32 or wider; 0 for leaves out
-      of scope. For the mask of the paper use `synflow_mask`.
+      Non-negative scores of the shapes of `params`, 0 for leaves out of scope: float32
+      or wider, float64 under `jax.enable_x64(True)`. For the mask of the paper use
+      `synflow_mask`.
 
     Raises:
       ValueError: R overflowed (not checked under `jit`); as `masks.unstructured` for
@@ -178,8 +180,8 @@ def synflow_mask(
     if not any(is_traced(s) or jnp.any(s > 0) for s in left):
         raise value_error(
             "Nothing flows from input to output any more: the asked `sparsity` leaves "
-            "fewer weights than a path has, or R fell below the float range "
-            "(`normalize=True`, or float64)."
+            "fewer weights than a path has, or R fell below the float range (call it "
+            "under `with jax.enable_x64(True):` for float64, or use `normalize=True`)."
         )
     return mask
 
@@ -187,7 +189,7 @@ def synflow_mask(
 def _magnitude(x: Any) -> Any:
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         return x
-    return jnp.abs(wide(x))
+    return jnp.abs(jnp.asarray(x, jnp.promote_types(x.dtype, jnp.result_type(float))))
 
 
 def _mean_column(w: jax.Array, stack: Axes) -> jax.Array:
@@ -203,6 +205,8 @@ def _mean_column(w: jax.Array, stack: Axes) -> jax.Array:
 def _require_finite(found: list[jax.Array]) -> None:
     if any(not is_traced(s) and not jnp.all(jnp.isfinite(s)) for s in found):
         raise value_error(
-            "The flow R overflowed: it is a product over layers. Use `normalize=True`, "
-            "or float64."
+            "The flow R overflowed: it is a product over layers. For float64 call it "
+            "under `with jax.enable_x64(True):`, with a network that computes in the "
+            "dtype of its parameters. `normalize=True` stays in float32, and weighs "
+            "what runs beside a shortcut differently."
         )

@@ -136,6 +136,33 @@ def test_an_overflow_is_an_error_and_normalize_avoids_it():
         np.testing.assert_allclose(s.sum(), found[0].sum(), rtol=1e-4)
 
 
+def test_float64_is_enough_where_float32_overflows():
+    """Float32 weights of twelve residual layers, R near 1e54, against NumPy."""
+    rng = np.random.default_rng(3)
+    deep = tuple(jnp.float32(rng.normal(size=(40, 40)) * 1e3) for _ in range(12))
+    with jax.enable_x64(True):
+        found = at_init.synflow(residual, deep, jnp.ones((1, 40), jnp.float32))
+        mask = at_init.synflow_mask(
+            residual, deep, jnp.ones((1, 40), jnp.float32), keep=200, rounds=5
+        )
+    before, after = [np.ones(40)], [np.ones(40)]
+    for w in deep:
+        before.append(before[-1] + before[-1] @ abs(np.float64(w)))
+    for w in reversed(deep):
+        after.append(after[-1] + abs(np.float64(w)) @ after[-1])
+    for got, w, h, g in zip(found, deep, before[:-1], after[-2::-1], strict=True):
+        expected = abs(np.float64(w)) * np.outer(h, g)
+        assert got.dtype == jnp.float64 and expected.max() > np.finfo(np.float32).max
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert int(masks.count(mask)) == 200 and not at_init.emptied(mask)
+
+
+def residual(params, x):
+    for w in params:
+        x = x + jax.nn.relu(x @ w)
+    return x
+
+
 def test_normalizing_a_chain_changes_no_rank():
     with jax.enable_x64(True):
         params = normal(2, SHAPES)
