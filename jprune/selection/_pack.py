@@ -9,6 +9,7 @@ Only leaves that are not sharded: to concatenate sharded ones would gather them.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,21 @@ def flat(table: Table) -> Table:
         for leaf in table.leaves
     ]
     return dataclasses.replace(table, leaves=tuple(leaves))
+
+
+def gathered(leaves: list[jax.Array]) -> list[jax.Array]:
+    """The same numbers in fewer arrays: the small ones of a dtype are joined.
+
+    Not where one may be sharded, unknown to tracing.
+    """
+    if jax.device_count() > 1:
+        return leaves
+    small: dict[Any, list[jax.Array]] = {}
+    for x in leaves:
+        if x.size <= SMALL:
+            small.setdefault(x.dtype, []).append(x.reshape(-1))
+    large = [x for x in leaves if x.size > SMALL]
+    return large + [jnp.concatenate(few) for few in small.values()]
 
 
 def pack(table: Table) -> Table:

@@ -14,13 +14,14 @@ Two integers are swept over: the image of each entry, and, to break a tie, its p
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jprune._axes import placed_as
 from jprune.selection._bracket import Bracket, Counts, Pivots
 from jprune.selection._count_true import count_true
 from jprune.selection._image import Image
@@ -105,17 +106,22 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
     Returns:
       `count(pivots, places, cut)`: in each leaf the images that reach its pivots, or
       where `places` is true the places from the end, given the `cut`: an entry above it
-      has the place n, one that ties its distance n - 1 - position from the last, and
+      has the largest, one that ties its distance n - 1 - position from the last, and
       one below -1.
     """
-    positions = _positions(table)
+    numbers = _numbers(table)
 
     def count(pivots: Pivots, places: jax.Array, cut: Cut) -> Counts:
-        leaves, where, *rest = lax.optimization_barrier(
-            (_swept(table), positions, pivots, places, cut)
-        )
+        rows = list(pivots)
+        if ties:
+            dtype = table.image.dtype
+            largest = jnp.full(cut.least.shape, jnp.iinfo(dtype).max, dtype)
+            # Where images are counted no entry reaches the cut, and none is too large.
+            rows += [jnp.where(places, x, largest) for x in (*cut, -1)]
+        rows = jnp.stack(rows, axis=1)
+        leaves, where, rows = lax.optimization_barrier((_swept(table), numbers, rows))
         each = functools.partial(_counted, image=table.image, ties=ties)
-        seen = [each(*x, *rest) for x in zip(leaves, where, strict=True)]
+        seen = [each(*x, rows) for x in zip(leaves, where, strict=True)]
         columns = [jnp.stack(column) for column in zip(*seen, strict=True)]
         # Or XLA would write a sum of one as a chain over all leaves, in each kernel.
         return Counts(lax.optimization_barrier(columns))
@@ -127,23 +133,21 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
 @functools.partial(jax.jit, static_argnames=("image", "ties"))
 def _counted(
     arrays: tuple[jax.Array, jax.Array | None],
-    position: jax.Array,
-    pivots: Pivots,
-    places: jax.Array,
-    cut: Cut,
+    number: jax.Array,
+    rows: jax.Array,
     *,
     image: Image,
     ties: bool,
 ) -> list[jax.Array]:
     """How many images of a leaf, or places, reach each of its pivots."""
-    integers = image.of(*arrays)
+    integers, row = image.of(*arrays), _row(rows, number)
     if ties:
-        above, least = _row(cut, position)
-        place = _place(position, integers.shape).astype(integers.dtype)
-        place = jnp.where(integers >= least, place, -1)
-        place = jnp.where(integers > above, integers.size, place)
-        integers = jnp.where(places, place, integers)
-    return _reduce(integers, _row(pivots, position), [])
+        *row, above, least, most = row
+        place = _place(number, integers.shape).astype(integers.dtype)
+        place = placed_as(place, integers)
+        place = jnp.where(integers >= least, place, jnp.minimum(integers, most))
+        integers = jnp.where(integers > above, jnp.iinfo(image.dtype).max, place)
+    return _reduce(integers, row, [])
 
 
 def keep_cut(
@@ -162,24 +166,24 @@ def keep_cut(
       Bool arrays of the leaves' shapes.
     """
     each = functools.partial(_kept, image=table.image, flat=flat)
-    pairs = zip(_swept(table), _positions(table, flat), strict=True)
-    return [each(*pair, cut, last.astype(jnp.int32)) for pair in pairs]
+    rows = jnp.stack([*cut, last.astype(cut.least.dtype)], axis=1)
+    pairs = zip(_swept(table), _numbers(table, flat), strict=True)
+    return [each(*pair, rows) for pair in pairs]
 
 
 @functools.partial(jax.jit, static_argnames=("image", "flat"))
 def _kept(
     arrays: tuple[jax.Array, jax.Array | None],
-    position: jax.Array,
-    cut: Cut,
-    last: jax.Array,
+    number: jax.Array,
+    rows: jax.Array,
     *,
     image: Image,
     flat: bool,
 ) -> jax.Array:
     """The mask of one leaf."""
     integers = image.of(*arrays)
-    above, least, end = _row((*cut, last), position)
-    place = _place(position, (integers.size,) if flat else integers.shape)
+    above, least, end = _row(rows, number)
+    place = _place(number, (integers.size,) if flat else integers.shape)
     first = (place >= end).reshape(integers.shape)
     return (integers > above) | ((integers >= least) & first)
 
@@ -189,16 +193,16 @@ def _swept(table: Table) -> list[tuple[jax.Array | None, ...]]:
     return [leaf.swept for leaf in table.leaves]
 
 
-def _positions(table: Table, flat: bool = False) -> list[jax.Array]:
+def _numbers(table: Table, flat: bool = False) -> list[jax.Array]:
     """For each leaf its number, the place from the end of its first entry, and steps.
 
-    Behind a barrier, so that the kernels of two leaves of one shape are one, and no
-    places are made before the loop.
+    The last axis has none: its step is 1. Behind a barrier, so that the kernels of two
+    leaves of one shape are one, and no places are made before the loop.
     """
     rows = []
     for i, leaf in enumerate(table.leaves):
-        shape = (leaf.size,) if flat else leaf.value.shape
-        steps = [math.prod(shape[d + 1 :]) for d in range(len(shape)) if shape[d] > 1]
+        shape = () if flat else leaf.value.shape
+        steps = [math.prod(shape[d + 1 :]) for d in _long(shape)[:-1]]
         row = np.array([i, max(leaf.size - 1, 0), *steps], np.uint32)
         rows.append(lax.optimization_barrier(row))
     return rows
@@ -206,22 +210,29 @@ def _positions(table: Table, flat: bool = False) -> list[jax.Array]:
 
 def entry(x: jax.Array, i: int) -> jax.Array:
     """`x[i]` of a vector, by a kernel that does not know i: one for many leaves. 0-d"""
-    return _row([x], lax.optimization_barrier(np.array([i, 0], np.uint32)))[0]
+    number = lax.optimization_barrier(np.array([i, 0], np.uint32))
+    return _row(x[:, None], number)[0]
 
 
-def _row(columns: Sequence[jax.Array], position: jax.Array) -> list[jax.Array]:
-    """The entries of one leaf, of arrays with one for each."""
+def _row(rows: jax.Array, number: jax.Array) -> list[jax.Array]:
+    """The entries of one leaf, of an array with a row for each."""
     # The number is unsigned, or JAX would ask whether it is negative.
-    return [lax.dynamic_slice(x, (position[0],), (1,)).reshape(()) for x in columns]
+    row = lax.dynamic_slice_in_dim(rows, number[0], 1)
+    return [row[0, j] for j in range(rows.shape[1])]
 
 
-def _place(position: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _long(shape: tuple[int, ...]) -> list[int]:
+    """The axes along which places differ."""
+    return [axis for axis, length in enumerate(shape) if length > 1]
+
+
+def _place(number: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The place from the end of each entry, row-major: the first has the largest."""
-    position = position.astype(jnp.int32)
-    place = jnp.broadcast_to(position[1], shape)
-    axes = [axis for axis, length in enumerate(shape) if length > 1]
-    for step, axis in enumerate(axes, start=2):
-        place -= lax.broadcasted_iota(jnp.int32, shape, axis) * position[step]
+    first, *steps = number.astype(jnp.int32)[1:]
+    place = jnp.broadcast_to(first, shape)
+    for axis, step in zip(_long(shape), [*steps, 1], strict=False):
+        index = lax.broadcasted_iota(jnp.int32, shape, axis)
+        place -= index * step
     return place
 
 

@@ -23,6 +23,7 @@ from jprune._typing import Params, PyTree, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
 from jprune.selection._count_true import counts_true
+from jprune.selection._pack import gathered
 
 
 def transformation(
@@ -245,6 +246,7 @@ def is_finite(tree: PyTree) -> jax.Array:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         return jnp.array(True)
+    leaves = gathered(leaves)
     sizes = np.array([x.size for x in leaves], np.int32)
     return jnp.all(counts_true([jnp.isfinite(x) for x in leaves]) == sizes)
 

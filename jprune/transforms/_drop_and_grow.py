@@ -37,11 +37,11 @@ from jprune import masks, scores, selection
 from jprune._axes import Axes
 from jprune._errors import require_functions, require_static, value_error
 from jprune._stacks import stacked_axes
-from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
+from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced, traced_share
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
+from jprune.masks._rank import rank
 from jprune.masks._target import require_target
-from jprune.masks._unstructured import ranked
 from jprune.selection._count_true import counts_true
 from jprune.selection._pack import laid_flat
 from jprune.transforms._build import (
@@ -261,18 +261,6 @@ class _Moves(NamedTuple):
         before_end = True if self.end is None else t < self.end
         return (t >= self.begin) & (t % self.every == 0) & before_end
 
-    def axes(self, params: Params, mask: Mask) -> list[Axes]:
-        """The axes along which each leaf in scope is a stack of layers."""
-        scope = jax.tree.map(lambda m: m.ndim > 0, mask)
-        return in_scope_list(stacked_axes(params, self.stacked), scope)
-
-
-def _shaped(mask: Mask, params: Params) -> Mask:
-    """A mask in the shapes of its leaves; 0-d where it is."""
-    return jax.tree.map(
-        lambda m, p: m.reshape(jnp.shape(p)) if m.ndim else m, mask, params
-    )
-
 
 def _kept(x: Any, y: Any, mask: jax.Array) -> jax.Array:
     """`x` where a weight is kept, else `y`; a 0-d mask keeps all."""
@@ -341,79 +329,95 @@ def _moved(
 
     With `step` the mask moves by the weights that this step of the optimizer leaves.
     """
+    # Lists of the leaves in scope: no other goes through a loop.
+    scope = jax.tree.map(lambda m: m.ndim > 0, state.mask)
+    axes = in_scope_list(stacked_axes(params, moves.stacked), scope)
     # Flat before the loops, so that in them leaves of one length are one to XLA.
-    axes = moves.axes(params, state.mask)
     flat = jnp.asarray if any(axes) else laid_flat
-    grads, weights = jax.tree.map(flat, (updates, params))
 
-    def move(stays: tuple[Mask, Mask, jax.Array]) -> tuple[Mask, Mask, jax.Array]:
-        now = weights
+    def read(tree: PyTree) -> list[jax.Array]:
+        return [flat(x) for x in in_scope(tree, scope)]
+
+    def shaped(marks: list[jax.Array], old: Mask) -> Mask:
+        rest = iter(marks)
+        reshaped = lambda m: next(rest).reshape(m.shape) if m.ndim else m  # noqa: E731
+        return jax.tree.map(reshaped, old)
+
+    every, grads, weights = jax.tree.map(flat, updates), read(updates), read(params)
+
+    def move(stays: _Marks) -> _Marks:
+        mask, _, _ = stays
+        now, lots = weights, grads
         if step is not None:
-            stepped = optax.apply_updates(params, step(_shaped(stays[0], params))[0])
-            now = jax.tree.map(flat, stepped)
-        return _move(now, grads, moves, state._replace(mask=stays[0]), axes)
+            final, _ = step(shaped(mask, state.mask))
+            now = read(optax.apply_updates(params, final))
+        if moves.grow == "random":
+            lots = _drawn(state, jax.tree.map(flat, params), scope)
+        # Behind a barrier, or the kernels that make the mask would make these again.
+        now, lots = jax.lax.optimization_barrier((now, lots))
+        fraction = value_at(moves.fraction, state.count)
+        return _move(now, lots, mask, state.kept, fraction, axes)
 
     moved = renewed(
-        moves.due(state.count), lambda _: is_finite(grads), jnp.array(False)
+        moves.due(state.count), lambda _: is_finite(every), jnp.array(False)
     )
-    marks = jax.tree.map(flat, (state.mask, state.grown))
-    *marks, passes = renewed(moved, move, (*marks, state.passes))
-    mask, grown = (_shaped(m, params) for m in marks)
+    marks = read(state.mask), read(state.grown), state.passes
+    mask, grown, passes = renewed(moved, move, marks)
+    mask, grown = shaped(mask, state.mask), shaped(grown, state.grown)
     return moved, state._replace(mask=mask, grown=grown, passes=passes)
 
 
+def _drawn(state: DropAndGrowState, params: Params, scope: Scope) -> list[jax.Array]:
+    """A number drawn for every weight in scope; for the others none is."""
+    few = jax.tree.map(lambda p, on: p if on else 0, params, scope)
+    key = jax.random.fold_in(_wrapped(state.key), state.count)
+    return in_scope(scores.random(key, few), scope)
+
+
+_Marks = tuple[list[jax.Array], list[jax.Array], jax.Array]
+"""Of each leaf the mask and what of it is new, and the passes over the weights."""
+
+
 def _move(
-    params: Params,
-    grads: PyTree,
-    moves: _Moves,
-    state: DropAndGrowState,
+    weights: list[jax.Array],
+    lots: list[jax.Array],
+    mask: list[jax.Array],
+    kept: Any,
+    fraction: Any,
     axes: list[Axes],
-) -> tuple[Mask, Mask, jax.Array]:
-    """The next mask of each leaf, what of it is new, and the passes this took.
+) -> _Marks:
+    """The next mask of each leaf: the smallest weights go, the largest lots come.
 
-    Without stacks all leaves may be flat.
+    Magnitudes are taken by the ranking. Without stacks all leaves may be flat.
     """
-    mask = state.mask
-    scope = jax.tree.map(lambda m: m.ndim > 0, mask)
-    lots = grads  # magnitudes are taken by the ranking
-    if moves.grow == "random":
-        key = jax.random.fold_in(_wrapped(state.key), state.count)
-        # Out of scope nothing is drawn.
-        few = jax.tree.map(lambda p, on: p if on else 0, params, scope)
-        drawn = scores.random(key, few)
-        lots = jax.tree.map(lambda x, p, on: x if on else p, drawn, params, scope)
-
     # A leaf's count never changes; those of its layers are counted anew.
-    kept: Any = state.kept
     if any(axes):
-        pairs = zip(kept, in_scope(mask, scope), axes, strict=True)
-        kept = [_of_layers(m, a) if a else n for n, m, a in pairs]
-    fraction = value_at(moves.fraction, state.count)
+        rows = zip(kept, mask, axes, strict=True)
+        kept = [_of_layers(m, a) if a else n for n, m, a in rows]
     dropped = jax.tree.map(lambda n: _share(fraction, n), kept)
     stays = jax.tree.map(jnp.subtract, kept, dropped)
 
-    def largest(values: Scores, count: Any, within: Mask) -> Any:
-        return ranked(
+    def largest(
+        values: list[jax.Array], count: Any, within: list[jax.Array]
+    ) -> tuple[list[jax.Array], jax.Array]:
+        best, found = rank(
             values,
             list(count),
             ranking="leaf",
-            scope=scope,
-            min_keep=0,
             within=within,
-            init=selection.WarmStart.cold(in_scope(values, scope), ranking="leaf"),
-            stacked=moves.stacked if any(axes) else {},
+            min_keep=0,
+            init=selection.WarmStart.cold(values, ranking="leaf"),
+            stacks=axes,
         )
+        return best, jnp.max(found.passes).astype(jnp.int32)
 
-    def each(fn: Callable[..., jax.Array], *trees: Mask) -> Mask:
-        return jax.tree.map(lambda m, *x: fn(m, *x) if m.ndim else m, *trees)
-
-    a, _, one = largest(params, stays, mask)
+    a, one = largest(weights, stays, mask)
     # Behind a barrier, so that of each leaf what is free is all that is written of `a`.
-    free = jax.lax.optimization_barrier(each(jnp.logical_not, a))
-    b, _, two = largest(lots, dropped, free)
-    union = each(lambda grown, out: grown | ~out, b, free)
+    free = jax.lax.optimization_barrier([~m for m in a])
+    b, two = largest(lots, dropped, free)
+    union = [grown | ~out for grown, out in zip(b, free, strict=True)]
     # What was dropped and grown again is not new.
-    new = jax.tree.map(lambda now, was: now & ~was if was.ndim else ~was, union, mask)
+    new = [now & ~was for now, was in zip(union, mask, strict=True)]
     return union, new, jnp.maximum(one, two)
 
 
