@@ -81,7 +81,7 @@ def above(
         return from_scope(scope, kept)
     # A stack is ranked layer by layer, the others in one search.
     one = [0 if a else n for n, a in zip(floors, stacks, strict=True)]
-    least = largest(leaves, jnp.asarray(one), within=allowed, masked=False).leaf
+    least = _least(leaves, jnp.asarray(one), allowed)
     best = selection.keep_mask(leaves, least, one, ties="all", within=allowed)
     for i, axes in enumerate(stacks):
         if axes:
@@ -92,6 +92,12 @@ def above(
         for k, b, n, a in zip(kept, best, floors, stacks, strict=True)
     ]
     return from_scope(scope, chosen)
+
+
+@jax.jit  # compiled once for all calls outside `jit`
+def _least(leaves: list[jax.Array], counts: jax.Array, within: Any) -> Any:
+    """The threshold of so many best of each leaf."""
+    return largest(leaves, counts, within=within, masked=False).leaf
 
 
 def _best_of_layers(

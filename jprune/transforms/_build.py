@@ -206,8 +206,11 @@ def renewed(due: jax.Array, new: Callable[[Any], Any], old: Any) -> Any:
 
     A loop of one round or none. A `lax.cond` would copy `old` at every step, and all
     parameters that it reads where they are donated; what goes through a loop stays
-    where it is, if `new` reads it from its argument.
+    where it is, if `new` reads it from its argument. Outside `jit` it is known what is
+    due, and the loop would be compiled again at every step.
     """
+    if not is_traced(due):
+        return new(old) if due else old
 
     def once(carry: Any) -> Any:
         return jnp.array(False), new(carry[1])
