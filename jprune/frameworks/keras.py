@@ -54,10 +54,11 @@ from jprune.frameworks._state import (
     copied,
     found,
     joined,
+    of_batch,
     plan_at,
-    positional,
     require_statistics,
     shrunk,
+    told,
 )
 from jprune.surgery import Groups, Plan
 from jprune.transforms._build import around
@@ -188,22 +189,27 @@ def load(
 
 def as_function(model: keras.Model, args: Any, kwargs: dict[str, Any]) -> Any:
     """One call of a model as a function of its variables, and the arguments of it."""
-    return _Call(model), named(model), args, kwargs
+    fn = told(_Call(model), _dense(model).call, args, kwargs)
+    return fn, named(model), args, kwargs
+
+
+def _dense(model: Any) -> Any:
+    return model._setting.model if isinstance(model, CompactModel) else model
 
 
 def recalibration(model: keras.Model, **kwargs: Any) -> Recalibration:
     """How the statistics of a model are measured; it is changed in place."""
     moving = [v.value for v in model.trainable_variables]
     other = _by_path(model.non_trainable_variables)
-    dense = model._setting.model if isinstance(model, CompactModel) else model
+    dense = _dense(model)
     norms = [x for x in dense._flatten_layers() if hasattr(x, "moving_mean")]
     require_statistics([x.moving_mean.value for x in norms], "`BatchNormalization`")
 
     def update(stats: Any, batch: Any) -> Any:
-        args = positional(batch)
         values = [stats[path] for path in other]
         how = {"training": True, **kwargs}
-        result: Any = model.stateless_call(moving, values, *args, **how)
+        with of_batch(dense.call, batch, how) as args:
+            result: Any = model.stateless_call(moving, values, *args, **how)
         return dict(zip(other, result[1], strict=True))
 
     def put(new: Any) -> Any:

@@ -54,11 +54,12 @@ from jprune.frameworks._state import (
     found,
     joined,
     nested,
+    of_batch,
     plan_at,
-    positional,
     require_paths,
     require_statistics,
     shrunk,
+    told,
 )
 from jprune.surgery import Groups, Plan
 from jprune.surgery._callable import looked_at
@@ -171,7 +172,13 @@ def as_function(model: nnx.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     fn: Any = functools.partial(_dense, graphdef, inputs, method)
     if (first := _setting(model)) is not None:
         fn = shrunk(fn, first.plan, first.mean, first.rng)
-    return fn, state, arrays
+    return told(fn, _called(model, method), args, rest), state, arrays
+
+
+def _called(model: nnx.Module, method: str) -> Any:
+    """A method of the dense class, bound for its signature."""
+    fn = getattr(_dense_class(type(model)), method, None)
+    return None if fn is None else functools.partial(fn, model)
 
 
 def recalibration(model: nnx.Module, **kwargs: Any) -> Recalibration:
@@ -182,7 +189,8 @@ def recalibration(model: nnx.Module, **kwargs: Any) -> Recalibration:
     def update(stats: Any, batch: Any) -> Any:
         module = nnx.merge(graphdef, stats, rest, copy=True)  # its modes are its own
         module.train()
-        module(*positional(batch), **kwargs)
+        with of_batch(_called(model, "__call__"), batch, kwargs) as args:
+            module(*args, **kwargs)
         return nnx.state(module, nnx.BatchStat)
 
     def put(new: Any) -> Any:
