@@ -17,6 +17,7 @@ import jax
 
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keyed_leaves, keys_text
+from jprune.frameworks._inner import inner_width
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
 from jprune.surgery._arguments import explained
 from jprune.surgery._callable import STATE_OUTPUTS, STATISTICS
@@ -100,7 +101,12 @@ def found(
 
 
 def shrunk(
-    fn: Stateful, plan: Plan, mean: Mean, rng: Mean, inner: KeyTuple | None = None
+    fn: Stateful,
+    plan: Plan,
+    mean: Mean,
+    rng: Mean,
+    inner: KeyTuple | None = None,
+    method: str = "",
 ) -> Stateful:
     """`surgery.shrink` of a model: the same function at the compact shapes.
 
@@ -111,6 +117,7 @@ def shrunk(
       rng: as in `surgery.shrink`.
       inner: where in the first result of `fn` widths from inside the model may come
         back, as many as are left; None: nowhere else than the plan says.
+      method: the name of what is called, if it is a part of the model.
     """
     at = None if inner is None else ("out", *inner)
 
@@ -131,7 +138,13 @@ def shrunk(
 
     def compact(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         _require_shapes(shapes, params)
-        result = small(params, *args, **kwargs)
+        try:
+            result = small(params, *args, **kwargs)
+        except Exception as error:
+            given = (tied(fn), params, args, kwargs)
+            if method and (why := inner_width(error, method, plan, *given)):
+                raise why from error
+            raise
         return result["out"], dict(keyed_leaves(result["state"]))
 
     return compact

@@ -336,8 +336,9 @@ def _call(small: CompactModule, method: str, *args: Any, **kwargs: Any) -> Any:
     call, state, args, kwargs = _split(method, args, kwargs)
     setting = small.setting
     params = small.packed if state is None else (small.packed, state)
-    inner = None if method == "__call__" else ()
-    run = shrunk(call, setting.plan, setting.mean, setting.rng, inner)
+    part = "" if method == "__call__" else method
+    inner = () if part else None
+    run = shrunk(call, setting.plan, setting.mean, setting.rng, inner, part)
     out, new = run(params, args, kwargs)
     if state is None:
         return out

@@ -143,12 +143,12 @@ def shrink(model: T, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
         )
     make = _compact_stateful if stateful else _compact_stateless
     several = isinstance(model, hk.MultiTransformed | hk.MultiTransformedWithState)
-    inner = () if several else None
+    part = ((), "apply") if several else ()
 
     def init(*args: Any, **kwargs: Any) -> Any:
         return plan.pack(model.init(*args, **kwargs))
 
-    apply = jax.tree.map(lambda fn: make(fn, plan, mean, rng, inner), model.apply)
+    apply = jax.tree.map(lambda fn: make(fn, plan, mean, rng, *part), model.apply)
     for fn in (init, *jax.tree.leaves(apply)):
         fn._original_fn = _no_original  # Haiku's tables run it: at the dense widths
     return type(model)(init, apply)

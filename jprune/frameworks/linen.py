@@ -257,7 +257,8 @@ class CompactModule(nn.Module):
         dense = _Call(setting.model, jprune_method, mutable, known)
         plan = _over(setting.plan, variables)
         inner = (1,) if jprune_method is None else ()  # what it sows
-        small = shrunk(dense, plan, setting.mean, setting.rng, inner)
+        part = getattr(jprune_method, "__name__", jprune_method) or ""
+        small = shrunk(dense, plan, setting.mean, setting.rng, inner, part)
         (out, made), new = small(variables, rngs or None, args, kwargs)
         if not first:  # what `init` makes is no step on
             self._store(made)

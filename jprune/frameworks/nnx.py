@@ -20,7 +20,8 @@ Five lines from a trained model to a smaller one that trains on:
 
 The object is a copy of the model, of a sub-class of its class, whose arrays are packed.
 Its public methods are the dense class's, shrunk: `small(x)`, `small.encode(x)`, with
-any arguments; a method that returns a width from inside returns what is left of it.
+any arguments; a method that returns a width from inside returns what is left of it,
+one that takes such a width is refused.
 `small.train()`, `small.eval()`, `nnx.view`, `nnx.split`, `nnx.jit`, `nnx.Optimizer` and
 Orbax work on it as on any module. Its sub-modules hold the packed arrays and the modes;
 they cannot be called by themselves, since a norm would divide by the wrong width.
@@ -235,8 +236,10 @@ class _Setting(Setting):
 
     def _shrunk(self, graphdef: Any, inputs: Any, method: str) -> Callable[..., Any]:
         dense = functools.partial(_dense, graphdef, inputs, method)
-        inner = None if method == "__call__" else ()
-        small = shrunk(dense, self.plan, self.mean, self.rng, inner)
+        part = "" if method == "__call__" else method
+        small = shrunk(
+            dense, self.plan, self.mean, self.rng, () if part else None, part
+        )
 
         def run(state: Any, arrays: Any) -> Any:
             (out, used), new = small(state, arrays)
