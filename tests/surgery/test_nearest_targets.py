@@ -148,3 +148,23 @@ def test_floors_of_ones_own_are_kept_or_refused():
     with pytest.warns(UserWarning, match=r"rounding leaves[^$]*\n  a:1: 6 of 6$"):
         plan = surgery.select(DEPS, SCORES, sparsity=1 / 6, min_keep=5, **asked)
     assert kept(plan) == {"a": 6, "b": 20, "c": 28}
+
+
+def test_groups_that_share_a_share():
+    """Two branches alike: of 12 coordinates 6 are asked for, 2 of each can go."""
+
+    def twins(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ p["a"]) @ p["b"] + jnp.tanh(x @ p["c"]) @ p["d"]
+
+    shapes = {"a": (5, 6), "b": (6, 3), "c": (5, 6), "d": (6, 3)}
+    params = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in shapes.items()}
+    deps = surgery.groups(twins)(params, jax.ShapeDtypeStruct((2, 5), jnp.float32))
+    scores = {g.id: np.arange(6.0) + i for i, g in enumerate(deps)}
+    with pytest.warns(UserWarning, match=r"\n  a:1: 4 of 6\n  c:1: 4 of 6$"):
+        plan = surgery.select(
+            deps, scores, sparsity=0.5, round_to=4, ranking="isomorphic"
+        )
+    assert [plan.compact_shapes[n,][1] for n in "ac"] == [4, 4]
+    in_one: Any = {"sparsity": 0.5, "round_to": 4}
+    with pytest.raises(ValueError, match="`round_to` let at most 4 go: `sparsity=0.3"):
+        surgery.select(deps, scores, **in_one)
