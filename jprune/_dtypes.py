@@ -15,6 +15,18 @@ def wide(x: jax.Array) -> jax.Array:
     return jnp.asarray(x, dtype if is_wide else jnp.float32)
 
 
+def divisible(x: jax.Array, largest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both by a power of two smaller where `1 / largest` is below the float range.
+
+    XLA may divide by multiplying with the inverse, which a processor flushes to 0. The
+    ratio stays what it is; elsewhere both pass. A `largest` of 0 becomes 1.
+    """
+    largest = jnp.where(largest > 0, largest, 1)
+    near_end, part = largest > jnp.finfo(largest.dtype).max / 256, 2.0**-16
+    smaller = jnp.where(near_end, largest * part, largest)
+    return jnp.where(near_end, x * part, x), smaller
+
+
 def is_weight(x: Any) -> bool:
     """Whether a leaf is floating point: no counter, flag, key, function or string."""
     try:

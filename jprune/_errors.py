@@ -159,16 +159,18 @@ def nearest(pattern: str, names: Sequence[str], limit: int = 6) -> list[str]:
 
 
 @contextmanager
-def noting(note: Callable[[], str]) -> Iterator[None]:
+def noting(note: Callable[[], str], unless: str | None = None) -> Iterator[None]:
     """Adds a note to an error that is not ours: what we had called the caller with.
 
     Args:
       note: makes the note.
+      unless: the beginning of a note that says it better.
     """
     try:
         yield
     except Exception as error:
-        if PREFIX not in str(error):
+        had = [x for x in getattr(error, "__notes__", ()) if unless and unless in x]
+        if PREFIX not in str(error) and not had:
             error.add_note(PREFIX + note())
         raise
 

@@ -257,7 +257,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is bool:
         return isinstance(value, int) or hasattr(value, "dtype")
     if origin is Callable:
-        return callable(value)
+        return callable(getattr(value, "apply", value))  # a pair of Haiku is none
     if isinstance(origin, type) and origin is not object:
         if issubclass(origin, Iterable) and not issubclass(origin, Mapping | str):
             return isinstance(value, Iterable) and not isinstance(value, str | bytes)

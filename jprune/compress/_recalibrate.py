@@ -111,7 +111,9 @@ def recalibrate(
     if momentum is not None and not 0 <= momentum < 1:
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
     _require_list(data)
-    step = _noted(jax.jit(update), name is not None)
+    step = jax.jit(update)
+    if name is None:
+        step = _noted(step)
     if momentum is None:
         return put(owned(_finite(_run(step, stats, data), stats)))
     blank = jax.tree.map(lambda s: jnp.zeros_like(s) if _floating(s) else s, stats)
@@ -348,20 +350,13 @@ def _require_list(batches: Any) -> None:
         )
 
 
-_ARGUMENTS = (
-    " A batch is the argument of the model's call, or a tuple of its arguments: labels "
-    "do not belong to it (`[x for x, y in batches]`)."
-)
-
-
-def _noted(step: Callable, of_model: bool) -> Callable:
+def _noted(step: Callable) -> Callable:
     """The step, whose errors say which batch it was called on."""
 
     def call(stats: PyTree, batch: Any) -> Any:
-        with noting(lambda: f"the call was on the batch {_shown(batch)}.{advice}"):
+        with noting(lambda: f"the call was on the batch {_shown(batch)}."):
             return step(stats, batch)
 
-    advice = _ARGUMENTS if of_model else ""
     return call
 
 

@@ -31,6 +31,7 @@ from jprune.compress._distances import (
     filter_correlation,
     relu_moments,
 )
+from jprune.surgery._budget import upwards
 
 Kind = Literal["weights", "independent", "comonotone"]
 
@@ -322,8 +323,8 @@ def _height(
     low, high = 0.0, float(max(d.max() for d in found.values())) + 1e-9
     if left(high) > flops:
         raise value_error(
-            f"`flops`={flops} cannot be met: one channel of each group leaves "
-            f"{left(high):.3f}. Add `groups`."
+            f"`flops`={flops} cannot be met: with one channel of each group "
+            f"`flops={upwards(left(high))}` is the least. Add `groups`."
         )
     for _ in range(50):
         middle = (low + high) / 2

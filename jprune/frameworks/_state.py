@@ -9,14 +9,17 @@ are outputs declared to be updated parameters, so they come back compact.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jprune._errors import listing, value_error
 from jprune._tree import KeyTuple, keyed_leaves, keys_text
+from jprune.frameworks._inner import inner_width
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
+from jprune.surgery._arguments import explained
 from jprune.surgery._callable import STATE_OUTPUTS, STATISTICS
 from jprune.surgery._plan import require_plan
 
@@ -98,7 +101,12 @@ def found(
 
 
 def shrunk(
-    fn: Stateful, plan: Plan, mean: Mean, rng: Mean, inner: KeyTuple | None = None
+    fn: Stateful,
+    plan: Plan,
+    mean: Mean,
+    rng: Mean,
+    inner: KeyTuple | None = None,
+    method: str = "",
 ) -> Stateful:
     """`surgery.shrink` of a model: the same function at the compact shapes.
 
@@ -109,6 +117,7 @@ def shrunk(
       rng: as in `surgery.shrink`.
       inner: where in the first result of `fn` widths from inside the model may come
         back, as many as are left; None: nowhere else than the plan says.
+      method: the name of what is called, if it is a part of the model.
     """
     at = None if inner is None else ("out", *inner)
 
@@ -129,7 +138,13 @@ def shrunk(
 
     def compact(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         _require_shapes(shapes, params)
-        result = small(params, *args, **kwargs)
+        try:
+            result = small(params, *args, **kwargs)
+        except Exception as error:
+            given = (tied(fn), params, args, kwargs)
+            if method and (why := inner_width(error, method, plan, *given)):
+                raise why from error
+            raise
         return result["out"], dict(keyed_leaves(result["state"]))
 
     return compact
@@ -167,9 +182,51 @@ class Recalibration(NamedTuple):
     momenta: frozenset[float] = frozenset()
 
 
+def told(
+    fn: Stateful, call: Callable[..., Any] | None, args: Any, kwargs: dict[str, Any]
+) -> Stateful:
+    """A model as a function, whose errors say what its call takes and was given.
+
+    Args:
+      fn: the model as a function.
+      call: what it calls, for the signature.
+      args: the arguments as the caller wrote them.
+      kwargs: the keyword arguments.
+    """
+
+    def says(*given: Any, **named: Any) -> Any:
+        with explained(call, tuple(args), kwargs):
+            return fn(*given, **named)
+
+    setattr(says, "statistics", getattr(fn, "statistics", None))  # noqa: B010
+    return says
+
+
 def positional(batch: Any) -> tuple[Any, ...]:
     """The arguments of a call: a batch, or a tuple of them."""
     return batch if isinstance(batch, tuple) else (batch,)
+
+
+@contextmanager
+def of_batch(
+    call: Callable[..., Any] | None, batch: Any, kwargs: dict[str, Any]
+) -> Iterator[tuple[Any, ...]]:
+    """The arguments of a model's call on a batch; errors in the block say which.
+
+    Args:
+      call: what is called, for the signature.
+      batch: as `positional` takes it.
+      kwargs: the keyword arguments of the call.
+    """
+    args = positional(batch)
+    with explained(call, args, kwargs, _OF_BATCH):
+        yield args
+
+
+_OF_BATCH = (
+    "A batch is the argument of the model's call, or a tuple of its arguments: labels "
+    "do not belong to it (`[x for x, y in batches]`)."
+)
 
 
 def require_statistics(stats: Any, where: str) -> None:

@@ -59,11 +59,13 @@ from jprune.frameworks._state import (
     copied,
     found,
     joined,
+    of_batch,
     plan_at,
     positional,
     require_paths,
     require_statistics,
     shrunk,
+    told,
 )
 from jprune.surgery import Groups, Plan
 from jprune.surgery._callable import looked_at
@@ -199,14 +201,20 @@ def load(
 def as_function(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One call of a module as a function of it, and the arguments of that."""
     rest = dict(kwargs)
-    call, state, *given = _split(rest.pop("method", "__call__"), args, rest)
-    return call, model if state is None else (model, state), *given
+    method = rest.pop("method", "__call__")
+    call, state, *given = _split(method, args, rest)
+    says = told(call, getattr(_dense(model), method, None), args, rest)
+    return says, model if state is None else (model, state), *given
+
+
+def _dense(model: Any) -> Any:
+    """A module of the dense class: the packed arrays, or the module itself."""
+    return model.packed if isinstance(model, CompactModule) else model
 
 
 def with_state(model: Any, args: tuple, state: Any) -> tuple:
     """The arguments of a call with the state where the call names it, else last."""
-    dense = model.packed if isinstance(model, CompactModule) else model
-    names = list(inspect.signature(dense.__call__).parameters)
+    names = list(inspect.signature(_dense(model).__call__).parameters)
     place = names.index("state") if "state" in names else len(args)
     return (*args[:place], state, *args[place:])
 
@@ -233,7 +241,9 @@ def recalibration(model: Any, state: Any, **kwargs: Any) -> Recalibration:
             return next(filter(_is_state, jax.tree.leaves(out, is_leaf=_is_state)))
 
         every = jax.vmap(one, axis_name=names.copy().pop(), out_axes=None)
-        return _averaged(running, state, every(*positional(batch)))
+        given = with_state(training, positional(batch), begun)
+        with of_batch(_dense(training).__call__, given, kwargs):
+            return _averaged(running, state, every(*positional(batch)))
 
     return Recalibration(
         update,
@@ -326,8 +336,9 @@ def _call(small: CompactModule, method: str, *args: Any, **kwargs: Any) -> Any:
     call, state, args, kwargs = _split(method, args, kwargs)
     setting = small.setting
     params = small.packed if state is None else (small.packed, state)
-    inner = None if method == "__call__" else ()
-    run = shrunk(call, setting.plan, setting.mean, setting.rng, inner)
+    part = "" if method == "__call__" else method
+    inner = () if part else None
+    run = shrunk(call, setting.plan, setting.mean, setting.rng, inner, part)
     out, new = run(params, args, kwargs)
     if state is None:
         return out

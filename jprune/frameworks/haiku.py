@@ -37,7 +37,7 @@ from typing import Any, TypeVar
 import haiku as hk
 import jax
 
-from jprune._errors import type_error, value_error
+from jprune._errors import short, type_error, value_error
 from jprune._public import settled
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune.frameworks._state import (
@@ -45,10 +45,12 @@ from jprune.frameworks._state import (
     Recalibration,
     found,
     nested,
+    of_batch,
     plan_at,
     positional,
     require_statistics,
     shrunk,
+    told,
 )
 from jprune.surgery import Groups, Plan
 from jprune.surgery._callable import looked_at
@@ -141,12 +143,12 @@ def shrink(model: T, plan: Plan, *, mean: Mean = "dense", rng: Mean = "dense") -
         )
     make = _compact_stateful if stateful else _compact_stateless
     several = isinstance(model, hk.MultiTransformed | hk.MultiTransformedWithState)
-    inner = () if several else None
+    part = ((), "apply") if several else ()
 
     def init(*args: Any, **kwargs: Any) -> Any:
         return plan.pack(model.init(*args, **kwargs))
 
-    apply = jax.tree.map(lambda fn: make(fn, plan, mean, rng, inner), model.apply)
+    apply = jax.tree.map(lambda fn: make(fn, plan, mean, rng, *part), model.apply)
     for fn in (init, *jax.tree.leaves(apply)):
         fn._original_fn = _no_original  # Haiku's tables run it: at the dense widths
     return type(model)(init, apply)
@@ -178,9 +180,16 @@ def as_function(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One `apply` as a function of parameters (and state), and the arguments of it."""
     if not isinstance(model, _STATEFUL):
         params, *rest = args
-        return _stateless(model.apply), params, rest, kwargs
+        fn = told(_stateless(model.apply), model.apply, args, kwargs)
+        return fn, params, rest, kwargs
+    if len(args) < 2:
+        raise type_error(
+            "a function of Haiku with state is followed by its `params`, its `state` "
+            f"and the inputs, got {', '.join(map(short, args)) or 'nothing'}."
+        )
     params, state, *rest = args
-    return _stateful(model.apply), (params, state), rest, kwargs
+    fn = told(_stateful(model.apply), model.apply, args, kwargs)
+    return fn, (params, state), rest, kwargs
 
 
 def recalibration(
@@ -198,7 +207,9 @@ def recalibration(
     key = (rng,) if "rng" in inspect.signature(model.apply).parameters else ()
 
     def update(state: Any, batch: Any) -> Any:
-        return model.apply(params, state, *key, *positional(batch), **kwargs)[1]
+        given = (params, state, *key, *positional(batch))
+        with of_batch(model.apply, given, kwargs):
+            return model.apply(*given, **kwargs)[1]
 
     return Recalibration(update, state, lambda new: (params, new))
 

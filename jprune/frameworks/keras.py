@@ -35,8 +35,6 @@ weights and plan apart::
     small.load_weights("small.weights.h5")
 """
 
-import dataclasses
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +46,7 @@ import optax
 from jprune._errors import listing, type_error, value_error
 from jprune._public import settled
 from jprune._tree import KeyTuple
+from jprune.frameworks._numbered import renumbered
 from jprune.frameworks._state import (
     Mean,
     Recalibration,
@@ -55,11 +54,11 @@ from jprune.frameworks._state import (
     copied,
     found,
     joined,
+    of_batch,
     plan_at,
-    positional,
-    require_paths,
     require_statistics,
     shrunk,
+    told,
 )
 from jprune.surgery import Groups, Plan
 from jprune.transforms._build import around
@@ -159,7 +158,7 @@ def shrink(
     """
     if not isinstance(model, keras.Model):
         raise type_error(f"`model` must be a keras.Model, got {type(model).__name__}.")
-    plan = _renumbered(plan, named(model))
+    plan = renumbered(plan, named(model))
     setting = Setting(plan, mean, rng, model)
     if isinstance(model, CompactModel):
         first = model._setting
@@ -190,22 +189,27 @@ def load(
 
 def as_function(model: keras.Model, args: Any, kwargs: dict[str, Any]) -> Any:
     """One call of a model as a function of its variables, and the arguments of it."""
-    return _Call(model), named(model), args, kwargs
+    fn = told(_Call(model), _dense(model).call, args, kwargs)
+    return fn, named(model), args, kwargs
+
+
+def _dense(model: Any) -> Any:
+    return model._setting.model if isinstance(model, CompactModel) else model
 
 
 def recalibration(model: keras.Model, **kwargs: Any) -> Recalibration:
     """How the statistics of a model are measured; it is changed in place."""
     moving = [v.value for v in model.trainable_variables]
     other = _by_path(model.non_trainable_variables)
-    dense = model._setting.model if isinstance(model, CompactModel) else model
+    dense = _dense(model)
     norms = [x for x in dense._flatten_layers() if hasattr(x, "moving_mean")]
     require_statistics([x.moving_mean.value for x in norms], "`BatchNormalization`")
 
     def update(stats: Any, batch: Any) -> Any:
-        args = positional(batch)
         values = [stats[path] for path in other]
         how = {"training": True, **kwargs}
-        result: Any = model.stateless_call(moving, values, *args, **how)
+        with of_batch(dense.call, batch, how) as args:
+            result: Any = model.stateless_call(moving, values, *args, **how)
         return dict(zip(other, result[1], strict=True))
 
     def put(new: Any) -> Any:
@@ -301,6 +305,22 @@ class CompactModel(keras.Model):
     def build(self, *shapes: Any) -> None:
         """Nothing is left to build."""
 
+    def save(self, filepath: Any, *args: Any, **how: Any) -> None:
+        """As any model's: `small.save("small.keras")`.
+
+        Raises:
+          ValueError: for HDF5 or a path of another ending, with what to do instead.
+        """
+        path, zipped = str(filepath), how.get("zipped") is not False
+        if zipped and not path.endswith(".keras") and not path.startswith("hf://"):
+            raise value_error(
+                "a compact model is saved as `.keras`, which holds its plan and its "
+                f"arrays; HDF5 (`.h5`) holds the arrays of layers, got {path!r}. Write "
+                '`small.save("small.keras")`, or `plan.save("plan.json")` with '
+                '`small.save_weights("small.weights.h5")`, for `jkeras.load`.'
+            )
+        super().save(filepath, *args, **how)
+
     def export(self, filepath: Any, format: str = "tf_saved_model", **how: Any) -> None:
         """As the dense model's, but for ONNX.
 
@@ -336,7 +356,7 @@ class CompactModel(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """The compact model without its weights, which `load_model` then restores."""
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
-        plan = _renumbered(Plan.from_json(config["plan"]), named(model))
+        plan = renumbered(Plan.from_json(config["plan"]), named(model))
         setting = Setting(plan, config["mean"], config["rng"], model)
         return cls(setting, name=config["name"])
 
@@ -344,43 +364,6 @@ class CompactModel(keras.Model):
 def _spec(x: Any) -> Any:
     """An input of any batch size."""
     return keras.InputSpec(shape=(None, *x.shape[1:]), dtype=x.dtype, name=x.name)
-
-
-def _renumbered(plan: Plan, leaves: Mapping[str, Any]) -> Plan:
-    """The plan under a model's paths, which may be numbered otherwise.
-
-    Keras counts the layers of a process: what was `dense` is `dense_2` when the model
-    is built a second time. Paths that differ in such numbers alone are paired in the
-    order of the numbers.
-    """
-    paths: dict[KeyTuple, Any] = {(p,): x for p, x in leaves.items()}
-    if isinstance(plan, Plan) and set(paths) != set(plan.keep):
-        old = sorted(plan.keep, key=lambda path: _natural(path[0]))
-        new = sorted(paths, key=lambda path: _natural(path[0]))
-        if [_bare(p[0]) for p in old] == [_bare(p[0]) for p in new]:
-            name = dict(zip(old, new, strict=True))
-            plan = dataclasses.replace(
-                plan,
-                keep={name[path]: kept for path, kept in plan.keep.items()},
-                lookups=tuple(
-                    tuple((name[path], axis) for path, axis in axes)
-                    for axes in plan.lookups
-                ),
-            )
-    require_paths(
-        plan,
-        paths,
-        "Find the groups with `jprune.frameworks.keras.groups(model, *inputs)`.",
-    )
-    return plan
-
-
-def _bare(path: Any) -> str:
-    return re.sub(r"_\d+(?=/|$)", "", path)
-
-
-def _natural(path: Any) -> tuple[str, list[int]]:
-    return _bare(path), [int(n or 0) for n in re.findall(r"(?:_(\d+))?(?=/|$)", path)]
 
 
 class Optimizer(keras.optimizers.Optimizer):

@@ -51,10 +51,11 @@ from jprune.frameworks._state import (
     found,
     joined,
     nested,
+    of_batch,
     plan_at,
-    positional,
     require_statistics,
     shrunk,
+    told,
 )
 from jprune.surgery import Groups, Plan
 from jprune.surgery._callable import looked_at
@@ -163,7 +164,8 @@ def as_function(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     how = dict(kwargs)
     rngs, method = how.pop("rngs", None), how.pop("method", None)
     call = _Call(model, method, how.pop("mutable", False), frozenset(variables))
-    return call, _plain(variables), rngs, tuple(rest), how
+    says = told(call, _called(model, method), (*rest,), how)
+    return says, _plain(variables), rngs, (*rest,), how
 
 
 def recalibration(
@@ -175,13 +177,25 @@ def recalibration(
     stats = {name: given[name] for name in names if name in given}
     require_statistics(stats, f"collection {' or '.join(names)}")
 
+    how = {k: x for k, x in kwargs.items() if k not in ("rngs", "method")}
+    call = _called(model, kwargs.get("method"))
+
     def update(stats: Any, batch: Any) -> Any:
-        args = positional(batch)
-        return _plain(
-            model.apply({**given, **stats}, *args, mutable=names, **kwargs)[1]
-        )
+        with of_batch(call, batch, how) as args:
+            return _plain(
+                model.apply({**given, **stats}, *args, mutable=names, **kwargs)[1]
+            )
 
     return Recalibration(update, stats, lambda new: {**given, **new})
+
+
+def _called(model: nn.Module, method: Any) -> Any:
+    """The method of the dense module that an `apply` calls, bound for its signature."""
+    dense = model.setting.model if isinstance(model, CompactModule) else model
+    name = _renamed({"method": method}).get("jprune_method") or "__call__"
+    method = name if callable(name) else getattr(type(dense), name, None)
+    method = getattr(method, "__func__", method)
+    return functools.partial(method, dense) if method is not None else None
 
 
 class _Setting(Setting):
@@ -243,7 +257,8 @@ class CompactModule(nn.Module):
         dense = _Call(setting.model, jprune_method, mutable, known)
         plan = _over(setting.plan, variables)
         inner = (1,) if jprune_method is None else ()  # what it sows
-        small = shrunk(dense, plan, setting.mean, setting.rng, inner)
+        part = getattr(jprune_method, "__name__", jprune_method) or ""
+        small = shrunk(dense, plan, setting.mean, setting.rng, inner, part)
         (out, made), new = small(variables, rngs or None, args, kwargs)
         if not first:  # what `init` makes is no step on
             self._store(made)

@@ -20,7 +20,8 @@ Five lines from a trained model to a smaller one that trains on:
 
 The object is a copy of the model, of a sub-class of its class, whose arrays are packed.
 Its public methods are the dense class's, shrunk: `small(x)`, `small.encode(x)`, with
-any arguments; a method that returns a width from inside returns what is left of it.
+any arguments; a method that returns a width from inside returns what is left of it,
+one that takes such a width is refused.
 `small.train()`, `small.eval()`, `nnx.view`, `nnx.split`, `nnx.jit`, `nnx.Optimizer` and
 Orbax work on it as on any module. Its sub-modules hold the packed arrays and the modes;
 they cannot be called by themselves, since a norm would divide by the wrong width.
@@ -54,11 +55,12 @@ from jprune.frameworks._state import (
     found,
     joined,
     nested,
+    of_batch,
     plan_at,
-    positional,
     require_paths,
     require_statistics,
     shrunk,
+    told,
 )
 from jprune.surgery import Groups, Plan
 from jprune.surgery._callable import looked_at
@@ -171,7 +173,13 @@ def as_function(model: nnx.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     fn: Any = functools.partial(_dense, graphdef, inputs, method)
     if (first := _setting(model)) is not None:
         fn = shrunk(fn, first.plan, first.mean, first.rng)
-    return fn, state, arrays
+    return told(fn, _called(model, method), args, rest), state, arrays
+
+
+def _called(model: nnx.Module, method: str) -> Any:
+    """A method of the dense class, bound for its signature."""
+    fn = getattr(_dense_class(type(model)), method, None)
+    return None if fn is None else functools.partial(fn, model)
 
 
 def recalibration(model: nnx.Module, **kwargs: Any) -> Recalibration:
@@ -182,7 +190,8 @@ def recalibration(model: nnx.Module, **kwargs: Any) -> Recalibration:
     def update(stats: Any, batch: Any) -> Any:
         module = nnx.merge(graphdef, stats, rest, copy=True)  # its modes are its own
         module.train()
-        module(*positional(batch), **kwargs)
+        with of_batch(_called(model, "__call__"), batch, kwargs) as args:
+            module(*args, **kwargs)
         return nnx.state(module, nnx.BatchStat)
 
     def put(new: Any) -> Any:
@@ -227,8 +236,10 @@ class _Setting(Setting):
 
     def _shrunk(self, graphdef: Any, inputs: Any, method: str) -> Callable[..., Any]:
         dense = functools.partial(_dense, graphdef, inputs, method)
-        inner = None if method == "__call__" else ()
-        small = shrunk(dense, self.plan, self.mean, self.rng, inner)
+        part = "" if method == "__call__" else method
+        small = shrunk(
+            dense, self.plan, self.mean, self.rng, () if part else None, part
+        )
 
         def run(state: Any, arrays: Any) -> Any:
             (out, used), new = small(state, arrays)

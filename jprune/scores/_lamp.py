@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune._axes import Axes, whole_along
-from jprune._dtypes import is_weight, wide
+from jprune._dtypes import divisible, is_weight, wide
 from jprune._stacks import stacked_axes
 from jprune._typing import Params, Scores
 
@@ -63,8 +63,8 @@ def _lamp_layer(w: jax.Array) -> jax.Array:
     size = jnp.where(jnp.isfinite(given), given, 0)
     order = jnp.argsort(-size, stable=True)
     # Dividing by the largest keeps the squares inside the float range; ratios stay.
-    largest = jnp.max(size, initial=0)
-    square = jnp.square(size[order] / jnp.where(largest > 0, largest, 1))
+    scaled, largest = divisible(size[order], jnp.max(size, initial=0))
+    square = jnp.square(scaled / largest)
     score = square / jnp.maximum(jnp.cumsum(square), jnp.finfo(size.dtype).tiny)
     # The sum is rounded; the minimum so far keeps the order of the magnitudes exact.
     score = jax.lax.cummin(score)

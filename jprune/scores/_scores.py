@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._axes import Axes, axes_list, contraction_axis
-from jprune._dtypes import is_weight, wide
+from jprune._dtypes import divisible, is_weight, wide
 from jprune._errors import value_error
 from jprune._stacks import stacked_axes
 from jprune._tiles import block_shape, tiles, untiled, within_tiles
@@ -281,9 +281,9 @@ def normalized(scores: Scores, *, stacked: Any = None) -> Scores:
         how["axis"] = tuple(i for i in range(s.ndim) if i not in stack)
         finite = jnp.where(jnp.isfinite(s), s, 0)
         largest = jnp.max(jnp.abs(finite), initial=0, **how)
+        s, largest = divisible(s, largest)
         # At scale 1 no square leaves the float range.
-        largest = jnp.where(largest > 0, largest, 1)
-        unit = finite / largest
+        unit = jnp.where(jnp.isfinite(s), s, 0) / largest
         norm = jnp.sqrt(jnp.sum(unit * unit, **how))
         return s / largest / jnp.where(norm > 0, norm, 1)
 

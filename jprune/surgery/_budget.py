@@ -6,6 +6,7 @@ removed. So few plans are tried: FLOPs, which are free to count, say how far alo
 order to go, and the target is bracketed in them by false position.
 """
 
+import decimal
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -104,14 +105,26 @@ def cut_by_measure(
                 break
         guess = head(_false_position(share, cost, over, within, at_most, seen))
     if cost(within) > at_most:
+        least = upwards(cost(within))
+        say = f": `at_most={least}` is the least" if least < cost(0) else ""
         raise value_error(
             f"`at_most` {at_most:.6g} cannot be met: with every candidate group at its "
             f"minimum the `cost` is {cost(within):.6g}, of the dense network "
-            f"{cost(0):.6g}. Lower `min_keep` or `round_to`, raise `most`, or ask for "
-            "less: the time of a small network hardly falls with its widths, and under "
-            f"load its measure is noise.{excluded}"
+            f"{cost(0):.6g}{say}. Lower `min_keep` or `round_to`, raise `most`, or ask "
+            "for less: the time of a small network hardly falls with its widths, and "
+            f"under load its measure is noise.{excluded}"
         )
     return within
+
+
+def upwards(cost: float) -> float:
+    """The next number of four digits that is not below a cost: a budget that it meets.
+
+    Args:
+      cost: positive, or 0.
+    """
+    text = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
+    return float(text.create_decimal(decimal.Decimal(cost)))
 
 
 def _number(cost: Any) -> float:

@@ -17,6 +17,7 @@ import jax
 from jprune._errors import PREFIX, noting, short, type_error
 from jprune._jaxpr._trace import is_array
 from jprune._tree import KeyTuple
+from jprune.surgery._arguments import CALLED
 
 _FRAMEWORKS = {
     ("flax", "linen"): "linen",
@@ -205,7 +206,7 @@ def calling(
             f"{short(params)} and {', '.join(given) or 'nothing else'}.{more}"
         )
 
-    return noting(note)
+    return noting(note, unless=CALLED)
 
 
 _PURE = {

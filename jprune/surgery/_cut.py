@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import value_error
+from jprune._errors import listing, value_error, warn
 from jprune.masks._count import is_traced, removed_count, require_sparsity
 from jprune.surgery import _budget, _order
 from jprune.surgery._axes import is_symbolic
@@ -25,35 +25,89 @@ def by_count(
     steps: _order.Steps,
     sparsity: float,
     round_to: int,
+    floors: Mapping[str, int] | None,
     excluded: str = "",
 ) -> Any:
     """The head of each set that removes the asked number of coordinates.
 
-    `excluded`: a sentence for errors, on what was kept out; also below.
+    A set that has a share of its own keeps what rounding leaves of it, if anything.
+
+    Args:
+      pool: scores of the groups.
+      sets: of each group the set that it competes in.
+      steps: the order.
+      sparsity: the share.
+      round_to: for errors.
+      floors: the least that each group may keep before it is rounded; None where all
+        groups are one set, which the others must make up for.
+      excluded: a sentence for errors, on what was kept out; also below.
     """
     require_sparsity(sparsity)
-    sizes: dict[Any, int] = {}
-    for name, score in pool.items():
-        sizes[sets[name]] = sizes.get(sets[name], 0) + score.shape[0]
-    most = dict.fromkeys(sizes, 0)
-    for name, span in zip(steps.names, steps.spans, strict=True):
-        most[sets[name]] += int(steps.removed[span].sum())
-    for key, size in sizes.items():
-        target = removed_count(size, sparsity)
-        if most[key] < target:
-            raise value_error(
-                f"`sparsity` {sparsity} asks for {target} of {size} coordinates, but "
-                f"`min_keep`, `most` and `round_to` let at most {most[key]} go. Lower "
-                f'the sparsity or what limits it, or use ranking="global".{excluded}'
-            )
+    sizes = _by_set(sets, {name: score.shape[0] for name, score in pool.items()})
+    rounded = dict(zip(steps.names, steps.spans, strict=True))
+    rounded = {name: int(steps.removed[s].sum()) for name, s in rounded.items()}
+    most = _by_set(sets, {name: rounded.get(name, 0) for name in pool})
+    may = most
+    if floors is not None:
+        may = _by_set(
+            sets,
+            {
+                n: max(s.shape[0] - floors[n], rounded.get(n, 0))  # it may go whole
+                for n, s in pool.items()
+            },
+        )
+    wanted = {key: removed_count(size, sparsity) for key, size in sizes.items()}
+    if any(wanted[key] > may[key] for key in sizes):
+        worst = min(sizes, key=lambda key: may[key] / sizes[key])
+        raise _beyond(
+            sparsity, wanted[worst], sizes[worst], may[worst], floors, excluded
+        )
     targets = [removed_count(size, sparsity) for _, size in steps.sets]
     taken = _order.within(steps, targets)
-    if sparsity > 0 and any(targets) and not is_traced(taken) and not taken.any():
+    if any(wanted.values()) and not is_traced(taken) and not taken.any():
         raise value_error(
             f"`sparsity` {sparsity} with `round_to` {round_to} removes nothing: the "
             "first step is larger. Raise the sparsity or lower `round_to`."
+            f"{excluded}"
+        )
+    narrow = [
+        f"{name}: {score.shape[0] - rounded.get(name, 0)} of {score.shape[0]}"
+        for name, score in pool.items()
+        if wanted[sets[name]] > most[sets[name]]
+    ]
+    if narrow:
+        warn(
+            f"[jprune] these groups cannot lose their share, {sparsity}, in steps of "
+            f"`round_to` {round_to}, and keep what rounding leaves; the others lose no "
+            "more for it. Lower `round_to`, or take a `ranking` or a budget that moves "
+            f"it to other groups:{listing(narrow)}"
         )
     return taken
+
+
+def _by_set(sets: Mapping[str, Any], counts: Mapping[str, int]) -> dict[Any, int]:
+    """Counts by group, summed over each set."""
+    found: dict[Any, int] = {}
+    for name, count in counts.items():
+        found[sets[name]] = found.get(sets[name], 0) + count
+    return found
+
+
+def _beyond(
+    sparsity: float, target: int, size: int, most: int, floors: Any, excluded: str
+) -> ValueError:
+    """The error of a share that the floors do not leave, with the largest they do."""
+    limits, other = "`min_keep`, `most` and `round_to` let", ""
+    if floors is not None:
+        limits, other = "`min_keep` and `most` let", ', or use ranking="global"'
+    tried = (most * 10**d // size / 10**d for d in range(2, 16))
+    share = next((s for s in tried if removed_count(size, s) == most), 0.0)
+    say = f": `sparsity={share}`" if most else ""
+    return value_error(
+        f"`sparsity` {sparsity} asks for {target} of {size} coordinates, but {limits} "
+        f"at most {most} go{say}. Lower the sparsity or what limits it{other}."
+        f"{excluded}"
+    )
 
 
 def by_cost(
@@ -88,9 +142,11 @@ def by_cost(
     if least > limit:
         whole = not isinstance(target, float | np.floating)
         count = " (An int is a count; 0.5 would keep half.)" if whole else ""
+        met = least if whole else _budget.upwards(least / dense)
+        say = f": `{name}={met}` is the least" if least < dense else ""
         raise value_error(
             f"`{name}` {target} cannot be met: with every candidate group at its "
-            f"minimum {least} of {dense} remain.{count} Lower `min_keep` or "
+            f"minimum {least} of {dense} remain{say}.{count} Lower `min_keep` or "
             f"`round_to`, raise `most`, or give scores for more groups.{excluded}"
         )
     return _order.head(steps, _first(lambda k: cost(k) <= limit, every, steps.position))

@@ -29,6 +29,9 @@ from jprune.surgery._scope import MANY, Info, Scope
 Ties = tuple[tuple[KeyTuple, KeyTuple], ...]
 """(output path, parameter path) of every output leaf that is an updated parameter."""
 
+INPUT = "model input"
+"""Why an axis of an argument may not shrink."""
+
 StateOutputs = bool | None | Callable[[KeyTuple], bool] | Sequence[KeyTuple]
 
 
@@ -141,7 +144,7 @@ def _inputs(traced: Traced, state: _carried.Roots) -> list[Info]:
             ins.append(Info(tuple(map(Atom, aval.shape)), i, dims))
             continue
         free = _carried.under(traced.others[i - count], state)
-        why = None if free else Reason("model input")
+        why = None if free else Reason(INPUT)
         ins.append(Info(tuple(Atom(n, why) for n in aval.shape), MANY))
     return ins
 

@@ -62,7 +62,8 @@ def select(
         go first, and of equal ones the last.
       sparsity: fraction of the candidate coordinates to remove, exactly
         floor(s n + 1/2) of n (of each group with ranking "group", of each set of
-        isomorphic groups with "isomorphic"). With `round_to` at most that many.
+        isomorphic groups with "isomorphic"). With `round_to` at most that many: what a
+        group keeps is rounded up.
       flops: the cost to keep: a float is a fraction of the dense FLOPs, an int an
         absolute count. The plan removes the fewest steps that meet it.
       params: the same for the number of parameters.
@@ -91,7 +92,9 @@ def select(
       most: the largest fraction that any group may lose.
       round_to: kept counts are multiples of this, or all. 8 is the least that suits
         hardware, 64 or 128 wide layers on accelerators; a small network takes 4 or
-        less, since a group no wider than it stays whole.
+        less, since a group no wider than it stays whole. With `sparsity` and ranking
+        "group" or "isomorphic" a group whose share leaves less than the least multiple
+        keeps that, with a warning; only if no group loses any is it an error.
       min_keep: least number kept of each group. It moves the budget to other groups.
       exact: only groups whose removal is proved to equal zeroing. False takes the
         others, too, and warns of those that it cuts.
@@ -112,7 +115,8 @@ def select(
         `sparsity=0.0`), or nothing that can be removed (with the reasons).
 
     Warns:
-      UserWarning: a group that `ratios` does not name loses more than nine tenths; a
+      UserWarning: a group that `ratios` does not name loses more than nine tenths;
+        `round_to` keeps more of a group than its share leaves in any of its steps; a
         group that is cut is not exact; the second measurement of a latency is over the
         budget, or its spread as large as the saving that is asked for.
     """
@@ -242,7 +246,9 @@ def choose(
             allowed = _without_cuts(deps, rest, allowed, sets, ranking)
         steps = _order.ordered(rest, allowed, sets, ranking in _BY_RANK)
         if sparsity is not None:
-            taken = _cut.by_count(rest, sets, steps, sparsity, round_to, excluded)
+            floors = {n: _least(s.shape[0], min_keep, most) for n, s in rest.items()}
+            own = floors if ranking in _BY_RANK else None
+            taken = _cut.by_count(rest, sets, steps, sparsity, round_to, own, excluded)
         elif cost is not None and at_most is not None:
             taken = _cut.by_measure(deps, pool, steps, cost, at_most, fixed, excluded)
         else:
@@ -378,8 +384,13 @@ def _fixed(
 def _allowed(
     size: int, round_to: int, min_keep: int, most: float, allow_empty: bool
 ) -> np.ndarray:
-    least = max(min_keep, math.ceil(size * (1 - most) - 1e-9))
+    least = _least(size, min_keep, most)
     return _order.levels(size, round_to, least, allow_empty and most == 1)
+
+
+def _least(size: int, min_keep: int, most: float) -> int:
+    """What a group must keep at the least, not rounded."""
+    return min(size, max(min_keep, math.ceil(size * (1 - most) - 1e-9)))
 
 
 def _shares(score: Any) -> Any:

@@ -127,6 +127,15 @@ def test_save(tmp_path):
     close(again(X), small(X), 0.0)
 
 
+@pytest.mark.parametrize("name", ["small.h5", "small.hdf5", "small", "s.weights.h5"])
+def test_save_in_a_format_that_holds_no_plan(tmp_path, name):
+    _, _, small = compact_pair()
+    with pytest.raises(ValueError, match=rf"as `\.keras`[^$]*{name}[^$]*save_weights"):
+        small.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    small.save(str(tmp_path / "small.keras"), overwrite=True)
+
+
 @pytest.mark.slow
 def test_fresh_process(tmp_path):
     plan, _, small = compact_pair()

@@ -385,10 +385,65 @@ def test_one_array_is_no_list_of_batches(case):
 def test_labels_do_not_belong_to_a_batch(case):
     held = () if case.held is None else (case.held,)
     labels = jnp.zeros(ROWS, jnp.int32)
-    with pytest.raises(Exception) as error:  # noqa: B017, PT011 - the framework's own
+    with pytest.raises(TypeError, match=r"the model's call takes \([^:]*got") as error:
         compress.recalibrate(case.small, *held, [(X, labels)], **case.training)
-    (note,) = [n for n in error.value.__notes__ if "labels do not belong" in n]
-    assert "on the batch (float32[6, 4], int32[6])." in note
+    assert "float32[6, 4], " in str(error.value)
+    assert "labels do not belong to it" in str(error.value)
+
+
+MISFITS = {
+    "labels": lambda case: (case.x, *case.tail, jnp.zeros(ROWS, jnp.int32), 0),
+    "nothing": lambda case: (),
+    "compact": lambda case: (case.small, case.x, *case.tail, 0),
+}
+
+
+@pytest.mark.parametrize("given", MISFITS)
+def test_arguments_that_the_call_does_not_take(case, given):
+    """In place of Python's count, which has the model and its parameters in it."""
+    args = (*case.call, *MISFITS[given](case))
+    dense = case.model if not case.call else (case.model, case.call[0])
+    if case.kind == "haiku":
+        dense = (case.model, case.call[:2])
+    ways = {
+        "flops": lambda: analysis.flops(case.model)(*args),
+        "latency": lambda: analysis.latency(case.model, *args),
+        "groups": lambda: _groups(case)(case.model, *args),
+    }
+    if args:  # Python asks for the third argument of `verify` itself
+        ways["verify"] = lambda: surgery.verify(case.model, case.plan, *args)
+    if case.kind in ("nnx", "linen", "keras"):
+        rest = args[len(case.call) :]
+        ways["compare"] = lambda: analysis.compare(dense, dense, *rest)
+    for name, way in ways.items():
+        with pytest.raises(TypeError, match=r"\[jprune\] the model's call takes") as e:
+            way()
+        assert "labels are none of them" in str(e.value), name
+
+
+def test_the_note_of_an_error_inside_shows_the_arguments_as_given(case):
+    if case.kind == "keras":
+        pytest.skip("a graph of Keras layers takes of a tuple what it needs")
+    args = (*case.call, (case.x, jnp.zeros(ROWS, jnp.int32)), *case.tail)
+    for way in (
+        lambda: surgery.verify(case.model, case.plan, *args),
+        lambda: _groups(case)(case.model, *args),
+    ):
+        with pytest.raises(Exception) as error:  # noqa: B017, PT011 - the model's own
+            way()
+        notes = [n for n in error.value.__notes__ if "called" in n]
+        (note,) = notes  # and none of what we make of them
+        assert f"(float32{list(case.x.shape)}, int32[6])" in note
+
+
+def _groups(case):
+    return importlib.import_module(f"jprune.frameworks.{case.kind}").groups
+
+
+def test_a_haiku_function_with_state_is_followed_by_it():
+    case = haiku_case()
+    with pytest.raises(TypeError, match=r"`params`, its `state`[^:]*got float32\[6, 4"):
+        surgery.verify(case.model, case.plan, X)
 
 
 def test_norms_of_two_momenta_have_no_one_mean():

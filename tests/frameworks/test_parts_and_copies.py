@@ -41,8 +41,11 @@ class NNXNet(nnx.Module):
             jnp.tanh(x @ self.enter[...] + self.shift[...]) + 1
         )  # 1 where none is left
 
+    def decode(self, z):
+        return z @ self.leave[...] + self.bias[...]
+
     def __call__(self, x):
-        return self.encode(x) @ self.leave[...] + self.bias[...]
+        return self.decode(self.encode(x))
 
 
 class EquinoxNet(eqx.Module):
@@ -53,8 +56,11 @@ class EquinoxNet(eqx.Module):
     def encode(self, x):
         return jnp.tanh(jax.vmap(self.enter)(x)) + 1
 
+    def decode(self, z):
+        return jax.vmap(self.leave)(z)
+
     def __call__(self, x):
-        return jax.vmap(self.leave)(self.encode(x))
+        return self.decode(self.encode(x))
 
 
 class LinenNet(nn.Module):
@@ -68,8 +74,11 @@ class LinenNet(nn.Module):
         self.sow("intermediates", "features", h)
         return h
 
+    def decode(self, z):
+        return self.leave(z)
+
     def __call__(self, x):
-        return self.leave(self.encode(x))
+        return self.decode(self.encode(x))
 
 
 class Head(nn.Module):
@@ -163,6 +172,45 @@ def test_plain_attributes_of_a_compact_equinox_module():
     assert not hasattr(small, "nothing_of_that_name")
 
 
+def decoders():
+    """Of each framework the compact `decode`, and what the error calls it."""
+    small, packed, *_ = linen_pair()
+    for method in ("decode", LinenNet.decode):
+        how = {"method": method}
+        yield lambda z, how=how: small.apply(packed, z, **how), "decode"
+    yield small.bind(packed).decode, "decode"
+    yield nnx_pair()[0].decode, "decode"
+    yield equinox_pair()[0].decode, "decode"
+    _, decode, packed = haiku_parts()
+    yield lambda z: decode(packed, z), "apply"
+
+
+@pytest.mark.parametrize("width", [6, 3], ids=["dense", "compact"])
+def test_an_inner_width_that_comes_as_an_argument(width):
+    says = rf"float32\[4, {width}\], whose axis 1 .*: 6 in the dense one, .* leaves 3\."
+    for decode, name in decoders():
+        with pytest.raises(ValueError, match=rf"\[jprune\] `{name}` was given {says}"):
+            decode(np.ones((4, width), np.float32))
+
+
+def test_another_error_of_a_method_is_its_own():
+    for decode, _ in decoders():
+        with pytest.raises(Exception) as error:  # noqa: B017, PT011 - the framework's
+            decode(np.ones((3, 7), np.float32))  # three rows, and a width of no layer
+        assert "was given" not in str(error.value)
+
+
+def test_what_the_error_of_an_inner_width_advises():
+    model = NNXNet(nnx.Rngs(0))
+    deps = jnnx.groups(model, X)
+    (group,) = deps
+    with pytest.raises(ValueError, match="kept whole by `exclude`"):
+        surgery.select(deps, deps.scores(nnx.state(model)), flops=0.5, exclude="enter")
+    small = jnnx.shrink(model, surgery.plan_from_keep(deps, {group.id: range(6)}))
+    z = np.ones((3, 6), np.float32)
+    np.testing.assert_allclose(small.decode(z), model.decode(z), atol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["encode", LinenNet.encode])
 def test_a_method_given_to_apply(method):
     small, packed, model, zeroed = linen_pair()
@@ -205,18 +253,28 @@ def test_a_new_head_on_compact_features():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_one_of_several_haiku_functions_returns_features():
-    def build():
-        enter, leave = hk.Linear(6), hk.Linear(2)
-        encode = lambda x: jnp.tanh(enter(x)) + 1  # noqa: E731
-        call = lambda x: leave(encode(x))  # noqa: E731
-        return call, (call, encode)
+def haiku_net():
+    enter, leave = hk.Linear(6), hk.Linear(2)
+    encode = lambda x: jnp.tanh(enter(x)) + 1  # noqa: E731
+    call = lambda x: leave(encode(x))  # noqa: E731
+    return call, (call, encode, leave)
 
-    many = hk.without_apply_rng(hk.multi_transform(build))
+
+def haiku_parts():
+    """The compact encoder and decoder, and their parameters."""
+    many = hk.without_apply_rng(hk.multi_transform(haiku_net))
     params = many.init(jax.random.key(0), X)
-    call = hk.without_apply_rng(hk.transform(lambda x: build()[0](x)))
+    call = hk.without_apply_rng(hk.transform(lambda x: haiku_net()[0](x)))
     plan = halved(jhk.groups(call, params, X))
-    logits, features = jhk.shrink(many, plan).apply
+    return *jhk.shrink(many, plan).apply[1:], plan.pack(params)
+
+
+def test_one_of_several_haiku_functions_returns_features():
+    many = hk.without_apply_rng(hk.multi_transform(haiku_net))
+    params = many.init(jax.random.key(0), X)
+    call = hk.without_apply_rng(hk.transform(lambda x: haiku_net()[0](x)))
+    plan = halved(jhk.groups(call, params, X))
+    logits, features, _ = jhk.shrink(many, plan).apply
     packed, zeroed = plan.pack(params), plan.zero(params)
     np.testing.assert_allclose(
         features(packed, X), many.apply[1](zeroed, X)[:, KEPT], atol=1e-6

@@ -59,6 +59,17 @@ def test_scale_does_not_matter(scale):
     np.testing.assert_allclose(lamp(w * np.float32(scale)), lamp(w), rtol=1e-5)
 
 
+@pytest.mark.parametrize("part", [1.0, 0.3, 0.01])
+def test_up_to_the_largest_float(part):
+    """1 / largest is below the float range there, where a processor has only 0."""
+    w = np.random.default_rng(2).normal(size=997).astype(np.float32)
+    w = w / np.abs(w).max() * np.float32(part) * np.finfo(np.float32).max
+    for got in map(np.asarray, (lamp(w), scores.lamp(w))):
+        np.testing.assert_allclose(got, formula(np.float64(w)), rtol=1e-5)
+        ordered = got[np.argsort(-np.abs(w), kind="stable")]
+        assert np.all(np.diff(ordered) <= 0)
+
+
 def test_zeros_and_nan():
     np.testing.assert_array_equal(lamp(jnp.zeros(4)), np.zeros(4))
     np.testing.assert_array_equal(lamp(jnp.array([0.0, -0.0, 2.0, 0.0])), [0, 0, 1, 0])

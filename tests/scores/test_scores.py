@@ -131,7 +131,7 @@ def test_channel_norm_errors():
             scores.channel_norm(params, axis=axis)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 1.3e38])
 def test_normalized_has_norm_one_at_any_scale(scale):
     w = np.float32(scale) * np.random.default_rng(0).normal(size=(4, 5)).astype(
         np.float32
@@ -141,6 +141,8 @@ def test_normalized_has_norm_one_at_any_scale(scale):
     want = np.float64(w) / np.linalg.norm(np.float64(w))
     np.testing.assert_allclose(got["w"], want, rtol=1e-5)
     np.testing.assert_array_equal(got["zero"], [0, 0, 0])
+    jitted = jax.jit(scores.normalized)({"w": w})["w"]
+    np.testing.assert_allclose(jitted, want, rtol=1e-5)
 
 
 def test_normalized_counts_finite_entries_only():
