@@ -13,8 +13,8 @@ Two integers are swept over: the image of each entry, and, to break a tie, its p
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

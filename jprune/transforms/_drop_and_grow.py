@@ -39,8 +39,8 @@ from jprune._errors import require_functions, require_static, value_error
 from jprune._stacks import stacked_axes
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
 from jprune.masks._count import is_traced, traced_share
-from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._rank import rank
+from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._target import require_target
 from jprune.selection._count_true import counts_true
 from jprune.selection._pack import laid_flat
