@@ -242,12 +242,15 @@ def test_an_optimizer_goes_nowhere_but_around():
 def test_a_state_of_other_parameters():
     tx = transforms.prune_gradually(0.5, end=5)
     other = tx.init({"w": jnp.ones((3, 3))})
-    message = r"^\[jprune\] `state` belongs to other parameters.*tx\.init\(params\)"
+    message = r"^\[jprune\] `state` belongs to other parameters.*tx\.init\(params\).*plan"
     with pytest.raises(ValueError, match=message):
         tx.update(PARAMS, other, PARAMS)
     narrow = tx.init({"kernel": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match=message):
         tx.update(PARAMS, narrow, PARAMS)
+    held = transforms.keep_masked({"kernel": jnp.ones((2, 3), bool)})
+    with pytest.raises(ValueError, match=r"`mask` must have the shape of each param"):
+        held.update(PARAMS, held.init({"kernel": jnp.ones((2, 3))}), PARAMS)
     with pytest.raises(KeyError, match="mine"):  # one of its own is not blamed
 
         def score(params, grad):

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jprune._errors import (
+    PREFIX,
     listing,
     no_params,
     require_static,
@@ -79,7 +80,9 @@ def _require_own(
         return
     try:
         made = jax.eval_shape(init, params)
-    except Exception:  # an `init` that reads values says nothing here
+    except Exception as error:  # an `init` that reads values says nothing here
+        if PREFIX in str(error):  # but ours says what does not fit, such as a mask
+            raise error from cause
         return
     given, own = (
         {keys_text(path): np.shape(x) for path, x in keyed_leaves(tree)}
@@ -89,7 +92,8 @@ def _require_own(
     if differ:
         raise value_error(
             "`state` belongs to other parameters than `params`: make it by "
-            f"`tx.init(params)`. These differ:{listing(list(dict.fromkeys(differ)))}"
+            "`tx.init(params)`, that of a compact model of the dense one's by "
+            f"`plan.pack_state`. These differ:{listing(list(dict.fromkeys(differ)))}"
         ) from cause
 
 
