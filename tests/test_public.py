@@ -242,7 +242,9 @@ def test_an_optimizer_goes_nowhere_but_around():
 def test_a_state_of_other_parameters():
     tx = transforms.prune_gradually(0.5, end=5)
     other = tx.init({"w": jnp.ones((3, 3))})
-    message = r"^\[jprune\] `state` belongs to other parameters.*tx\.init\(params\).*plan"
+    message = (
+        r"^\[jprune\] `state` belongs to other parameters.*tx\.init\(params\).*plan"
+    )
     with pytest.raises(ValueError, match=message):
         tx.update(PARAMS, other, PARAMS)
     narrow = tx.init({"kernel": jnp.ones((2, 3))})
