@@ -4,8 +4,8 @@ A configuration is `experiments/configs/<name>.py`. Its docstring is the documen
 (paper, what is expected, what we got, cost, command) and `get_config()` returns a
 `Config` of literals, with every setting of every run written out: there are no hidden
 defaults. For the page of results a module may have `PAPER`, the paper's figure for rows
-that are in its setting, by the row's name, and `AGAIN`, the configurations that ask the
-same of more data.
+that are in its setting, by the row's name, and `AGAIN`, the configurations (or their
+result files) that ask the same of more data.
 """
 
 import ast

@@ -418,7 +418,7 @@ def _text(section: Section, claims: Sequence[Verdict], picture: str | None) -> s
 
 
 def _again(section: Section) -> str:
-    """The configurations that ask the same of more data: `AGAIN` of a config."""
+    """What asks the same of more data: `AGAIN` of a config, names of sections."""
     if section.chosen is None:
         return ""
     names = getattr(_module(section.facts[0]["config"]), "AGAIN", ())

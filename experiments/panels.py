@@ -54,7 +54,7 @@ def table(cells: dict[str, dict[float, Point]], dense: Point | None) -> list[str
     """Lines of the table: accuracy and its spread, in percent."""
     shares = sorted(next(iter(cells.values())))
     head = " | ".join(f"{share:g} %" for share in shares)
-    words = "Accuracy ± deviation between seeds, % removed across, best mean first:"
+    words = "Accuracy (± as said above), % removed across, best mean first:"
     lines = [words, "", f"| | {head} |", "|---|" + "---:|" * len(shares)]
     if dense is not None:
         lines.append(

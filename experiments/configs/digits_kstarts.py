@@ -67,7 +67,7 @@ from itertools import product
 
 from experiments.config import Claim, Config
 
-AGAIN = ("mnist_arena", "authors_lenet300")
+AGAIN = ("mnist_arena", "authors_lenet300_k_starts")
 
 
 def get_config() -> Config:
