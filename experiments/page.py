@@ -461,7 +461,7 @@ def _table(section: Section) -> list[str]:
             for name, value in (row.extra or {}).items()
             if value is not None and not name.startswith("seed ")
         )
-        run = row.run.replace("|", "\\|")
+        run = panels.in_cell(row.run)
         told = f"{paper.get(row.run, '')} | " if paper else ""
         bars = f" ± {100 * spread:.2f}" if spread else ""  # of one run of images: none
         lines.append(

@@ -23,8 +23,14 @@ Point = tuple[Row, float, float]
 
 def point(row: Row, mean: float, spread: float) -> Point:
     """Of what `page.merged` tells: a row that is a mean knows its own deviation."""
-    own = (row.extra or {}).get("deviation")
+    extra = row.extra or {}
+    own = extra.get("deviation", extra.get("sd"))
     return row, mean, spread if own is None else float(own)
+
+
+def in_cell(text: str) -> str:
+    """A text that stays inside its cell: a bar would end it."""
+    return text.replace("|", r"\|")
 
 
 def grid(points: Sequence[Point]) -> dict[str, dict[float, Point]]:
@@ -54,7 +60,7 @@ def table(cells: dict[str, dict[float, Point]], dense: Point | None) -> list[str
     """Lines of the table: accuracy and its spread, in percent."""
     shares = sorted(next(iter(cells.values())))
     head = " | ".join(f"{share:g} %" for share in shares)
-    words = "Accuracy (± as said above), % removed across, best mean first:"
+    words = "Accuracy ± deviation between seeds, % removed across, best mean first:"
     lines = [words, "", f"| | {head} |", "|---|" + "---:|" * len(shares)]
     if dense is not None:
         lines.append(
@@ -62,7 +68,7 @@ def table(cells: dict[str, dict[float, Point]], dense: Point | None) -> list[str
         )
     for name in ranked(cells):
         values = " | ".join(_cell(cells[name][share]) for share in shares)
-        lines.append(f"| {name} | {values} |")
+        lines.append(f"| {in_cell(name)} | {values} |")
     return lines
 
 
