@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import build, config, train
+from experiments import build, config, page, train
 from experiments.config import Claim, ConfigError, cheaper, exact, loses
 from experiments.data.dataset import Dataset
 from experiments.results import Row
@@ -127,8 +127,11 @@ def test_two_steps_of_the_winning_tickets(take_two_steps):
 def test_a_document_says_what_is_the_authors_and_what_is_not(name):
     chosen = config.load(name)
     text = importlib.import_module(f"experiments.configs.{name}").__doc__
-    for word in ("Deviations", "Ours: not run", "--small", "in the authors' settings"):
+    for word in ("Deviations", "Ours: ", "--small", "in the authors' settings"):
         assert word in text, word
+    ran = re.findall(r"`(\w+_seed\d+\.json)`", text)  # what was run names its numbers
+    assert ("Ours: not run" in text) == (not ran)
+    assert all((page.RESULTS / name).exists() for name in ran)
     labels = [label for part in chosen.parts() for label in part.runs]
     assert len(set(labels)) == len(labels), "`--only` could not tell them apart"
     for label in labels:
