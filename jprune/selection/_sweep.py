@@ -230,7 +230,7 @@ def _place(number: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The place from the end of each entry, row-major: the first has the largest."""
     first, *steps = number.astype(jnp.int32)[1:]
     place = jnp.broadcast_to(first, shape)
-    for axis, step in zip(_long(shape), [*steps, 1], strict=False):
+    for axis, step in zip(_long(shape), [*steps, 1], strict=False):  # of one entry none
         index = lax.broadcasted_iota(jnp.int32, shape, axis)
         place -= index * step
     return place

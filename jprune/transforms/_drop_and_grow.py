@@ -353,8 +353,6 @@ def _moved(
             now = read(optax.apply_updates(params, final))
         if moves.grow == "random":
             lots = _drawn(state, jax.tree.map(flat, params), scope)
-        # Behind a barrier, or the kernels that make the mask would make these again.
-        now, lots = jax.lax.optimization_barrier((now, lots))
         fraction = value_at(moves.fraction, state.count)
         return _move(now, lots, mask, state.kept, fraction, axes)
 
