@@ -41,8 +41,8 @@ a shared core), dense 98.50:
     magnitude                   98.20 +- 0.07   98.00 +- 0.09
 
 A choice among 16 masks is worth what a random one is, as on digits; dissipating beats
-both, and either order of the combination is below it. The claims do not hold in these
-settings, which are ours: the paper's could not be read.
+both, and either order of the combination is below it. These settings are ours, since
+the paper's could not be read: of its claim this decides nothing.
 The rest: not run. Cost [estimated from 0.7 s an epoch]: 80 minutes of one core.
 `--small`: 3 minutes of one core, see `authors.small`.
 
