@@ -27,6 +27,7 @@ from jprune.masks._count import is_traced
 from jprune.masks._rows import largest_of_rows
 from jprune.selection._image import common_image, image_of
 from jprune.selection._largest import largest
+from jprune.selection._leaves import Instead
 
 RankingName = Literal["global", "leaf", "output"]
 
@@ -41,6 +42,7 @@ def rank(
     signed: bool = False,
     init: selection.WarmStart | None = None,
     times: Sequence[jax.Array] | None = None,
+    instead: tuple[Sequence[jax.Array], jax.Array] | None = None,
     stacks: Sequence[Axes] | None = None,
 ) -> tuple[list[jax.Array], selection.Threshold]:
     """Keeps the `keep` largest scores; ties go to the first leaf, then row-major order.
@@ -58,6 +60,7 @@ def rank(
       init: warm start of the ranking, see `selection.WarmStart`.
       times: arrays like `scores` that these are multiplied by; see
         `selection.kth_magnitude`.
+      instead: arrays like `scores` and a 0-d bool; see `largest`.
       stacks: the axes along which each leaf is a stack; none by default.
 
     Returns:
@@ -82,6 +85,7 @@ def rank(
         tuple(floors) if floored else None,
         None if within is None else list(within),
         None if times is None else list(times),
+        None if instead is None else (list(instead[0]), instead[1]),
         init,
         own,
         signed,
@@ -93,20 +97,21 @@ def rank(
 
 
 # Compiled once for all counts, so that a call outside `jit` is cheap the second time.
-@functools.partial(jax.jit, static_argnums=(2, 6, 7, 8))
+@functools.partial(jax.jit, static_argnums=(2, 7, 8, 9))
 def _rank(
     leaves: list[jax.Array],
     keep: Any,
     floors: tuple[int, ...] | None,
     within: list[jax.Array] | None,
     times: list[jax.Array] | None,
+    instead: Instead | None,
     init: selection.WarmStart | None,
     own: bool,
     signed: bool,
     stacks: tuple[Axes, ...],
 ) -> tuple[list[jax.Array], selection.Threshold]:
     image = "signed" if signed else "magnitude"
-    how: Any = {"image": image, "within": within, "times": times}
+    how: Any = {"image": image, "within": within, "times": times, "instead": instead}
     if own:
         return _rank_leaves(leaves, keep, stacks, init, how)
     if floors is None:
@@ -131,14 +136,17 @@ def _rank_leaves(
         for i, a in enumerate(stacks)
     ]
     plain = np.asarray([i for i, a in enumerate(stacks) if not a], int)
-    few = {k: _some(v, plain) if k != "image" else v for k, v in how.items()}
+    few = {k: _some(how[k], plain) for k in ("within", "times")}
+    if how["instead"] is not None:
+        others, which = how["instead"]
+        few["instead"] = _some(others, plain), which
     of, counts = _some(leaves, plain), jnp.asarray(_some(keep, plain), jnp.int32)
     if init is not None:
         init = jax.tree.map(lambda x: x[plain] if x.ndim else x, init)
     if not of:
         none = jnp.zeros(len(leaves), jnp.int32)
         return masks, selection.Threshold(none, none, none)
-    best = largest(of, counts, init=init, **few)
+    best = largest(of, counts, init=init, image=how["image"], **few)
     kept, found = iter(best.masks), best.found
     whole = [next(kept) if m is None else m for m in masks]
     # The threshold of a stack is not kept: its entry of the warm start stays 0.
@@ -178,11 +186,19 @@ def _rank_floored(
 def _images(leaves: list[jax.Array], i: int, how: dict[str, Any]) -> jax.Array:
     """The integer images of one leaf, the lowest where it may not be kept."""
     x, times, within = leaves[i], how["times"], how["within"]
+    part = None if within is None else within[i]
+    if how["instead"] is not None:
+        others, which = how["instead"]
+        x = jnp.where(which, wide(others[i]), wide(x))
+        part = None if part is None else part ^ which
     product = x if times is None else wide(x) * wide(times[i])
     images = image_of(product, how["image"])
-    if within is None:
-        return images
-    return jnp.where(within[i], images, jnp.iinfo(images.dtype).min)
+    return images if part is None else jnp.where(part, images, _least(images))
+
+
+def _least(images: jax.Array) -> Any:
+    """What takes no part."""
+    return jnp.iinfo(images.dtype).min
 
 
 def _some(values: Any, index: np.ndarray) -> Any:

@@ -82,12 +82,19 @@ class Image(NamedTuple):
         x: jax.Array,
         within: jax.Array | None = None,
         times: jax.Array | None = None,
+        instead: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """The images of a leaf, element-wise; `excluded` where `within` is False.
 
-        With `times` they are those of the product, rounded to the common format.
+        With `times` they are those of the product, rounded to the common format. Where
+        the 0-d bool of `instead` is true, they are those of its array, and `excluded`
+        where `within` is True.
         """
         number = self._widen(x)
+        if instead is not None:
+            other, which = instead
+            number = jnp.where(which, self._widen(other), number)
+            within = None if within is None else within ^ which
         if times is not None:
             number *= self._widen(times)
         bits = lax.bitcast_convert_type(number, self.dtype)

@@ -42,7 +42,7 @@ from jprune.selection._bracket import (
     undecided,
 )
 from jprune.selection._image import ImageKind
-from jprune.selection._leaves import Table, read
+from jprune.selection._leaves import Instead, Table, read
 from jprune.selection._pack import flat
 from jprune.selection._select import PIVOTS
 from jprune.selection._sweep import Cut, keep_cut, sweep_cut
@@ -77,6 +77,7 @@ def largest(
     image: ImageKind = "magnitude",
     within: Mask | None = None,
     times: PyTree | None = None,
+    instead: Instead | None = None,
     masked: bool = True,
 ) -> Largest:
     """The masks of the k largest entries, exactly k.
@@ -91,13 +92,16 @@ def largest(
       image: as for `kth_magnitude`.
       within: as for `kth_magnitude`.
       times: as for `kth_magnitude`.
+      instead: a tree like `tree` and a 0-d bool. Where that is true, the tree is ranked
+        in place of `tree`, among the entries that `within` leaves out: one program for
+        two rankings, each of which reads one of the two.
       masked: whether masks are made; without them no tie is broken.
 
     Returns:
       The `Largest`. Ties go to the earlier leaves, then row-major.
     """
     per_leaf = jnp.ndim(k) == 1
-    table = read(tree, image, within, None, None, times, apart=per_leaf)
+    table = read(tree, image, within, None, None, times, instead, per_leaf)
     least = jnp.zeros((len(table.leaves),), jnp.int32)
     if floors is not None:
         least = jnp.asarray(floors, jnp.int32)

@@ -23,6 +23,9 @@ from jprune._tree import named_leaves, require_same_structure
 from jprune._typing import Mask, PyTree
 from jprune.selection._image import Image, ImageKind, common_image
 
+Instead = tuple[PyTree, jax.Array]
+"""What is ranked in place of another tree where a 0-d bool is true, and that bool."""
+
 LIMIT = 2**31 - 1
 """One more than the largest count: the end of a search over positions is n + 1."""
 
@@ -41,6 +44,8 @@ class Leaf:
       value: the (local) array.
       times: what it is multiplied by before it is ranked, of the same shape; None is 1.
       within: which entries take part: bool of the same shape or 0-d; None is all.
+      instead: an array of the same shape and a 0-d bool. Where that is true, the array
+        takes the place of `value` and the complement of `within` its place.
       split: for each dimension, the mesh axes that split it.
       replicas: the mesh axes over which the leaf is replicated.
       shape: the global shape.
@@ -51,6 +56,7 @@ class Leaf:
     value: jax.Array
     times: jax.Array | None
     within: jax.Array | None
+    instead: tuple[jax.Array, jax.Array] | None
     split: tuple[tuple[str, ...], ...] = _static()
     replicas: tuple[str, ...] = _static()
     shape: tuple[int, ...] = _static()
@@ -58,9 +64,9 @@ class Leaf:
     places: np.ndarray | None = None
 
     @property
-    def swept(self) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    def swept(self) -> tuple[Any, ...]:
         """The arrays that one sweep reads, as `Image.of` takes them."""
-        return self.value, self.within, self.times
+        return self.value, self.within, self.times, self.instead
 
     @property
     def size(self) -> int:
@@ -126,6 +132,7 @@ def read(
     axis_name: str | Sequence[str] | None,
     specs: PyTree | None,
     times: PyTree | None = None,
+    instead: Instead | None = None,
     apart: bool = False,
 ) -> Table:
     """Checks a tree and lays it out.
@@ -137,6 +144,7 @@ def read(
       axis_name: mesh axes of the enclosing `shard_map`, or None.
       specs: pytree prefix of `PartitionSpec`, or None.
       times: pytree like `tree` that it is multiplied by, or None.
+      instead: see `Leaf`; a pytree like `tree`, or None.
       apart: whether each leaf is counted by itself.
 
     Returns:
@@ -153,10 +161,12 @@ def read(
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
     factors = _times(tree, named, values, times)
     masks = _within(tree, named, values, within)
+    others = _instead(values, instead)
     placed = _specs(tree, named, values, axes, specs)
     leaves, total = [], 0
-    for value, factor, mask, spec in zip(values, factors, masks, placed, strict=True):
-        fixed = lax.stop_gradient((value, factor))
+    rows = zip(values, factors, others, masks, placed, strict=True)
+    for *arrays, mask, spec in rows:
+        fixed = lax.stop_gradient(arrays)
         leaves.append(_leaf(*fixed, mask, spec, axes, total))
         total += leaves[-1].size
     if apart:
@@ -169,6 +179,8 @@ def read(
         )
     if times is not None:
         dtypes = dtypes + float_dtypes(times, "times")
+    if instead is not None:
+        dtypes = dtypes + float_dtypes(instead[0], "instead")
     kind = common_image(dtypes, image, products=times is not None)
     return Table(tuple(leaves), kind, axes)
 
@@ -209,6 +221,23 @@ def _times(
             )
         factors.append(jnp.asarray(factor))
     return factors
+
+
+def _instead(values: list[jax.Array], instead: Instead | None) -> list[Any]:
+    if instead is None:
+        return [None] * len(values)
+    others, which = instead
+    pairs = zip(jax.tree.leaves(others), values, strict=True)
+    return [(other, own(which, value)) for other, value in pairs]
+
+
+def own(scalar: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A scalar of many leaves as one that belongs to this leaf.
+
+    Where leaves of one shape share a scalar, XLA hands it to their kernels at different
+    places, so that they are not the same and each is compiled.
+    """
+    return lax.optimization_barrier((scalar, leaf))[0]
 
 
 def _within(
@@ -266,6 +295,7 @@ def _specs(
 def _leaf(
     value: jax.Array,
     times: Any,
+    instead: Any,
     within: Any,
     spec: PartitionSpec,
     axes: tuple[str, ...],
@@ -281,7 +311,7 @@ def _leaf(
         for length, names in zip(value.shape, split, strict=True)
     )
     replicas = tuple(name for name in axes if name not in used)
-    return Leaf(value, times, within, split, replicas, shape, offset)
+    return Leaf(value, times, within, instead, split, replicas, shape, offset)
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -52,15 +52,18 @@ def flat(table: Table) -> Table:
     if jax.device_count() > 1 or jax.default_backend() == "tpu" or table.axis_names:
         return table
 
-    def ravel(x: jax.Array | None) -> jax.Array | None:
-        return None if x is None else laid_flat(x)
-
     leaves = [
         dataclasses.replace(
             leaf,
-            value=ravel(leaf.value),
-            within=ravel(leaf.within),
-            times=ravel(leaf.times),
+            **jax.tree.map(
+                laid_flat,
+                {
+                    "value": leaf.value,
+                    "within": leaf.within,
+                    "times": leaf.times,
+                    "instead": leaf.instead,
+                },
+            ),
         )
         for leaf in table.leaves
     ]
@@ -113,7 +116,7 @@ def _join(leaves: list[Leaf]) -> Leaf:
     # A constant: as XLA operations it would be one more kernel for each small leaf.
     places = np.concatenate([leaf.offset + np.arange(leaf.size) for leaf in leaves])
     places = places.astype(np.int32)
-    return Leaf(value, times, within, ((),), (), value.shape, 0, places)
+    return Leaf(value, times, within, None, ((),), (), value.shape, 0, places)
 
 
 def _flat_within(leaf: Leaf) -> jax.Array:

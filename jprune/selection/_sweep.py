@@ -14,7 +14,7 @@ Two integers are swept over: the image of each entry, and, to break a tie, its p
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
             largest = jnp.full(cut.least.shape, jnp.iinfo(dtype).max, dtype)
             # Where images are counted no entry reaches the cut, and none is too large.
             rows += [jnp.where(places, x, largest) for x in (*cut, -1)]
-        rows = jnp.stack(rows, axis=1)
+        rows = jnp.stack(rows)
         leaves, where, rows = lax.optimization_barrier((_swept(table), numbers, rows))
         each = functools.partial(_counted, image=table.image, ties=ties)
         seen = [each(*x, rows) for x in zip(leaves, where, strict=True)]
@@ -132,7 +132,7 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
 # What is compiled for each leaf is traced and lowered once for all of one shape.
 @functools.partial(jax.jit, static_argnames=("image", "ties"))
 def _counted(
-    arrays: tuple[jax.Array, jax.Array | None],
+    arrays: tuple[Any, ...],
     number: jax.Array,
     rows: jax.Array,
     *,
@@ -140,7 +140,7 @@ def _counted(
     ties: bool,
 ) -> list[jax.Array]:
     """How many images of a leaf, or places, reach each of its pivots."""
-    integers, row = image.of(*arrays), _row(rows, number)
+    integers, row = image.of(*arrays), _entries(rows, number)
     if ties:
         *row, above, least, most = row
         place = _place(number, integers.shape).astype(integers.dtype)
@@ -166,14 +166,16 @@ def keep_cut(
       Bool arrays of the leaves' shapes.
     """
     each = functools.partial(_kept, image=table.image, flat=flat)
-    rows = jnp.stack([*cut, last.astype(cut.least.dtype)], axis=1)
-    pairs = zip(_swept(table), _numbers(table, flat), strict=True)
+    rows = jnp.stack([*cut, last.astype(cut.least.dtype)])
+    # Behind a barrier, or the places would be made before a loop around this.
+    numbers, rows = lax.optimization_barrier((_numbers(table, flat), rows))
+    pairs = zip(_swept(table), numbers, strict=True)
     return [each(*pair, rows) for pair in pairs]
 
 
 @functools.partial(jax.jit, static_argnames=("image", "flat"))
 def _kept(
-    arrays: tuple[jax.Array, jax.Array | None],
+    arrays: tuple[Any, ...],
     number: jax.Array,
     rows: jax.Array,
     *,
@@ -182,13 +184,13 @@ def _kept(
 ) -> jax.Array:
     """The mask of one leaf."""
     integers = image.of(*arrays)
-    above, least, end = _row(rows, number)
+    above, least, end = _entries(rows, number)
     place = _place(number, (integers.size,) if flat else integers.shape)
     first = (place >= end).reshape(integers.shape)
     return (integers > above) | ((integers >= least) & first)
 
 
-def _swept(table: Table) -> list[tuple[jax.Array | None, ...]]:
+def _swept(table: Table) -> list[tuple[Any, ...]]:
     """What `Image.of` takes of each leaf."""
     return [leaf.swept for leaf in table.leaves]
 
@@ -211,14 +213,14 @@ def _numbers(table: Table, flat: bool = False) -> list[jax.Array]:
 def entry(x: jax.Array, i: int) -> jax.Array:
     """`x[i]` of a vector, by a kernel that does not know i: one for many leaves. 0-d"""
     number = lax.optimization_barrier(np.array([i, 0], np.uint32))
-    return _row(x[:, None], number)[0]
+    return _entries(x[None], number)[0]
 
 
-def _row(rows: jax.Array, number: jax.Array) -> list[jax.Array]:
-    """The entries of one leaf, of an array with a row for each."""
+def _entries(rows: jax.Array, number: jax.Array) -> list[jax.Array]:
+    """The entries of one leaf, of an array with a column for each."""
     # The number is unsigned, or JAX would ask whether it is negative.
-    row = lax.dynamic_slice_in_dim(rows, number[0], 1)
-    return [row[0, j] for j in range(rows.shape[1])]
+    column = lax.dynamic_slice_in_dim(rows, number[0], 1, axis=1)
+    return [column[j, 0] for j in range(rows.shape[0])]
 
 
 def _long(shape: tuple[int, ...]) -> list[int]:

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune import masks, scores, selection
+from jprune import masks, scores
 from jprune._axes import Axes
 from jprune._errors import require_functions, require_static, value_error
 from jprune._stacks import stacked_axes
@@ -43,6 +43,7 @@ from jprune.masks._rank import rank
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._target import require_target
 from jprune.selection._count_true import counts_true
+from jprune.selection._leaves import own
 from jprune.selection._pack import laid_flat
 from jprune.transforms._build import (
     around,
@@ -213,12 +214,13 @@ def drop_and_grow(
         if moves.ever() and jax.tree.leaves(params):
             take = functools.partial(step, _kept) if also_step else None
             moved, following = _moved(params, updates, moves, state, take)
-        survives, marks = _survives(moved), (following.mask, following.grown)
-        final, after = step(survives, *marks)
+        now = jax.tree.map(functools.partial(own, moved), params)
+        marks = following.mask, following.grown, now
+        final, after = step(_survives, *marks)
         if not also_step:
-            final = jax.tree.map(lambda u: jnp.where(moved, 0, u), final)
+            final = jax.tree.map(lambda u, now: jnp.where(now, 0, u), final, now)
         final = jax.tree.map(
-            lambda u, p, *m: survives(*landing(u, p), *m), final, params, *marks
+            lambda u, p, *m: _survives(*landing(u, p), *m), final, params, *marks
         )
         return final, following._replace(count=next_step(state.count), inner=after)
 
@@ -269,17 +271,15 @@ def _kept(x: Any, y: Any, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, x, jnp.asarray(y, jnp.result_type(x)))
 
 
-def _survives(moved: jax.Array) -> _Select:
+def _survives(
+    x: Any, y: Any, kept: jax.Array, grown: jax.Array, moved: jax.Array
+) -> jax.Array:
     """`_kept`, except for weights that grew in this step."""
-
-    def select(x: Any, y: Any, kept: jax.Array, grown: jax.Array) -> jax.Array:
-        if not kept.ndim:  # Out of scope: never gone, never new.
-            return x
-        # Nested, so that no mask is made of the two: it would be written to memory.
-        y = jnp.asarray(y, jnp.result_type(x))
-        return jnp.where(kept, jnp.where(grown, jnp.where(moved, y, x), x), y)
-
-    return select
+    if not kept.ndim:  # Out of scope: never gone, never new.
+        return x
+    # Nested, so that no mask is made of the two: it would be written to memory.
+    y = jnp.asarray(y, jnp.result_type(x))
+    return jnp.where(kept, jnp.where(grown, jnp.where(moved, y, x), x), y)
 
 
 class _First(NamedTuple):
@@ -395,28 +395,48 @@ def _move(
     dropped = jax.tree.map(lambda n: _share(fraction, n), kept)
     stays = jax.tree.map(jnp.subtract, kept, dropped)
 
-    def largest(
-        values: list[jax.Array], count: Any, within: list[jax.Array]
-    ) -> tuple[list[jax.Array], jax.Array]:
+    def turn(second: jax.Array, kept: list[jax.Array]) -> _Turn:
+        """What is kept: the largest of what was, and then also those that grow."""
+        count = functools.partial(jnp.where, second)
         best, found = rank(
-            values,
-            list(count),
+            weights,
+            list(jax.tree.map(count, dropped, stays)),
             ranking="leaf",
-            within=within,
+            within=kept,
             min_keep=0,
-            init=selection.WarmStart.cold(values, ranking="leaf"),
+            instead=(lots, second),
             stacks=axes,
         )
-        return best, jnp.max(found.passes).astype(jnp.int32)
+        both = [b | (k & own(second, k)) for b, k in zip(best, kept, strict=True)]
+        return both, jnp.max(found.passes).astype(jnp.int32)
 
-    a, one = largest(weights, stays, mask)
-    # Behind a barrier, so that of each leaf what is free is all that is written of `a`.
-    free = jax.lax.optimization_barrier([~m for m in a])
-    b, two = largest(lots, dropped, free)
-    union = [grown | ~out for grown, out in zip(b, free, strict=True)]
+    union, passes = _twice(turn, mask)
     # What was dropped and grown again is not new.
     new = [now & ~was for now, was in zip(union, mask, strict=True)]
-    return union, new, jnp.maximum(one, two)
+    return union, new, passes
+
+
+_Turn = tuple[list[jax.Array], jax.Array]
+"""Of each leaf what is kept, and the passes over the weights."""
+
+
+def _twice(turn: Callable[..., _Turn], kept: list[jax.Array]) -> _Turn:
+    """The first turn and the second, compiled once."""
+    if not any(map(is_traced, kept)):  # a loop would be compiled at every step
+        kept, one = turn(jnp.array(False), kept)
+        kept, two = turn(jnp.array(True), kept)
+        return kept, jnp.maximum(one, two)
+
+    def once(carry: Any) -> Any:
+        second, _, kept, most = carry
+        kept, passes = turn(second, kept)
+        return jnp.array(True), second, kept, jnp.maximum(most, passes)
+
+    # The condition reads two values: see `_Search.run`.
+    no = jnp.array(False)
+    goes_on = lambda carry: ~carry[1] & (carry[3] >= 0)  # noqa: E731
+    *_, kept, passes = jax.lax.while_loop(goes_on, once, (no, no, kept, jnp.int32(0)))
+    return kept, passes
 
 
 def _share(fraction: Any, kept: jax.Array) -> jax.Array:
