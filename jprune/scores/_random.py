@@ -19,9 +19,9 @@ HEIGHT = 16
 _THREEFRY = "threefry2x32"
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def uniform(
-    key: jax.Array, places: Sequence[int], sizes: Sequence[int]
+    key: jax.Array, places: Sequence[int], sizes: Sequence[int], each: int = 1
 ) -> list[jax.Array]:
     """Uniform float32 numbers in [0, 1) for arrays at some places of a tree.
 
@@ -30,15 +30,17 @@ def uniform(
         it first: only there is every number a hash of the key and its place.
       places: the number of each array, folded into the key.
       sizes: how many numbers each takes. A tuple, as `places`
+      each: how many numbers one hash of two words gives: 1, as in JAX, or 2, in half
+        the time.
 
     Returns:
-      A vector for each array. With JAX's default generator it is what
+      A vector for each array. With JAX's default generator and `each=1` it is what
       `jax.random.uniform(jax.random.fold_in(key, place), (size,))` draws.
     """
     if str(jax.random.key_impl(key)) != _THREEFRY:
         words = jax.random.bits(key, (2,), jnp.uint32)
         key = jax.random.wrap_key_data(words, impl=_THREEFRY)
-    width = min(WIDTH, max(*sizes, 1))
+    width = min(WIDTH, max(*sizes, each) // each * each)
     counts = [-(-size // width) for size in sizes]
     first = np.cumsum([0, *counts]).tolist()
     height = max(min(HEIGHT, first[-1]), 1)
@@ -51,14 +53,18 @@ def uniform(
     def draw(row: tuple[jax.Array, jax.Array]) -> jax.Array:
         place, start = row
         own = jax.vmap(functools.partial(jax.random.fold_in, key))(place)
-        entries = start[:, None] + lax.broadcasted_iota(jnp.uint32, (1, width), 1)
+        shape = (1, width // each)
+        entries = start[:, None] + lax.broadcasted_iota(jnp.uint32, shape, 1)
         # The i-th number of a key comes from what folding i into it gives.
         words = jax.random.key_data(_folded(own, entries))
-        bits = functools.reduce(jnp.bitwise_xor, jnp.moveaxis(words, -1, 0))
+        if each == 2:
+            bits = words.reshape(-1, width)
+        else:
+            bits = functools.reduce(jnp.bitwise_xor, jnp.moveaxis(words, -1, 0))
         ones = lax.bitcast_convert_type(bits >> 9 | 0x3F800000, jnp.float32)
         return ones - 1
 
-    starts = [np.arange(count) * width for count in counts]
+    starts = [np.arange(count) * (width // each) for count in counts]
     numbered = rows(np.repeat(places, counts)), rows(np.concatenate(starts))
     table = lax.map(draw, numbered).reshape(-1, width)
     drawn = []

@@ -165,8 +165,8 @@ def read(
     placed = _specs(tree, named, values, axes, specs)
     leaves, total = [], 0
     rows = zip(values, factors, others, masks, placed, strict=True)
-    for *arrays, mask, spec in rows:
-        fixed = lax.stop_gradient(arrays)
+    for value, factor, other, mask, spec in rows:
+        fixed = lax.stop_gradient((value, factor, other))
         leaves.append(_leaf(*fixed, mask, spec, axes, total))
         total += leaves[-1].size
     if apart:

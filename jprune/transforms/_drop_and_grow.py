@@ -34,14 +34,13 @@ import numpy as np
 import optax
 
 from jprune import masks, scores
-from jprune._axes import Axes
 from jprune._errors import require_functions, require_static, value_error
 from jprune._stacks import stacked_axes
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
-from jprune.masks._count import is_traced, traced_share
-from jprune.masks._rank import rank
+from jprune.masks._count import is_traced
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 from jprune.masks._target import require_target
+from jprune.scores._random import uniform
 from jprune.selection._count_true import counts_true
 from jprune.selection._leaves import own
 from jprune.selection._pack import laid_flat
@@ -55,6 +54,7 @@ from jprune.transforms._build import (
     transformation,
     value_at,
 )
+from jprune.transforms._exchange import Marks, exchanged
 from jprune.transforms._inner_state import renew
 from jprune.transforms._keep_masked import keep_masked
 from jprune.transforms._projection import checkerboard, landing
@@ -210,17 +210,18 @@ def drop_and_grow(
         updates: PyTree, state: DropAndGrowState, params: Params, **extra: Any
     ) -> tuple[PyTree, DropAndGrowState]:
         step = functools.partial(_step, inner, updates, state, params, extra)
-        moved, following = jnp.array(False), state
+        following, now = state, None
+        select, marks = _kept, (state.mask,)
         if moves.ever() and jax.tree.leaves(params):
             take = functools.partial(step, _kept) if also_step else None
             moved, following = _moved(params, updates, moves, state, take)
-        now = jax.tree.map(functools.partial(own, moved), params)
-        marks = following.mask, following.grown, now
-        final, after = step(_survives, *marks)
-        if not also_step:
-            final = jax.tree.map(lambda u, now: jnp.where(now, 0, u), final, now)
+            now = jax.tree.map(functools.partial(own, moved), params)
+            select, marks = _survives, (following.mask, following.grown, now)
+        final, after = step(select, *marks)
+        if now is not None and not also_step:
+            final = jax.tree.map(lambda u, moved: jnp.where(moved, 0, u), final, now)
         final = jax.tree.map(
-            lambda u, p, *m: _survives(*landing(u, p), *m), final, params, *marks
+            lambda u, p, *m: select(*landing(u, p), *m), final, params, *marks
         )
         return final, following._replace(count=next_step(state.count), inner=after)
 
@@ -345,16 +346,16 @@ def _moved(
 
     every, grads, weights = jax.tree.map(flat, updates), read(updates), read(params)
 
-    def move(stays: _Marks) -> _Marks:
+    def move(stays: Marks) -> Marks:
         mask, _, _ = stays
         now, lots = weights, grads
         if step is not None:
             final, _ = step(shaped(mask, state.mask))
             now = read(optax.apply_updates(params, final))
         if moves.grow == "random":
-            lots = _drawn(state, jax.tree.map(flat, params), scope)
+            lots = _drawn(state, weights, scope)
         fraction = value_at(moves.fraction, state.count)
-        return _move(now, lots, mask, state.kept, fraction, axes)
+        return exchanged(now, lots, mask, state.kept, fraction, axes)
 
     moved = renewed(
         moves.due(state.count), lambda _: is_finite(every), jnp.array(False)
@@ -365,89 +366,14 @@ def _moved(
     return moved, state._replace(mask=mask, grown=grown, passes=passes)
 
 
-def _drawn(state: DropAndGrowState, params: Params, scope: Scope) -> list[jax.Array]:
-    """A number drawn for every weight in scope; for the others none is."""
-    few = jax.tree.map(lambda p, on: p if on else 0, params, scope)
+def _drawn(
+    state: DropAndGrowState, weights: list[jax.Array], scope: Scope
+) -> list[jax.Array]:
+    """A number in [0, 1) for every weight in scope."""
+    places = tuple(i for i, on in enumerate(jax.tree.leaves(scope)) if on)
     key = jax.random.fold_in(_wrapped(state.key), state.count)
-    return in_scope(scores.random(key, few), scope)
-
-
-_Marks = tuple[list[jax.Array], list[jax.Array], jax.Array]
-"""Of each leaf the mask and what of it is new, and the passes over the weights."""
-
-
-def _move(
-    weights: list[jax.Array],
-    lots: list[jax.Array],
-    mask: list[jax.Array],
-    kept: Any,
-    fraction: Any,
-    axes: list[Axes],
-) -> _Marks:
-    """The next mask of each leaf: the smallest weights go, the largest lots come.
-
-    Magnitudes are taken by the ranking. Without stacks all leaves may be flat.
-    """
-    # A leaf's count never changes; those of its layers are counted anew.
-    if any(axes):
-        rows = zip(kept, mask, axes, strict=True)
-        kept = [_of_layers(m, a) if a else n for n, m, a in rows]
-    dropped = jax.tree.map(lambda n: _share(fraction, n), kept)
-    stays = jax.tree.map(jnp.subtract, kept, dropped)
-
-    def turn(second: jax.Array, kept: list[jax.Array]) -> _Turn:
-        """What is kept: the largest of what was, and then also those that grow."""
-        count = functools.partial(jnp.where, second)
-        best, found = rank(
-            weights,
-            list(jax.tree.map(count, dropped, stays)),
-            ranking="leaf",
-            within=kept,
-            min_keep=0,
-            instead=(lots, second),
-            stacks=axes,
-        )
-        both = [b | (k & own(second, k)) for b, k in zip(best, kept, strict=True)]
-        return both, jnp.max(found.passes).astype(jnp.int32)
-
-    union, passes = _twice(turn, mask)
-    # What was dropped and grown again is not new.
-    new = [now & ~was for now, was in zip(union, mask, strict=True)]
-    return union, new, passes
-
-
-_Turn = tuple[list[jax.Array], jax.Array]
-"""Of each leaf what is kept, and the passes over the weights."""
-
-
-def _twice(turn: Callable[..., _Turn], kept: list[jax.Array]) -> _Turn:
-    """The first turn and the second, compiled once."""
-    if not any(map(is_traced, kept)):  # a loop would be compiled at every step
-        kept, one = turn(jnp.array(False), kept)
-        kept, two = turn(jnp.array(True), kept)
-        return kept, jnp.maximum(one, two)
-
-    def once(carry: Any) -> Any:
-        second, _, kept, most = carry
-        kept, passes = turn(second, kept)
-        return jnp.array(True), second, kept, jnp.maximum(most, passes)
-
-    # The condition reads two values: see `_Search.run`.
-    no = jnp.array(False)
-    goes_on = lambda carry: ~carry[1] & (carry[3] >= 0)  # noqa: E731
-    *_, kept, passes = jax.lax.while_loop(goes_on, once, (no, no, kept, jnp.int32(0)))
-    return kept, passes
-
-
-def _share(fraction: Any, kept: jax.Array) -> jax.Array:
-    """How many of so many kept weights are dropped."""
-    return jnp.clip(traced_share(fraction, kept), 0, kept)
-
-
-def _of_layers(mask: jax.Array, axes: Axes) -> jax.Array:
-    """How many weights each layer of a stack keeps. [stack] int32"""
-    others = tuple(i for i in range(mask.ndim) if i not in axes)
-    return jnp.sum(mask, axis=others, dtype=jnp.int32)
+    drawn = uniform(key, places, tuple(x.size for x in weights), 2)
+    return [x.reshape(w.shape) for x, w in zip(drawn, weights, strict=True)]
 
 
 def _counts(mask: Mask) -> jax.Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jprune import scores
+from jprune.scores._random import WIDTH, uniform
 
 
 def expected(key, place, shape):
@@ -38,6 +39,19 @@ def test_one_generator_for_all_shapes():
         return text.count("shift_left")
 
     assert shifts([5_000]) == shifts([5_000, 6_000, 7_000, 8_000]) > 0
+
+
+def test_two_numbers_from_each_hash():
+    """Number i is word i % 2 of what folding i // 2 gives, whatever is drawn beside."""
+    key, size = jax.random.key(3), 2 * WIDTH + 1
+    long, short = uniform(key, (4, 6), (size, 5), 2)
+    np.testing.assert_array_equal(short, uniform(key, (6,), (5,), 2)[0])
+    for place, drawn in ((4, long), (6, short)):
+        own = jax.random.fold_in(key, place)
+        for i in (0, 1, 4, len(drawn) - 2, len(drawn) - 1):
+            word = jax.random.key_data(jax.random.fold_in(own, i // 2))[i % 2]
+            assert drawn[i] == np.float32(int(word) >> 9) * 2.0**-23
+    assert abs(np.corrcoef(long[:-1:2], long[1::2])[0, 1]) < 0.05
 
 
 def test_batched_keys():

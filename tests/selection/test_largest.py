@@ -76,6 +76,20 @@ def equal(got, want):
         np.testing.assert_array_equal(a, b)
 
 
+def test_another_tree_is_ranked_among_what_the_mask_leaves_out():
+    rng = np.random.default_rng(1)
+    one, two = (
+        [np.round(rng.normal(size=s) * 3).astype(np.float32) for s in SHAPES]
+        for _ in range(2)
+    )
+    within = [rng.random(s) < 0.5 for s in SHAPES]
+    outside = [~w for w in within]
+    each = np.array([3, 2, 1, 1], np.int32)
+    run = jax.jit(lambda which: largest(one, each, within=within, instead=(two, which)))
+    equal(run(np.array(False)).masks, kept(one, each, within=within))
+    equal(run(np.array(True)).masks, kept(two, each, within=outside))
+
+
 def test_one_reduction_for_each_leaf():
     """The body of the loop holds all: nothing else reads the leaves by counting."""
     leaves = [jnp.ones((8, 8)), jnp.ones((4, 4, 2))]

@@ -182,10 +182,13 @@ def test_rigl_twin():
 
 
 def lots(data, t, i, shape):
-    """The lots of leaf i at step t: uniform, by a key with t and i folded in."""
+    """Two numbers from each hash: the two words of the key that folding gives."""
     key = jax.random.wrap_key_data(data, impl="threefry2x32")
-    key = jax.random.fold_in(jax.random.fold_in(key, t), i)
-    return np.asarray(jax.random.uniform(key, shape, jnp.float32))
+    own = jax.random.fold_in(jax.random.fold_in(key, t), i)
+    n = int(np.prod(shape))
+    keys = [jax.random.fold_in(own, j) for j in range(-(-n // 2))]
+    words = np.concatenate([np.asarray(jax.random.key_data(k)) for k in keys])[:n]
+    return ((words >> 9) / 2.0**23).reshape(shape)
 
 
 def test_set_twin():
