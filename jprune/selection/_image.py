@@ -82,18 +82,18 @@ class Image(NamedTuple):
         x: jax.Array,
         within: jax.Array | None = None,
         times: jax.Array | None = None,
-        instead: tuple[jax.Array, jax.Array] | None = None,
+        instead: jax.Array | None = None,
+        which: jax.Array | None = None,
     ) -> jax.Array:
         """The images of a leaf, element-wise; `excluded` where `within` is False.
 
         With `times` they are those of the product, rounded to the common format. Where
-        the 0-d bool of `instead` is true, they are those of its array, and `excluded`
-        where `within` is True.
+        the 0-d `which` is true they are those of `instead`, and `excluded` where
+        `within` is True.
         """
         number = self._widen(x)
-        if instead is not None:
-            other, which = instead
-            number = jnp.where(which, self._widen(other), number)
+        if instead is not None and which is not None:
+            number = jnp.where(which, self._widen(instead), number)
             within = None if within is None else within ^ which
         if times is not None:
             number *= self._widen(times)

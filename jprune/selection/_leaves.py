@@ -44,8 +44,8 @@ class Leaf:
       value: the (local) array.
       times: what it is multiplied by before it is ranked, of the same shape; None is 1.
       within: which entries take part: bool of the same shape or 0-d; None is all.
-      instead: an array of the same shape and a 0-d bool. Where that is true, the array
-        takes the place of `value` and the complement of `within` its place.
+      instead: an array of the same shape that takes the place of `value` where the
+        table's `which` is true, as the complement of `within` does of that.
       split: for each dimension, the mesh axes that split it.
       replicas: the mesh axes over which the leaf is replicated.
       shape: the global shape.
@@ -56,7 +56,7 @@ class Leaf:
     value: jax.Array
     times: jax.Array | None
     within: jax.Array | None
-    instead: tuple[jax.Array, jax.Array] | None
+    instead: jax.Array | None
     split: tuple[tuple[str, ...], ...] = _static()
     replicas: tuple[str, ...] = _static()
     shape: tuple[int, ...] = _static()
@@ -113,11 +113,13 @@ class Table:
       leaves: the leaves.
       image: the integer image they share.
       axis_names: mesh axes over which counts are added; empty outside `shard_map`.
+      which: whether what is ranked is `instead`, 0-d bool; None is never.
     """
 
     leaves: tuple[Leaf, ...]
     image: Image = _static()
     axis_names: tuple[str, ...] = _static()
+    which: jax.Array | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -144,7 +146,7 @@ def read(
       axis_name: mesh axes of the enclosing `shard_map`, or None.
       specs: pytree prefix of `PartitionSpec`, or None.
       times: pytree like `tree` that it is multiplied by, or None.
-      instead: see `Leaf`; a pytree like `tree`, or None.
+      instead: a pytree like `tree`, and `which` of the `Table`; or None.
       apart: whether each leaf is counted by itself.
 
     Returns:
@@ -161,7 +163,8 @@ def read(
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
     factors = _times(tree, named, values, times)
     masks = _within(tree, named, values, within)
-    others = _instead(values, instead)
+    others, which = instead or (None, None)
+    others = [None] * len(values) if instead is None else jax.tree.leaves(others)
     placed = _specs(tree, named, values, axes, specs)
     leaves, total = [], 0
     rows = zip(values, factors, others, masks, placed, strict=True)
@@ -182,7 +185,7 @@ def read(
     if instead is not None:
         dtypes = dtypes + float_dtypes(instead[0], "instead")
     kind = common_image(dtypes, image, products=times is not None)
-    return Table(tuple(leaves), kind, axes)
+    return Table(tuple(leaves), kind, axes, which)
 
 
 def float_dtypes(tree: PyTree, name: str = "tree") -> list[np.dtype]:
@@ -221,14 +224,6 @@ def _times(
             )
         factors.append(jnp.asarray(factor))
     return factors
-
-
-def _instead(values: list[jax.Array], instead: Instead | None) -> list[Any]:
-    if instead is None:
-        return [None] * len(values)
-    others, which = instead
-    pairs = zip(jax.tree.leaves(others), values, strict=True)
-    return [(other, own(which, value)) for other, value in pairs]
 
 
 def own(scalar: jax.Array, leaf: jax.Array) -> jax.Array:

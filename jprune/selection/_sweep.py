@@ -118,7 +118,7 @@ def sweep_cut(table: Table, ties: bool) -> Callable[..., Counts]:
             largest = jnp.full(cut.least.shape, jnp.iinfo(dtype).max, dtype)
             # Where images are counted no entry reaches the cut, and none is too large.
             rows += [jnp.where(places, x, largest) for x in (*cut, -1)]
-        rows = jnp.stack(rows)
+        rows = _stacked(table, rows)
         leaves, where, rows = lax.optimization_barrier((_swept(table), numbers, rows))
         each = functools.partial(_counted, image=table.image, ties=ties)
         seen = [each(*x, rows) for x in zip(leaves, where, strict=True)]
@@ -140,7 +140,7 @@ def _counted(
     ties: bool,
 ) -> list[jax.Array]:
     """How many images of a leaf, or places, reach each of its pivots."""
-    integers, row = image.of(*arrays), _entries(rows, number)
+    integers, row = _read(arrays, _entries(rows, number), image)
     if ties:
         *row, above, least, most = row
         place = _place(number, integers.shape).astype(integers.dtype)
@@ -166,7 +166,7 @@ def keep_cut(
       Bool arrays of the leaves' shapes.
     """
     each = functools.partial(_kept, image=table.image, flat=flat)
-    rows = jnp.stack([*cut, last.astype(cut.least.dtype)])
+    rows = _stacked(table, [*cut, last.astype(cut.least.dtype)])
     # Behind a barrier, or the places would be made before a loop around this.
     numbers, rows = lax.optimization_barrier((_numbers(table, flat), rows))
     pairs = zip(_swept(table), numbers, strict=True)
@@ -183,11 +183,28 @@ def _kept(
     flat: bool,
 ) -> jax.Array:
     """The mask of one leaf."""
-    integers = image.of(*arrays)
-    above, least, end = _entries(rows, number)
+    integers, (above, least, end) = _read(arrays, _entries(rows, number), image)
     place = _place(number, (integers.size,) if flat else integers.shape)
     first = (place >= end).reshape(integers.shape)
     return (integers > above) | ((integers >= least) & first)
+
+
+def _stacked(table: Table, rows: list[jax.Array]) -> jax.Array:
+    """Rows with an entry for each leaf; the last says what is ranked, if two may be."""
+    if table.which is not None:
+        which = table.which.astype(rows[0].dtype)
+        rows = [*rows, jnp.broadcast_to(which, rows[0].shape)]
+    return jnp.stack(rows)
+
+
+def _read(
+    arrays: tuple[Any, ...], row: list[jax.Array], image: Image
+) -> tuple[jax.Array, list[jax.Array]]:
+    """The images of a leaf, and what its entries of the rows say besides."""
+    if arrays[-1] is None:
+        return image.of(*arrays), row
+    *row, which = row
+    return image.of(*arrays, which != 0), row
 
 
 def _swept(table: Table) -> list[tuple[Any, ...]]:
