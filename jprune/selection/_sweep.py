@@ -204,7 +204,7 @@ def _read(
     if arrays[-1] is None:
         return image.of(*arrays), row
     *row, which = row
-    return image.of(*arrays, which != 0), row
+    return image.of(*arrays, which=which != 0), row
 
 
 def _swept(table: Table) -> list[tuple[Any, ...]]:
