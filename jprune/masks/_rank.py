@@ -25,6 +25,7 @@ from jprune._errors import require_static, value_error
 from jprune._stacks import Axes, layer_shape, stack_shape
 from jprune.masks._count import is_traced
 from jprune.masks._rows import largest_of_rows
+from jprune.selection._count_true import counts_true
 from jprune.selection._image import common_image, image_of
 from jprune.selection._largest import largest
 from jprune.selection._leaves import Instead
@@ -241,18 +242,26 @@ def _require_numbers(
     Only a threshold at the lowest image lets through what is no number.
     """
     image = common_image([x.dtype for x in scores], "signed" if signed else "magnitude")
-    if not scores or np.all(np.asarray(found.bits) > image.lowest):
+    low = np.broadcast_to(np.asarray(found.bits) <= image.lowest, (len(scores),))
+    rows = zip(scores, kept, low, strict=True)
+    pairs = [(x, k) for x, k, at in rows if at]
+    wrong = sum(np.asarray(_not_numbers(pairs)).tolist()) if pairs else 0
+    if not wrong:
         return
-    pairs = list(zip(scores, kept, strict=True))
-    wrong = sum(int(jnp.sum(k & ~jnp.isfinite(x))) for x, k in pairs)
     numbers = sum(int(jnp.sum(jnp.isfinite(x))) for x in scores)
-    if wrong and numbers < sum(int(jnp.sum(k)) for k in kept):
+    if numbers < sum(int(jnp.sum(k)) for k in kept):
         raise value_error(
             f"`scores` must be finite where something is kept, got {numbers} numbers "
             f"of {sum(x.size for x in scores)}: {wrong} would be kept by their "
             "position alone. Look for NaN or infinities in the weights, or in the loss "
             "and gradients that the scores were made of."
         )
+
+
+@jax.jit  # outside `jit` each operation would be compiled for each shape
+def _not_numbers(pairs: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """How many are kept of each leaf that are no numbers."""
+    return counts_true([k & ~jnp.isfinite(x) for x, k in pairs])
 
 
 def _raise_to_floors(keep: Sequence[Any], floors: Sequence[int]) -> list[Any]:

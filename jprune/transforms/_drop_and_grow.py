@@ -201,9 +201,9 @@ def drop_and_grow(
     def init(params: Params) -> DropAndGrowState:
         data = _data(key)
         kept, zero = first.mask(params, data), jnp.int32(0)
-        none = jax.tree.map(jnp.zeros_like, kept) if jax.tree.leaves(kept) else kept
+        none, counts = _begun(kept)
         return DropAndGrowState(
-            zero, kept, none, _counts(kept), data, zero, inner.init(params)
+            zero, kept, none, counts, data, zero, inner.init(params)
         )
 
     def update(
@@ -374,6 +374,12 @@ def _drawn(
     key = jax.random.fold_in(_wrapped(state.key), state.count)
     drawn = uniform(key, places, tuple(x.size for x in weights), 2)
     return [x.reshape(w.shape) for x, w in zip(drawn, weights, strict=True)]
+
+
+@jax.jit  # outside `jit` each operation would be compiled for each shape
+def _begun(mask: Mask) -> tuple[Mask, jax.Array]:
+    """What has grown before the first move, nothing, and the counts."""
+    return jax.tree.map(jnp.zeros_like, mask), _counts(mask)
 
 
 def _counts(mask: Mask) -> jax.Array:
