@@ -34,6 +34,7 @@ import numpy as np
 import optax
 
 from jprune import masks, scores
+from jprune._axes import placed_as
 from jprune._errors import require_functions, require_static, value_error
 from jprune._stacks import stacked_axes
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scope
@@ -373,7 +374,8 @@ def _drawn(
     places = tuple(i for i, on in enumerate(jax.tree.leaves(scope)) if on)
     key = jax.random.fold_in(_wrapped(state.key), state.count)
     drawn = uniform(key, places, tuple(x.size for x in weights), 2)
-    return [x.reshape(w.shape) for x, w in zip(drawn, weights, strict=True)]
+    rows = zip(drawn, weights, strict=True)
+    return [placed_as(x.reshape(w.shape), w) for x, w in rows]
 
 
 @jax.jit  # outside `jit` each operation would be compiled for each shape
