@@ -28,6 +28,7 @@ from jprune._tree import KeyTuple
 from jprune._typing import PyTree
 from jprune.analysis._branches import branch_ends
 from jprune.surgery._axes import Atom, leaves
+from jprune.surgery._callable import on_batch, require_function, require_list
 from jprune.surgery._layout import labels
 from jprune.surgery._program import analyze
 from jprune.surgery._scope import Scope
@@ -84,6 +85,8 @@ def block_influence(
       >>> {name: vector.round(3).tolist() for name, vector in found.rounds.items()}
       {'params:0': [0.0, 0.293]}
     """
+    require_function(fn)
+    require_list(batches)
     totals: Sums = {}
     number = 0
     prefix = () if at is None else ((at,) if isinstance(at, str) else tuple(at))
@@ -92,9 +95,10 @@ def block_influence(
         args = batch if isinstance(batch, tuple) else (batch,)
         call = flatten_call(params, args, {})
         key = tuple((x.shape, x.dtype) for x in call.arrays)
-        if key not in runs:
-            runs[key] = jax.jit(_measure(fn, deps, call, prefix))
-        found = runs[key](call.arrays)
+        with on_batch(params, batch):
+            if key not in runs:
+                runs[key] = jax.jit(_measure(fn, deps, call, prefix))
+            found = runs[key](call.arrays)
         totals = _added(totals, found)
         number += 1
     if not number:

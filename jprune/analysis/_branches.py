@@ -16,10 +16,10 @@ from jprune._groups import Group
 from jprune._jaxpr import _compat
 from jprune._jaxpr._chain import data_dependent
 from jprune._jaxpr._flat import CONTRACTIONS, Flat, flatten
-from jprune._jaxpr._trace import trace
 from jprune._tree import KeyTuple
 from jprune._typing import PyTree
 from jprune.reparam import Branch
+from jprune.surgery._callable import traced
 
 _LINEAR = {
     *("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "neg"),
@@ -88,7 +88,7 @@ def residual_branches(
       {'out': ('in',)}
     """
     prefix = () if at is None else ((at,) if isinstance(at, str) else tuple(at))
-    look = _Look(flatten(trace(fn)(variables, *args)))
+    look = _Look(flatten(traced(fn, variables, args)))
     found = [(leaves, inside) for leaves, inside, _ in look.branches()]
     if not found:
         raise value_error(

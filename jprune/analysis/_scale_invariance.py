@@ -26,7 +26,6 @@ from jprune._errors import value_error
 from jprune._jaxpr._chain import data_dependent
 from jprune._jaxpr._flat import flatten
 from jprune._jaxpr._matrix import Unreadable, matrix_form
-from jprune._jaxpr._trace import trace
 from jprune._scale_groups import (
     Scaled,
     ScaleGroup,
@@ -38,6 +37,7 @@ from jprune._scale_groups import (
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune._typing import PyTree
 from jprune.analysis._homogeneity import Breaks, joint_scaling
+from jprune.surgery._callable import traced
 
 
 class ScaleInvariance(NamedTuple):
@@ -141,7 +141,7 @@ def scale_invariance(
       >>> [g.name for g in found.groups], found.why
       (['a'], {'b': 'a result scales with it'})
     """
-    flat = flatten(trace(fn)(params, *args))
+    flat = flatten(traced(fn, params, args))
     data = data_dependent(flat)
     groups: list[ScaleGroup] = []
     why: dict[str, str] = {}

@@ -27,6 +27,7 @@ from jprune._jaxpr._trace import flatten_call, trace
 from jprune._tree import KeyTuple, keyed_leaves
 from jprune._typing import PyTree
 from jprune.masks._scope import resolve_scope
+from jprune.surgery._callable import on_batch, require_function, require_list
 
 Keep = Literal["moments", "gram", "rows"]
 Sums = dict[str, np.ndarray]
@@ -136,6 +137,8 @@ def capture(
     """
     if keep not in ("moments", "gram", "rows"):
         raise value_error(f'`keep` must be "moments", "gram" or "rows", got {keep!r}.')
+    require_function(fn)
+    require_list(batches)
     key = jax.random.key(0) if key is None else key
     wanted = scoped_paths(scope, params)
     forms: list[MatrixForm] = []
@@ -159,7 +162,8 @@ def capture(
     totals: dict[str, tuple[MatrixForm, Sums]] = {}
     for number, batch in enumerate(batches):
         flat_call = flatten_call(params, as_args(batch), {})
-        found = collect(flat_call.arrays, jax.random.fold_in(key, number))
+        with on_batch(params, batch):
+            found = collect(flat_call.arrays, jax.random.fold_in(key, number))
         for form, sums in zip(forms, jax.device_get(found), strict=True):
             _add(totals, form, sums)
     if not totals:

@@ -31,7 +31,7 @@ import numpy as np
 from jprune import surgery
 from jprune._dtypes import owned
 from jprune._errors import listing, value_error
-from jprune._jaxpr._trace import flatten_call, jitted_call, trace
+from jprune._jaxpr._trace import flatten_call, jitted_call
 from jprune._tree import KeyTuple, keys_text, path_keys
 from jprune._typing import PyTree
 from jprune.compress._difference import (
@@ -40,6 +40,7 @@ from jprune.compress._difference import (
     require_shown,
 )
 from jprune.compress._sites import Origin, Reading, Sink, Walk
+from jprune.surgery._callable import traced
 
 
 def fold_constants(
@@ -116,17 +117,17 @@ def _measure(
     apply: Callable, plan: Any, variables: PyTree, args: tuple
 ) -> tuple[list[KeyTuple], list[Reading], dict[int, Sink]]:
     """Runs the program once and reads what the removed rows contribute."""
-    traced = trace(apply)(variables, *args)
+    program = traced(apply, variables, args)
     flat = flatten_call(variables, args, {})
     tags: list[Any] = [None] * len(flat.arrays)
-    for index, path in enumerate(traced.params):
+    for index, path in enumerate(program.params):
         ndim = np.ndim(flat.arrays[index])
         tags[index] = Origin(path, tuple(range(ndim)), ndim)
     walks: list[Walk] = []
 
     def collect(arrays: list[Any]) -> list[Reading]:
         walk = Walk(lambda path, axis: _removed(plan, path, axis))
-        walk.close(walk.run(traced.jaxpr, list(zip(arrays, tags, strict=True))))
+        walk.close(walk.run(program.jaxpr, list(zip(arrays, tags, strict=True))))
         walks.append(walk)
         return walk.readings
 

@@ -33,7 +33,7 @@ from jprune._tree import (
     require_same_structure,
 )
 from jprune._typing import PyTree
-from jprune.surgery._callable import model_kind
+from jprune.surgery._callable import model_kind, require_list
 
 
 def recalibrate(
@@ -110,7 +110,7 @@ def recalibrate(
         )
     if momentum is not None and not 0 <= momentum < 1:
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
-    _require_list(data)
+    require_list(data)
     step = jax.jit(update)
     if name is None:
         step = _noted(step)
@@ -176,6 +176,7 @@ def _of_model(
         raise type_error(
             f"with the model object {type(model).__name__} write "
             f"`recalibrate(model, {given}batches)`."
+            + (f" Without `{where}` it has no statistics to measure." * bool(where))
         )
     file: Any = importlib.import_module(f"jprune.frameworks.{name}")
     args = () if where is None else (held,)
@@ -338,16 +339,6 @@ def _share(fresh: np.ndarray, later: np.ndarray, m: float) -> float:
 
 def _close(a: Any, b: Any) -> bool:
     return bool(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-7))
-
-
-def _require_list(batches: Any) -> None:
-    """Raises for one array, which would be taken row by row."""
-    if hasattr(batches, "shape"):
-        raise type_error(
-            "`batches` must be a list of batches, or any iterable of them, got one "
-            f"array, {short(batches)}, whose rows would be taken for batches. One "
-            "batch `x` is given as `[x]`."
-        )
 
 
 def _noted(step: Callable) -> Callable:

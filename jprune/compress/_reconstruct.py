@@ -29,7 +29,6 @@ from jprune._groups import AxisRef, Group
 from jprune._jaxpr._chain import Sink
 from jprune._jaxpr._flat import flatten
 from jprune._jaxpr._matrix import MatrixForm
-from jprune._jaxpr._trace import trace
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune._typing import PyTree
 from jprune.compress._capture import (
@@ -46,6 +45,7 @@ from jprune.compress._lasso import (
     squared_error,
 )
 from jprune.compress._stages import Stages
+from jprune.surgery._callable import BATCH, require_list, traced
 
 Budget = int | np.ndarray
 
@@ -167,6 +167,7 @@ def reconstruct(
             f"`keep` must be a mapping by group id, got {type(keep).__name__}."
         )
     key = jax.random.key(0) if key is None else key
+    require_list(batches)
     batches = list(batches)
     jobs = [_job(deps, variables, name, budget) for name, budget in keep.items()]
     wanted = {path for job in jobs for path in job.readers}
@@ -295,8 +296,10 @@ def _jointly(
     Every reader counts alike, its outputs scaled to energy 1; inputs are those of the
     network as it was.
     """
-    flat = flatten(trace(fn)(variables, *as_args(batches[0]))) if batches else None
-    sites = flat.sites if flat else []
+    sites = []
+    if batches:
+        first = as_args(batches[0])
+        sites = flatten(traced(fn, variables, first, BATCH)).sites
     jobs = [j for j in jobs if sum(s.origin.path in j.readers for s in sites) > 1]
     if not jobs:
         return {}

@@ -25,6 +25,7 @@ from jprune._jaxpr._matrix import MatrixForm, Unreadable, matrix_form
 from jprune._jaxpr._trace import flatten_call, is_array, trace
 from jprune._tree import KeyTuple, keyed_leaves, path_keys
 from jprune._typing import PyTree
+from jprune.surgery._callable import traced
 
 
 class Sampled(NamedTuple):
@@ -95,7 +96,7 @@ def sample_inputs(
             f"`keep` must name kernels by their paths, got {unknown or keep}. The "
             f"leaves are:{listing(list(leaves))}"
         )
-    flat = _flat.flatten(trace(fn)(params, *args)) if args else None
+    flat = _flat.flatten(traced(fn, params, args)) if args else None
     narrow: dict[KeyTuple, _Narrow] = {}
     for name, kept in keep.items():
         path, leaf = leaves[name]
@@ -138,8 +139,8 @@ def _sampled(
 
     def run(params: PyTree, *args: Any, **kwargs: Any) -> Any:
         shapes = jax.tree_util.tree_map_with_path(dense, params)
-        traced = trace(fn)(shapes, *args, **kwargs)
-        flat = _flat.flatten(traced, custom_rules=True)
+        program = trace(fn)(shapes, *args, **kwargs)
+        flat = _flat.flatten(program, custom_rules=True)
         sites = _sites(flat, narrow)
         arrays = flatten_call(params, args, kwargs).arrays
         jaxpr = flat.jaxpr.jaxpr
@@ -162,7 +163,7 @@ def _sampled(
             results = _compat.bind(eqn, eqn.params, ins)
             env.update(zip(eqn.outvars, results, strict=True))
         outs = [_flat.value(env, v) for v in jaxpr.outvars]
-        return jax.tree.unflatten(traced.out_tree, outs)
+        return jax.tree.unflatten(program.out_tree, outs)
 
     return run, counts
 

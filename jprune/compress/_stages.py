@@ -19,7 +19,7 @@ from jprune._errors import listing, value_error
 from jprune._jaxpr import _compat, _flat
 from jprune._jaxpr._chain import Chain, data_dependent, find_chain, reads
 from jprune._jaxpr._matrix import MatrixForm, random_positions
-from jprune._jaxpr._trace import abstract, flatten_call, trace
+from jprune._jaxpr._trace import abstract, flatten_call
 from jprune._tree import KeyTuple, path_keys
 from jprune._typing import PyTree
 from jprune.compress._capture import (
@@ -30,6 +30,7 @@ from jprune.compress._capture import (
     statistics,
     wanted_forms,
 )
+from jprune.surgery._callable import BATCH, require_list, traced
 
 Env = dict[Any, Any]
 
@@ -58,12 +59,14 @@ class Stages:
         targets: bool,
         start: PyTree = None,
     ) -> None:
+        require_list(batches)
         calls = [flatten_call(params, as_args(batch), {}) for batch in batches]
         if not calls:
             raise value_error("`batches` is empty: there is nothing to calibrate on.")
         arguments = [call.arrays[len(call.params) :] for call in calls]
         _require_one_shape(arguments)
-        flat = _flat.flatten(trace(fn)(*calls[0].rebuild(calls[0].arrays)[0]))
+        held, *args = calls[0].rebuild(calls[0].arrays)[0]
+        flat = _flat.flatten(traced(fn, held, tuple(args), BATCH))
         self.flat, self.params = flat, params
         self.data = data_dependent(flat)
         forms = _read_once(flat, wanted_forms(flat, wanted, named), named)

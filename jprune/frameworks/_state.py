@@ -8,6 +8,7 @@ are outputs declared to be updated parameters, so they come back compact.
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jprune._errors import listing, value_error
+from jprune._errors import listing, short, type_error, value_error
 from jprune._tree import KeyTuple, keyed_leaves, keys_text
 from jprune.frameworks._inner import inner_width
 from jprune.surgery import Groups, Plan, groups, load_plan, shrink
@@ -304,7 +305,14 @@ def copied(tree: Any) -> Any:
 
 def plan_at(path: Any) -> Plan:
     """The plan in a file; a plan itself passes."""
-    return path if isinstance(path, Plan) else load_plan(pathlib.Path(path))
+    if isinstance(path, Plan):
+        return path
+    if not isinstance(path, str | os.PathLike):
+        raise type_error(
+            "`plan` must be the file that `Plan.save` wrote, or a plan, got "
+            f"{short(path)}: the model comes first, `load(model, plan)`."
+        )
+    return load_plan(pathlib.Path(path))
 
 
 def require_paths(plan: Plan, paths: Mapping[KeyTuple, Any], advice: str) -> None:

@@ -173,6 +173,8 @@ def recalibration(
 ) -> Recalibration:
     """How the batch statistics among variables are measured."""
     given = _plain(variables)
+    if "params" not in given:
+        raise _by_collection(given)
     names = [mutable] if isinstance(mutable, str) else list(mutable)
     stats = {name: given[name] for name in names if name in given}
     require_statistics(stats, f"collection {' or '.join(names)}")
@@ -327,13 +329,15 @@ class _Call:
         try:
             out = self.model.apply(variables, *args, **how, **kwargs)
         except _OTHER_VARIABLES as error:
-            if "params" in variables:
-                raise
-            raise value_error(
-                "`variables` must be all variables of the module, by collection, "
-                f'{{"params": ...}}; got {short(variables)}. If these are its '
-                'parameters, give `{"params": params}`.'
-            ) from error
+            why = str(error).partition(" (http")[0]
+            if "params" not in variables:
+                raise _by_collection(variables) from error
+            if isinstance(error, errors.ScopeCollectionNotFound):
+                raise value_error(
+                    "`variables` must be all variables of the module, by collection, "
+                    f"as its `init` gave them; got {short(variables)}: {why}"
+                ) from error
+            raise
         except errors.ModifyScopeVariableError as error:
             error.add_note(_TRAINING)
             raise
@@ -346,6 +350,15 @@ class _Call:
         own = {c: tree for c, tree in updates.items() if c in self.known}
         new = {p: x for p, x in keyed_leaves(own) if p not in old or x is not old[p]}
         return (out, made), new
+
+
+def _by_collection(variables: Any) -> ValueError:
+    """The error of variables that are no collections."""
+    return value_error(
+        "`variables` must be all variables of the module, by collection, "
+        f'{{"params": ...}}; got {short(variables)}. If these are its '
+        'parameters, give `{"params": params}`, and its other collections beside them.'
+    )
 
 
 def _replaced(variables: Any, new: Mapping[KeyTuple, Any]) -> dict[str, Any]:

@@ -17,10 +17,6 @@ ADVICE = (
     "compact model stands beside the dense one as `compact=`, or as `compare`'s second."
 )
 
-CALLED = f"{PREFIX}the model was called on "
-"""How the note begins that says so."""
-
-
 _SWITCHES = ("train", "training", "is_training", "deterministic", "inference")
 """Arguments that are no arrays, whatever their default is."""
 
@@ -57,7 +53,7 @@ def explained(
                 f"the model's call takes {_without_types(found)}, got ({given}): {why}."
                 f" {advice}"
             ) from error
-        error.add_note(f"{CALLED}({given}). {advice}")
+        error.add_note(f"{PREFIX}the model was called on ({given}). {advice}")
         raise
 
 

@@ -15,9 +15,8 @@ from typing import Any
 import jax
 
 from jprune._errors import PREFIX, noting, short, type_error
-from jprune._jaxpr._trace import is_array
+from jprune._jaxpr._trace import Traced, is_array, trace
 from jprune._tree import KeyTuple
-from jprune.surgery._arguments import CALLED
 
 _FRAMEWORKS = {
     ("flax", "linen"): "linen",
@@ -28,7 +27,7 @@ _FRAMEWORKS = {
 }
 
 
-def require_function(fn: Any, call: str) -> None:
+def require_function(fn: Any, call: str = "") -> None:
     """Raises unless `fn` can be called and is no model that holds its parameters.
 
     An Equinox or NNX object called on an array would make that array its "parameters",
@@ -36,10 +35,11 @@ def require_function(fn: Any, call: str) -> None:
 
     Args:
       fn: what should be `fn(params, *args)`.
-      call: the function that asks, for the message ("groups").
+      call: the function that asks, for the message ("groups"), if the files of the
+        frameworks have one for their models.
 
     Raises:
-      TypeError: naming `jprune.frameworks` and the class.
+      TypeError: naming the class, and what to give.
     """
     name = model_kind(fn)
     if callable(fn) and name is None:
@@ -48,11 +48,58 @@ def require_function(fn: Any, call: str) -> None:
         raise type_error(
             f"`fn` must be a function `fn(params, *args)`, got {type(fn).__name__}."
         )
+    theirs = f"Use `jprune.frameworks.{name}`, whose `groups` and `shrink` take a model"
     raise type_error(
         f"`fn` must be a function `fn(params, *args)`, got the model object "
-        f"{type(fn).__name__}. Use `jprune.frameworks.{name}`, whose `groups` and "
-        f"`shrink` take a model, or pass `surgery.{call}` {_PURE[name]}."
+        f"{type(fn).__name__}. "
+        + (f"{theirs}, or pass `surgery.{call}` " if call else "Pass ")
+        + f"{_PURE[name]}."
     )
+
+
+def require_list(batches: Any) -> None:
+    """Raises for one array in place of batches, which would be taken row by row."""
+    if hasattr(batches, "shape"):
+        raise type_error(
+            "`batches` must be a list of batches, or any iterable of them, got one "
+            f"array, {short(batches)}, whose rows would be taken for batches. One "
+            "batch `x` is given as `[x]`."
+        )
+
+
+def traced(fn: Any, params: Any, args: tuple, more: str = "") -> Traced:
+    """The program of a caller's function, whose errors say how it was called.
+
+    Args:
+      fn: `fn(params, *args)`.
+      params: its first argument.
+      args: the others.
+      more: what may be wrong, as `BATCH`.
+
+    Raises:
+      TypeError: as `require_function`.
+    """
+    require_function(fn)
+    with calling("", params, args, {}, more):
+        return trace(fn)(params, *args)
+
+
+def on_batch(params: Any, batch: Any) -> AbstractContextManager[None]:
+    """Notes on what a caller's function raises which batch it was called on.
+
+    Args:
+      params: its first argument.
+      batch: the tuple of the others, or the one.
+    """
+    args = batch if isinstance(batch, tuple) else (batch,)
+    return calling("", params, args, {}, BATCH)
+
+
+BATCH = (
+    " A batch is the argument behind `params`, or the tuple of those: labels of a "
+    "function that takes none do not belong to it (`[x for x, y in batches]`)."
+)
+"""What may be wrong with a batch, for the note of a call on one."""
 
 
 STATE_OUTPUTS = "_jprune_state_outputs"
@@ -135,7 +182,10 @@ _QUIET = {
     "haiku": "pass what its call takes for that, such as `is_training=False`",
     "keras": "pass `training=False`, or nothing",
     "nnx": "call `model.eval()` first",
-    "equinox": "give `eqx.nn.inference_mode(model)`",
+    "equinox": (
+        "give `eqx.nn.inference_mode(model)`. A batch is no argument of a module that "
+        "takes one example: give `x[0]`"
+    ),
 }
 
 
@@ -171,12 +221,15 @@ def with_variables(pair: tuple[Any, Any], args: tuple) -> tuple[Any, tuple]:
 class Finder:
     """What `groups(fn)` returns: a function, which says so where it is not called."""
 
-    def __init__(self, find: Callable[..., Any]) -> None:
+    def __init__(self, find: Callable[..., Any], fn: Any) -> None:
         self._find = find
+        model = getattr(fn, "__self__", None)
+        self._more = "" if (name := model_kind(model)) is None else _OWNER.format(name)
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The groups of the function on these arguments."""
-        with calling("groups(fn)(params, *args)", params, args, kwargs):
+        what = "groups(fn)(params, *args)"
+        with calling(what, params, args, kwargs, self._more):
             return self._find(params, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -186,13 +239,19 @@ class Finder:
         )
 
 
+_OWNER = (
+    " Of the model itself `jprune.frameworks.{0}.groups(model, ...)` knows more: what "
+    "the call lacks, and in which mode it is."
+)
+
+
 def calling(
     what: str, params: Any, args: tuple, kwargs: dict[str, Any], more: str = ""
 ) -> AbstractContextManager[None]:
     """Notes on what a caller's function raises how it was called.
 
     Args:
-      what: the call of ours that calls it.
+      what: the call of ours that calls it; "" for any.
       params: the first argument.
       args: the others.
       kwargs: the keyword arguments.
@@ -201,12 +260,13 @@ def calling(
 
     def note() -> str:
         given = [*map(short, args), *(f"{k}={short(x)}" for k, x in kwargs.items())]
+        head = f"`{what}` calls `fn(params, *args)`: it" if what else "`fn`"
         return (
-            f"`{what}` calls `fn(params, *args)`: it was called with `params` "
-            f"{short(params)} and {', '.join(given) or 'nothing else'}.{more}"
+            f"{head} was called with `params` {short(params)} and "
+            f"{', '.join(given) or 'nothing else'}.{more}"
         )
 
-    return noting(note, unless=CALLED)
+    return noting(note, unless=PREFIX)
 
 
 _PURE = {

@@ -346,7 +346,7 @@ def groups(
         program = dataclasses.replace(program, still=statistics_of(fn, program.params))
         return Groups(program, shapes, params)
 
-    return Finder(deps)
+    return Finder(deps, fn)
 
 
 def contraction_axes(deps: Groups, at: Any = ()) -> PyTree:

@@ -113,3 +113,10 @@ def test_influence_needs_data_and_blocks():
         analysis.block_influence(fn, deps, p, [])
     with pytest.raises(ValueError, match="no rounds of a scan"):
         analysis.block_influence(fn, deps, p, [jnp.ones((1, 3))])
+
+
+def test_one_array_is_no_list_of_batches():
+    p, (x, _) = stacks(), batches()
+    deps = surgery.groups(scanned)(p, x)
+    with pytest.raises(TypeError, match=r"got one array, float.*\[2, 3, 6\].*`\[x\]`"):
+        analysis.block_influence(scanned, deps, p, x)

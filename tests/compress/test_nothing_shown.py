@@ -69,3 +69,14 @@ def test_batches_that_show_nothing_are_refused(call):
             with pytest.raises(ValueError, match=why):
                 CALLS[call](batches)
     CALLS[call]([X])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_one_array_is_no_list_of_batches(call):
+    with pytest.raises(TypeError, match=r"got one array, float32\[32, 4\].*`\[x\]`"):
+        CALLS[call](X)
+    with pytest.raises(TypeError) as error:
+        CALLS[call]([(X, X)])  # labels
+    assert "float32[32, 4], float32[32, 4]. A batch is" in "".join(
+        error.value.__notes__
+    )
