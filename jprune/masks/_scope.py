@@ -270,6 +270,11 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
     if isinstance(scope, str):
         _require_match("scope", scope, named_leaves(params))
         return prunable(params, include=scope)
+    if isinstance(scope, list | tuple | set) and any(isinstance(x, str) for x in scope):
+        raise type_error(
+            "`scope` must be one regular expression where names are meant, "
+            f"{'|'.join(map(str, scope))!r}, got {type(scope).__name__} of texts."
+        )
     # A module of Equinox is both a tree and callable.
     is_tree = not jtu.treedef_is_leaf(jax.tree.structure(scope))
     if callable(scope) and not is_tree:

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune._errors import listing, value_error, warn
-from jprune._tree import keyed_leaves, keys_text
+from jprune._errors import listing, short, type_error, value_error, warn
+from jprune._tree import keyed_leaves, keys_text, named_leaves, require_tree
 from jprune._typing import Params, PyTree
 from jprune.transforms._build import around
 from jprune.transforms._drop_and_grow import DropAndGrowState
@@ -58,7 +58,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         weights back for longer.
 
     Raises:
-      TypeError: `tx` is no transformation.
+      TypeError: `tx` is no transformation, or `params` holds what none trains.
       ValueError: a removed weight is not 0, with the leaf's path and the usual cause;
         the chain has no projection, so that nothing in it ends at zero; or no update
         has come through.
@@ -76,6 +76,7 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
       >>> transforms.check(tx, {"w": jnp.ones((4, 4))})
     """
     update = _stepper(around(tx, "tx"))
+    _require_trained(params)
     state, enforced = _probed(tx.init(params))
     if not enforced:
         raise value_error(
@@ -126,6 +127,22 @@ def check(tx: optax.GradientTransformation, params: Params, *, steps: int = 2) -
         warn(_REFUSING.format(refusing))
     if _reads_one_batch(update, state, params):
         warn(_ONE_BATCH)
+
+
+def _require_trained(params: Params) -> None:
+    """Raises for what no optimizer trains: a model whole, with its functions and keys.
+
+    Raises:
+      TypeError: naming the first such leaf, and what to give.
+    """
+    require_tree("params", params)
+    for path, leaf in named_leaves(params):
+        if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.number):
+            raise type_error(
+                f"`params` must be the arrays that `tx` trains, got {short(leaf)} at "
+                f"{path}. Of a model give those: `nnx.state(model, nnx.Param)`, "
+                "`eqx.filter(model, eqx.is_inexact_array)`."
+            )
 
 
 def _fast(params: Params) -> Params:

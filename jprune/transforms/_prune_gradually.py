@@ -8,6 +8,7 @@ which is `optax.polynomial_schedule(0, s, 3, e - b, b)`; any other Optax schedul
 do.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune import selection
-from jprune._errors import require_functions
+from jprune._errors import PREFIX, require_functions
 from jprune._typing import Mask, Params, PyTree, ScalarOrSchedule, Scores
 from jprune.masks._rank import RankingName
 from jprune.transforms._build import (
@@ -128,7 +129,8 @@ def prune_gradually(
     def init(params: Params) -> PruneGraduallyState:
         kept, zero, ranked = target.all_kept(params), jnp.int32(0), params
         if score is not None and jax.tree.leaves(params):
-            ranked = jax.eval_shape(score, params, params)
+            call = functools.partial(_scored, score)
+            ranked = jax.eval_shape(call, params, params)
         warm = target.scoped(params).final.cold(ranked)
         return PruneGraduallyState(zero, kept, warm, zero)
 
@@ -146,7 +148,7 @@ def prune_gradually(
         t = state.count
 
         def select(now: Selected) -> Selected:
-            ranked = params if score is None else finite(score(params, grad))
+            ranked = params if score is None else finite(_scored(score, params, grad))
             return target.scoped(params).select(ranked, t, *now[:2])
 
         stays = (state.mask, state.warm, state.passes)
@@ -155,3 +157,20 @@ def prune_gradually(
         return project(updates, params, kept), following
 
     return transformation(init, update, "prune_gradually", wrapper=True)
+
+
+def _scored(score: Callable[..., Scores], params: Params, grad: PyTree) -> Scores:
+    """The scores of a caller's function, whose errors say what it was called with."""
+    try:
+        return score(params, grad)
+    except Exception as error:
+        missing = (
+            " and `grad` is None: hand the gradient over, `tx.update(updates, state, "
+            "params, grad=grads)`"
+        )
+        error.add_note(
+            f"{PREFIX}`score` is called as `score(params, grad)`"
+            f"{missing if grad is None else ''}. Random pruning is `lambda params, "
+            "grad: scores.random(key, params)`."
+        )
+        raise

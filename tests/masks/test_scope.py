@@ -304,3 +304,10 @@ def test_a_function_of_a_path_says_where_it_belongs():
     with pytest.raises(TypeError) as caught:
         masks.unstructured(params, 0.5, scope=lambda path, leaf: True)
     assert "prunable(params, include=function)" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ("a", "b")])
+def test_a_list_of_names_is_one_expression(names):
+    says = rf"'a\|b', got {type(names).__name__} of texts"
+    with pytest.raises(TypeError, match=says):
+        masks.unstructured(PARAMS, 0.5, scope=names)

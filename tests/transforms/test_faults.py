@@ -307,6 +307,34 @@ def test_other_scores_of_gradual_pruning(name):
         np.testing.assert_array_equal(state.mask["b"][0], want[name][1])
 
 
+def test_a_score_that_fails_says_what_it_was_called_with():
+    params = {"w": jnp.ones((2, 2))}
+    tx = transforms.prune_gradually(0.5, end=0, score=scores.saliency)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match="`grads`") as error:
+        tx.update(params, state, params)  # no `grad=`
+    notes = "".join(error.value.__notes__)
+    assert "`grad` is None: hand the gradient over" in notes and "grad=grads" in notes
+    with pytest.raises(TypeError, match="`key`") as error:
+        transforms.prune_gradually(0.5, end=0, score=scores.random).init(params)
+    notes = "".join(error.value.__notes__)
+    assert "`score(params, grad)`" in notes and "None" not in notes
+
+
+@pytest.mark.parametrize(
+    ("params", "got"),
+    [
+        ({"w": jnp.ones((4, 4)), "act": jax.nn.relu}, "got .* at act"),
+        ({"w": jnp.ones((4, 4)), "rngs": jax.random.key(0)}, r"got key<fry>.* at rngs"),
+        (object(), "got object: give its"),
+    ],
+)
+def test_check_of_a_whole_model_says_what_to_give(params, got):
+    chain = optax.chain(optax.adam(1e-2), transforms.prune_gradually(0.5, end=4))
+    with pytest.raises(TypeError, match=rf"\[jprune\] `params` must be .*{got}"):
+        transforms.check(chain, params)
+
+
 def test_issr_with_sgd_and_a_later_first_growth():
     """By hand: r grows at steps 2, 3; w loses 0.1 * r w under SGD of rate 0.1."""
     params = {"w": jnp.array([[2.0, -1.0]])}
