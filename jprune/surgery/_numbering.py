@@ -13,7 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, require_regex, value_error
+from jprune._errors import listing, nearest, require_regex, value_error
 from jprune._tree import KeyTuple, keys_text
 from jprune.surgery._axes import Axes, Term, unify
 
@@ -113,9 +113,10 @@ def _named(text: str, known: Mapping[str, tuple[KeyTuple, int]]) -> list:
     hits = ((re.fullmatch(text, name), axis) for name, axis in known.items())
     found = [(hit.groups(), axis) for hit, axis in hits if hit]
     if not found:
+        names = dict.fromkeys([*nearest(text, list(known)), *known])
         raise value_error(
-            f"`lookups` {text!r} must be a parameter's path, a colon and an axis, such "
-            f"as 'embedding:0', or a pattern of these:{listing(list(known))}"
+            f"`lookups` {text!r} must be a parameter's path, whole, a colon and "
+            f"an axis, such as 'embedding:0', or a pattern of these:{listing([*names])}"
         )
     return found
 

@@ -72,16 +72,38 @@ def pack_state(
 
     out = jtu.tree_map_with_path(leaf, opt_state)
     if wrong:
-        raise value_error(
-            "`opt_state` has leaves that are not copies of parameters, such as the "
-            "factored moments of Adafactor; they cannot be sliced. Give a `rule` for "
-            "these leaves, `tx=` if they do not depend on the widths, or start afresh "
-            "with `tx.init(plan.pack(params))`."
-            f"{listing(wrong)}"
-        )
+        advice = _another(opt_state, shapes) or f"{_NO_COPIES}{listing(wrong)}"
+        raise value_error(advice)
     return jtu.tree_map(
         lambda x: x.repacked() if _counts_itself(x) else x, out, is_leaf=_counts_itself
     )
+
+
+_NO_COPIES = (
+    "`opt_state` has leaves that are not copies of parameters, such as the factored "
+    "moments of Adafactor; they cannot be sliced. Give a `rule` for these leaves, "
+    "`tx=` if they do not depend on the widths, or start afresh with "
+    "`tx.init(plan.pack(params))`."
+)
+
+
+def _another(opt_state: PyTree, shapes: dict[KeyTuple, Any]) -> str:
+    """What to give, where a state of all training or of a part of `params` came."""
+    if hasattr(opt_state, "opt_state"):
+        return (
+            "`opt_state` must be the state of an optimizer, got "
+            f"{type(opt_state).__name__}: give its `.opt_state`."
+        )
+    leaves = [path_keys(p) for p, _ in jtu.tree_leaves_with_path(opt_state)]
+    ends = {key[i:] for key in leaves for i in range(len(key))}
+    for part in dict.fromkeys(path[0] for path in shapes if len(path) > 1):
+        own = [path for path in shapes if path[0] == part]
+        if ends.isdisjoint(shapes) and all(path[1:] in ends for path in own):
+            return (
+                "`params` must be those that the optimizer trains, got a tree of which "
+                f"it trains {part!r} alone: give that part, with `at={part!r}`."
+            )
+    return ""
 
 
 def _fresh_shapes(plan: Plan, params: PyTree, at: Any, tx: Any) -> dict[KeyTuple, Any]:

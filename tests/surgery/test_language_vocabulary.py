@@ -166,6 +166,15 @@ def test_errors_of_the_request(lookups: Any, match: str):
         )
 
 
+def test_lookups_that_name_no_axis_list_those_near_first():
+    shapes = {f"a{i}": jnp.ones((2, 2)) for i in range(20)}
+    params = {**shapes, "wte": {"embedding": jnp.ones((5, 2))}}
+    with pytest.raises(ValueError, match=r"of these:\n  wte/embedding:0\n"):
+        surgery.groups(lambda p, ids: p["wte"]["embedding"][ids], lookups=["wte:0"])(
+            params, jnp.zeros(3, int)
+        )
+
+
 @pytest.mark.slow
 def test_a_model_object_loses_tokens():
     """Flax NNX: an embedding that also makes the logits."""

@@ -1,8 +1,9 @@
 """Plans as data: pack, unpack, zero, then, save, masks, optimizer states."""
 
+import dataclasses
 import functools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -431,6 +432,28 @@ def test_a_flat_copy_of_the_parameters_is_refused():
     state = optax.flatten(optax.adam(0.1)).init(params)
     with pytest.raises(ValueError, match="mu .*: belongs to no parameter"):
         plan_of(deps).pack_state(state, params)
+
+
+def test_a_state_of_other_parameters_says_which_to_give():
+    """Variables for the parameters among them, a training state for its optimizer's."""
+
+    class Training(NamedTuple):
+        opt_state: Any
+        stats: Any
+
+    params, _, deps = make()
+    params = jax.tree.map(jnp.asarray, params)
+    variables = {"params": params, "stats": {"mean": jnp.ones(3)}}
+    keep = {("params", *path): masks for path, masks in plan_of(deps).keep.items()}
+    keep["stats", "mean"] = (np.ones(3, bool),)
+    plan = dataclasses.replace(plan_of(deps), keep=keep)
+    state = optax.adam(0.1).init(params)
+    with pytest.raises(ValueError, match="trains 'params' alone: .* `at='params'`"):
+        plan.pack_state(state, variables)
+    training = Training(state, variables["stats"])
+    with pytest.raises(ValueError, match=r"got Training: give its `.opt_state`"):
+        plan.pack_state(training, params, at="params")
+    assert plan.pack_state(training.opt_state, params, at="params")
 
 
 def test_factored_states_are_refused():
