@@ -6,8 +6,10 @@ the inputs that come from the first argument carry their key paths, and dead cod
 dropped.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -140,6 +142,22 @@ def jitted_call(fn: Callable[..., Any], params: PyTree, args: tuple) -> Any:
     return jax.jit(run)(flat.arrays)
 
 
+@contextlib.contextmanager
+def all_kept() -> Iterator[None]:
+    """Holds back Python's search for cyclic garbage while a program is read.
+
+    Nearly all that is made then is kept, so there is little to find, and the search
+    would take up to a third of the time at the size of a language model.
+    """
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searching:
+            gc.enable()
+
+
 def trace(
     fn: Callable[..., Any],
     shapes: dict[KeyTuple, tuple[int, ...]] | None = None,
@@ -174,8 +192,9 @@ def trace(
         given = [shapes.get(name) for name in flat.params]
         given += [(others or {}).get(name) for name in flat.others]
         avals = list(map(abstract, flat.arrays, given))
-        jaxpr = joined_writes(_compat.make_jaxpr(flat_fn, *avals))
-        jaxpr = _compat.without_dead_code(jaxpr)
+        with all_kept():
+            jaxpr = joined_writes(_compat.make_jaxpr(flat_fn, *avals))
+            jaxpr = _compat.without_dead_code(jaxpr)
         return Traced(jaxpr, flat.params, tuple(paths), trees[-1], flat.others)
 
     return traced

@@ -48,6 +48,7 @@ class Options:
       zero: the parameters that are zero at removed coordinates; None: all. Of others
         nothing is known there. For questions only, not for a compact function.
       loose: the state that need not be zero at removed coordinates. For questions only.
+      every: the choice stands for every choice of its atoms. For questions only.
     """
 
     removed: bool = False
@@ -55,6 +56,7 @@ class Options:
     last: bool = False
     zero: AbstractSet[KeyTuple] | None = None
     loose: AbstractSet[KeyTuple] = frozenset()
+    every: bool = False
 
 
 @dataclasses.dataclass
@@ -129,10 +131,10 @@ class Builder:
             return results
 
         def constant(array: Any, var: Any) -> Value:
-            layouts = self.layouts(scope.info(var).axes)
+            axes = scope.info(var).axes
             if not isinstance(var, _compat.Literal):
-                return self.constant(array, layouts)
-            value = self.constant(_compat.literal_value(var), layouts)
+                return self.constant(array, axes)
+            value = self.constant(_compat.literal_value(var), axes)
             value.kept.fn = None
             return value
 
@@ -146,15 +148,21 @@ class Builder:
         """The layouts of some axes."""
         return tuple(self.choice.layout(t) for t in axes)
 
-    def constant(self, const: Any, layouts: Sequence[Layout]) -> Value:
+    def looked_at(self, array: np.ndarray, axes: Sequence[Term]) -> Cells:
+        """The cells of an array that can be looked at."""
+        alike = tuple(self.choice.alike(t) for t in axes)
+        return ce.looked_at(array, self.layouts(axes), alike)
+
+    def constant(self, const: Any, axes: Sequence[Term]) -> Value:
         """The value of a closed-over constant."""
+        layouts = self.layouts(axes)
         dtype = const.dtype if hasattr(const, "dtype") else np.asarray(const).dtype
         if _compat.is_tracer(const) or _compat.numpy_dtype(dtype) is None:
             dense = Cell(lambda: const)
             dense.shape = tuple(const.shape)
             return generated(dense, layouts, dtype)
         array = np.asarray(const)
-        value = Value(layouts, dtype, ce.looked_at(array, layouts), ce.known(array))
+        value = Value(layouts, dtype, self.looked_at(array, axes), ce.known(array))
         value.dense.shape = array.shape  # type: ignore[union-attr]
         if not value.pruned:  # keep the array itself, not a NumPy copy of it
             value.kept.fn = lambda: const
@@ -171,7 +179,7 @@ class Builder:
             lay.pruned for o in outs for lay in o
         )
         if constant and all(v.dense is not None for v in ins):
-            folded = self._folded(eqn, ins, outs, pruned)
+            folded = self._folded(site, ins, outs, pruned)
             if folded is not None:
                 return folded
         if site.index in site.scope.generators:
@@ -209,9 +217,10 @@ class Builder:
         ]
 
     def _folded(
-        self, eqn: Equation, ins: list[Value], outs: Outs, pruned: bool
+        self, site: "CellSite", ins: list[Value], outs: Outs, pruned: bool
     ) -> list[Value] | None:
         """The value of a constant equation computed now, or None if unknown."""
+        eqn = site.eqn
         if len(eqn.outvars) != 1 or eqn.effects:
             return None
         if any(
@@ -232,9 +241,8 @@ class Builder:
         dense.shape = shape
         if array.shape != shape:
             array = np.broadcast_to(array, shape)
-        value = Value(
-            outs[0], eqn.outvars[0].aval.dtype, ce.looked_at(array, outs[0]), dense
-        )
+        cells = self.looked_at(array, site.scope.info(eqn.outvars[0]).axes)
+        value = Value(outs[0], eqn.outvars[0].aval.dtype, cells, dense)
         if not pruned:  # known for the ghosts, yet computed as the dense program does
             plain = self._unchanged(eqn, ins, outs)[0].kept
             value.kept.fn, value.kept.deps = plain.fn, plain.deps

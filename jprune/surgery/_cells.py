@@ -80,6 +80,11 @@ class Cell:
         self.nothing = False
         self.shape: tuple[int, ...] | None = None
 
+    def run(self, *arrays: Any) -> Any:
+        """Computes the array from the arrays of `deps`."""
+        assert self.fn is not None
+        return self.fn(*arrays)
+
     @property
     def zero(self) -> bool:
         """Whether the cell is known to be 0 everywhere."""
@@ -154,7 +159,7 @@ class Call(Cell):
     __slots__ = ("wanted",)
 
     def __init__(self, name: str = "") -> None:
-        super().__init__(self.run, (), name=name)
+        super().__init__(type(self).run, (), name=name)  # bound, it would be a cycle
         self.wanted: dict[Any, None] = {}
 
     def want(self, key: Any) -> list[Cell]:
@@ -273,7 +278,7 @@ def _evaluate(cell: Cell, env: dict[Cell, Any]) -> Any:
         return cell.known
     args = [env[d] if cell.loose else _exact(d, env[d]) for d in cell.deps]
     try:
-        out = cell.fn(*[_scalar(a) for a in args] if cell.loose else args)
+        out = cell.run(*[_scalar(a) for a in args] if cell.loose else args)
     except Exception as error:
         error.add_note(f"{PREFIX}in `{cell.name}` rewritten at compact shapes.")
         raise
@@ -457,8 +462,16 @@ def _take(array: Any, positions: np.ndarray, axis: int) -> Any:
     return jnp.take(array, positions, axis=axis, mode="clip")
 
 
-def looked_at(array: np.ndarray, layouts: Sequence[Layout]) -> Callable[[Bits], Cell]:
-    """The cells of an array that can be looked at: equal inside each class, or bad."""
+def looked_at(
+    array: np.ndarray, layouts: Sequence[Layout], alike: Sequence[Layout]
+) -> Callable[[Bits], Cell]:
+    """The cells of an array that can be looked at: equal inside each class, or bad.
+
+    Args:
+      array: the dense array.
+      layouts: one for each axis.
+      alike: those whose classes are meant, see `Choice.alike`.
+    """
     uniform: list[bool] = []
 
     def cell(bits: Bits) -> Cell:
@@ -466,7 +479,7 @@ def looked_at(array: np.ndarray, layouts: Sequence[Layout]) -> Callable[[Bits], 
         if not any(bits):
             return chosen
         if not uniform:
-            uniform.append(_uniform(array, layouts))
+            uniform.append(_uniform(array, alike))
         return (
             chosen
             if uniform[0]

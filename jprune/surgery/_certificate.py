@@ -1,19 +1,22 @@
 """The certificate: whether removing a group equals zeroing it, before any plan exists.
 
 The compact program is a graph of cells (see `_cells`); building it without computing
-anything shows what it would have to correct. Two probes are built, in which every group
-keeps only its first two, respectively its last two coordinates: what is uniform over a
-larger removed set is uniform over a smaller one, so two probes cover every plan. Groups
+anything shows what it would have to correct. One probe covers every plan: every group
+keeps only its first coordinate, and a constant must be the same at all of them. What is
+uniform over a larger set is uniform over a smaller one, and constants aside a program
+does the same with every coordinate of a group, or its axis would not have been found
+free. Of two coordinates only one goes, so they may differ: then both are probed. Groups
 that are found exact together are exact one by one, for the same reason.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Literal
 
 import numpy as np
 
+from jprune._jaxpr._trace import all_kept
 from jprune._tree import KeyTuple
 from jprune.surgery._axes import Atom, Reason, freeze, leaves
 from jprune.surgery._build import Log, Options
@@ -44,36 +47,33 @@ class Exactness:
         return self.way != "no"
 
 
-def probe(
+def probes(
     program: Program,
-    atoms: Sequence[Atom],
-    side: int,
+    atoms: Collection[Atom],
     zero: AbstractSet[KeyTuple] | None = None,
-) -> Log:
-    """The log of the compact program that keeps two coordinates of each atom.
+) -> Iterator[Log]:
+    """The logs of compact programs that keep one coordinate of each atom.
 
     Args:
       program: the function.
       atoms: the atoms.
-      side: 0 keeps the first two, 1 the last two.
       zero: the parameters that are zero at what is removed; None: all.
     """
     from jprune.surgery._shrink import Graph
 
-    keep = {}
-    for atom in atoms:
-        kept = min(2, atom.size - 1)
-        mask = np.zeros(atom.size, bool)
-        mask[slice(0, kept) if side == 0 else slice(atom.size - kept, None)] = True
-        keep[atom] = mask
-    return Graph(program, keep, Options(zero=zero)).status()
+    for place in (0, -1) if any(a.size == 2 for a in atoms) else (0,):
+        keep = {atom: np.zeros(atom.size, bool) for atom in atoms}
+        for mask in keep.values():
+            mask[place] = True
+        with all_kept():
+            log = Graph(program, keep, Options(zero=zero, every=True)).status()
+        yield log
 
 
 def certify(program: Program, atoms: dict[str, Atom]) -> dict[str, Exactness]:
     """The exactness of every group."""
     found = {a: Exactness("zero") for a in atoms.values()}
-    for side in (0, 1):
-        log = probe(program, list(found), side)
+    for log in probes(program, found):
         for hit, constant in log.corrections:
             _worsen(found, hit, "constant" if constant else "ghost", "")
         for hit, why in log.leaks:
@@ -116,8 +116,8 @@ def settle_rounds(program: Program) -> None:
     """Freezes the rounds of scans whose carry is not proved to pass a removed round."""
     while atoms := rounds(program):
         stuck: dict[Atom, str] = {}
-        for side in (0, 1):
-            for hit, why in probe(program, atoms, side).rounds:
+        for log in probes(program, atoms):
+            for hit, why in log.rounds:
                 stuck.update(dict.fromkeys(hit & set(atoms), why))
         for atom, why in stuck.items():
             freeze(atom, Reason(why, "scan"))
@@ -127,7 +127,7 @@ def settle_rounds(program: Program) -> None:
 
 def without_effect(program: Program, atom: Atom, zero: AbstractSet[KeyTuple]) -> bool:
     """Whether rounds of a scan may go when only some parameters are zero there."""
-    logs = [probe(program, [atom], side, zero) for side in (0, 1)]
+    logs = probes(program, [atom], zero)
     return not any(atom in hit for log in logs for hit, _ in log.leaks)
 
 
@@ -150,12 +150,10 @@ def settle_reductions(program: Program) -> None:
             if not a.frozen
         }
         bad: set[Atom] = set()
-        for side in (0, 1):
-            log = probe(program, list(everything | free), side)
-            for name, atoms, known in log.orders:
+        for log in probes(program, everything | free):
+            for _, atoms, known in log.orders:
                 if not known:
                     bad |= atoms & free
-                del name
         if not bad:
             return
         for term, primitive in pending:

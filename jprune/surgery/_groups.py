@@ -18,7 +18,7 @@ import numpy as np
 
 from jprune._errors import nearest, type_error, value_error
 from jprune._groups import AxisRef, Group, Kind, Role
-from jprune._jaxpr._trace import trace
+from jprune._jaxpr._trace import all_kept, trace
 from jprune._stacks import stacked_axes
 from jprune._tree import KeyTuple, keys_text, path_keys, prefix_of, require_tree
 from jprune._typing import PyTree
@@ -329,22 +329,23 @@ def groups(
     roots = roots_of(state)
 
     def deps(params: PyTree, *args: Any, **kwargs: Any) -> Groups:
-        traced = trace(fn)(params, *args, **kwargs)
-        avals = zip(traced.params, traced.input_avals, strict=False)
-        shapes = {path: tuple(aval.shape) for path, aval in avals}
-        ranks = {path: len(shape) for path, shape in shapes.items()}
-        program = analyze(
-            traced,
-            reduce_max="allow" if reduce_max == "drop" else reduce_max,
-            state_outputs=state_outputs,
-            free_outputs=free_outputs,
-            state=roots,
-            lookups=_numbering.lookups_of(lookups, ranks),
-        )
-        _certificate.settle_rounds(program)
-        _certificate.settle_reductions(program)
-        program = dataclasses.replace(program, still=statistics_of(fn, program.params))
-        return Groups(program, shapes, params)
+        with all_kept():
+            traced = trace(fn)(params, *args, **kwargs)
+            avals = zip(traced.params, traced.input_avals, strict=False)
+            shapes = {path: tuple(aval.shape) for path, aval in avals}
+            ranks = {path: len(shape) for path, shape in shapes.items()}
+            program = analyze(
+                traced,
+                reduce_max="allow" if reduce_max == "drop" else reduce_max,
+                state_outputs=state_outputs,
+                free_outputs=free_outputs,
+                state=roots,
+                lookups=_numbering.lookups_of(lookups, ranks),
+            )
+            _certificate.settle_rounds(program)
+            _certificate.settle_reductions(program)
+            still = statistics_of(fn, program.params)
+            return Groups(dataclasses.replace(program, still=still), shapes, params)
 
     return Finder(deps, fn)
 

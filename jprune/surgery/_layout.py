@@ -108,16 +108,21 @@ class Choice:
       keep: bool array for each atom that loses coordinates.
       refined: atoms whose removed coordinates form one class each, because they are
         known to hold different values.
+      every: whether this choice stands for every choice of these atoms.
 
     Attributes:
       emptied: whether some atom loses everything.
     """
 
     def __init__(
-        self, keep: dict[Atom, np.ndarray], refined: frozenset[Atom] = frozenset()
+        self,
+        keep: dict[Atom, np.ndarray],
+        refined: frozenset[Atom] = frozenset(),
+        every: bool = False,
     ) -> None:
         self.keep = {a: k for a, k in keep.items() if not k.all()}
         self.refined = refined
+        self.every = every
         self.memo: dict[Any, Any] = {}  # what rules found out about layouts
         self.emptied = any(not k.any() for k in keep.values())
         self._memo: dict[Term, Layout] = {}
@@ -139,6 +144,18 @@ class Choice:
             self._shared[key] = made
         self._memo[term] = self._shared[key]
         return self._memo[term]
+
+    def alike(self, term: Term) -> Layout:
+        """The layout whose classes must hold equal numbers in a constant.
+
+        That of the choice, or of one that keeps nothing where it stands for every
+        choice. Of two coordinates no choice removes both: they may differ.
+        """
+        return self._none.layout(term) if self.every else self.layout(term)
+
+    @functools.cached_property
+    def _none(self) -> "Choice":
+        return Choice({a: np.zeros(a.size, bool) for a in self.keep if a.size > 2})
 
     def _layout(self, term: Term) -> Layout:
         if not any(a in self.keep for a in leaves(term)):

@@ -6,10 +6,8 @@ shapes, so a plan that does not fit raises instead of corrupting; and the shape 
 result is compared with the shape predicted from the axes.
 """
 
-import contextlib
 import dataclasses
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,7 +15,7 @@ import numpy as np
 
 from jprune._errors import value_error
 from jprune._jaxpr import _compat
-from jprune._jaxpr._trace import Traced, flatten_call, trace
+from jprune._jaxpr._trace import Traced, all_kept, flatten_call, trace
 from jprune._tree import KeyTuple, keys_text
 from jprune.surgery import _cells as ce
 from jprune.surgery._axes import Atom, Term, leaves
@@ -96,6 +94,10 @@ def shrink(
     options = Options(removed=mean == "compact", compact_random=rng == "compact")
 
     def small(params: Any, *args: Any, **kwargs: Any) -> Any:
+        with all_kept():
+            return compact(params, args, kwargs)
+
+    def compact(params: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         flat = flatten_call(params, args, kwargs)
         _check_shapes(plan, flat)
         arrays = flat.arrays[len(flat.params) :]
@@ -191,22 +193,6 @@ def solve(
         ) from None
 
 
-@contextlib.contextmanager
-def _all_kept() -> Iterator[None]:
-    """Holds back Python's search for cyclic garbage while a graph is built.
-
-    The graph keeps whatever is made, so there is none, and the search would take a
-    third of the time at the size of a language model.
-    """
-    searching = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searching:
-            gc.enable()
-
-
 class Graph:
     """The compact program of one trace, as cells.
 
@@ -225,11 +211,11 @@ class Graph:
         self.program, self.options = program, options
         self.keep = Choice(keep).keep
         self.refined: frozenset[Atom] = frozenset()
-        self._build(Choice(keep), options)
+        self._build(options)
         if refine:
-            self._refine(keep, options)
+            self._refine(options)
 
-    def _refine(self, keep: dict[Atom, np.ndarray], options: Options) -> None:
+    def _refine(self, options: Options) -> None:
         """Gives the atoms that leak one class for each removed coordinate."""
         while True:
             self.status()
@@ -237,10 +223,11 @@ class Graph:
             if found <= self.refined:
                 return
             self.refined |= found
-            self._build(Choice(keep, self.refined), options)
+            self._build(options)
 
-    def _build(self, choice: Choice, options: Options) -> None:
+    def _build(self, options: Options) -> None:
         self.log = Log()
+        choice = Choice(self.keep, self.refined, options.every)
         self.leaves: list[Cell] = []
         builder = Builder(choice, options, self.log, self.program.memo)
         traced, known = self.program.traced, options.zero
@@ -248,9 +235,8 @@ class Graph:
         zero += [path not in options.loose for path in traced.others]
         zero += [True] * (len(traced.input_avals) - len(zero))
         given = zip(self.program.ins, traced.input_avals, zero, strict=True)
-        with _all_kept():
-            ins = [self._input(builder, *each) for each in given]
-            self.outs = builder.build(traced.jaxpr, self.program.scope, ins)
+        ins = [self._input(builder, *each) for each in given]
+        self.outs = builder.build(traced.jaxpr, self.program.scope, ins)
         self.effects = builder.effects
 
     def _input(self, builder: Builder, info: Any, aval: Any, zero: bool) -> Value:
@@ -315,7 +301,8 @@ class Graph:
             options = dataclasses.replace(self.options, loose=loose)
             graph = Graph(self.program, self.keep, options)
             if self.refined:
-                graph._build(Choice(self.keep, self.refined), options)
+                graph.refined = self.refined
+                graph._build(options)
             roots = graph._roots()
             if ce.first_bad(roots) or not set(graph.log.leaks) <= set(self.log.leaks):
                 return loose

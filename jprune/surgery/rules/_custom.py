@@ -294,7 +294,7 @@ class _Program:
             if atom in copy.made
             for leaf in ax.leaves(copy.made[atom])
         )
-        self.choice = Choice(keep, refined)
+        self.choice = Choice(keep, refined, old.choice.every)
         for new, old_term in pairs:
             mine, theirs = self.choice.layout(new), old.choice.layout(old_term)
             if not np.array_equal(mine.rep, theirs.rep):
