@@ -23,7 +23,7 @@ from jprune._jaxpr._compat import ClosedJaxpr, Equation, Jaxpr
 from jprune._tree import KeyTuple
 from jprune.surgery import _cells as ce
 from jprune.surgery import _facts
-from jprune.surgery._axes import Atom, Term, is_symbolic, leaves
+from jprune.surgery._axes import Atom, Axes, is_symbolic, leaves
 from jprune.surgery._cells import Bits, Cell, Cells, Value
 from jprune.surgery._facts import Same
 from jprune.surgery._layout import Choice, Layout
@@ -144,16 +144,16 @@ class Builder:
         """A builder for a sub-jaxpr that keeps its own effects."""
         return Builder(self.choice, self.options, self.log, self.memo)
 
-    def layouts(self, axes: Sequence[Term]) -> tuple[Layout, ...]:
+    def layouts(self, axes: Axes) -> tuple[Layout, ...]:
         """The layouts of some axes."""
-        return tuple(self.choice.layout(t) for t in axes)
+        return self.choice.layouts(axes)
 
-    def looked_at(self, array: np.ndarray, axes: Sequence[Term]) -> Cells:
+    def looked_at(self, array: np.ndarray, axes: Axes) -> Cells:
         """The cells of an array that can be looked at."""
         alike = tuple(self.choice.alike(t) for t in axes)
         return ce.looked_at(array, self.layouts(axes), alike)
 
-    def constant(self, const: Any, axes: Sequence[Term]) -> Value:
+    def constant(self, const: Any, axes: Axes) -> Value:
         """The value of a closed-over constant."""
         layouts = self.layouts(axes)
         dtype = const.dtype if hasattr(const, "dtype") else np.asarray(const).dtype
@@ -174,11 +174,11 @@ class Builder:
         eqn = site.eqn
         infos = [site.scope.infos[v] for v in eqn.outvars]
         outs = [self.layouts(i.axes) for i in infos]
-        constant = all(i.source == CONST for i in infos)
-        pruned = any(v.pruned for v in ins) or any(
-            lay.pruned for o in outs for lay in o
+        constant = all([i.source == CONST for i in infos])
+        pruned = any([v.pruned for v in ins]) or any(
+            [lay.pruned for o in outs for lay in o]
         )
-        if constant and all(v.dense is not None for v in ins):
+        if constant and all([v.dense is not None for v in ins]):
             folded = self._folded(site, ins, outs, pruned)
             if folded is not None:
                 return folded
@@ -435,9 +435,11 @@ def _touch(value: Value) -> None:
     Cells are lazy and refer back through the program; made in order, each finds those
     it needs already made, and the depth of the recursion stays bounded.
     """
-    pruned = [d for d, lay in enumerate(value.layouts) if lay.pruned]
     rank = len(value.layouts)
     value.cell((0,) * rank)
+    if not value.pruned:
+        return
+    pruned = [d for d, lay in enumerate(value.layouts) if lay.pruned]
     if len(pruned) <= 2:
         for bits in ce.patterns(value.layouts)[1:]:
             value.cell(bits)

@@ -88,7 +88,7 @@ class Cell:
     @property
     def zero(self) -> bool:
         """Whether the cell is known to be 0 everywhere."""
-        return self.known is not None and not np.any(self.known)
+        return self.known is not None and not self.known.any()
 
     @property
     def open(self) -> bool:
@@ -102,7 +102,7 @@ class Cell:
 
 
 def _infinite(value: np.ndarray | None) -> bool:
-    if value is None or not np.issubdtype(value.dtype, np.inexact):
+    if value is None or not issubclass(value.dtype.type, np.inexact):
         return False
     return not np.isfinite(value).all()
 
@@ -321,12 +321,13 @@ class Value:
 
     Attributes:
       layouts: one for each dimension.
+      pruned: whether any axis loses something.
       dtype: of the dense value.
       dense: the cell of the full-size array, for values free of parameters.
       reduced: dense and kept number of elements summed over, for means.
     """
 
-    __slots__ = ("_memo", "_rule", "dense", "dtype", "layouts", "reduced")
+    __slots__ = ("_memo", "_rule", "dense", "dtype", "layouts", "pruned", "reduced")
 
     def __init__(
         self,
@@ -337,16 +338,12 @@ class Value:
         reduced: tuple[int, int] | None = None,
     ) -> None:
         self.layouts = tuple(layouts)
+        self.pruned = any([lay.pruned for lay in self.layouts])
         self.dtype = dtype
         self.dense = dense
         self.reduced = reduced
         self._rule = rule
         self._memo: dict[Bits, Cell] = {}
-
-    @property
-    def pruned(self) -> bool:
-        """Whether any axis loses something."""
-        return any(lay.pruned for lay in self.layouts)
 
     @property
     def kept(self) -> Cell:

@@ -128,6 +128,7 @@ class Choice:
         self._memo: dict[Term, Layout] = {}
         self._shared: dict[Any, Layout] = {}
         self._equal: dict[Any, Layout] = {}
+        self._axes: dict[tuple[Term, ...], tuple[Layout, ...]] = {}
 
     def layout(self, term: Term) -> Layout:
         """The layout of an axis; equal layouts are one object."""
@@ -144,6 +145,13 @@ class Choice:
             self._shared[key] = made
         self._memo[term] = self._shared[key]
         return self._memo[term]
+
+    def layouts(self, axes: tuple[Term, ...]) -> tuple[Layout, ...]:
+        """The layouts of the axes of a value."""
+        found = self._axes.get(axes)
+        if found is None:
+            found = self._axes[axes] = tuple(map(self.layout, axes))
+        return found
 
     def alike(self, term: Term) -> Layout:
         """The layout whose classes must hold equal numbers in a constant.

@@ -58,6 +58,38 @@ def test_a_constant_that_only_the_kept_share():
     check(lambda h: h + cast(jnp.asarray(table), np.uint8), "zero", 1024)
 
 
+TABLES = {
+    "three that differ": ([1.0, 2.0, 3.0], "no"),
+    "two pairs": ([1.0, 1.0, 2.0, 2.0], "no"),
+    "the first differs": ([2.0, 1.0, 1.0, 1.0], "no"),
+    "the last differs": ([1.0, 1.0, 1.0, 2.0], "no"),
+    "all alike": ([2.0, 2.0, 2.0, 2.0], "constant"),
+    "two, the first 0": ([0.0, 1.0], "constant"),
+    "two, the last 0": ([1.0, 0.0], "constant"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_is_called_exact_is_so_whatever_is_kept(name: str):
+    numbers, way = TABLES[name]
+    table, n = np.array(numbers), len(numbers)
+
+    def fn(p: Any, x: Any) -> Any:
+        h = x @ p["w"] + table
+        return h @ p["v"] + h.sum(-1, keepdims=True)
+
+    p, x = {"w": jnp.ones((2, n)), "v": jnp.ones((n, 2))}, jnp.ones((1, 2))
+    deps = surgery.groups(fn)(p, x)
+    assert deps.exactness["w:1"].way == way
+    equal = []
+    for number in range(1, 2**n - 1):
+        keep = np.array([bool(number >> i & 1) for i in range(n)])
+        plan = surgery.plan_from_keep(deps, {"w:1": keep})
+        small = surgery.shrink(fn, plan)(plan.pack(p), x)
+        equal.append(np.allclose(small, fn(plan.zero(p), x)))
+    assert all(equal) == (way != "no")
+
+
 @pytest.mark.parametrize("kind", ["gradient", "tangent"])
 def test_sums_of_derivatives_inside_the_function(kind: str):
     """`add_any` of a repeated cotangent and of an array."""

@@ -215,6 +215,25 @@ def test_a_packed_leaf_has_a_buffer_of_its_own():
             assert not np.shares_memory(a, b)
 
 
+def test_packed_leaves_lie_where_the_leaves_did():
+    """NumPy's stay NumPy's; of JAX's, those put on a device on purpose stay there."""
+    params, _, deps = make()
+    plan, (_, second, *_) = plan_of(deps), jax.devices()
+    tree = params["params"]
+    tree["in"] = jax.device_put(tree["in"], second)
+    tree["out"] = jax.tree.map(jnp.asarray, tree["out"])
+    packed = plan.pack(params)["params"]
+    assert type(packed["scale"]) is np.ndarray
+    for name, leaf in packed["in"].items():
+        assert leaf.committed and leaf.devices() == {second}, name
+    free = packed["out"]["kernel"]
+    assert not free.committed and free.devices() == {jax.devices()[0]}
+    np.testing.assert_array_equal(free, tree["out"]["kernel"][:1, [0, 2]])
+    np.testing.assert_array_equal(
+        packed["in"]["bias"], tree["in"]["bias"][jnp.array(KEPT)]
+    )
+
+
 def test_then_needs_the_shapes_it_left():
     _, _, deps = make()
     plan = plan_of(deps)

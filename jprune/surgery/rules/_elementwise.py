@@ -9,6 +9,7 @@ The list is explicit. A primitive that merely looks element-wise is not assumed 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -156,9 +157,10 @@ on one: out of range, a cast in NumPy differs from one in XLA."""
 def _fold_small(
     eqn: Equation, values: list[np.ndarray], rank: int
 ) -> np.ndarray | None:
-    sizes = np.broadcast_shapes(*[v.shape for v in values]) if values else ()
-    if int(np.prod(sizes)) > ce.FOLD_LIMIT:
-        return None
+    if any([v.size > 1 for v in values]):
+        sizes = np.broadcast_shapes(*[v.shape for v in values])
+        if math.prod(sizes) > ce.FOLD_LIMIT:
+            return None
     out = _fold.evaluate(eqn, values)
     if out is not None and out.size == 1:
         return out.reshape((1,) * rank)
