@@ -326,31 +326,24 @@ def _taken(x: Any, masks: tuple[np.ndarray, ...]) -> Any:
         x = np.asarray(x)
         for axis, positions in list(axes.items())[:-1]:
             x = take(x, positions, axis)
-        return _copied(x, *axes.popitem()) if axes else _copied(x)
+        if not axes:
+            out = _room(x.shape, x.dtype)
+            out[...] = x
+            return out
+        axis, positions = axes.popitem()
+        out = _room((*x.shape[:axis], positions.size, *x.shape[axis + 1 :]), x.dtype)
+        return np.take(x, positions, axis, out, mode="clip")  # "raise" copies twice
     for axis, positions in axes.items():
         x = _take(x, positions, axis)
     traced = isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array)
     return x if traced or x is not given else x.copy()
 
 
-def _copied(
-    x: np.ndarray, axis: int | None = None, positions: np.ndarray | None = None
-) -> np.ndarray:
-    """An array at positions of an axis, or all of it, in a buffer that JAX takes over.
-
-    It copies what does not start at a multiple of 64 bytes.
-    """
-    shape = list(x.shape)
-    if axis is not None and positions is not None:
-        shape[axis] = positions.size
-    room = np.empty(math.prod(shape) * x.dtype.itemsize + 64, np.uint8)
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that JAX takes over: it copies what is not aligned to 64 bytes."""
+    room = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
     start = -room.ctypes.data % 64
-    out = room[start : room.size - 64 + start].view(x.dtype).reshape(shape)
-    if axis is None:
-        out[...] = x
-    else:  # checked before; unchecked, it is not buffered
-        np.take(x, positions, axis, out, mode="clip")
-    return out
+    return room[start : room.size - 64 + start].view(dtype).reshape(shape)
 
 
 def _placed(given: Sequence[Any], taken: Sequence[Any]) -> list[Any]:
