@@ -33,6 +33,7 @@ from jprune._tree import (
     require_same_structure,
 )
 from jprune._typing import PyTree
+from jprune.masks._count import is_traced
 from jprune.surgery._callable import model_kind, require_list
 
 
@@ -111,6 +112,11 @@ def recalibrate(
     if momentum is not None and not 0 <= momentum < 1:
         raise value_error(f"`momentum` must be in [0, 1) or None, got {momentum}.")
     require_list(data)
+    if any(map(is_traced, jax.tree.leaves(stats))):
+        raise type_error(
+            "`recalibrate` runs outside of `jit`, got traced `stats`: it checks on the "
+            "host what the averages are, and compiles its own step. Call it as it is."
+        )
     step = jax.jit(update)
     if name is None:
         step = _noted(step)

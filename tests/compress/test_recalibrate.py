@@ -228,3 +228,10 @@ def test_what_is_kept_is_a_copy(momentum):
     assert new["n"].unsafe_buffer_pointer() != stats["n"].unsafe_buffer_pointer()
     jax.jit(lambda s: jax.tree.map(jnp.sum, s), donate_argnums=0)(new)
     assert stats["n"] == 5 and stats["mean"] == 3
+
+
+def test_inside_of_jit_it_says_that_it_runs_outside():
+    update = lambda s, x: {"mean": 0.9 * s["mean"] + 0.1 * jnp.mean(x)}  # noqa: E731
+    call = jax.jit(lambda s, x: compress.recalibrate(update, s, [x], momentum=0.9))
+    with pytest.raises(TypeError, match="outside of `jit`"):
+        call({"mean": jnp.zeros(())}, jnp.ones(3))
