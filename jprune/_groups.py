@@ -12,12 +12,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jprune._axes import whole_along
 from jprune._errors import listing, value_error
-from jprune._tree import KeyTuple, keyed_leaves, keys_text, prefix_of
+from jprune._tree import (
+    KeyTuple,
+    keys_text,
+    leaf_numbers,
+    prefix_of,
+    variable_path,
+)
 from jprune._typing import PyTree
 
 Role = Literal["out", "in", "bias", "scale", "stat", "table", "other"]
@@ -231,20 +238,25 @@ def member_leaves(
       ValueError: a leaf that does not fit the group it should carry, or a tree that may
         be either of two sub-trees.
     """
-    leaves = keyed_leaves(tree)
-    number = {path: i for i, (path, _) in enumerate(leaves)}
+    leaves, number = jax.tree.leaves(tree), leaf_numbers(tree)
+    # Groups of a state of NNX name the arrays of its variables; `nnx.pure` has no such
+    # level.
+    bare = not any(path[-1:] == ("value",) for path in number)
+    path_of = variable_path if bare else lambda path: path
     if at is None:
-        at = _sub_tree(number, [ref.path for group in groups for ref in group.members])
+        refs = [ref for group in groups for ref in group.members]
+        at = _sub_tree(number, [path_of(ref.path) for ref in refs])
     else:
         at = prefix_of(at)
     found = []
     for group in groups:
         members = []
         for ref in group.members:
-            i = number.get(ref.path[len(at) :]) if ref.path[: len(at)] == at else None
+            path = path_of(ref.path)
+            i = number.get(path[len(at) :]) if path[: len(at)] == at else None
             if i is None:
                 continue
-            leaf = leaves[i][1]
+            leaf = leaves[i]
             length = np.shape(leaf)[ref.axis] if ref.axis < np.ndim(leaf) else None
             if length != (group.size if ref.labels is None else len(ref.labels)):
                 raise value_error(

@@ -138,9 +138,13 @@ def _is_scalar(kinds: tuple[Any, ...]) -> bool:
 def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     """Raises unless a value is a number of the kind that a signature says.
 
-    Arrays pass: whether they may be traced, and of which shape, the function knows.
+    Arrays of no axis pass: whether they may be traced, the function knows.
     """
-    if value is None and type(None) in kinds or hasattr(value, "dtype"):
+    if value is None and type(None) in kinds:
+        return
+    if hasattr(value, "dtype"):
+        if shape := np.shape(value):
+            raise value_error(f"`{name}` must be one number, got shape {shape}.")
         return
     if callable(value):  # where a schedule does not go, the function says why
         return

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._errors import value_error
-from jprune._tree import KeyTuple, keyed_leaves
+from jprune._tree import KeyTuple, leaf_numbers, variable_path
 from jprune._typing import PyTree
 
 
@@ -60,13 +60,12 @@ def group_leaves(
     Raises:
       ValueError: it holds none of them.
     """
-    pairs = keyed_leaves(tree)
-    number = {path: i for i, (path, _) in enumerate(pairs)}
+    leaves, number = jax.tree.leaves(tree), leaf_numbers(tree)
     found = []
     for group in groups:
         place = find_leaf(number, group.kernel.path)
         if place is not None:
-            found.append((group, place, pairs[place][1]))
+            found.append((group, place, leaves[place]))
     if not found:
         raise value_error(
             f"`groups` name {[g.name for g in groups]}, none of which the parameters "
@@ -77,9 +76,10 @@ def group_leaves(
 
 def find_leaf(number: Mapping[KeyTuple, int], path: KeyTuple) -> int | None:
     """The number of a leaf by its path, which may begin above the tree."""
-    for n in range(max(len(path), 1)):
-        if path[n:] in number:
-            return number[path[n:]]
+    for form in (path, variable_path(path)):
+        for n in range(max(len(form), 1)):
+            if form[n:] in number:
+                return number[form[n:]]
     return None
 
 
@@ -98,7 +98,7 @@ def rescaled(
       Parameters of the same function, if all members are among them.
     """
     leaves, tree = jax.tree.flatten(params)
-    number = {path: i for i, (path, _) in enumerate(keyed_leaves(params))}
+    number = leaf_numbers(params)
     for group, factor in zip(groups, factors, strict=True):
         for one in (group.kernel, *group.others):
             i = find_leaf(number, one.path)

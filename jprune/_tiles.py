@@ -1,12 +1,13 @@
 """Blocks of the trailing axes of a leaf: split it into tiles, and put it together."""
 
+import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jprune._axes import whole_along
-from jprune._errors import value_error
+from jprune._errors import is_integer, value_error
 
 Shape = tuple[int, ...]
 
@@ -19,14 +20,14 @@ def block_shape(block: Sequence[int], name: str, leaf: jax.Array) -> Shape:
         leaf.
     """
     block = tuple(block)
-    if not block or any(not isinstance(b, int) or b < 1 for b in block):
+    if not block or any(not is_integer(b) or b < 1 for b in block):
         raise value_error(f"`block` must be positive integers, got {block}.")
     if leaf.ndim < len(block):
         raise value_error(
             f"`block` {block} has more axes than {name} of shape {leaf.shape}; leave "
             "that leaf out of `scope`."
         )
-    return (1,) * (leaf.ndim - len(block)) + block
+    return (1,) * (leaf.ndim - len(block)) + tuple(map(operator.index, block))
 
 
 def tiles(x: jax.Array, block: Shape) -> jax.Array:

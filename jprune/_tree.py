@@ -80,6 +80,21 @@ def keyed_leaves(tree: PyTree) -> list[tuple[KeyTuple, Any]]:
     return [(path_keys(path), leaf) for path, leaf in jtu.tree_leaves_with_path(tree)]
 
 
+def variable_path(path: KeyTuple) -> KeyTuple:
+    """A path up to the variable of Flax NNX, which keeps its array as `value`.
+
+    `nnx.pure`, and with it the update of `nnx.Optimizer`, hands over bare arrays, whose
+    paths end where their variables are.
+    """
+    return path[:-1] if len(path) > 1 and path[-1] == "value" else path
+
+
+def leaf_numbers(tree: PyTree) -> dict[KeyTuple, int]:
+    """The place of each leaf in flattening order, by its path or its variable's."""
+    exact = {path: i for i, (path, _) in enumerate(keyed_leaves(tree))}
+    return {variable_path(path): i for path, i in exact.items()} | exact
+
+
 def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """`jax.tree.map` whose function also receives the path text, first."""
     return jtu.tree_map_with_path(

@@ -206,6 +206,7 @@ def _is_bool(leaf: Any) -> bool:
 def _marks(mask: Mask, params: Params, there: list[bool]) -> list[Any]:
     """The leaves of `mask` for the arrays of `params`, checked against them."""
     require_same_structure("mask", mask, params)
+    mask = jax.tree.map(lambda m: np.bool_(m) if isinstance(m, bool) else m, mask)
     every = zip(named_leaves(mask), named_leaves(params), strict=True)
     pairs = list(itertools.compress(every, there))
     bad = [

@@ -29,6 +29,7 @@ from jprune._tree import leaf_name, map_named, named_leaves
 from jprune._typing import Mask, Params, PyTree, Scores
 from jprune.at_init._synflow import ApplyFn
 from jprune.masks._count import is_traced
+from jprune.masks._fit import require_fit
 from jprune.masks._scope import (
     in_scope,
     in_scope_list,
@@ -54,6 +55,7 @@ def emptied(mask: Mask, *, stacked: Any = None) -> tuple[str, ...]:
 
     Raises:
       TypeError: under `jit`.
+      ValueError: no mask.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -61,6 +63,7 @@ def emptied(mask: Mask, *, stacked: Any = None) -> tuple[str, ...]:
       >>> at_init.emptied({"a": jnp.array([False]), "b": jnp.array([True])})
       ('a',)
     """
+    require_fit(mask, mask)
     leaves = named_leaves(mask)
     if any(is_traced(m) for _, m in leaves):
         raise type_error("`emptied` reads a mask on the host: call it outside `jit`.")
@@ -192,6 +195,9 @@ def shuffle(key: jax.Array, mask: Mask, *, stacked: Any = None) -> Mask:
     Returns:
       A mask like it. Within a leaf every choice of so many weights is equally likely.
 
+    Raises:
+      ValueError: no mask.
+
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> from jprune import at_init
@@ -199,6 +205,7 @@ def shuffle(key: jax.Array, mask: Mask, *, stacked: Any = None) -> Mask:
       >>> int(at_init.shuffle(jax.random.key(0), mask).sum())
       3
     """
+    require_fit(mask, mask)
     covered = jax.tree.map(lambda m: jnp.ndim(m) > 0, mask)
     leaves = in_scope(mask, covered)
     stacks = in_scope_list(stacked_axes(mask, stacked), covered)

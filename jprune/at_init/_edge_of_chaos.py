@@ -155,7 +155,7 @@ def initialize(
             return x
         variance = next(variances) if kernel else sigma_b2
         normal = jax.random.normal(own, x.shape, jnp.float32)
-        return (variance**0.5 * normal).astype(x.dtype)
+        return (variance**0.5 * normal).astype(jnp.result_type(x))
 
     return map_named(draw, params, taken)
 

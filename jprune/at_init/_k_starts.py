@@ -39,6 +39,7 @@ from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, Scalar, Scope
 from jprune.at_init._fitness import fitness, require_balance
 from jprune.at_init._random_mask import ELEMENT, Pattern, layer_counts, random_mask
+from jprune.masks._fit import require_fit
 from jprune.masks._scope import in_scope, resolve_scope, scoped_names
 
 Share = Literal["leaf", "network", "channel"]
@@ -103,6 +104,8 @@ def k_starts(
     """
     require_balance(balance, grads)
     scope = resolve_scope(scope, params)
+    if within is not None:
+        require_fit(within, params, "within")
     for name, tree in (("params", params), ("grads", grads)):
         if tree is not None:
             require_same_structure(name, tree, params)

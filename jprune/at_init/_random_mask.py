@@ -15,6 +15,7 @@ from jprune._stacks import Axes, layer_shape, stack_shape, stacked_axes
 from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, PyTree, Scope
 from jprune.masks._count import is_traced, require_sparsity
+from jprune.masks._fit import require_fit
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope
 
 Pattern = Callable[..., Mask]
@@ -96,7 +97,9 @@ def random_mask(
     scores = jax.tree.unflatten(treedef, drawn)
     shares = _leaving_one(sparsity, params, scope, stacks)
     said = {} if stacked is None else {"stacked": stacked}
-    return pattern(scores, sparsity=shares, within=within, scope=scope, **said)
+    mask = pattern(scores, sparsity=shares, within=within, scope=scope, **said)
+    require_fit(mask, params, "pattern(...)")
+    return mask
 
 
 def layer_counts(params: Params, scope: Scope, stacked: Any) -> list[int]:

@@ -9,6 +9,7 @@ orders them in its own way, and JAX calls none of those units.
 
 import dataclasses
 import functools
+import operator
 from math import prod
 from typing import Any
 
@@ -125,6 +126,7 @@ def pack_n_of_m(
     # Exactly n of each group: all that is not zero (finite or not), zeros that fill up.
     present = jax.tree.map(lambda x: not_zero(x).astype(jnp.float32), params)
     kept = masks.n_of_m(present, n, m, axis, scope=scope, stacked=stacked)
+    n, m = operator.index(n), operator.index(m)
     rows = zip(
         named_leaves(params),
         jax.tree.leaves(kept),

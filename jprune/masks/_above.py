@@ -11,7 +11,7 @@ from jprune import selection
 from jprune._axes import Axes
 from jprune._errors import require_static, value_error
 from jprune._stacks import layer_shape, stacked_axes
-from jprune._typing import Mask, PyTree, Scalar, Scores
+from jprune._typing import Mask, Scalar, Scores
 from jprune.masks._count import is_traced
 from jprune.masks._rows import largest_of_rows
 from jprune.masks._scope import (
@@ -28,7 +28,7 @@ from jprune.selection._largest import largest
 
 def above(
     scores: Scores,
-    threshold: Scalar | PyTree,
+    threshold: Scalar,
     *,
     within: Mask | None = None,
     scope: Any = None,

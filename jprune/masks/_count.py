@@ -18,7 +18,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jprune._dtypes import wide
-from jprune._errors import type_error, value_error
+from jprune._errors import is_integer, short, type_error, value_error
 from jprune._typing import Scalar
 
 HALF = Fraction(1, 2)
@@ -159,9 +159,9 @@ def resolve_keep(n: int, sparsity: Any, keep: Any) -> Any:
 
 def require_integer(keep: Any) -> None:
     """Raises unless a number kept is one integer, traced or not."""
-    number = not isinstance(keep, str | bytes) and np.ndim(keep) == 0
-    if not number or not jnp.issubdtype(jnp.result_type(keep), jnp.integer):
-        raise type_error(f"`keep` must be one integer, got {keep!r}.")
+    traced = is_traced(keep) and np.ndim(keep) == 0
+    if not (traced and jnp.issubdtype(keep.dtype, jnp.integer) or is_integer(keep)):
+        raise type_error(f"`keep` must be one integer, got {short(keep)}.")
 
 
 def require_one(sparsity: Any, keep: Any) -> None:

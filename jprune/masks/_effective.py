@@ -15,6 +15,7 @@ from jprune._errors import listing, value_error
 from jprune._tree import named_leaves
 from jprune._typing import Mask, Params
 from jprune.masks._count import is_traced
+from jprune.masks._fit import require_fit
 
 
 def effective(mask: Mask, flow: Callable[[Params], jax.Array]) -> Mask:
@@ -32,7 +33,7 @@ def effective(mask: Mask, flow: Callable[[Params], jax.Array]) -> Mask:
       A mask that keeps a subset of `mask`; its sparsity is the effective sparsity.
 
     Raises:
-      ValueError: `flow` overflowed (not checked under `jit`).
+      ValueError: no mask, or `flow` overflowed (not checked under `jit`).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -45,11 +46,12 @@ def effective(mask: Mask, flow: Callable[[Params], jax.Array]) -> Mask:
       Vysogorets and Kempe, "Connectivity Matters: Neural Network Pruning Through the
       Lens of Effective Sparsity", JMLR 2023.
     """
+    require_fit(mask, mask)
     weights = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), mask)
     paths = jax.grad(lambda w: jnp.sum(flow(w)))(weights)
     _require_finite(paths)
     return jax.tree.map(
-        lambda m, g: m if jnp.ndim(m) == 0 else m & (g > 0), mask, paths
+        lambda m, g: m if jnp.ndim(m) == 0 else (m != 0) & (g > 0), mask, paths
     )
 
 

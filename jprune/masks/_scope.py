@@ -31,6 +31,7 @@ from jprune._tree import (
     require_tree,
 )
 from jprune._typing import Mask, Params, PyTree, Scope
+from jprune.masks._fit import require_fit
 
 NOT_WEIGHTS = "bias scale gamma beta mean var offset embedding embeddings".split()
 """Names of leaves that are not ranked by default."""
@@ -350,4 +351,7 @@ def inside(within: Mask | None, like: PyTree, scope: Scope) -> list[jax.Array] |
     if within is None:
         return None
     require_same_structure("within", within, like)
-    return [jnp.asarray(m) for m in in_scope(within, scope)]
+    # Out of scope nothing is read, and scores may have no place for it.
+    taken = jax.tree.map(lambda t, m: m if t else True, scope, within)
+    require_fit(taken, like, "within")
+    return [jnp.asarray(m, bool) for m in in_scope(within, scope)]

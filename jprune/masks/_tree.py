@@ -10,9 +10,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jprune._dtypes import not_zero
-from jprune._errors import listing, value_error
-from jprune._tree import named_leaves, require_same_structure
+from jprune._errors import value_error
+from jprune._tree import require_same_structure
 from jprune._typing import Mask, Params, Scope
+from jprune.masks._fit import require_fit
 from jprune.masks._scope import from_scope, in_scope, resolve_scope
 from jprune.selection._count_true import count_true
 
@@ -164,40 +165,3 @@ def _removed_and_size(
         removed.append((gone, 1 if jnp.ndim(m) else n))
         total += n
     return removed, total
-
-
-def require_fit(mask: Mask, params: Params) -> None:
-    """Raises unless `mask` is one for `params`.
-
-    Args:
-      mask: arrays of bools or integers, or their shapes; 0-d where a leaf stays whole.
-      params: the parameters, or their shapes.
-
-    Raises:
-      ValueError: other structures, shapes or dtypes. Scores or weights in place of a
-        mask would keep nearly everything, and nothing would tell.
-    """
-    require_same_structure("mask", mask, params)
-    leaves = named_leaves(mask)
-    numbers = [
-        f"{path}: {jnp.result_type(m)}"
-        for path, m in leaves
-        if jnp.issubdtype(jnp.result_type(m), jnp.inexact)
-    ]
-    if numbers:
-        raise value_error(
-            "`mask` must hold bools, True = keep. Got scores or weights? A method or "
-            "`masks.unstructured` makes a mask of them, `masks.from_zeros` reads one "
-            f"off pruned weights.{listing(numbers)}"
-        )
-    pairs = zip(leaves, jax.tree.leaves(params), strict=True)
-    bad = [
-        f"{path}: {np.shape(m)} against {np.shape(p)}"
-        for (path, m), p in pairs
-        if np.shape(m) not in ((), np.shape(p))
-    ]
-    if bad:
-        raise value_error(
-            "`mask` must have the shape of each parameter, or be 0-d where it keeps a "
-            f"whole leaf:{listing(bad)}"
-        )

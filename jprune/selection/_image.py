@@ -154,4 +154,5 @@ def image_of(x: jax.Array, image: ImageKind = "magnitude") -> jax.Array:
     Returns:
       Integers of the shape of `x`; the lowest for NaN and infinities.
     """
+    x = jnp.asarray(x)  # float64 of NumPy is float32 unless x64 is on
     return common_image([x.dtype], image).of(x)

@@ -50,6 +50,7 @@ def transformation(
     """
 
     def begin(params: Params) -> PyTree:
+        params = _arrays(params)
         return own_buffers(init(params), params)
 
     def follow(
@@ -61,6 +62,7 @@ def transformation(
             if name is not None and not jax.tree.leaves(params):
                 return updates, state
             extra = {}
+        updates, params = _arrays(updates), _arrays(params)
         try:
             return update(updates, state, params, **extra)
         except Exception as error:
@@ -70,6 +72,12 @@ def transformation(
     # The type checker cannot see that a state class of ours is a state: this is the one
     # place that says so.
     return optax.GradientTransformationExtraArgs(begin, follow)
+
+
+def _arrays(tree: PyTree) -> PyTree:
+    """NumPy's arrays as JAX's: their float64 is float32 here, unless x64 is on."""
+    host = np.ndarray | np.generic
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, host) else x, tree)
 
 
 def _require_own(

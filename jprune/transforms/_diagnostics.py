@@ -6,7 +6,7 @@ import optax
 
 from jprune import masks
 from jprune._typing import Mask, Params, PyTree
-from jprune.masks._tree import require_fit
+from jprune.masks._fit import require_fit
 
 
 def diagnostics(

@@ -10,7 +10,7 @@ import optax
 from jprune import masks
 from jprune._errors import injected, require_static, type_error, value_error
 from jprune._typing import Mask, Params, PyTree
-from jprune.masks._tree import require_fit
+from jprune.masks._fit import require_fit
 from jprune.selection._count_true import count_true
 from jprune.transforms._build import renewed, total, transformation
 from jprune.transforms._projection import project
@@ -89,7 +89,7 @@ def prune_once(select: Select, *, step: int) -> optax.GradientTransformationExtr
         touched = jax.eval_shape(select, params)
 
         def remove(_: Any) -> tuple[Mask, jax.Array]:
-            mask = select(params)
+            mask = jax.tree.map(jnp.asarray, select(params))
             return mask, removed_count(mask, params)
 
         all_kept = jax.tree.map(_all_kept, touched, params)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune._typing import Mask, Params, PyTree
-from jprune.masks._tree import require_fit
+from jprune.masks._fit import require_fit
 from jprune.transforms._build import transformation
 from jprune.transforms._projection import checkerboard, project
 

@@ -16,6 +16,7 @@ import numpy as np
 from jprune import selection
 from jprune._typing import Mask, Params
 from jprune.masks._count import exact, is_traced
+from jprune.masks._fit import require_fit
 from jprune.masks._rank import RankingName
 from jprune.masks._scope import in_scope, resolve_scope
 from jprune.masks._target import keep_counts
@@ -54,7 +55,8 @@ class LowSet(NamedTuple):
     def refresh(self, params: Params, warm: selection.WarmStart) -> Refreshed:
         """The set now, a mask at full size for each leaf in scope."""
         if self.select is not None:
-            return self.select(params), warm, jnp.int32(0)
+            kept = jax.tree.map(jnp.asarray, self.select(params))
+            return kept, warm, jnp.int32(0)
         counts, ranking = self.counts(params)
         return ranked(
             params,
@@ -70,6 +72,7 @@ class LowSet(NamedTuple):
         if not jax.tree.leaves(params):
             return params
         shapes = jax.eval_shape(self.refresh, params, self.cold(params))[0]
+        require_fit(shapes, params)
         return jax.tree.map(lambda s: jnp.ones(s.shape, bool), shapes)
 
     def counts(self, params: Params) -> tuple[Any, RankingName]:

@@ -128,12 +128,7 @@ def merge_clusters(
     _require_constant(strength=strength, weight_decay=weight_decay)
 
     def init(params: Params) -> MergeClustersState:
-        if jax.tree.leaves(params) and not _clustered(params, chosen):
-            raise value_error(
-                "No clustered group produces any leaf of the parameters; nothing would "
-                "be merged. The groups live in:"
-                + listing([keys_text(r.path) for g, _ in chosen for r in g.members])
-            )
+        _clustered(params, chosen)
         return MergeClustersState()
 
     def leaf(u: jax.Array, w: jax.Array, how: _Clustered) -> jax.Array:
@@ -375,6 +370,12 @@ def _clustered(
             vector = ref.role in ("bias", "scale")
             how = found.setdefault(i, _Clustered(vector, []))
             how.axes.append((ref.axis, _positions(ref, group.size, numbers)))
+    if jax.tree.leaves(params) and not found:
+        raise value_error(
+            "No clustered group produces any leaf of the parameters; nothing would be "
+            "merged. The groups live in:"
+            + listing([keys_text(r.path) for g, _ in chosen for r in g.members])
+        )
     return found
 
 

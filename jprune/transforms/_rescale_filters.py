@@ -29,7 +29,7 @@ from jprune._scale_groups import (
     rescaled,
     turn,
 )
-from jprune._tree import keyed_leaves
+from jprune._tree import leaf_numbers
 from jprune._typing import Params, PyTree
 from jprune.transforms._build import next_step, transformation
 
@@ -176,7 +176,7 @@ def _factor(w: jax.Array, group: ScaleGroup, radius: float) -> jax.Array:
 
 def _members(params: Params, groups: Sequence[ScaleGroup]) -> set[int]:
     """The numbers of the leaves that are scaled."""
-    number = {path: i for i, (path, _) in enumerate(keyed_leaves(params))}
+    number = leaf_numbers(params)
     found = {
         find_leaf(number, one.path) for g in groups for one in (g.kernel, *g.others)
     }
