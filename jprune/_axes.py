@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune._errors import injected, is_integer, value_error
-from jprune._tree import leaf_name
+from jprune._tree import leaf_name, like_variables
 from jprune._typing import PyTree
 
 _KERNEL_NAMES = ("kernel", "w")
@@ -113,6 +113,7 @@ def axis_list(
         raise value_error(f"`axis` must be a Python integer. {injected('axis')}")
     if axis is None or is_integer(axis):
         return [axis] * treedef.num_leaves
+    axis = like_variables(axis, tree, lambda x: x is None or isinstance(x, tuple))
     try:
         given = treedef.flatten_up_to(axis)
     except ValueError as error:

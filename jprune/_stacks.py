@@ -30,7 +30,7 @@ import numpy as np
 
 from jprune._axes import Axes
 from jprune._errors import require_regex, type_error, value_error
-from jprune._tree import named_leaves
+from jprune._tree import matches, named_leaves
 from jprune._typing import PyTree
 
 COLLECTION = re.compile(
@@ -70,7 +70,7 @@ def stacked_axes(tree: PyTree, stacked: Any = None) -> list[Axes]:
         )
     for pattern in stacked:
         require_regex("stacked", pattern)
-        if leaves and not any(re.search(pattern, path) for path, _ in leaves):
+        if leaves and not any(matches(pattern, path) for path, _ in leaves):
             raise value_error(f"`stacked`: {pattern!r} matches no leaf path.")
     return [_given(path, shape, stacked) for path, shape in leaves]
 
@@ -107,7 +107,7 @@ def _is_number(leaf: Any) -> bool:
 
 def _given(path: str, shape: tuple[int, ...], stacked: Mapping[str, Any]) -> Axes:
     for pattern, axes in stacked.items():
-        if not re.search(pattern, path) or not shape:
+        if not matches(pattern, path) or not shape:
             continue
         axes = (axes,) if isinstance(axes, int | np.integer) else tuple(axes)
         rank = len(shape)

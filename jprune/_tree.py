@@ -5,6 +5,7 @@ expressions. The *key tuple* `("params", "Conv_0", "kernel")` is for programs: i
 never split out of the text, since a key may itself contain "/" (Haiku's do).
 """
 
+import re
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -87,6 +88,34 @@ def variable_path(path: KeyTuple) -> KeyTuple:
     paths end where their variables are.
     """
     return path[:-1] if len(path) > 1 and path[-1] == "value" else path
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether an expression is found in a path text, or in that of its variable.
+
+    So that `kernel$` means the same leaves to `nnx.Optimizer` at its first step as when
+    its state was made.
+    """
+    variable = path.removesuffix("/value")
+    return any(re.search(pattern, text) for text in (path, variable))
+
+
+def like_variables(
+    tree: PyTree, like: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> PyTree:
+    """`tree` in the structure of `like`, where variables of NNX are all that differs.
+
+    A tree made of a state (scopes, axes, shares) is asked for again by the update of
+    `nnx.Optimizer`, which sees no variables.
+    """
+    pairs = jtu.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    structure = jax.tree.structure(like)
+    if structure == jax.tree.structure(tree, is_leaf=is_leaf):
+        return tree
+    paths = [variable_path(path_keys(path)) for path, _ in pairs]
+    if paths != [variable_path(path) for path, _ in keyed_leaves(like)]:
+        return tree
+    return jax.tree.unflatten(structure, [x for _, x in pairs])
 
 
 def leaf_numbers(tree: PyTree) -> dict[KeyTuple, int]:

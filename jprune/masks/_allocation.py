@@ -5,7 +5,6 @@ Each function returns a tree of Python floats, the sparsity of each leaf, ready 
 integers by largest remainders, so the counts add up to the global count exactly.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from math import floor, prod
@@ -16,6 +15,7 @@ import numpy as np
 
 from jprune._errors import require_regex, value_error
 from jprune._stacks import layer_shape, stack_shape, stacked_axes
+from jprune._tree import matches
 from jprune._typing import Params, PyTree
 from jprune.masks._count import exact, is_traced, kept_count, require_sparsity
 from jprune.masks._scope import in_scope, in_scope_list, resolve_scope, scoped_names
@@ -175,7 +175,7 @@ def _bounded(
     least = [Fraction(0)] * len(names)
     for pattern, bound in reversed(list(most.items())):
         require_regex("most", pattern)
-        matched = [i for i, name in enumerate(names) if re.search(pattern, name)]
+        matched = [i for i, name in enumerate(names) if matches(pattern, name)]
         if not matched or not 0 <= bound <= 1:
             raise value_error(
                 f"`most` must map expressions for leaf paths to sparsities in [0, 1]; "

@@ -26,6 +26,8 @@ from jprune._tree import (
     keyed_leaves,
     keys_text,
     leaf_name,
+    like_variables,
+    matches,
     named_leaves,
     require_same_structure,
     require_tree,
@@ -282,7 +284,7 @@ def resolve_scope(scope: Any, params: Params) -> Scope:
         with noting(lambda: _SCOPE_CALL):
             tree = scope(params)
     else:
-        tree = scope
+        tree = like_variables(scope, params)
     require_same_structure("scope", tree, params)
     pairs = zip(named_leaves(tree), jax.tree.leaves(params), strict=True)
     for (path, taken), leaf in pairs:
@@ -313,7 +315,7 @@ def _kind(leaf: Any) -> str:
 
 def _matches(pattern: Pattern, path: str, leaf: Any) -> bool:
     if isinstance(pattern, str):
-        return re.search(pattern, path) is not None
+        return matches(pattern, path)
     return bool(pattern(path, leaf))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jprune._errors import listing, require_static, type_error, value_error
 from jprune._stacks import Axes, layer_shape, stack_shape, stacked_axes
-from jprune._tree import named_leaves, require_same_structure
+from jprune._tree import like_variables, named_leaves, require_same_structure
 from jprune._typing import PyTree, Scope, Scores
 from jprune.masks._count import (
     is_traced,
@@ -205,6 +205,7 @@ def _is_number(x: Any) -> bool:
 
 def _tree_shares(sparsity: PyTree, scope: Scope) -> list[Any]:
     """The sparsity of each leaf in scope; 1 is allowed, for `min_keep` to correct."""
+    sparsity = like_variables(sparsity, scope)
     require_same_structure("sparsity", sparsity, scope)
     bad = []
     for (path, s), taken in zip(

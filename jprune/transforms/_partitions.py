@@ -15,7 +15,14 @@ import jax
 import numpy as np
 
 from jprune._errors import injected, listing, require_regex, value_error
-from jprune._tree import KeyTuple, keyed_leaves, named_leaves, require_same_structure
+from jprune._tree import (
+    KeyTuple,
+    keyed_leaves,
+    like_variables,
+    matches,
+    named_leaves,
+    require_same_structure,
+)
 from jprune._typing import Params, PyTree, Scope
 from jprune.masks._scope import resolve_scope
 
@@ -50,7 +57,7 @@ def split_by_path(
         require_regex("patterns", pattern)
     taken = jax.tree.leaves(resolve_scope(scope, params))
     first: list[int | None] = [
-        next((i for i, p in enumerate(patterns) if re.search(p, path)), None)
+        next((i for i, p in enumerate(patterns) if matches(p, path)), None)
         for path, _ in named_leaves(params)
     ]
     paths = [path for path, _ in named_leaves(params)]
@@ -115,7 +122,7 @@ def resolve_partitions(
         return split_by_path(params, given, scope=scope), len(given)
     if isinstance(given, jax.Array):
         raise value_error(f"`partitions` cannot be an array. {injected('partitions')}")
-    tree = given(params) if callable(given) else given
+    tree = given(params) if callable(given) else like_variables(given, params)
     require_same_structure("partitions", tree, params)
     numbers, taken = jax.tree.leaves(tree), jax.tree.leaves(scope)
     if not all(type(n) is int for n in numbers):
