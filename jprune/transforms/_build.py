@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jprune._errors import (
     PREFIX,
@@ -75,9 +76,18 @@ def transformation(
 
 
 def _arrays(tree: PyTree) -> PyTree:
-    """NumPy's arrays as JAX's: their float64 is float32 here, unless x64 is on."""
-    host = np.ndarray | np.generic
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, host) else x, tree)
+    """The arrays of a tree, as `eqx.filter(tree, eqx.is_array)`, those of NumPy JAX's.
+
+    A function or a text of an Equinox module has neither an update nor a mask. Float64
+    of NumPy is float32 here, unless x64 is on.
+    """
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, np.ndarray | np.generic):
+            return jnp.asarray(x)
+        return x if isinstance(x, ArrayLike) or hasattr(x, "dtype") else None
+
+    return jax.tree.map(leaf, tree)
 
 
 def _require_own(

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import analysis, compress, surgery
+from jprune import analysis, compress, surgery, transforms
 from jprune.frameworks import equinox as jeqx
 from tests.frameworks import fresh
 from tests.frameworks.equinox_nets import MLP, ConvNet
@@ -305,3 +305,27 @@ def test_a_call_in_training_mode_says_what_to_pass():
     with pytest.raises(RuntimeError, match="requires a key") as error:
         analysis.flops(model)(X[0], state)
     assert any("eqx.nn.inference_mode(model)" in n for n in error.value.__notes__)
+
+
+TAKES_MODELS = {
+    "prune_gradually": lambda: transforms.prune_gradually(0.5, end=1),
+    "add_selective_decay": lambda: transforms.add_selective_decay(
+        0.1, 2.0, sparsity=0.5
+    ),
+    "truncate_rank": lambda: transforms.truncate_rank(0.8, every=1),
+    "prune_to_n_of_m": lambda: transforms.prune_to_n_of_m(2, 4, axis=1, end=1),
+    "drop_and_grow": lambda: transforms.drop_and_grow(
+        optax.adam(0.1), 0.5, every=1, begin=0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKES_MODELS)
+def test_a_model_as_it_is_in_place_of_its_arrays(name):
+    """As `optax.sgd` takes it, which ignores the parameters."""
+    model = eqx.nn.MLP(8, 4, 8, 1, jax.nn.relu, key=KEYS[0])
+    assert any(callable(x) for x in jax.tree.leaves(model))
+    grads = eqx.filter_grad(lambda m: jnp.mean(jax.vmap(m)(V) ** 2))(model)
+    arrays, tx = eqx.filter(model, eqx.is_array), TAKES_MODELS[name]()
+    want = tx.update(grads, tx.init(arrays), arrays)
+    close_trees(tx.update(grads, tx.init(model), model), want)
