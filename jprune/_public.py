@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jprune._errors import PREFIX, is_integer, short, type_error, value_error
 from jprune._typing import kinds_of, text_of
@@ -76,19 +77,22 @@ def _checked(fn: types.FunctionType, package: str) -> Callable[..., Any]:
         and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     }
     numbers = {name: k for name, k in kinds.items() if _is_scalar(k)}
+    scalars = [name for name, k in kinds.items() if _may_be_scalar(k)]
     transforms = "GradientTransformation" in text_of(signature.return_annotation)
     closed = {n: k for n, k in kinds.items() if n not in numbers and _is_closed(k)}
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
         except TypeError:
             return fn(*args, **kwargs)  # Python says what is missing
+        given = bound.arguments
+        given.update({n: _on_host(n, given[n]) for n in scalars if n in given})
         if transforms:
             _require_no_optimizer(fn.__name__, given, signature)
         try:
-            result = fn(*args, **kwargs)
+            result = fn(*bound.args, **bound.kwargs)
         except Exception as error:
             if PREFIX not in str(error):
                 _require_numbers(given, numbers, error)
@@ -133,6 +137,29 @@ def _is_scalar(kinds: tuple[Any, ...]) -> bool:
     if not plain <= {int, float, bool, jax.Array, type(None)}:
         return False
     return bool(plain & {float, bool}) or (int in plain and jax.Array not in plain)
+
+
+def _may_be_scalar(kinds: tuple[Any, ...]) -> bool:
+    """Whether an argument may be a number that JAX holds, and is no tree."""
+    return bool({float, jax.Array} & set(kinds)) and not set(_TREES) & set(kinds)
+
+
+def _on_host(name: str, value: Any) -> Any:
+    """A known number as one of the host, which can be compared inside of `jit`.
+
+    What goes to Optax, and what is weakly typed, as one of Python: in a float of NumPy
+    the moments of bfloat16 parameters would become float32 at the first step.
+    """
+    known = isinstance(value, np.generic | np.ndarray | jax.Array)
+    if not known or isinstance(value, Tracer) or np.ndim(value) or _is_key(value):
+        return value
+    if name in _RANGES or getattr(value, "weak_type", False):
+        return value.item()
+    return np.asarray(value)
+
+
+def _is_key(value: Any) -> bool:
+    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:

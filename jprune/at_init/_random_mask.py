@@ -132,6 +132,6 @@ def _leaving_one(
         if is_traced(share):
             return jnp.minimum(wide(share), most)
         # What is no share at all is left to the pattern, which names the leaf.
-        return most if np.ndim(share) == 0 and most < share <= 1 else share
+        return most if np.ndim(share) == 0 and most < np.asarray(share) <= 1 else share
 
     return jax.tree.map(leaf, sparsity, params)

@@ -99,7 +99,7 @@ def n_of_m(
 
 def is_n_of_m(
     mask: Mask,
-    n: int,
+    n: int | jax.Array,
     m: int,
     axis: int | PyTree | None = None,
     *,

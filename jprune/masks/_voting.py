@@ -85,7 +85,7 @@ def _require_threshold(threshold: Any) -> None:
     if is_traced(threshold):
         return
     named = isinstance(threshold, str)
-    if not (threshold == "optimal" if named else threshold >= 0):
+    if not (threshold == "optimal" if named else float(threshold) >= 0):
         raise value_error(
             "`threshold` must be a number of at least 0, or 'optimal'; got "
             f"{threshold!r}."

@@ -248,9 +248,7 @@ def added(update: jax.Array, force: jax.Array) -> jax.Array:
 def decay(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
     """Coupled weight decay of the leaves of a scope; None for `masks.prunable`."""
     require_strengths(weight_decay=weight_decay)
-    return optax.add_decayed_weights(
-        weight_decay, mask=lambda params: resolve_scope(scope, params)
-    )
+    return decayed(weight_decay, lambda params: resolve_scope(scope, params))
 
 
 def decay_all(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
@@ -258,7 +256,25 @@ def decay_all(weight_decay: Any, scope: Any) -> optax.GradientTransformation:
     require_strengths(weight_decay=weight_decay)
     if scope is not None:
         return decay(weight_decay, scope)
-    return optax.add_decayed_weights(weight_decay)
+    return decayed(weight_decay)
+
+
+def decayed(weight_decay: Any, mask: Any = None) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights`, which keeps the dtype of the updates.
+
+    A schedule of Optax gives float32, and the momentum behind it would change its dtype
+    at the first step of bfloat16 parameters.
+    """
+    inner = optax.add_decayed_weights(weight_decay, mask)
+
+    def update(
+        updates: PyTree, state: Any, params: Params = None
+    ) -> tuple[PyTree, Any]:
+        moved, following = inner.update(updates, state, params)
+        cast = jax.tree.map(lambda m, u: m.astype(jnp.result_type(u)), moved, updates)
+        return cast, following
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def finite(scores: Scores) -> Scores:

@@ -117,7 +117,7 @@ def add_decorrelation(
         is not named stays whole.
       strength: $\lambda$, a number or a schedule; in the paper it grows with time, as
         in `tpp`.
-      gram: c, the weight of the Gram term.
+      gram: c, the weight of the Gram term, a number or a schedule.
       decay_kernels: False leaves out the decay of the doomed kernels.
 
     Returns:
@@ -156,7 +156,9 @@ def add_decorrelation(
             masks.from_groups(params, groups, keeps, roles=_PRODUCING)
         return AddDecorrelationState(jnp.int32(0))
 
-    def leaf(u: jax.Array, w: jax.Array, axis: int, at: _Doomed, lam: Any) -> jax.Array:
+    def leaf(
+        u: jax.Array, w: jax.Array, axis: int, at: _Doomed, lam: Any, c: Any
+    ) -> jax.Array:
         dtype = jnp.promote_types(w.dtype, jnp.float32)
         w, lam = w.astype(dtype), jnp.asarray(lam, dtype)
         column = [1] * w.ndim
@@ -165,17 +167,17 @@ def add_decorrelation(
         if at.role != "out" or decay_kernels:
             force += lam * w * (~at.stays).reshape(column).astype(dtype)
         if at.role == "out" and w.ndim > 1:
-            force += jnp.asarray(gram, dtype) * lam * _gram_gradient(w, axis, at.stays)
+            force += jnp.asarray(c, dtype) * lam * _gram_gradient(w, axis, at.stays)
         return added(u, force)
 
     def update(
         updates: PyTree, state: AddDecorrelationState, params: Params
     ) -> tuple[PyTree, AddDecorrelationState]:
-        lam = value_at(strength, state.count)
+        lam, c = value_at(strength, state.count), value_at(gram, state.count)
         gradients, treedef = jax.tree.flatten(updates)
         weights = jax.tree.leaves(params)
         for (i, axis), at in _doomed(params, groups, keeps).items():
-            gradients[i] = leaf(gradients[i], weights[i], axis, at, lam)
+            gradients[i] = leaf(gradients[i], weights[i], axis, at, lam, c)
         following = AddDecorrelationState(next_step(state.count))
         return jax.tree.unflatten(treedef, gradients), following
 

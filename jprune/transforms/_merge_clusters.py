@@ -38,6 +38,7 @@ from jprune.masks._count import is_traced
 from jprune.masks._scope import resolve_scope
 from jprune.transforms._build import (
     by_group,
+    decayed,
     require_rate,
     require_strengths,
     transformation,
@@ -220,7 +221,7 @@ def csgd(
         )
 
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=others),
+        decayed(weight_decay, others),
         merge_clusters(
             groups,
             clusters,

@@ -44,6 +44,17 @@ def test_tpp_g1_hand_gradient():
     np.testing.assert_allclose(both, 0.5 * (np.array(want) + F * ~STAYS), rtol=1e-6)
 
 
+def test_the_weight_of_the_gram_term_may_be_a_schedule():
+    params = {"kernel": jnp.asarray(F)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    tx = transforms.add_decorrelation([KERNEL], {"h": STAYS}, 1.0, gram=lambda t: t)
+    state = tx.init(params)
+    for step in range(3):
+        updates, state = tx.update(zero, state, params)
+        want = force(F, STAYS, gram=float(step))
+        np.testing.assert_allclose(updates["kernel"], want, rtol=1e-6)
+
+
 def test_tpp_g2_autodiff_of_the_authors_form():
     kernel, stays = jnp.asarray(F), jnp.asarray(STAYS)
     value, gradient = jax.value_and_grad(gram_loss)(kernel, stays)
