@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Any, Literal, get_args, get_origin
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -159,7 +160,7 @@ def _on_host(name: str, value: Any) -> Any:
 
 
 def _is_key(value: Any) -> bool:
-    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
@@ -169,11 +170,17 @@ def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
     """
     if value is None and type(None) in kinds:
         return
-    if hasattr(value, "dtype"):
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
         if shape := np.shape(value):
             raise value_error(f"`{name}` must be one number, got shape {shape}.")
         return
-    if callable(value):  # where a schedule does not go, the function says why
+    scheduled = any(get_origin(k) is Callable for k in kinds)
+    if callable(value) and not scheduled:
+        raise type_error(
+            f"`{name}` must be a number, got a function. A schedule of it is made by "
+            "`optax.inject_hyperparams`."
+        )
+    if callable(value):
         return
     whole = float not in kinds
     if bool in kinds and isinstance(value, bool):
@@ -185,7 +192,7 @@ def _require_number(name: str, value: Any, kinds: tuple[Any, ...]) -> None:
             raise value_error(f"`{name}` must be a number, got NaN.")
         return
     what = "a whole number" if whole else "a number"
-    if any(get_origin(k) is Callable for k in kinds):
+    if scheduled:
         what += " or a schedule"
     if isinstance(value, float):
         raise value_error(f"`{name}` must be {what}, got {value!r}: use round(...).")
@@ -200,7 +207,8 @@ def _require_numbers(
 ) -> None:
     """Raises for the first number that is none."""
     for name in filter(kinds.__contains__, given):
-        if cause is None and not isinstance(given[name], _NO_NUMBERS):
+        x = given[name]
+        if cause is None and not isinstance(x, _NO_NUMBERS) and not callable(x):
             continue  # it was understood: a tree of shares, say
         try:
             _require_number(name, given[name], kinds[name])

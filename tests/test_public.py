@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import pickle
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -343,7 +344,7 @@ RECIPES: dict[str, tuple[tuple, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_number_of_a_recipe_is_checked(name):
-    """None, a text and NaN in the place of each number that the signature has."""
+    """None, a text, NaN and a schedule in the place of each number that there is."""
     fn: Any = getattr(transforms, name)
     args, kwargs = RECIPES[name]
     parameters = inspect.signature(fn.__wrapped__).parameters
@@ -353,8 +354,11 @@ def test_every_number_of_a_recipe_is_checked(name):
     numbers = {n: kinds for n, kinds in numbers.items() if _is_scalar(kinds)}
     assert numbers or not args
     for argument, kinds in numbers.items():
-        for wrong in ("x", NAN, None):
+        scheduled = any(get_origin(kind) is Callable for kind in kinds)
+        for wrong in ("x", NAN, None, lambda _: 0.1):
             if wrong is None and type(None) in kinds:
+                continue
+            if callable(wrong) and scheduled:
                 continue
             with pytest.raises(
                 (TypeError, ValueError), match=rf"`{argument}`"

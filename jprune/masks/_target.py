@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._errors import listing, require_static, type_error, value_error
+from jprune._errors import (
+    listing,
+    require_static,
+    type_error,
+    value_error,
+)
 from jprune._stacks import Axes, layer_shape, stack_shape, stacked_axes
 from jprune._tree import like_variables, named_leaves, require_same_structure
 from jprune._typing import PyTree, Scope, Scores
@@ -30,6 +35,7 @@ def require_target(
     *,
     min_keep: int | None = None,
     ranking: str = "global",
+    takes_function: bool = False,
 ) -> None:
     """Raises where a target is out of range whatever the leaves are.
 
@@ -41,15 +47,24 @@ def require_target(
       keep: a number kept, or None.
       min_keep: a floor, or None.
       ranking: "global", "leaf" or "output".
+      takes_function: whether the sparsity may be one, a schedule or of parameters.
 
     Raises:
-      TypeError: a sparsity that is a text, a `keep` that is no integer.
+      TypeError: a sparsity that is a text, or a function where none is taken; a `keep`
+        that is no integer.
       ValueError: out of range.
     """
     if hasattr(sparsity, "init") and hasattr(sparsity, "update"):
         raise type_error(
             "`sparsity` must be the fraction of zeros, got an optimizer: join the two, "
             "`optax.chain(optimizer, ...)`."
+        )
+    # A module of Equinox is both a tree and callable.
+    function = callable(sparsity) and jax.tree_util.all_leaves([sparsity])
+    if function and not takes_function:
+        raise type_error(
+            "`sparsity` must be a number or a tree of numbers, got a function. A "
+            "schedule of it is made by `optax.inject_hyperparams`."
         )
     if sparsity is not None and not callable(sparsity):
         if _is_number(sparsity) or isinstance(sparsity, str | bytes):

@@ -193,7 +193,7 @@ def drop_and_grow(
     """
     require_static(every=every, begin=begin, end=end, min_keep=min_keep)
     _require(sparsity, mask, drop_fraction, grow, every, begin, end)
-    require_target(sparsity, min_keep=min_keep)
+    require_target(sparsity, min_keep=min_keep, takes_function=True)
     inner = around(inner)
     require_functions(allocation=allocation)
     first = _First(sparsity, allocation or masks.erk, mask, scope, min_keep, stacked)

@@ -29,7 +29,7 @@ _WRAP = "wrap it: `drop_and_grow(optimizer, sparsity, ...)`"
 def rigl(
     learning_rate: ScalarOrSchedule,
     *,
-    sparsity: float | None = None,
+    sparsity: Any = None,
     total_steps: int | None = None,
     mask: Mask | Callable[[Params], Mask] | None = None,
     drop_fraction: float = 0.3,
@@ -39,7 +39,7 @@ def rigl(
     allocation: Allocation | None = None,
     momentum: float = 0.9,
     nesterov: bool = False,
-    weight_decay: float = 1e-4,
+    weight_decay: ScalarOrSchedule = 1e-4,
     scope: Any = None,
     min_keep: int = 1,
     stacked: Any = None,
@@ -57,7 +57,7 @@ def rigl(
 
     Args:
       learning_rate: a number or a schedule.
-      sparsity: of the whole scope.
+      sparsity: of the whole scope; see `drop_and_grow`.
       total_steps: length of the run.
       mask: the first mask in place of `sparsity`, or a function of the parameters.
       drop_fraction: $\alpha$, the fraction at step 0.
@@ -125,16 +125,16 @@ def sparse_evolutionary(
     learning_rate: ScalarOrSchedule,
     *,
     every: int,
-    sparsity: float | None = None,
+    sparsity: Any = None,
     total_steps: int | None = None,
     mask: Mask | Callable[[Params], Mask] | None = None,
-    drop_fraction: float = 0.3,
+    drop_fraction: ScalarOrSchedule = 0.3,
     begin: int = 1,
     end: int | None = None,
     allocation: Allocation | None = None,
     momentum: float = 0.9,
     nesterov: bool = False,
-    weight_decay: float = 0.0,
+    weight_decay: ScalarOrSchedule = 0.0,
     scope: Any = None,
     min_keep: int = 1,
     stacked: Any = None,
@@ -152,7 +152,7 @@ def sparse_evolutionary(
     Args:
       learning_rate: a number or a schedule.
       every: steps between two moves; an epoch in the paper.
-      sparsity: of the whole scope.
+      sparsity: of the whole scope; see `drop_and_grow`.
       total_steps: length of the run.
       mask: the first mask in place of `sparsity`, or a function of the parameters.
       drop_fraction: $\zeta$, the share of the kept weights that moves.
@@ -207,12 +207,12 @@ def sparse_evolutionary(
 def static_sparse(
     learning_rate: ScalarOrSchedule,
     *,
-    sparsity: float | None = None,
+    sparsity: Any = None,
     mask: Mask | Callable[[Params], Mask] | None = None,
     allocation: Allocation | None = None,
     momentum: float = 0.9,
     nesterov: bool = False,
-    weight_decay: float = 1e-4,
+    weight_decay: ScalarOrSchedule = 1e-4,
     scope: Any = None,
     min_keep: int = 1,
     stacked: Any = None,
@@ -222,7 +222,7 @@ def static_sparse(
 
     Args:
       learning_rate: a number or a schedule.
-      sparsity: of the whole scope.
+      sparsity: of the whole scope; see `drop_and_grow`.
       mask: the mask in place of `sparsity`, or a function of the parameters.
       allocation: see `drop_and_grow`.
       momentum: its coefficient.
@@ -271,7 +271,7 @@ def _sgd(
     learning_rate: ScalarOrSchedule,
     momentum: float,
     nesterov: bool,
-    weight_decay: float,
+    weight_decay: ScalarOrSchedule,
     scope: Any,
 ) -> optax.GradientTransformation:
     return optax.chain(

@@ -160,7 +160,7 @@ def grow_and_prune(
             "`period` must be at least 2, an update to hand over and one to train, and "
             f"`steps` at least 1; got {period}, {steps}."
         )
-    require_target(sparsity, min_keep=min_keep)
+    require_target(sparsity, min_keep=min_keep, takes_function=True)
     require_strengths(rate=rate)
     inner = around(inner)
     given = (sparsity, partitions, scope, min_keep, stacked)

@@ -60,7 +60,8 @@ class GrowingSparsity(NamedTuple):
                 "`begin`, `end`, `every` need 0 <= begin <= end and every >= 1; got "
                 f"{begin}, {end}, {every}."
             )
-        require_target(sparsity, min_keep=ranking.min_keep, ranking=ranking.ranking)
+        how: Any = {"min_keep": ranking.min_keep, "ranking": ranking.ranking}
+        require_target(sparsity, **how, takes_function=True)
         schedule, last = sparsity, sparsity
         if callable(sparsity):
             last = _value_at(sparsity, end)

@@ -274,6 +274,20 @@ def test_a_share_hidden_in_a_schedule_is_checked():
         transforms.swd(0.1, mu=1e-3, total_steps=0, sparsity=0.5)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        transforms.mask_by_saliency,
+        lambda sparsity: transforms.add_selective_decay(0.1, 1.0, sparsity=sparsity),
+        lambda sparsity: transforms.shrink_softly(sparsity, end=2),
+        lambda sparsity: transforms.add_growing_decay(0.1, sparsity),
+    ],
+)
+def test_a_schedule_of_a_sparsity_that_takes_none(make):
+    with pytest.raises(TypeError, match="`sparsity` must be .* got a function.*inject"):
+        make(sparsity=lambda step: 0.5)
+
+
 def test_check_waits_for_the_first_update():
     chain = optax.chain(optax.adam(1e-2), transforms.prune_gradually(0.5, end=4))
     params = {"w": jnp.arange(1.0, 17.0).reshape(4, 4)}
