@@ -156,4 +156,4 @@ def placed_as(x: jax.Array, like: jax.Array) -> jax.Array:
     spec = jax.typeof(like).sharding.spec
     if jax.typeof(x).sharding.spec == spec:
         return x
-    return jax.sharding.reshard(x, spec)
+    return jax.sharding.reshard(x, NamedSharding(mesh_of(like), spec))

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._axes import whole_along
+from jprune._axes import placed_as, whole_along
 from jprune._dtypes import wide
 from jprune._errors import value_error
 from jprune._tree import leaf_name
@@ -163,5 +163,5 @@ def folded(matrices: jax.Array, unfolding: Unfolding, like: Any) -> jax.Array:
         return kernel
     placed = jax.typeof(like).sharding
     if kernel.ndim and any(name is not None for name in placed.spec):
-        return jax.sharding.reshard(kernel, placed.spec)
+        return placed_as(kernel, like)
     return kernel

@@ -178,6 +178,8 @@ def _packed(
     x: jax.Array, keep: jax.Array, n: int, m: int, axis: int
 ) -> tuple[PackedNOfM, jax.Array]:
     """The kept values packed, and how many others are not zero."""
+    # Indices are packed bit by bit over the whole leaf.
+    x, keep = (whole_along(v, range(v.ndim)) for v in (x, keep))
     lost = jnp.sum(~keep & not_zero(x))
     values, kept = _groups(x, m, axis), _groups(keep, m, axis)
     # The j-th kept stands after all places up to which fewer than j + 1 are kept.
@@ -200,5 +202,5 @@ def _dense(x: PackedNOfM) -> jax.Array:
 
 def _groups(x: jax.Array, m: int, axis: int) -> jax.Array:
     """The axis moved last and split. [..., groups, m]"""
-    moved = jnp.moveaxis(whole_along(x, [axis]), axis, -1)
+    moved = jnp.moveaxis(x, axis, -1)
     return moved.reshape(*moved.shape[:-1], x.shape[axis] // m, m)

@@ -33,9 +33,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, PartitionSpec
 
 from jprune import masks, scores
+from jprune._axes import whole_along
 from jprune._errors import require_static, value_error
 from jprune._finite import require_finite
 from jprune._groups import Group, Role, chosen, member_leaves, no_member
@@ -398,8 +398,7 @@ def _doomed(
 
 def _gram_gradient(w: jax.Array, axis: int, stays: jax.Array) -> jax.Array:
     """The gradient of mean((F^T F * Q)^2) in the kernel's layout."""
-    if AxisType.Explicit in jax.typeof(w).sharding.mesh.axis_types:
-        w = jax.sharding.reshard(w, PartitionSpec())
+    w = whole_along(w, range(w.ndim))
     others = [i for i in range(w.ndim) if i != axis]
     r, high = w.shape[axis], jax.lax.Precision.HIGHEST
     gram = jnp.tensordot(w, w, (others, others), precision=high)  # [r, r]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jprune import compress, masks
 
@@ -117,3 +118,13 @@ def test_subnormal_weights_count_and_come_back():
     back = compress.unpack_n_of_m(compress.pack_n_of_m({"w": jnp.asarray(two)}, 2, 4))
     found = np.asarray(back["w"]).view(np.int32)
     np.testing.assert_array_equal(found, two.view(np.int32))
+
+
+def test_a_leaf_on_a_mesh_of_explicit_axes():
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    w = jax.random.normal(jax.random.key(0), (8, 6))
+    dense = masks.apply(masks.n_of_m({"w": w}, 2, 4), {"w": w})
+    place = NamedSharding(mesh, PartitionSpec("x", "y"))
+    packed = compress.pack_n_of_m(jax.device_put(dense, place), 2, 4)
+    back = compress.unpack_n_of_m(packed)
+    np.testing.assert_array_equal(back["w"], dense["w"])

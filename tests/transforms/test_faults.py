@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jprune import masks, scores, transforms
 from jprune.surgery import AxisRef, Group
@@ -401,3 +402,29 @@ def test_a_penalty_keeps_the_dtype_of_the_update():
     ):
         updates, _ = tx.update(half_precision, tx.init(params), params)
         assert updates["w"].dtype == jnp.bfloat16
+
+
+ON_A_MESH = {
+    "add_decorrelation": lambda: transforms.add_decorrelation(
+        GROUPS, {"hidden": jnp.array([True, False, True, True])}, 0.1
+    ),
+    "truncate_rank": lambda: transforms.truncate_rank(0.8, every=1),
+    "prune_to_n_of_m": lambda: transforms.prune_to_n_of_m(2, 4, axis=0, begin=0, end=1),
+}
+
+
+@pytest.mark.parametrize("name", ON_A_MESH)
+def test_a_mesh_of_explicit_axes_that_is_not_set(name):
+    """Arrays may lie on a mesh that no `jax.set_mesh` has named."""
+    mesh = jax.make_mesh((2, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    params, tx = tree("dict"), ON_A_MESH[name]()
+
+    def put(x):
+        spec = PartitionSpec(*("x", "y")[: x.ndim])
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    placed, grads = jax.tree.map(put, (params, gradients(params)))
+    got, _ = jax.jit(tx.update)(grads, tx.init(placed), placed)
+    want, _ = tx.update(gradients(params), tx.init(params), params)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
