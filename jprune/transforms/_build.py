@@ -87,7 +87,8 @@ def _arrays(tree: PyTree) -> PyTree:
             return jnp.asarray(x)
         return x if isinstance(x, ArrayLike) or hasattr(x, "dtype") else None
 
-    return jax.tree.map(leaf, tree)
+    known = all(isinstance(x, jax.Array) for x in jax.tree.leaves(tree))
+    return tree if known else jax.tree.map(leaf, tree)
 
 
 def _require_own(

@@ -319,10 +319,6 @@ def test_no_large_sort_or_concatenation(tx):
             lambda: transforms.shrink_softly({"one": 0.5}, end=1),
             r"`sparsity` must have exactly the structure of the param.*\.\n  missing",
         ),
-        (
-            lambda: transforms.shrink_softly(lambda t: 0.5, end=1),
-            "`sparsity` must have exactly the structure.*, got a single function",
-        ),
         (lambda: transforms.shrink_softly(0.5, end=1, scope="nothing"), "nothing"),
         (
             lambda: transforms.shrink_softly(0.5, end=1, ranking="layer"),
