@@ -459,7 +459,7 @@ def test_a_state_of_other_parameters_says_which_to_give():
     with pytest.raises(ValueError, match="trains 'params' alone: .* `at='params'`"):
         plan.pack_state(state, variables)
     with pytest.raises(ValueError, match=r"got Training: give its `.opt_state`"):
-        plan.pack_state(Training(state, None), params, at="params")
+        plan.pack_state(Training(state, jnp.ones(3)), params, at="params")
     assert plan.pack_state(state, params, at="params")
 
 
