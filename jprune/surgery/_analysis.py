@@ -36,6 +36,7 @@ class Context:
       summed: axes that a contraction or a sum runs over.
       lookups: axes of parameters that may shrink although they are looked up by number.
       rounds: axes along which a scan takes its rounds.
+      channelwise: for (parameter index, axis), kernels that act on each channel alone.
     """
 
     def __init__(self, reduce_max: str = "known") -> None:
@@ -47,6 +48,7 @@ class Context:
         self.summed: list[Term] = []
         self.lookups: list[Term] = []
         self.rounds: list[Term] = []
+        self.channelwise: set[tuple[int, int]] = set()
 
     def looked_up(self, term: Term) -> bool:
         """Whether an axis was declared to be looked up by number, see `groups`."""
@@ -97,6 +99,12 @@ class AxisSite:
     def summed(self, *terms: Term) -> None:
         """Notes that the equation sums over some axes: they are none of its results."""
         self.context.summed.extend(terms)
+
+    def channelwise(self, kernel: Info, dim: int) -> None:
+        """Notes that a kernel mixes no channels: a dimension of it is what it scales."""
+        axis = kernel.dims[dim] if kernel.source >= 0 and kernel.dims else None
+        if axis is not None:
+            self.context.channelwise.add((kernel.source, axis))
 
     def walk(
         self, jaxpr: Jaxpr | ClosedJaxpr, ins: Sequence[Info], over: Term | None = None

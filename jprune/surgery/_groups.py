@@ -121,15 +121,19 @@ class Groups(Sequence[Group]):
     def writers(self) -> dict[str, int]:
         """For each group how many kernels and tables write it; at least 1.
 
-        A residual stream has many. In a leaf that stacks layers each layer is one.
+        A residual stream has many. In a leaf that stacks layers each layer is one. A
+        depthwise kernel writes nothing: it scales what another wrote.
         """
         shapes = {path: np.broadcast_to(0, s) for path, s in self.shapes.items()}
         tree = [shapes.get(path, np.zeros(())) for path in self.paths]
         axes = stacked_axes(jax.tree.unflatten(self.tree, tree))
         stacks = dict(zip(self.paths, axes, strict=True))
 
+        places = {path: index for index, path in enumerate(self.params)}
+
         def layers(ref: AxisRef) -> int:
-            if ref.role not in _PRODUCES:
+            own = (places[ref.path], ref.axis) in self.program.ctx.channelwise
+            if ref.role not in _PRODUCES or own:
                 return 0
             others = [a for a in stacks[ref.path] if a != ref.axis]
             return math.prod(self.shapes[ref.path][a] for a in others)

@@ -102,23 +102,6 @@ def test_a_stream_loses_a_share_for_each_layer_that_writes_it():
             np.testing.assert_array_equal(mask, same)
 
 
-def test_writers_of_a_scan_are_those_of_its_layers():
-    def net(p: Any, x: Any) -> Any:
-        def layer(h: Any, w: Any) -> Any:
-            return h + jnp.tanh(h @ w["up"]) @ w["down"], None
-
-        return jax.lax.scan(layer, x @ p["a"], p["layers"])[0] @ p["o"]
-
-    shapes = {"a": (5, 4), "o": (4, 2)}
-    stack = {"up": (3, 4, 6), "down": (3, 6, 4)}
-    abstract = lambda s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
-    params = {k: abstract(s) for k, s in shapes.items()}
-    params["layers"] = {k: abstract(s) for k, s in stack.items()}
-    deps = surgery.groups(net)(params, X)
-    widths = {g.size: deps.writers[g.id] for g in deps if g.kind == "coupled"}
-    assert widths == {4: 4, 6: 3}
-
-
 def test_isomorphic_scope_compares_equal_structures():
     def twin(p: Any, x: Any) -> Any:
         h = jnp.tanh(x @ p["a"]) @ p["b"]

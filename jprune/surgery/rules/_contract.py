@@ -201,6 +201,8 @@ def conv_axes(site: AxisSite, eqn: Equation, ins: Sequence[Info]) -> list[Axes]:
         g_out, _ = split(out_feature, (groups, out_feature.size // groups))
         site.unify(c_in, inner)
         site.unify(g_in, g_out)
+        if inner.size == 1:
+            site.channelwise(ins[1], numbers.rhs_spec[0])
     shape = eqn.outvars[0].aval.shape
     out: list[Any] = [site.fixed(n, "a spatial axis of a convolution") for n in shape]
     out[numbers.out_spec[0]] = lhs[numbers.lhs_spec[0]]
