@@ -101,7 +101,7 @@ class AxisSite:
         self.context.summed.extend(terms)
 
     def channelwise(self, kernel: Info, dim: int) -> None:
-        """Notes that a kernel mixes no channels: a dimension of it is what it scales."""
+        """Notes that a kernel mixes no channels: it scales those of a dimension."""
         axis = kernel.dims[dim] if kernel.source >= 0 and kernel.dims else None
         if axis is not None:
             self.context.channelwise.add((kernel.source, axis))
