@@ -81,7 +81,7 @@ BOUNDS: tuple[Bound, ...] = (
     _step("rigl", 1.4, "reads two masks; nothing is ranked"),
     _step("set", 1.4, "reads two masks; nothing is ranked"),
     _step("rigl, mask update", 10, "two rankings of every leaf"),
-    _step("set, mask update", 10, "two rankings of every leaf, and lots"),
+    _step("set, mask update", 20, "two rankings of every leaf, and lots"),
     _step("weight history", 2, "beside the mask, one more average is read and written"),
     _step("weight history, mask update", 10, "a step that ranks"),
     _step("grow_and_prune", 1.4, "a step that does not rank only carries its mask"),
