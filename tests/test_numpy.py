@@ -35,7 +35,16 @@ def test_float64_of_numpy_is_the_float_of_jax(name):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize("case", TABLE, ids=lambda c: c.name)
+QUICK = {"keep_masked", "prune_gradually", "drop_and_grow", "add_decorrelation"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=[pytest.mark.slow] * (c.name not in QUICK), id=c.name)
+        for c in TABLE
+    ],
+)
 def test_a_step_outside_of_jit(case):
     """The first step; the state and the updates are those of the arrays of JAX."""
     device = tree("dict")
