@@ -30,8 +30,8 @@ def uniform(
         it first: only there is every number a hash of the key and its place.
       places: the number of each array, folded into the key.
       sizes: how many numbers each takes. A tuple, as `places`
-      each: how many numbers one hash of two words gives: 1, as in JAX, or 2, in half
-        the time.
+      each: how many numbers one hash of two words gives: 1, the two mixed, as in JAX,
+        or 2, one from each word, so that half as many hashes are made.
 
     Returns:
       A vector for each array. With JAX's default generator and `each=1` it is what
